@@ -1,0 +1,38 @@
+# One command each; everything they need is installed into .venv from this folder's own files.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+export NO_ALBUMENTATIONS_UPDATE := 1
+# sleeping threads instead of spinning ones: saves most of the wasted CPU when cores are shared
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help setup check test demo clean
+
+help:
+	@echo "make setup   install yoloxkd and its development tools into $(VENV)"
+	@echo "make demo    teacher, distilled and plain student, ONNX: the whole way on a generated data set"
+	@echo "make check   lint, types, import floors"
+	@echo "make test    the test suite"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v.major}.{v.minor}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+check: setup
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+test: setup
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2
+
+demo: setup
+	$(RUN)/python examples/demo.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

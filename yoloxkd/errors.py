@@ -1,0 +1,38 @@
+"""The errors a user can cause: one sentence that names the fault, the place and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The command line prints its sentence without a traceback and exits 2."""
+
+    exit_code = 2
+
+
+class GateError(UserError):
+    """A check that failed (export parity, teacher gate, non-finite losses). The command line exits 3."""
+
+    exit_code = 3
+
+
+class Interrupted(UserError):
+    """The run was asked to stop (Ctrl-C, SIGTERM); its state is in last.pt. The command line exits 130."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str], say_all: int = 12) -> str:
+    """The tail of an "unknown name" sentence: the closest known name, or the list of them when it is short.
+
+    >>> nearest("yolox-nanno", ["yolox-nano", "yolox-s"])
+    "did you mean 'yolox-nano'?"
+    """
+    options = sorted(known)
+    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    shown = ", ".join(options[:say_all]) + (", ..." if len(options) > say_all else "")
+    return f"known: {shown or 'none'}"

@@ -1,0 +1,172 @@
+"""The values that cross borders between rooms.
+
+Shape legend, used in every docstring of the package:
+    B images of a batch, G padded ground-truth rows, A points (or anchors) over all levels, L levels, K classes,
+    H, W pixels of the network input, h, w cells of one level. Boxes are x1, y1, x2, y2 in pixels of the network
+    input (x right, y down, width = x2 - x1), unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class Targets:
+    """Padded ground truth of a batch. Rows are either real (`mask`), to be ignored (`ignore`), or padding (neither).
+
+    boxes   (B, G, 4) float32, xyxy px of the network input; padding rows are zero
+    labels  (B, G) int64, class index in the data set's name order; 0 on padding rows
+    mask    (B, G) bool, True on boxes that are trained on
+    ignore  (B, G) bool, True on crowd and ignore regions: neither positive nor background
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    mask: Tensor
+    ignore: Tensor
+
+
+@dataclass(slots=True)
+class ImageMeta:
+    """Where an image of a batch came from and how it was letterboxed.
+
+    A pixel (x, y) of the stored image lies at (x * scale + left, y * scale + top) of the network input.
+    """
+
+    image_id: int
+    path: str
+    height: int
+    width: int
+    scale: float = 1.0
+    left: float = 0.0
+    top: float = 0.0
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the loader gives, and both student and teacher read.
+
+    images   (B, 3, H, W) uint8 RGB
+    targets  Targets
+    content  (B, 4) float32, xyxy px: the part of the input that is picture, not padding
+    meta     one ImageMeta per image
+    """
+
+    images: Tensor
+    targets: Targets
+    content: Tensor
+    meta: list[ImageMeta] = field(default_factory=list)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        t = self.targets
+        targets = Targets(function(t.boxes), function(t.labels), function(t.mask), function(t.ignore))
+        return Batch(function(self.images), targets, function(self.content), self.meta)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Called by torch's DataLoader when it pins memory."""
+        return self._map(lambda x: x.pin_memory())
+
+
+@dataclass(slots=True)
+class DenseOutput:
+    """Everything a dense detector says about a batch: what losses, distillers and post-processing read.
+
+    features      L x (B, C, h, w) neck maps
+    cls_features  L x (B, C, h, w) output of the first block of each classification tower
+    reg_features  L x (B, C, h, w) the same of the regression tower
+    cls_logits    (B, A, K) class logits
+    box_raw       (B, A, R) box code as the network gives it
+    boxes         (B, A, 4) decoded xyxy px of the network input
+    quality       (B, A) objectness or centre-ness logits, or None
+    points        (A, 2) x, y px of each location, level after level, row-major inside a level
+    strides       (A,) px, stride of each location
+    sizes         L x (h, w)
+    levels        L strides in px, finest first
+    image_size    (H, W)
+    """
+
+    features: tuple[Tensor, ...]
+    cls_features: tuple[Tensor, ...]
+    reg_features: tuple[Tensor, ...]
+    cls_logits: Tensor
+    box_raw: Tensor
+    boxes: Tensor
+    quality: Tensor | None
+    points: Tensor
+    strides: Tensor
+    sizes: tuple[tuple[int, int], ...]
+    levels: tuple[int, ...]
+    image_size: tuple[int, int]
+
+    def detach(self) -> Self:
+        """The same output without gradient history."""
+
+        def cut(value: Any) -> Any:
+            if hasattr(value, "detach"):
+                return value.detach()
+            if isinstance(value, tuple) and value and hasattr(value[0], "detach"):
+                return tuple(v.detach() for v in value)
+            return value
+
+        return type(self)(**{f.name: cut(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(slots=True)
+class Detections:
+    """Detections of one image, best score first.
+
+    boxes   (n, 4) float32 xyxy, px of the original image
+    scores  (n,) float32, 0 to 1
+    labels  (n,) int64, index into names
+    names   class names
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """JSON-ready rows: box, score, label, name."""
+        return [
+            {
+                "box": [round(float(v), 3) for v in box],
+                "score": round(float(score), 6),
+                "label": int(label),
+                "name": self.names[int(label)] if self.names else str(int(label)),
+            }
+            for box, score, label in zip(self.boxes, self.scores, self.labels, strict=True)
+        ]
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Anything that detects: a PyTorch model with its post-processing, or an exported file in its runtime.
+
+    names      class names, in label order
+    stride     H and W of the input must be multiples of it
+    pad_value  RGB value (0..255) of letterbox padding
+    """
+
+    names: list[str]
+    stride: int
+    pad_value: tuple[int, int, int]
+
+    def __call__(self, images: Tensor) -> list[Detections]:
+        """images (B, 3, H, W) uint8 RGB -> one Detections per image, boxes in px of the network input."""
+        ...
