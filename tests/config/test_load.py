@@ -1,0 +1,86 @@
+"""Overrides, merging, and the one sentence for each kind of fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from yoloxkd.config.load import leaves, merge, parse_set, put, read_yaml, validate
+from yoloxkd.config.recipe import Recipe, ScheduleSection, ValSection
+from yoloxkd.errors import UserError
+
+MINIMAL = {"student": {"name": "x"}}
+
+
+def test_set_values_are_read_as_yaml() -> None:
+    assert parse_set("a.b=3") == ("a.b", 3)
+    assert parse_set("a=[1, 2]") == ("a", [1, 2])
+    assert parse_set("a=null") == ("a", None)
+    assert parse_set("a=x=y") == ("a", "x=y")
+
+
+@pytest.mark.parametrize("text", ["novalue", "=3", "a=[1"])
+def test_malformed_set_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--set"):
+        parse_set(text)
+
+
+def test_yaml_off_and_exponents_become_what_was_meant() -> None:
+    tree = merge(MINIMAL, {"engine": {"amp": parse_set("a=off")[1]}, "optim": {"lr_per_image": parse_set("a=1e-3")[1]}})
+    recipe = validate(Recipe, tree, "recipe")
+    assert recipe.engine.amp == "off"
+    assert recipe.optim.lr_per_image == 1e-3
+
+
+def test_put_makes_sections_and_refuses_to_go_through_a_value() -> None:
+    tree: dict = {}
+    put(tree, "a.b.c", 1)
+    assert tree == {"a": {"b": {"c": 1}}}
+    with pytest.raises(UserError, match="is a value"):
+        put(tree, "a.b.c.d", 1)
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    base = {"a": {"x": 1}, "b": [1]}
+    assert merge(base, {"a": {"y": 2}, "b": [2]}) == {"a": {"x": 1, "y": 2}, "b": [2]}
+    assert base == {"a": {"x": 1}, "b": [1]}
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ({"train": {"epocs": 3}}, "unknown key 'train.epocs' .* did you mean 'train.epochs'"),
+        ({"train": {"epochs": 0}}, "'train.epochs' .* greater than or equal to 1, got 0"),
+        ({"engine": {"amp": "fp15"}}, "'engine.amp' .* 'off', 'bf16' or 'fp16'"),
+        ({"trian": {}}, "unknown key 'trian'"),
+    ],
+)
+def test_faults_name_the_key_and_the_remedy(tree: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        validate(Recipe, MINIMAL | tree, "recipe")
+
+
+def test_leaves_are_dotted_and_complete() -> None:
+    names = set(leaves(Recipe))
+    assert {"train.epochs", "val.backend", "teacher.min_ap", "engine.compile", "data"} <= names
+    assert "train" not in names
+
+
+def test_reading_yaml_refuses_what_is_not_a_mapping(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("- 1\n- 2\n")
+    with pytest.raises(UserError, match="mapping"):
+        read_yaml(file)
+    file.write_text("a: [1\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_yaml(file)
+    with pytest.raises(UserError, match="cannot read"):
+        read_yaml(tmp_path / "absent.yaml")
+
+
+def test_automatic_lengths_follow_the_run() -> None:
+    schedule, val = ScheduleSection(), ValSection()
+    assert [schedule.warmup(n) for n in (1, 30, 300)] == [1, 3, 5]
+    assert [schedule.final(n) for n in (1, 30, 300)] == [0, 3, 15]
+    assert [val.every(n) for n in (1, 30, 300)] == [1, 1, 10]

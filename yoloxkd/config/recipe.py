@@ -1,0 +1,131 @@
+"""The typed recipe: everything a training run depends on, one section a room.
+
+`student` and `kd` hold the keys of the chosen detector and distillers as well; those are checked by the Config of the
+detector (`nn`) and of the distiller (`kd`) when the recipe is resolved, before any data is touched.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from yoloxkd.config.augment import Augment
+from yoloxkd.config.strict import Strict
+
+Amp = Literal["off", "bf16", "fp16"]
+
+
+class Student(Strict):
+    """The model that is trained. Further keys are those of the detector's own Config (for YOLOX: depth, width, ...)."""
+
+    model_config = ConfigDict(extra="allow", validate_default=True)
+
+    name: str = Field(description="architecture, e.g. yolox-nano")
+    weights: str | None = Field(None, description="start from this checkpoint file or NAME@coco; None: untrained")
+
+
+class TeacherSection(Strict):
+    """Whom the student learns from."""
+
+    models: list[str] = Field(default_factory=list, description="NAME, NAME@coco or checkpoint file")
+    min_ap: float = Field(
+        0.05, ge=0, le=1, description="refuse a teacher below this AP on the validation set; 0: no check"
+    )
+    gate_images: int = Field(200, ge=1, description="validation images the teacher is checked on, at most")
+
+
+class TrainSection(Strict):
+    """How long, on what size, from which seed."""
+
+    epochs: int = Field(300, ge=1)
+    batch: int = Field(16, ge=1, description="images a step")
+    imgsz: int = Field(
+        640, ge=32, description="px, height and width of the network input; a multiple of the coarsest stride"
+    )
+    seed: int = Field(0, ge=0, description="fixes initial weights, sample order and augmentation")
+
+
+class EngineSection(Strict):
+    """Device, precision and housekeeping; none of it changes the recipe's mathematics."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or a CUDA index")
+    amp: Amp = Field("off", description="autocast dtype; losses stay float32")
+    workers: int = Field(2, ge=0, description="loader processes; samples do not depend on their number")
+    channels_last: bool = Field(True, description="NHWC memory format for convolutions")
+    compile: bool = Field(False, description="torch.compile the student")
+    max_nonfinite: int = Field(10, ge=1, description="stop after this many steps with a non-finite loss")
+
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare `off` as False
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _index(cls, value: Any) -> Any:
+        return str(value)
+
+
+class OptimSection(Strict):
+    """SGD; the learning rate is given per image so that it follows the batch size (the YOLOX rule)."""
+
+    lr_per_image: float = Field(0.01 / 64, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0, description="on convolution weights only")
+    clip_norm: float | None = Field(None, gt=0, description="gradient norm limit; None: no clipping")
+
+
+class ScheduleSection(Strict):
+    """Quadratic warm-up, cosine, then a constant floor in the final epochs, which also run without strong augmentation."""
+
+    warmup_epochs: int | None = Field(None, ge=0, description="None: a tenth of the epochs, at least 1 and at most 5")
+    final_epochs: int | None = Field(
+        None, ge=0, description="epochs without mosaic and with L1; None: a tenth of the epochs, at most 15"
+    )
+    min_lr_ratio: float = Field(0.05, ge=0, le=1)
+
+    def warmup(self, epochs: int) -> int:
+        return max(1, min(5, epochs // 10)) if self.warmup_epochs is None else self.warmup_epochs
+
+    def final(self, epochs: int) -> int:
+        return min(15, epochs // 10) if self.final_epochs is None else min(self.final_epochs, epochs)
+
+
+class EmaSection(Strict):
+    """Averaged weights: decay * (1 - exp(-updates / ramp))."""
+
+    enabled: bool = True
+    decay: float = Field(0.9998, gt=0, lt=1)
+    ramp: float = Field(2000, gt=0, description="updates")
+
+
+class ValSection(Strict):
+    """How the student is measured during training, and models in `yoloxkd val`."""
+
+    split: str = "val"
+    interval: int | None = Field(None, ge=1, description="epochs between evaluations; None: a thirtieth of the run")
+    conf: float = Field(0.01, ge=0, le=1)
+    iou: float = Field(0.65, gt=0, le=1, description="NMS overlap")
+    max_det: int = Field(100, ge=1)
+    backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
+
+    def every(self, epochs: int) -> int:
+        return max(1, epochs // 30) if self.interval is None else self.interval
+
+
+class Recipe(Strict):
+    """A training run, resolved: what `recipe.yaml` in a run's folder holds and what `yoloxkd show` prints."""
+
+    student: Student
+    teacher: TeacherSection = Field(default_factory=TeacherSection)
+    kd: dict[str, dict[str, Any]] = Field(default_factory=dict, description="{method: its keys}")
+    data: str = "coco"
+    train: TrainSection = Field(default_factory=TrainSection)
+    engine: EngineSection = Field(default_factory=EngineSection)
+    optim: OptimSection = Field(default_factory=OptimSection)
+    schedule: ScheduleSection = Field(default_factory=ScheduleSection)
+    ema: EmaSection = Field(default_factory=EmaSection)
+    augment: Augment = Field(default_factory=Augment)
+    val: ValSection = Field(default_factory=ValSection)
