@@ -1,0 +1,21 @@
+"""Detectors. `DETECTORS` maps a family's name to its class; it is filled on first use, so that reading a table of names
+or downloading a file does not import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from yoloxkd.nn.detector import DenseDetector
+
+    DETECTORS: dict[str, type[DenseDetector]]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "DETECTORS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from yoloxkd.nn.yolox import YOLOX
+
+    table: dict[str, type[DenseDetector]] = {"yolox": YOLOX}
+    globals()[name] = table
+    return table

@@ -1,0 +1,129 @@
+"""Fetches published weights into a cache folder: resumable, checked, and never half there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from yoloxkd.errors import UserError
+from yoloxkd.nn.published import Published
+
+CHUNK = 1 << 18
+TIMEOUT = 30  # seconds without an answer
+
+
+def cache_folder() -> Path:
+    """Where published weights are kept: $YOLOXKD_HOME, else ~/.cache/yoloxkd."""
+    home = os.environ.get("YOLOXKD_HOME")
+    return Path(home) if home else Path.home() / ".cache" / "yoloxkd"
+
+
+def fetch(published: Published, cache_dir: Path | None = None) -> Path:
+    """The local file of published weights, downloaded when it is not there yet.
+
+    A file of that name put into the folder by hand is used, after the same checks of size and digest. The download goes
+    to `<filename>.part`, continues there after an interruption, and gets its name only when it is complete and right.
+    Raises UserError when there is no connection, no such file, or the wrong bytes came.
+    """
+    folder = cache_folder() if cache_dir is None else cache_dir
+    target = folder / published.filename
+    if target.is_file():
+        _check(target, published, f"delete {target} to have it downloaded again")
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the cache folder {folder} ({error.strerror}); set YOLOXKD_HOME to one that can be written"
+        ) from error
+    part = folder / f"{published.filename}.part"
+    try:
+        _download(published, part)
+    except urllib.error.HTTPError as error:
+        raise UserError(
+            f"{published.url} answered {error.code} {error.reason}; get the file another way and put it at {target}"
+        ) from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise UserError(
+            f"cannot download {published.url} ({reason}); try again when online, or put the file at {target}"
+        ) from error
+    try:
+        _check(part, published, "try again")
+    except UserError:
+        part.unlink()
+        raise
+    part.replace(target)
+    return target
+
+
+def _download(published: Published, part: Path) -> None:
+    """Bring `part` to its full length, continuing from what it holds when the server can."""
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        response = _open(published.url, have)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        have = 0  # the server has nothing after our bytes: they may be all, or of another file
+        response = _open(published.url, 0)
+    with response:
+        continues = response.status == 206 and _first_byte(response) == have
+        if response.status == 206 and not continues:
+            raise HTTPException("the server sent another part of the file than the one asked for")
+        have = have if continues else 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length and length.isdigit() else None
+        got = _write(response, part, have, total, published.filename)
+    if total is not None and got != total:
+        raise UserError(
+            f"the download of {published.url} stopped after {got} of {total} bytes; run the command again to continue it"
+        )
+
+
+def _open(url: str, start: int) -> HTTPResponse:
+    headers = {"User-Agent": "yoloxkd"} | ({"Range": f"bytes={start}-"} if start else {})
+    response: HTTPResponse = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    return response
+
+
+def _first_byte(response: HTTPResponse) -> int | None:
+    """Where a partial answer starts, from `Content-Range: bytes 100-199/200`."""
+    start = response.headers.get("Content-Range", "").removeprefix("bytes").strip().partition("-")[0]
+    return int(start) if start.isdigit() else None
+
+
+def _write(response: HTTPResponse, part: Path, have: int, total: int | None, name: str) -> int:
+    """Append the answer to `part` (or start it anew when `have` is 0); the number of bytes it then holds."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with (
+        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+        part.open("ab" if have else "wb") as file,
+    ):
+        task = progress.add_task(name, total=total, completed=have)
+        while block := response.read(CHUNK):
+            file.write(block)
+            have += len(block)
+            progress.update(task, completed=have)
+    return have
+
+
+def _check(file: Path, published: Published, remedy: str) -> None:
+    """Size and digest, as far as they are known."""
+    size = file.stat().st_size
+    if published.size is not None and size != published.size:
+        raise UserError(f"{file} has {size} bytes instead of {published.size}; {remedy}")
+    if published.sha256 is not None:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != published.sha256:
+            raise UserError(f"{file} has the sha256 {digest} instead of {published.sha256}; {remedy}")

@@ -1,0 +1,50 @@
+"""Boxes as tensors: conversions and overlaps. Boxes are (..., 4) x1, y1, x2, y2 in pixels; width is x2 - x1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_centre(boxes: Tensor) -> Tensor:
+    """(..., 4) x1 y1 x2 y2 -> (..., 4) centre x, centre y, width, height."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((low + high) / 2, high - low), dim=-1)
+
+
+def to_corners(boxes: Tensor) -> Tensor:
+    """(..., 4) centre x, centre y, width, height -> (..., 4) x1 y1 x2 y2."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (...) px²; a box with x2 < x1 or y2 < y1 counts as empty."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+
+
+def pairwise_iou(a: Tensor, b: Tensor, eps: float = 1e-16) -> Tensor:
+    """Overlap of every box of `a` with every box of `b`.
+
+    a (..., M, 4), b (..., N, 4) -> (..., M, N), intersection over union; the union is bounded below by `eps`, so two
+    empty boxes overlap by 0. The coordinates are handled one by one and in place, which keeps the temporaries few and at (..., M, N).
+    """
+    ax1, ay1, ax2, ay2 = a.unsqueeze(-2).unbind(-1)  # (..., M, 1) each
+    bx1, by1, bx2, by2 = b.unsqueeze(-3).unbind(-1)  # (..., 1, N) each
+    width = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)
+    height = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0)
+    intersection = width.mul_(height)
+    union = (area(a).unsqueeze(-1) + area(b).unsqueeze(-2)).sub_(intersection).clamp_(min=eps)
+    return intersection / union
+
+
+def paired_iou(a: Tensor, b: Tensor, eps: float = 1e-16) -> Tensor:
+    """Overlap of the boxes of `a` with the boxes of `b`, row by row.
+
+    a, b (..., 4), shapes that broadcast -> (...), intersection over union; the union is bounded below by `eps`.
+    """
+    low = torch.maximum(a[..., :2], b[..., :2])
+    high = torch.minimum(a[..., 2:], b[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    union = area(a) + area(b) - intersection
+    return intersection / union.clamp(min=eps)

@@ -1,0 +1,62 @@
+"""The locations of a detector's feature levels, and masks over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def locations(sizes: Sequence[tuple[int, int]], levels: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cell centres of every level, level after level, row-major inside a level.
+
+    sizes L x (h, w) in cells, levels L strides in px -> points (A, 2) float32 x, y px and strides (A,) float32 px.
+    Cell (row i, column j) of stride s lies at ((j + 0.5) s, (i + 0.5) s).
+    """
+    points, strides = [], []
+    for (h, w), stride in zip(sizes, levels, strict=True):
+        y = (torch.arange(h, device=device, dtype=torch.float32) + 0.5) * stride
+        x = (torch.arange(w, device=device, dtype=torch.float32) + 0.5) * stride
+        grid = torch.stack((x.expand(h, w), y.unsqueeze(1).expand(h, w)), dim=-1)
+        points.append(grid.reshape(-1, 2))
+        strides.append(torch.full((h * w,), stride, device=device, dtype=torch.float32))
+    return torch.cat(points), torch.cat(strides)
+
+
+def compact(mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Where the true entries of each row are, in a fixed number of slots: boolean indexing without its host sync.
+
+    mask (B, A) bool, at most `slots` true entries a row (more are dropped, last first)
+    -> cells (B, slots) int64, indices into A in ascending order (0 in unused slots), and used (B, slots) bool.
+    """
+    images, length = mask.shape
+    rank = mask.cumsum(dim=1)
+    target = torch.where(mask & (rank <= slots), rank - 1, slots)
+    index = torch.arange(length, device=mask.device).expand(images, length)
+    cells = torch.zeros(images, slots + 1, dtype=torch.int64, device=mask.device).scatter_(1, target, index)[:, :slots]
+    used = torch.arange(slots, device=mask.device) < rank[:, -1:]
+    return torch.where(used, cells, 0), used
+
+
+def centres_inside(boxes: Tensor, valid: Tensor, sizes: Sequence[tuple[int, int]], levels: Sequence[int]) -> Tensor:
+    """Which cell centres lie inside at least one of an image's boxes, borders included.
+
+    boxes (B, G, 4) xyxy px, valid (B, G) bool, sizes L x (h, w), levels L strides -> (B, A) bool.
+    A box covers a rectangle of cells, so each level is one summed-area table: the cost grows with A + G, not A * G.
+    """
+    inside = []
+    for (h, w), stride in zip(sizes, levels, strict=True):
+        low = torch.ceil(boxes[..., :2] / stride - 0.5)
+        high = torch.floor(boxes[..., 2:] / stride - 0.5) + 1
+        limit = torch.tensor([w, h], device=boxes.device, dtype=boxes.dtype)
+        low = torch.minimum(low.clamp(min=0), limit).long()
+        high = torch.minimum(high.clamp(min=0), limit).long()
+        x1, y1, x2, y2 = *low.unbind(-1), *high.unbind(-1)
+        one = (valid & (x2 > x1) & (y2 > y1)).int()
+        corners = torch.cat((y1 * (w + 1) + x1, y1 * (w + 1) + x2, y2 * (w + 1) + x1, y2 * (w + 1) + x2), dim=1)
+        table = torch.zeros(boxes.shape[0], (h + 1) * (w + 1), dtype=torch.int32, device=boxes.device)
+        table.scatter_add_(1, corners, torch.cat((one, -one, -one, one), dim=1))
+        covered = table.view(-1, h + 1, w + 1).cumsum(1).cumsum(2)[:, :h, :w] > 0
+        inside.append(covered.flatten(1))
+    return torch.cat(inside, dim=1)
