@@ -1,0 +1,226 @@
+"""The built-in data set `shapes`: pictures of coloured shapes, drawn on first use, the same ones every time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from yoloxkd.data.outlines import OUTLINES
+from yoloxkd.errors import UserError
+
+SHAPES = "shapes"
+VERSION = 1
+CLASSES = tuple(OUTLINES)
+COUNTS: Mapping[str, int] = {"train": 800, "val": 150, "test": 150}
+SIDE = 320
+_SMALLEST, _LARGEST, _MOST = 10.0, 0.62 * SIDE, 20
+# An object is annotated when at least this part of it can be seen.
+_VISIBLE = 0.25
+_SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
+
+
+def shapes_folder() -> Path:
+    """The data set's folder, drawn if it is not there yet: shapes-<version> in $YOLOXKD_HOME or ~/.cache/yoloxkd."""
+    home = Path(os.environ.get("YOLOXKD_HOME") or "~/.cache/yoloxkd").expanduser()
+    folder = home / f"{SHAPES}-{VERSION}"
+    if not folder.is_dir():
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            generate(folder, COUNTS)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write the data set '{SHAPES}' to {folder}: {reason}; set YOLOXKD_HOME") from error
+    return folder
+
+
+def generate(folder: Path, counts: Mapping[str, int]) -> None:
+    """Draw `counts` pictures a split into `folder`, as JPEG files with COCO annotations.
+
+    A picture depends on its split and number alone. The folder appears whole or not at all; when another process has
+    made it meanwhile, that one stays.
+    """
+    parent = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    work = parent / folder.name
+    total, done = sum(counts.values()), 0
+    try:
+        for split, count in counts.items():
+            (work / "images" / split).mkdir(parents=True)
+            records = []
+            with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+                for number, rows in enumerate(pool.map(lambda n, s=split: _write(work, s, n), range(count))):
+                    records.append((number, rows))
+                    done += 1
+                    if done % 100 == 0 or done == total:
+                        _progress(f"drawing the data set '{SHAPES}' into {folder}: {done} of {total}", done == total)
+            (work / "annotations").mkdir(exist_ok=True)
+            (work / "annotations" / f"{split}.json").write_text(json.dumps(_coco(split, records)))
+        try:
+            work.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+def _progress(text: str, last: bool) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+    elif last:
+        print(text, file=sys.stderr)
+
+
+def _write(work: Path, split: str, number: int) -> list[tuple[int, list[int]]]:
+    image, objects = draw(split, number)
+    file = work / "images" / split / f"{number:05d}.jpg"
+    if not cv2.imwrite(str(file), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]):
+        raise OSError(f"{file} could not be written")
+    return objects
+
+
+def _coco(split: str, records: list[tuple[int, list[tuple[int, list[int]]]]]) -> dict[str, Any]:
+    first = _SPLIT_SEEDS[split] * 1_000_000
+    images = [{"id": first + n, "file_name": f"{n:05d}.jpg", "height": SIDE, "width": SIDE} for n, _ in records]
+    rows = [(first + n, label, box) for n, objects in records for label, box in objects]
+    annotations = [
+        {"id": i, "image_id": n, "category_id": k + 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for i, (n, k, box) in enumerate(rows, start=1)
+    ]
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(CLASSES)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def draw(split: str, number: int) -> tuple[np.ndarray, list[tuple[int, list[int]]]]:
+    """One picture: uint8 (SIDE, SIDE, 3) RGB, and (label, [x, y, width, height]) of every object that can be seen.
+
+    A box holds exactly the pixels the object would show with nothing in front of it.
+    """
+    rng = np.random.default_rng((VERSION, _SPLIT_SEEDS[split], number))
+    canvas = _background(rng)
+    owner = np.zeros((SIDE, SIDE), np.uint8)
+    placed: list[tuple[int, list[int], int]] = []
+    for label, radius in _plan(rng):
+        centre = _free_place(rng, owner, radius)
+        mask, left, top = _mask(rng, CLASSES[label], centre, radius)
+        solid = mask > 127
+        columns, rows = np.flatnonzero(solid.any(0)), np.flatnonzero(solid.any(1))
+        if not len(columns) or len(placed) >= 255:
+            continue
+        box = [left + int(columns[0]), top + int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+        view = (slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1]))
+        _paint(rng, canvas[view], mask)
+        placed.append((label, box, int(solid.sum())))
+        owner[view][solid] = len(placed)
+    seen = np.bincount(owner.ravel(), minlength=len(placed) + 1)[1:]
+    objects = [
+        (k, box) for (k, box, area), n in zip(placed, seen, strict=True) if n >= _VISIBLE * area and min(box[2:]) >= 4
+    ]
+    return _finish(rng, canvas), objects
+
+
+def _plan(rng: np.random.Generator) -> list[tuple[int, float]]:
+    """Label and radius of each object in drawing order: mostly large ones first, so that they do not bury the small."""
+    count = int(rng.integers(0, _MOST + 1)) if rng.random() < 0.5 else int(rng.integers(1, 8))
+    largest = _LARGEST if count <= 5 else max(32.0, 1.3 * SIDE / np.sqrt(count))
+    sides = np.exp(rng.uniform(np.log(_SMALLEST), np.log(largest), count))
+    order = np.argsort(-sides * rng.uniform(0.5, 2.0, count))
+    labels = rng.integers(0, len(CLASSES), count)
+    return [(int(labels[i]), float(sides[i]) / 2) for i in order]
+
+
+def _free_place(rng: np.random.Generator, owner: np.ndarray, radius: float) -> tuple[float, float]:
+    """A centre: of a few drawn, the one whose surroundings are least covered, so that occlusion is not the rule."""
+    margin = min(0.6 * radius, SIDE / 2 - 1)
+    tried = rng.uniform(margin, SIDE - margin, (int(rng.integers(1, 5)), 2))
+
+    def covered(centre: np.ndarray) -> float:
+        (left, top), (right, bottom) = np.maximum(centre - radius, 0).astype(int), (centre + radius).astype(int) + 1
+        return float((owner[top:bottom, left:right] > 0).mean())
+
+    best = min(tried, key=covered)
+    return float(best[0]), float(best[1])
+
+
+def _mask(
+    rng: np.random.Generator, name: str, centre: tuple[float, float], radius: float
+) -> tuple[np.ndarray, int, int]:
+    """Coverage 0..255 of a turned, slightly stretched shape, cut at the picture's border; its left and top pixel."""
+    angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.0)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = [radius * (contour * (1.0, stretch)) @ turn.T + centre for contour in OUTLINES[name]]
+    reach = radius + 2
+    left, top = (max(0, int(c - reach)) for c in centre)
+    right, bottom = (min(SIDE, int(c + reach) + 1) for c in centre)
+    mask = np.zeros((bottom - top, right - left), np.uint8)
+    fixed = [np.round((p - (left + 0.5, top + 0.5)) * 16).astype(np.int32) for p in points]
+    cv2.fillPoly(mask, fixed, 255, cv2.LINE_AA, 4)
+    return mask, left, top
+
+
+def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray) -> None:
+    """Colour the masked pixels of a view: a hue that stands out from what is there, shaded, sometimes striped."""
+    height, width = mask.shape
+    under = np.array(cv2.mean(canvas)[:3])
+    colours = _colours(rng, 6)
+    distance = np.abs(colours - under).sum(1)
+    colour = colours[int(np.argmax(distance >= 110))] if (distance >= 110).any() else colours[int(distance.argmax())]
+    across, down = np.meshgrid(
+        np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
+    )
+    angle = np.float32(rng.uniform(0, 2 * np.pi))
+    along = across * np.cos(angle) + down * np.sin(angle)
+    shade = 1 + np.float32(rng.uniform(0, 0.25)) * along
+    if rng.random() < 0.3:
+        shade = shade + np.float32(rng.uniform(0.08, 0.2)) * np.sign(np.sin(along * np.float32(rng.uniform(4, 12))))
+    fill = colour * shade[..., None]
+    part = (mask.astype(np.float32) / 255 * np.float32(rng.uniform(0.85, 1.0)))[..., None]
+    canvas[...] = canvas * (1 - part) + fill * part
+
+
+def _colours(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 3) float RGB 0..255, any hue, mostly bright."""
+    hsv = np.stack([rng.uniform(0, 180, count), rng.uniform(60, 255, count), rng.uniform(70, 255, count)], -1)
+    return np.asarray(cv2.cvtColor(hsv.astype(np.uint8)[None], cv2.COLOR_HSV2RGB)[0], np.float32)
+
+
+def _background(rng: np.random.Generator) -> np.ndarray:
+    """(SIDE, SIDE, 3) float32: coloured noise of several grain sizes, a slope of light, and unlabelled clutter."""
+    half = SIDE // 2  # noise this coarse loses nothing by being drawn at half size
+    canvas = np.full((half, half, 3), rng.uniform(50, 200, 3), np.float32)
+    for grain in (3, 8, 24, 80):
+        noise = rng.standard_normal((grain, grain, 3 if rng.random() < 0.4 else 1), np.float32)
+        noise *= np.float32(rng.uniform(2, 16))
+        canvas += cv2.resize(noise, (half, half), interpolation=cv2.INTER_CUBIC).reshape(half, half, -1)
+    slope = np.linspace(-1, 1, half, dtype=np.float32) * np.float32(rng.uniform(-30, 30))
+    canvas += slope[:, None, None] if rng.random() < 0.5 else slope[None, :, None]
+    canvas = np.asarray(cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR))
+    mean = np.array(cv2.mean(canvas)[:3])
+    for _ in range(int(rng.integers(0, 10))):
+        start, end = rng.integers(-20, SIDE + 20, (2, 2))
+        colour = (mean + rng.uniform(-50, 50, 3)).tolist()
+        if rng.random() < 0.6:
+            cv2.line(canvas, start.tolist(), end.tolist(), colour, int(rng.integers(1, 4)), cv2.LINE_AA)
+        else:
+            axes, first = rng.integers(8, 60, 2).tolist(), float(rng.uniform(0, 360))
+            cv2.ellipse(
+                canvas, start.tolist(), axes, 0, first, first + float(rng.uniform(40, 200)), colour, 2, cv2.LINE_AA
+            )
+    return canvas
+
+
+def _finish(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+    """The camera's part: sometimes a little blur, always a little noise; uint8."""
+    if rng.random() < 0.4:
+        canvas = cv2.GaussianBlur(canvas, (3, 3), float(rng.uniform(0.3, 0.9)))
+    grain = rng.standard_normal((SIDE, SIDE, 1), np.float32) * np.float32(rng.uniform(1, 6))
+    return np.asarray(np.clip(canvas + grain, 0, 255), np.uint8)

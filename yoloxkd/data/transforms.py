@@ -1,0 +1,157 @@
+"""What happens to one picture and its boxes: letterbox, flip, colour, and the affine map of a mosaic.
+
+The colour shift is ours: on the same picture it takes less than half the time of albumentations' HueSaturationValue.
+The rarer colour operations (grey, blur, noise) are albumentations', imported when a recipe asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from yoloxkd.config.augment import Augment
+from yoloxkd.types import ImageMeta
+
+Size = tuple[int, int]
+"""(H, W) of the network input, px."""
+Color = tuple[int, int, int]
+
+# A box that clipping leaves narrower than this, or with less than this part of its area, is no longer trained on.
+_MIN_SIDE_PX, _MIN_PART = 2.0, 0.1
+
+
+@dataclass(slots=True)
+class Sample:
+    """One network input and its boxes.
+
+    image    (H, W, 3) uint8 RGB
+    boxes    (n, 4) float32, xyxy px of the input
+    labels   (n,) int64
+    crowd    (n,) bool
+    content  (4,) float32, xyxy px: the part of the input that is picture, not padding
+    meta     where the picture came from; of a mosaic, its first picture, with a scale of NaN
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    content: np.ndarray
+    meta: ImageMeta
+
+
+def fit(height: int, width: int, size: Size) -> tuple[float, int, int]:
+    """Scale, new height, new width of a picture that fits `size` with its aspect kept; rounded down, as YOLOX does."""
+    scale = min(size[0] / height, size[1] / width)
+    return scale, max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def blank(size: Size, pad_value: Color) -> np.ndarray:
+    """(H, W, 3) uint8 filled with one colour; row by row, which is many times faster than broadcasting the colour."""
+    out = np.empty((*size, 3), np.uint8)
+    out.reshape(size[0], -1)[:] = np.tile(np.array(pad_value, np.uint8), size[1])
+    return out
+
+
+def letterbox(image: np.ndarray, size: Size, pad_value: Color) -> tuple[np.ndarray, float, float, float]:
+    """Fit a picture (h, w, 3) into (H, W, 3), at the top left, the rest filled with `pad_value` (0..255 RGB).
+
+    Gives the input, and scale, left, top: pixel (x, y) of the picture lies at (x * scale + left, y * scale + top).
+    Bilinear, sizes rounded down, as in YOLOX's `preproc`.
+    """
+    scale, height, width = fit(image.shape[0], image.shape[1], size)
+    resized = image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height))
+    if (height, width) == size:
+        return (resized.copy() if resized is image else resized), scale, 0.0, 0.0
+    out = blank(size, pad_value)
+    out[:height, :width] = resized
+    return out, scale, 0.0, 0.0
+
+
+def shift_hsv(image: np.ndarray, hue: int, saturation: int, value: int) -> np.ndarray:
+    """Shift hue (of 180, cyclic) and saturation and value (0..255, saturating) of an RGB uint8 picture.
+
+    A negative hue shift is done with red and blue exchanged, where it is a positive one: a saturating addition is then
+    enough, because the way back takes hues of 180 and more modulo 180.
+    """
+    there, back = cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB
+    if hue < 0:
+        there, back = cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR
+    hsv = cv2.cvtColor(image, there)
+    cv2.add(hsv, (abs(hue), saturation, value, 0), dst=hsv)
+    return np.asarray(cv2.cvtColor(hsv, back, dst=hsv))
+
+
+def colour(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """The colour operations of a recipe on one RGB uint8 picture, drawn from `rng`."""
+    if rng.random() < augment.hsv_prob:
+        shifts = rng.uniform(-1, 1, 3) * augment.hsv * rng.integers(0, 2, 3)
+        hue, saturation, value = shifts.astype(int).tolist()
+        if hue or saturation or value:
+            image = shift_hsv(image, hue, saturation, value)
+    if augment.grey or augment.blur or augment.noise:
+        compose = _rarer(augment.grey, augment.blur, augment.noise)
+        compose.set_random_seed(int(rng.integers(2**31)))  # else every worker would draw the same
+        image = compose(image=image)["image"]
+    return image
+
+
+@lru_cache(maxsize=4)
+def _rarer(grey: float, blur: float, noise: float) -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations as A
+
+    steps: list[Callable[..., Any]] = [
+        A.ToGray(p=grey),
+        A.GaussianBlur(blur_limit=(3, 5), p=blur),
+        A.GaussNoise(std_range=(0.01, 0.05), p=noise),
+    ]
+    return A.Compose(steps)
+
+
+def flip(image: np.ndarray, boxes: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+    """Left-right mirror of a picture and of its boxes (n, 4) in a frame of `width` px."""
+    mirrored = boxes.copy()
+    mirrored[:, 0], mirrored[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
+    return np.asarray(cv2.flip(image, 1)), mirrored
+
+
+def affine_of_mosaic(augment: Augment, size: Size, rng: np.random.Generator) -> np.ndarray:
+    """(3, 3) map from the mosaic's canvas, twice the input's size, to the input, in px where pixel i covers i to i + 1.
+
+    The canvas is turned, scaled and sheared about its centre, which lands near the centre of the input.
+    """
+    height, width = size
+    angle = np.radians(rng.uniform(-augment.degrees, augment.degrees))
+    scale = rng.uniform(*augment.scale)
+    shear = np.tan(np.radians(rng.uniform(-augment.shear, augment.shear, 2)))
+    shift = (0.5 + rng.uniform(-augment.translate, augment.translate, 2)) * (width, height)
+    turn = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    linear = np.array([[1.0, shear[0]], [shear[1], 1.0]]) @ turn
+    out = np.eye(3)
+    out[:2, :2] = linear
+    out[:2, 2] = shift - linear @ (width, height)
+    return out
+
+
+def move_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """xyxy (n, 4) through an affine map (3, 3) -> the upright boxes (n, 4) around the moved corners, float64."""
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:2, :2].T + matrix[:2, 2]
+    return np.concatenate([corners.min(1), corners.max(1)], axis=1)
+
+
+def clip_boxes(boxes: np.ndarray, region: tuple[float, float, float, float]) -> np.ndarray:
+    """xyxy (n, 4) cut at a region x1, y1, x2, y2; a box outside gets no size."""
+    return np.asarray(np.clip(boxes, np.array(region[:2] * 2), np.array(region[2:] * 2)))
+
+
+def worth_training(boxes: np.ndarray, whole_areas: np.ndarray) -> np.ndarray:
+    """(n,) bool: boxes (n, 4) that cutting left large enough, absolutely and against their whole area (n,) px^2."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return np.asarray((sides.min(1, initial=np.inf) > _MIN_SIDE_PX) & (sides.prod(1) > _MIN_PART * whole_areas))
