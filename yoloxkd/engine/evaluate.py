@@ -1,0 +1,179 @@
+"""A detector on a data set: predictions mapped back to the original images, and the COCO numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yoloxkd.data.records import DetectionData
+from yoloxkd.errors import UserError
+from yoloxkd.metrics.coco import COCODetections, coco_metrics
+from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.ops.nms import postprocess
+from yoloxkd.types import Batch, Detections, ImageMeta, Predictor
+
+
+class TorchPredictor:
+    """A `types.Predictor` around a DenseDetector: the network in evaluation mode, then YOLOX's post-processing.
+
+    conf, iou, max_det: of the suppression. During a call every module is in evaluation mode; afterwards each is back in the
+    mode it was in. The detector is moved to `device`.
+    """
+
+    def __init__(
+        self,
+        detector: DenseDetector,
+        conf: float = 0.01,
+        iou: float = 0.65,
+        max_det: int = 300,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.detector = detector.to(self.device)
+        self.conf, self.iou, self.max_det = conf, iou, max_det
+        self.names = list(detector.names)
+        self.stride = max(detector.levels)
+        self.pad_value = detector.input.pad_value
+
+    # no inference_mode: what a detector caches in it (point grids) could not be used in training afterwards
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> list[Detections]:
+        """images (B, 3, H, W) uint8 RGB -> one Detections per image, boxes in px of the network input."""
+        x = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        with _evaluating(self.detector):
+            out = self.detector(x)
+            found = postprocess(
+                out.boxes.float(),
+                self.detector.scores(out).float(),
+                conf=self.conf,
+                iou=self.iou,
+                max_det=self.max_det,
+            )
+        return [Detections(b.cpu().numpy(), s.cpu().numpy(), k.cpu().numpy(), self.names) for b, s, k in found]
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back to each module's own mode: frozen norms inside a training model stay frozen."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def to_original(found: Detections, meta: ImageMeta) -> Detections:
+    """Detections in px of the network input -> in px of the stored image, clipped to it."""
+    offset = np.array([meta.left, meta.top, meta.left, meta.top], dtype=np.float32)
+    boxes = (found.boxes - offset) / np.float32(meta.scale)
+    limit = np.array([meta.width, meta.height, meta.width, meta.height], dtype=np.float32)
+    return Detections(np.clip(boxes, 0, limit), found.scores, found.labels, found.names)
+
+
+@dataclass(slots=True)
+class EvalResult:
+    """What an evaluation found.
+
+    metrics     the keys of `metrics.coco.coco_metrics`
+    detections  in px of the original images, labels in the data set's order
+    names       class names of the data set
+    images      how many images were evaluated
+    seconds     spent in the predictor, reading of images and the metric not counted
+    """
+
+    metrics: dict[str, Any]
+    detections: COCODetections
+    names: list[str]
+    images: int
+    seconds: float
+
+    def coco_results(self) -> list[dict[str, Any]]:
+        """The detections in COCO's result format; category ids are label + 1, as in `DetectionData.ground_truth`."""
+        d = self.detections
+        wh = d.boxes[:, 2:] - d.boxes[:, :2]
+        rows = np.concatenate([d.boxes[:, :2], wh], axis=1).astype(np.float64).round(3).tolist()
+        scores = d.scores.astype(np.float64).round(6).tolist()
+        return [
+            {"image_id": image, "category_id": label + 1, "bbox": box, "score": score}
+            for image, label, box, score in zip(d.image_id.tolist(), d.labels.tolist(), rows, scores, strict=True)
+        ]
+
+
+def evaluate(
+    predictor: Predictor, loader: Iterable[Batch], data: DetectionData, *, backend: str = "hotcoco"
+) -> EvalResult:
+    """Run a predictor over a loader's letterboxed batches and compare with the ground truth of the images it gave.
+
+    The model's classes are matched to the data set's by name: detections of a class the data set does not have are dropped,
+    a class the model does not have has no detections. UserError: no class in common.
+    """
+    label_of = _class_map(predictor.names, data.names)
+    parts: list[COCODetections] = []
+    seen: list[int] = []
+    seconds = 0.0
+    for batch in loader:
+        started = time.perf_counter()
+        found = predictor(batch.images)
+        seconds += time.perf_counter() - started
+        for one, meta in zip(found, batch.meta, strict=True):
+            seen.append(meta.image_id)
+            parts.append(_renamed(to_original(one, meta), meta.image_id, label_of))
+    detections = _joined(parts)
+    metrics = coco_metrics(_restricted(data.ground_truth(), seen), detections, names=data.names, backend=backend)
+    return EvalResult(metrics, detections, list(data.names), len(seen), seconds)
+
+
+def _class_map(model: list[str], data: list[str]) -> np.ndarray:
+    """Label of the model -> label of the data set, -1 where it has no such class."""
+    at = {name: k for k, name in enumerate(data)}
+    labels = np.array([at.get(name, -1) for name in model], dtype=np.int64)
+    if not (labels >= 0).any():
+        raise UserError(
+            f"the model and the data set have no class in common: the model knows {_some(model)}, "
+            f"the data set has {_some(data)}; rename the classes in the data YAML or choose another model"
+        )
+    return labels
+
+
+def _some(names: list[str], shown: int = 8) -> str:
+    return ", ".join(names[:shown]) + (f", ... ({len(names)} in all)" if len(names) > shown else "")
+
+
+def _renamed(found: Detections, image_id: int, label_of: np.ndarray) -> COCODetections:
+    labels = label_of[found.labels]
+    rows = labels >= 0
+    return COCODetections(
+        np.full(int(rows.sum()), image_id, dtype=np.int64), found.boxes[rows], found.scores[rows], labels[rows]
+    )
+
+
+def _joined(parts: list[COCODetections]) -> COCODetections:
+    if not parts:
+        return COCODetections()
+    return COCODetections(
+        np.concatenate([p.image_id for p in parts]),
+        np.concatenate([p.boxes for p in parts]),
+        np.concatenate([p.scores for p in parts]),
+        np.concatenate([p.labels for p in parts]),
+    )
+
+
+def _restricted(ground_truth: dict[str, Any], image_ids: list[int]) -> dict[str, Any]:
+    """The ground truth of these images alone: a loader may have given only some of them."""
+    wanted = set(image_ids)
+    if len(wanted) == len(ground_truth["images"]):
+        return ground_truth
+    return {
+        **ground_truth,
+        "images": [image for image in ground_truth["images"] if image["id"] in wanted],
+        "annotations": [a for a in ground_truth["annotations"] if a["image_id"] in wanted],
+    }

@@ -1,0 +1,101 @@
+"""The events of a training run, in order, and the state that callbacks read and change.
+
+on_setup        once; models exist, optimizer does not: the place to register auxiliary losses in `state.aux`
+on_fit_start    once; optimizer, EMA and loaders exist (after a resume they hold the resumed state)
+on_epoch_start  every epoch, before its first batch
+on_batch_start  every batch, before the forward pass; `state.batch` is on the device
+on_losses       every batch, after the forward pass; `state.losses` holds every term (device tensors)
+on_step         every batch, after the optimizer and EMA have stepped
+on_eval_end     after each evaluation; `state.metrics` holds it
+on_epoch_end    every epoch, after its evaluation if it had one
+on_fit_end      once, after the last epoch
+on_exception    when the run ends by an error or an interruption, before it is raised again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.types import Batch
+
+
+@dataclass
+class State:
+    """Everything about a run that callbacks may read; they may change `aux` and `extra` and read the rest.
+
+    aux     modules called as module(output, batch) -> {name: scalar}; they train with the student and are wrapped by DDP
+    losses  {name: scalar tensor} of the current batch, task losses and auxiliary ones; the training loss is their sum
+    sums    {name: device tensor}, running sums of the losses of this epoch over `step_in_epoch` steps
+    extra   {key: plain containers or tensors} that callbacks want kept in `last.pt`
+    resumed what `extra` held in the checkpoint this run continues; empty for a fresh run
+    say     prints one line on the screen and in train.log
+    evaluate  evaluates a model on (at most n images of) the validation set: evaluate(model, n) -> metrics
+    """
+
+    recipe: Any
+    detector: DenseDetector
+    device: torch.device
+    out: Path
+    epochs: int
+    iters_per_epoch: int
+    say: Callable[[str], None]
+    evaluate: Callable[[DenseDetector, int | None], dict[str, Any]]
+    aux: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    epoch: int = 0
+    iteration: int = 0
+    step_in_epoch: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    batch: Batch | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    epoch_losses: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    best: float = -1.0
+    optimizer: torch.optim.Optimizer | None = None
+    scaler: Any = None
+    ema: Any = None
+    lr: float = 0.0
+    images_per_second: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+    resumed: dict[str, Any] = field(default_factory=dict)
+    stop: bool = False
+
+
+class Callback:
+    """Override what you need; every method gets the run's State."""
+
+    def on_setup(self, state: State) -> None:
+        """Models exist, the optimizer does not."""
+
+    def on_fit_start(self, state: State) -> None:
+        """Optimizer, EMA and loaders exist."""
+
+    def on_epoch_start(self, state: State) -> None:
+        """Before the first batch of an epoch."""
+
+    def on_batch_start(self, state: State) -> None:
+        """Before a forward pass."""
+
+    def on_losses(self, state: State) -> None:
+        """After a forward pass, before backward."""
+
+    def on_step(self, state: State) -> None:
+        """After optimizer and EMA."""
+
+    def on_eval_end(self, state: State) -> None:
+        """After an evaluation."""
+
+    def on_epoch_end(self, state: State) -> None:
+        """After an epoch and its evaluation."""
+
+    def on_fit_end(self, state: State) -> None:
+        """After the last epoch."""
+
+    def on_exception(self, state: State, error: BaseException) -> None:
+        """The run is about to end with `error`."""

@@ -1,0 +1,24 @@
+"""Lines for the screen and for the run's `train.log`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+
+class RunLog:
+    """Call it with a line. Lines said before the run's folder exists are kept and written once it does."""
+
+    def __init__(self, console: Console, out: Path) -> None:
+        self.console, self.file = console, out / "train.log"
+        self.waiting: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.waiting += [f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {part}\n" for part in line.splitlines()]
+        if self.file.parent.is_dir():
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.writelines(self.waiting)
+            self.waiting = []

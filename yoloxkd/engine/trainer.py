@@ -1,0 +1,260 @@
+"""The training loop. It knows detectors, losses, batches and callbacks; it does not know that distillation exists."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from yoloxkd.config.recipe import Recipe
+from yoloxkd.engine.ema import ModelEMA
+from yoloxkd.engine.events import Callback, State
+from yoloxkd.engine.multiscale import resize_batch, size_at
+from yoloxkd.engine.optim import sgd, yolox_lr
+from yoloxkd.engine.resume import restore
+from yoloxkd.engine.step import TrainStep
+from yoloxkd.errors import GateError, Interrupted, UserError
+from yoloxkd.types import Batch
+
+CHECK_EVERY = 10  # steps between looks at the device's non-finite counter
+
+
+class TrainLoader(Protocol):
+    """Batches of an epoch; `set_epoch` chooses which."""
+
+    def set_epoch(self, epoch: int, strong: bool, start_batch: int = 0) -> None: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
+
+
+@dataclass
+class Schedule:
+    """Epoch numbers of a run, derived from the recipe."""
+
+    epochs: int
+    warmup: int
+    final: int
+    eval_every: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Schedule:
+        n = recipe.train.epochs
+        return cls(n, recipe.schedule.warmup(n), recipe.schedule.final(n), recipe.val.every(n))
+
+    def strong(self, epoch: int) -> bool:
+        """Whether mosaic and mixup are on (all but the final epochs)."""
+        return epoch < self.epochs - self.final
+
+    def evaluates(self, epoch: int) -> bool:
+        return (epoch + 1) % self.eval_every == 0 or epoch + 1 == self.epochs or not self.strong(epoch)
+
+
+class Fit:
+    """One training run over a prepared `State`: `Fit(state, loader, callbacks).run()`.
+
+    resume  a loaded `last.pt`, or None
+    """
+
+    def __init__(
+        self, state: State, loader: TrainLoader, callbacks: Sequence[Callback], resume: dict[str, Any] | None = None
+    ) -> None:
+        self.state, self.loader, self.callbacks, self.resume = state, loader, list(callbacks), resume
+        self.recipe: Recipe = state.recipe
+        self.schedule = Schedule.of(self.recipe)
+        self.signal: int | None = None
+        self.nonfinite = torch.zeros((), device=state.device)
+
+    def run(self) -> State:
+        """Train to the last epoch; errors and interruptions pass through `on_exception` and are raised again."""
+        state = self.state
+        with _signals(self._note_signal):
+            try:
+                self._setup()
+                self._call("on_fit_start")
+                for epoch in range(state.epoch, state.epochs):
+                    self._epoch(epoch)
+                    if state.stop:
+                        break
+                self._call("on_fit_end")
+            except BaseException as error:
+                for callback in self.callbacks:
+                    callback.on_exception(state, error)
+                raise
+        return state
+
+    def _setup(self) -> None:
+        state, recipe = self.state, self.recipe
+        if self.resume is not None:
+            state.resumed = self.resume["run"]["extra"]
+            state.extra = dict(state.resumed)
+        self._call("on_setup")
+        amp = _amp_dtype(recipe.engine.amp, state.device)
+        state.detector.to(state.device)
+        state.aux.to(state.device)
+        if recipe.engine.channels_last:
+            state.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        state.optimizer = sgd(
+            [state.detector, state.aux],
+            lr=self._lr(0),
+            momentum=recipe.optim.momentum,
+            nesterov=recipe.optim.nesterov,
+            weight_decay=recipe.optim.weight_decay,
+        )
+        if amp is torch.float16:
+            state.scaler = torch.amp.GradScaler(state.device.type)
+        if recipe.ema.enabled:
+            state.ema = ModelEMA(state.detector, decay=recipe.ema.decay, ramp=recipe.ema.ramp)
+        self.step: nn.Module = TrainStep(state.detector, state.aux, amp)
+        if self.resume is not None:
+            restore(state, self.resume)
+            self.resume = None
+        if recipe.engine.compile:
+            state.detector.compile()
+
+    def _epoch(self, epoch: int) -> None:
+        state, strong = self.state, self.schedule.strong(epoch)
+        state.epoch = epoch
+        if state.step_in_epoch == 0:
+            state.sums = {}
+        self.loader.set_epoch(epoch, strong, state.step_in_epoch)
+        state.detector.final_phase(not strong)
+        state.detector.train()
+        state.aux.train()
+        self._call("on_epoch_start")
+        started, first = time.perf_counter(), state.step_in_epoch
+        for batch in self.loader:
+            self._batch(batch)
+            self._check_interrupted()
+        steps = state.step_in_epoch
+        self._check_finite()
+        seconds = max(time.perf_counter() - started, 1e-9)
+        state.images_per_second = (steps - first) * self.recipe.train.batch / seconds
+        state.epoch_losses = {name: float(total) / max(steps, 1) for name, total in state.sums.items()}
+        if self.schedule.evaluates(epoch):
+            model = state.ema.module if state.ema else state.detector
+            state.metrics = state.evaluate(model, None)
+            self._call("on_eval_end")
+        state.step_in_epoch = 0
+        self._call("on_epoch_end")
+        self._check_interrupted()
+
+    def _batch(self, batch: Batch) -> None:
+        state, recipe = self.state, self.recipe
+        batch = batch.to(state.device)
+        size = size_at(
+            state.iteration,
+            imgsz=recipe.train.imgsz,
+            steps=recipe.augment.multiscale,
+            stride=max(state.detector.levels),
+            seed=recipe.train.seed,
+        )
+        state.batch = resize_batch(batch, size)
+        state.lr = self._lr(state.iteration)
+        assert state.optimizer is not None
+        for group in state.optimizer.param_groups:
+            group["lr"] = state.lr
+        self._call("on_batch_start")
+        with _memory_advice(size, recipe.train.batch):
+            state.losses = self.step(state.batch)
+            self._call("on_losses")
+            total = torch.stack([v.float() for v in state.losses.values()]).sum()
+            self.nonfinite += ~torch.isfinite(total.detach())
+            self._backward(total, state.optimizer)
+        for name, value in state.losses.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value.detach()
+        state.step_in_epoch += 1
+        state.iteration += 1
+        if state.ema:
+            state.ema.update(state.detector)
+        if state.iteration % CHECK_EVERY == 0:
+            self._check_finite()
+        self._call("on_step")
+
+    def _backward(self, total: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        scaler, clip = self.state.scaler, self.recipe.optim.clip_norm
+        optimizer.zero_grad(set_to_none=True)
+        (scaler.scale(total) if scaler else total).backward()
+        if clip is not None:
+            if scaler:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+
+    def _lr(self, iteration: int) -> float:
+        return yolox_lr(
+            iteration,
+            base_lr=self.recipe.optim.lr_per_image * self.recipe.train.batch,
+            iters_per_epoch=self.state.iters_per_epoch,
+            total_epochs=self.schedule.epochs,
+            warmup_epochs=self.schedule.warmup,
+            no_aug_epochs=self.schedule.final,
+            min_lr_ratio=self.recipe.schedule.min_lr_ratio,
+        )
+
+    def _check_finite(self) -> None:
+        count = int(self.nonfinite)
+        # a scaler skips the steps it cannot use, so a few are normal there; without one the weights are already lost
+        if count > (self.recipe.engine.max_nonfinite if self.state.scaler else 0):
+            bad = [k for k, v in self.state.losses.items() if not bool(torch.isfinite(v))]
+            names = f" ({', '.join(bad)})" if bad else ""
+            raise GateError(
+                f"{count} step(s) up to step {self.state.iteration} had a loss that is not finite{names}; "
+                "lower optim.lr_per_image or set optim.clip_norm, and resume from the last checkpoint"
+            )
+
+    def _check_interrupted(self) -> None:
+        if self.signal is not None:
+            name = signal.Signals(self.signal).name
+            raise Interrupted(
+                f"stopped by {name} in epoch {self.state.epoch + 1}; continue with: --resume {self.state.out}"
+            )
+
+    def _note_signal(self, number: int) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt  # asked twice: do not wait for the step to end
+        self.signal = number
+
+    def _call(self, event: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self.state)
+
+
+def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    if amp == "fp16" and device.type != "cuda":
+        raise UserError("engine.amp fp16 needs a CUDA device; use bf16 or off on the CPU")
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+@contextmanager
+def _memory_advice(size: int, batch: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of device memory in a step of {batch} images of {size} px; lower --batch or --imgsz, or use --amp"
+        ) from error
+
+
+@contextmanager
+def _signals(note: Callable[[int], None], watched: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run after the current step; handlers are put back afterwards."""
+    try:
+        previous = {s: signal.signal(s, lambda number, frame: note(number)) for s in watched}
+    except ValueError:  # not in the main thread: Python delivers no signals here
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
