@@ -1,0 +1,154 @@
+"""The teacher stays as it is and out of sight; terms that are not finite are left out and counted."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kd.fakes import TinyDetector, make_batch
+from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.fgd import FGD, FGDConfig
+from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.pgd import PGD, PGDConfig
+from yoloxkd.types import DenseOutput
+
+
+def build(student_channels: int = 4) -> tuple[TinyDetector, TinyDetector, WithTeacher]:
+    torch.manual_seed(0)
+    student, teacher = TinyDetector(student_channels), TinyDetector(6)
+    plan = Pairing.between(student, teacher)
+    return student, teacher, WithTeacher(teacher, {"fgd": FGD(FGDConfig(), plan), "pgd": PGD(PGDConfig(), plan)})
+
+
+def train(student: TinyDetector, module: WithTeacher, steps: int = 3) -> dict[str, Tensor]:
+    student.train()
+    module.train()
+    optimizer = torch.optim.SGD([*student.parameters(), *module.parameters()], lr=0.01)
+    losses: dict[str, Tensor] = {}
+    for i in range(steps):
+        batch = make_batch(seed=i)
+        out = student(batch.images)
+        losses = student.losses(out, batch.targets) | module(out, batch)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    return losses
+
+
+def test_the_teacher_is_bit_identical_after_training() -> None:
+    student, teacher, module = build()
+    before = copy.deepcopy(teacher.state_dict())
+    teacher.train()  # somebody forgot
+    train(student, module)
+    assert not teacher.training
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_the_teacher_is_outside_the_module_tree() -> None:
+    student, teacher, module = build()
+    own = {id(p) for p in module.parameters()} | {id(b) for b in module.buffers()}
+    assert not own & {id(t) for t in [*teacher.parameters(), *teacher.buffers()]}
+    assert all(key.startswith("distillers.") for key in module.state_dict())
+    assert not any(m is teacher for m in module.modules())
+    module.train()
+    assert not teacher.training
+    assert copy.deepcopy(module).teacher is teacher
+    _, _, other = build()
+    other.load_state_dict(module.state_dict())
+    train(student, other, 1)
+
+
+def test_names_cover_every_method_term_and_level() -> None:
+    student, _, module = build()
+    losses = train(student, module, 1)
+    found = [name for name in losses if "/" in name]
+    assert found == module.names
+    assert {"fgd/fg/s8", "fgd/global/s16", "pgd/cls_att/s8", "pgd/reg_fea/s16"} <= set(found)
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_scales_are_factors_and_zero_turns_a_method_off() -> None:
+    student, teacher, module = build()
+    student.eval()
+    batch = make_batch()
+    calls: list[int] = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    full = module(student(batch.images), batch)
+    module.scales = {"fgd": 0.25, "pgd": torch.tensor(0.5)}
+    part = module(student(batch.images), batch)
+    for name, value in full.items():
+        torch.testing.assert_close(part[name], value * (0.25 if name.startswith("fgd") else 0.5))
+    torch.testing.assert_close(module.raw["fgd"], sum(v for k, v in full.items() if k.startswith("fgd/")).detach())
+    assert len(calls) == 2
+    module.scales = {"fgd": 0.0, "pgd": 0.0}
+    off = module(student(batch.images), batch)
+    assert len(calls) == 2  # the teacher is not run for nothing
+    assert list(off) == list(full)
+    assert all(float(v.detach()) == 0.0 for v in off.values())
+    torch.stack(list(off.values())).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())  # DDP waits for every parameter
+
+
+class Broken(TinyDetector):
+    """Its finest map is not finite at one place."""
+
+    value = float("inf")
+
+    def dense(self, x: Tensor) -> DenseOutput:
+        out = super().dense(x)
+        bad = out.features[0].clone()
+        bad[0, 0, 2, 2] = self.value
+        out.features = (bad, *out.features[1:])
+        return out
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_terms_that_are_not_finite_are_left_out(value: float) -> None:
+    torch.manual_seed(0)
+    student, teacher = TinyDetector(4), Broken(6)
+    teacher.value = value
+    plan = Pairing.between(student, teacher)
+    module = WithTeacher(teacher, {"fgd": FGD(FGDConfig(), plan), "pgd": PGD(PGDConfig(), plan)})
+    batch = make_batch()
+    student.train()
+    for _ in range(2):
+        student.zero_grad()
+        module.zero_grad()
+        out = student(batch.images)
+        losses = module(out, batch)
+        torch.stack(list(losses.values())).sum().backward()
+    counts = dict(zip(module.names, module.nonfinite.tolist(), strict=True))
+    assert counts["fgd/fg/s8"] == counts["fgd/global/s8"] == 2
+    assert sum(v for k, v in counts.items() if not (k.startswith("fgd/") and k.endswith("/s8"))) == 0
+    assert all(v.isfinite() for v in losses.values())
+    assert float(losses["fgd/fg/s8"].detach()) == 0.0
+    assert float(losses["fgd/fg/s16"].detach()) > 0.0
+    for name, p in [*student.named_parameters(), *module.named_parameters()]:
+        assert p.grad is None or p.grad.isfinite().all(), name
+    assert student.neck[0][0].weight.grad.abs().sum() > 0  # what is finite still teaches
+    assert module.dtypes["fgd/s8"] == "student map float32, teacher map float32"
+
+
+def test_finite_gradients_pass_untouched() -> None:
+    """The gate is open unless a term of the step was left out: then a NaN of another source stays visible."""
+    student, _, module = build()
+    batch = make_batch()
+    student.train()
+    out = student(batch.images)
+    losses = module(out, batch)
+    (torch.stack(list(losses.values())).sum() * float("nan")).backward()
+    assert student.neck[0][0].weight.grad.isnan().any()
+
+
+def test_bfloat16_autocast_gives_float32_terms() -> None:
+    student, _, module = build()
+    batch = make_batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = module(student(batch.images), batch)
+    assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
+    assert module.dtypes["pgd/s16"] == "student map bfloat16, teacher map bfloat16"

@@ -1,0 +1,58 @@
+"""The shipped defaults are valid keys, and hold the numbers of the published recipes."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from yoloxkd.config.files import cfg_folder
+from yoloxkd.errors import UserError
+from yoloxkd.kd import DISTILLERS, kd_defaults
+from yoloxkd.kd.fgd import FGDConfig
+from yoloxkd.kd.pgd import PGDConfig
+
+FAMILIES = ("yolox", "fcos", "gfl", "atss", "some-new-family")
+
+
+@pytest.mark.parametrize("method", DISTILLERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_keys_of_the_method(method: str, family: str) -> None:
+    config = DISTILLERS[method].Config.model_validate(kd_defaults(method, family))
+    assert type(config) is DISTILLERS[method].Config
+
+
+def test_fgd_weights() -> None:
+    def weights(family: str) -> tuple[float, ...]:
+        c = FGDConfig.model_validate(kd_defaults("fgd", family))
+        return c.tau, c.alpha, c.beta, c.gamma, c.lambda_
+
+    assert weights("yolox") == (0.5, 2e-3, 1e-3, 1e-3, 1e-5)
+    assert weights("fcos") == (0.8, 1.6e-3, 8e-4, 8e-4, 8e-6)
+    assert weights("gfl") == (0.5, 1e-3, 5e-4, 5e-4, 5e-6)
+
+
+def test_pgd_feature_weights_are_four_times_the_released_ones() -> None:
+    for family, released in (("yolox", 0.04), ("fcos", 0.04), ("gfl", 0.04), ("atss", 0.08)):
+        c = PGDConfig.model_validate(kd_defaults("pgd", family))
+        assert c.alpha == pytest.approx(4 * released)
+        assert c.gamma == pytest.approx(1.6 * released)
+        assert (c.tau, c.delta, c.k, c.xi_cls, c.xi_reg) == (0.8, 8e-4, 30, 0.8, 0.6)
+
+
+@pytest.mark.parametrize("method", DISTILLERS)
+def test_every_number_says_where_it_comes_from(method: str) -> None:
+    text = (cfg_folder() / "kd" / f"{method}.yaml").read_text()
+    for line in text.splitlines():
+        value = yaml.safe_load(line)
+        if isinstance(value, dict) and all(v is not None and not isinstance(v, dict) for v in value.values()):
+            assert "#" in line, line
+
+
+def test_lambda_is_the_key_that_users_type() -> None:
+    assert FGDConfig.model_validate({"lambda": 3e-6}).lambda_ == 3e-6
+    assert FGDConfig().model_dump(by_alias=True)["lambda"] == 1e-5
+
+
+def test_unknown_method_is_named() -> None:
+    with pytest.raises(UserError, match="did you mean 'pgd'"):
+        kd_defaults("pgdd", "yolox")

@@ -1,0 +1,195 @@
+"""PGD's losses and the method around them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kd.fakes import TinyDetector, make_batch
+from yoloxkd.errors import UserError
+from yoloxkd.kd.base import Context
+from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.pgd import PGD, PGDConfig, pgd_cls_terms, pgd_reg_terms
+from yoloxkd.kd.regions import STRATEGIES
+from yoloxkd.types import Batch
+
+
+def distil(
+    student: TinyDetector, teacher: TinyDetector, batch: Batch | None = None, **keys: object
+) -> tuple[PGD, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    batch = batch or make_batch(classes=len(student.names))
+    method = PGD(PGDConfig(**keys), Pairing.between(student, teacher))
+    with torch.no_grad():
+        seen = teacher.eval()(batch.images)
+    return method, method.compare(student.eval()(batch.images), seen, batch, Context(teacher))
+
+
+def pair(student: int = 6, teacher: int = 6) -> tuple[TinyDetector, TinyDetector]:
+    torch.manual_seed(1)
+    return TinyDetector(student), TinyDetector(teacher)
+
+
+def masks(images: int, h: int, w: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.rand(images, h, w, generator=g, dtype=torch.float64)
+    weight = weight * (torch.rand(weight.shape, generator=g) < 0.5)
+    return weight, (weight == 0).double()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradcheck(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    s = torch.randn(2, 4, 3, 2, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    t = torch.randn(2, 4, 3, 2, dtype=torch.float64)
+    weight, background = masks(2, 3, 2)
+
+    def total(x: Tensor) -> Tensor:
+        cls, reg = pgd_cls_terms(x, t, weight, background, 0.8), pgd_reg_terms(x, t, weight, 0.8)
+        return cls["fg"] + 2 * cls["bg"] + 3 * cls["att"] + 4 * reg["fea"] + 5 * reg["att"]
+
+    assert torch.autograd.gradcheck(total, s)
+
+
+def test_images_do_not_see_each_other() -> None:
+    """A batch's loss is the mean of its images' losses: the published code weighs every image by every image's mask."""
+    torch.manual_seed(0)
+    s, t = torch.randn(2, 4, 5, 6, 7, dtype=torch.float64)
+    weight, background = masks(4, 6, 7)
+    weight[1] = 0
+    whole = pgd_cls_terms(s, t, weight, background, 0.8) | pgd_reg_terms(s, t, weight, 0.8)
+    each = [
+        pgd_cls_terms(s[i : i + 1], t[i : i + 1], weight[i : i + 1], background[i : i + 1], 0.8)
+        | pgd_reg_terms(s[i : i + 1], t[i : i + 1], weight[i : i + 1], 0.8)
+        for i in range(4)
+    ]
+    for name, value in whole.items():
+        torch.testing.assert_close(value, torch.stack([e[name] for e in each]).mean())
+
+
+def test_default_terms() -> None:
+    method, found = distil(*pair())
+    names = ("cls_fg", "cls_bg", "cls_att", "reg_fea", "reg_att")
+    assert set(found) == {f"{n}/s{s}" for n in names for s in (8, 16)}
+    assert set(method.terms) == set(found)
+    assert all(v > 0 and v.dtype == torch.float32 for v in found.values())
+
+
+@pytest.mark.parametrize("branches", [["neck"], ["cls"], ["reg"], ["neck", "reg"], ["neck", "cls", "reg"]])
+def test_branches(branches: list[str]) -> None:
+    method, found = distil(*pair(4, 6), branches=branches)
+    assert {k.partition("_")[0] for k in found} == set(branches)
+    assert len(method.adapters.convs) == 2 * len(branches)
+    torch.stack(list(found.values())).sum().backward()
+    assert all(p.grad is not None for p in method.parameters())
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
+    teacher = pair()[1]
+    _, found = distil(teacher, teacher)
+    assert all(float(v.detach()) == 0.0 for v in found.values())
+
+
+def test_weights_follow_alpha_and_the_level() -> None:
+    _, plain = distil(*pair(), level_weights=[1, 1])
+    _, raised = distil(*pair(), level_weights=[1, 3])
+    _, doubled = distil(*pair(), level_weights=[1, 1], alpha=0.32)
+    for term in ("cls_fg", "cls_bg"):
+        torch.testing.assert_close(raised[f"{term}/s16"], 3 * plain[f"{term}/s16"])
+        torch.testing.assert_close(raised[f"{term}/s8"], plain[f"{term}/s8"])
+    for term in ("cls_fg", "cls_bg", "reg_fea"):  # beta and gamma follow alpha unless they are given
+        torch.testing.assert_close(doubled[f"{term}/s8"], 2 * plain[f"{term}/s8"])
+    for term in ("cls_att", "reg_att"):
+        torch.testing.assert_close(doubled[f"{term}/s8"], plain[f"{term}/s8"])
+
+
+def test_every_strategy_runs_and_weighs_differently() -> None:
+    seen = {}
+    for strategy in STRATEGIES:
+        _, found = distil(*pair(), foreground=strategy, k=5)
+        seen[strategy] = round(float(found["cls_fg/s8"].detach()), 9)
+    assert len(set(seen.values())) == len(STRATEGIES), seen
+
+
+def test_unknown_classes_are_judged_by_localisation() -> None:
+    """With a teacher that knows no class, the weights do not depend on its class probabilities."""
+    torch.manual_seed(1)
+    student, teacher = TinyDetector(), TinyDetector(names=["ship", "sheep"])
+    _, before = distil(student, teacher)
+    with torch.no_grad():
+        teacher.cls_pred.weight.add_(torch.randn_like(teacher.cls_pred.weight))
+    _, after = distil(student, teacher)
+    for name, value in before.items():
+        assert torch.equal(value, after[name])
+
+
+def test_classes_are_matched_by_name() -> None:
+    """A teacher that lists the same classes in another order gives the same loss."""
+    torch.manual_seed(1)
+    student, teacher = TinyDetector(), TinyDetector()
+    _, before = distil(student, teacher)
+    order = [2, 0, 1]
+    with torch.no_grad():
+        teacher.cls_pred.weight.copy_(teacher.cls_pred.weight[order].clone())
+        teacher.cls_pred.bias.copy_(teacher.cls_pred.bias[order].clone())
+    teacher.names = [teacher.names[i] for i in order]
+    _, after = distil(student, teacher)
+    for name, value in before.items():
+        assert torch.equal(value, after[name])
+
+
+def test_only_paired_levels_are_candidates() -> None:
+    torch.manual_seed(1)
+    student, teacher = TinyDetector(levels=(8, 16)), TinyDetector(levels=(8, 16, 32))
+    batch = make_batch()
+    method = PGD(PGDConfig(k=1), Pairing.between(student, teacher))
+    with torch.no_grad():
+        seen = teacher.eval()(batch.images)
+        weights, background = method.regions(seen, batch, Context(teacher))
+    assert [tuple(w.shape[1:]) for w in weights["cls"]] == [(8, 8), (4, 4)] == [tuple(b.shape[1:]) for b in background]
+    objects = batch.targets.mask.sum(1)
+    chosen = sum((w > 0).sum((1, 2)) for w in weights["cls"])
+    assert (chosen > 0).all()
+    assert (chosen <= objects).all()
+
+
+def test_ignored_and_padded_locations_belong_to_nothing() -> None:
+    student, teacher = pair()
+    batch = make_batch(1)
+    batch.content[:] = torch.tensor([0.0, 0.0, 64.0, 40.0])
+    batch.targets.boxes[0, 0] = torch.tensor([16.0, 0.0, 32.0, 16.0])
+    batch.targets.mask[0], batch.targets.ignore[0] = torch.tensor([False, True, True, True]), False
+    batch.targets.ignore[0, 0] = True
+    method = PGD(PGDConfig(foreground="box"), Pairing.between(student, teacher))
+    with torch.no_grad():
+        weights, background = method.regions(teacher(batch.images), batch, Context(teacher))
+    used = (weights["cls"][0] + background[0])[0]
+    assert float(used[5:].sum()) == 0.0
+    assert float(used[:2, 2:4].sum()) == 0.0
+    assert float(used[:5].count_nonzero()) == 5 * 8 - 4
+
+
+def test_no_boxes_leaves_background_and_attention() -> None:
+    batch = make_batch()
+    batch.targets.mask[:] = False
+    _, found = distil(*pair(), batch=batch)
+    for name, value in found.items():
+        assert (float(value.detach()) > 0) == name.startswith(("cls_bg", "cls_att")), name
+
+
+def test_too_few_level_weights_are_named() -> None:
+    with pytest.raises(UserError, match="level_weights has 1 numbers for 2"):
+        distil(*pair(), level_weights=[1.0])
+
+
+def test_float16_maps_with_large_values_stay_finite() -> None:
+    s = (torch.rand(1, 256, 160, 160) * 2000 - 1000).half().requires_grad_()
+    t = (torch.rand(1, 256, 160, 160) * 2000 - 1000).half()
+    weight = torch.rand(1, 160, 160)
+    terms = pgd_cls_terms(s, t, weight, 1 - weight, 0.8) | pgd_reg_terms(s, t, weight, 0.8)
+    assert all(v.isfinite() and v.dtype == torch.float32 for v in terms.values())
+    weights = {"fg": 0.16, "bg": 0.08, "att": 8e-4, "fea": 0.064}
+    sum(terms[k] * w for k, w in weights.items()).backward()
+    assert s.grad is not None
+    assert s.grad.isfinite().all()

@@ -1,0 +1,49 @@
+"""Warm-up, end and the automatic weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from yoloxkd.kd.base import KDConfig
+from yoloxkd.kd.weight import MethodWeight
+
+CPU = torch.device("cpu")
+
+
+def test_warmup_is_linear_in_steps() -> None:
+    weight = MethodWeight(KDConfig(weight=2.0, warmup=1.5), iters_per_epoch=4)
+    found = [weight.at(i // 4, i, CPU) for i in range(8)]
+    assert found == pytest.approx([2 * min(1.0, (i + 1) / 6) for i in range(8)])
+
+
+def test_stop_epoch_counts_the_epochs_that_are_distilled() -> None:
+    weight = MethodWeight(KDConfig(stop_epoch=2), iters_per_epoch=4)
+    assert [weight.at(e, 4 * e, CPU) for e in range(4)] == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_auto_reaches_its_share_and_stays() -> None:
+    weight = MethodWeight(KDConfig(weight="auto", auto_share=0.25, auto_iterations=3), iters_per_epoch=4)
+    first = weight.at(0, 0, CPU)
+    assert isinstance(first, torch.Tensor)
+    assert float(first) == 0.0  # nothing is known yet: the first step only measures
+    for step, (task, own) in enumerate([(8.0, 2.0), (4.0, 1.0), (6.0, 3.0)]):
+        fixed = weight.observe(torch.tensor(task), torch.tensor(own))
+        assert fixed == (step == 2)
+        if step == 0:
+            assert float(weight.at(0, 1, CPU)) == pytest.approx(0.25 * 8 / 2)
+    assert weight.at(0, 3, CPU) == pytest.approx(0.25 * 18 / 6)
+    assert weight.observe(torch.tensor(100.0), torch.tensor(1.0)) is False
+    assert weight.at(5, 20, CPU) == pytest.approx(0.75)
+
+
+def test_auto_leaves_out_what_is_not_finite_and_survives_zero() -> None:
+    weight = MethodWeight(KDConfig(weight="auto", auto_iterations=2, auto_share=0.5), iters_per_epoch=4)
+    weight.observe(torch.tensor(float("nan")), torch.tensor(1.0))
+    weight.observe(torch.tensor(4.0), torch.tensor(1.0))
+    assert weight.fixed == pytest.approx(2.0)
+    silent = MethodWeight(KDConfig(weight="auto", auto_iterations=2), iters_per_epoch=4)
+    silent.observe(torch.tensor(1.0), torch.tensor(0.0))
+    assert float(silent.at(0, 1, CPU)) == 0.0
+    silent.observe(torch.tensor(1.0), torch.tensor(0.0))
+    assert silent.fixed == 1.0

@@ -1,0 +1,197 @@
+"""What a distillation method is, and the module that runs the teacher and applies every method to a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from yoloxkd.config.strict import Strict
+from yoloxkd.kd.pairing import Pairing
+from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.types import Batch, DenseOutput
+
+
+class KDConfig(Strict):
+    """Keys that every distillation method has."""
+
+    weight: float | Literal["auto"] = Field(
+        1.0, description="factor on all terms; auto: to auto_share of the task loss"
+    )
+    auto_share: float = Field(0.5, gt=0, description="with weight auto: the method's terms as a share of the task loss")
+    auto_iterations: int = Field(100, ge=1, description="with weight auto: iterations measured, then fixed")
+    warmup: float = Field(0.0, ge=0, description="epochs (or part of one) over which the factor grows linearly")
+    stop_epoch: int | None = Field(None, ge=0, description="distil the first so many epochs only; None: all")
+    inherit: bool = Field(False, description="start neck and head from the teacher's where shapes agree")
+    max_nonfinite: int = Field(10, ge=0, description="stop the run when more terms than this were not finite")
+    warn_above: float = Field(10.0, gt=0, description="warn above this multiple of the task loss")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a method may need beyond the two outputs: the teacher, for what its outputs mean (`class_probability`)."""
+
+    teacher: DenseDetector
+
+
+class Distiller(nn.Module, ABC):
+    """A distillation method: compares student and teacher outputs, owns what is trained for that and nothing else.
+
+    needs  the `DenseOutput` taps it reads ("features", "cls_features", "reg_features")
+    terms  the keys `compare` returns, "<term>/s<stride>", every time the same
+    """
+
+    Config: ClassVar[type[KDConfig]]
+    name: ClassVar[str]
+
+    needs: tuple[str, ...]
+    terms: tuple[str, ...]
+
+    def __init__(self, cfg: KDConfig, pairing: Pairing) -> None:
+        super().__init__()
+        self.pairing = pairing
+
+    @abstractmethod
+    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
+        """Weighted float32 scalars by term; their plain sum is the method's loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Whom the student learns from.
+
+    source  file or name, as the user gave it
+    digest  of the weights' file; a resumed run refuses another
+    share   share of the detector's parameters that came from the file, 0 to 1
+    """
+
+    detector: DenseDetector
+    source: str
+    digest: str
+    share: float
+
+
+class _Outside:
+    """Holds a detector where nn.Module does not look for children; copies of the holder share the detector."""
+
+    def __init__(self, detector: DenseDetector) -> None:
+        self.detector = detector
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Outside:
+        return self
+
+
+class WithTeacher(nn.Module):
+    """Runs the teacher once a batch and every method on its output: module(student_out, batch) -> {name: scalar}.
+
+    Names are "<method>/<term>/s<stride>". The teacher is outside the module tree: not in `state_dict`, not among
+    `parameters()`, never in training mode, never with a gradient.
+
+    scales     {method: factor} of the coming step, set by the callback; a float, or a scalar tensor that is still
+               being measured. 0.0 means off: the teacher is not run for it and its terms are zero
+    raw        {method: its loss before the factor}, of the last step, detached
+    nonfinite  (terms,) int64 on the device: how often each term of `names` was not finite, and so left out
+    """
+
+    def __init__(self, teacher: DenseDetector, distillers: Mapping[str, Distiller]) -> None:
+        super().__init__()
+        self._outside = _Outside(teacher.eval().requires_grad_(False))
+        self.distillers = nn.ModuleDict(distillers)
+        self.scales: dict[str, float | Tensor] = dict.fromkeys(distillers, 1.0)
+        self.raw: dict[str, Tensor] = {}
+        self.names = [f"{name}/{term}" for name, method in distillers.items() for term in method.terms]
+        self.dtypes: dict[str, str] = {}
+        self.nonfinite: Tensor | None = None
+        self._faulty: Tensor | None = None
+        for parameter in self.parameters():
+            parameter.register_hook(self._cut)
+
+    @property
+    def teacher(self) -> DenseDetector:
+        return self._outside.detector
+
+    def methods(self) -> dict[str, Distiller]:
+        return {name: m for name, m in self.distillers.items() if isinstance(m, Distiller)}
+
+    def forward(self, student: DenseOutput, batch: Batch) -> dict[str, Tensor]:
+        device = student.points.device
+        methods = self.methods()
+        running = [name for name in methods if self.runs(name)]
+        terms: dict[str, Tensor] = {}
+        if running:
+            if self.teacher.training:
+                self.teacher.eval()
+            with torch.no_grad():
+                seen = self.teacher(batch.images)
+            student = self._gated(student)
+            context = Context(self.teacher)
+        for name, method in methods.items():
+            if name in running:
+                with torch.autocast(device.type, enabled=False):
+                    found = method.compare(student, seen, batch, context)
+                self._note_dtypes(name, method, student, seen)
+            else:
+                found = _nothing(method, device)
+            terms |= {f"{name}/{term}": found[term] for term in method.terms}
+        return self._scaled(self._finite(terms))
+
+    def runs(self, name: str) -> bool:
+        """Whether a method takes part in the coming step."""
+        scale = self.scales[name]
+        return isinstance(scale, Tensor) or scale != 0.0
+
+    def _finite(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Leaves terms that are not finite out of this step, and counts them on the device."""
+        values = torch.stack([v.detach() for v in terms.values()])
+        bad = ~values.isfinite()
+        self._faulty = bad.any()
+        self.nonfinite = bad.long() if self.nonfinite is None else self.nonfinite.to(bad.device) + bad
+        return {name: torch.where(b, torch.zeros_like(v), v) for (name, v), b in zip(terms.items(), bad, strict=True)}
+
+    def _scaled(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for name in self.distillers:
+            own = {k: v for k, v in terms.items() if k.startswith(name + "/")}
+            self.raw[name] = torch.stack([v.detach() for v in own.values()]).sum()
+            out |= {k: v * self.scales[name] if self.runs(name) else v for k, v in own.items()}
+        return out
+
+    def _gated(self, student: DenseOutput) -> DenseOutput:
+        """The student's output behind a gate that stops what a left-out term would still send back: 0 * inf is NaN."""
+
+        def gate(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(gate(v) for v in value)
+            if not isinstance(value, Tensor) or not value.requires_grad:
+                return value
+            alias = value.view_as(value)
+            alias.register_hook(self._cut)
+            return alias
+
+        return replace(student, **{f.name: gate(getattr(student, f.name)) for f in fields(student)})
+
+    def _cut(self, gradient: Tensor) -> Tensor:
+        if self._faulty is None:
+            return gradient
+        return torch.where(self._faulty, torch.nan_to_num(gradient, 0.0, 0.0, 0.0), gradient)
+
+    def _note_dtypes(self, name: str, method: Distiller, student: DenseOutput, teacher: DenseOutput) -> None:
+        for level in method.pairing.levels:
+            s = {str(getattr(student, tap)[level.student].dtype).removeprefix("torch.") for tap in method.needs}
+            t = {str(getattr(teacher, tap)[level.teacher].dtype).removeprefix("torch.") for tap in method.needs}
+            self.dtypes[f"{name}/s{level.stride}"] = (
+                f"student map {'/'.join(sorted(s))}, teacher map {'/'.join(sorted(t))}"
+            )
+
+
+def _nothing(method: Distiller, device: torch.device) -> dict[str, Tensor]:
+    """Zero for every term of a method that is off; its parameters stay in the graph, as DDP expects of them."""
+    zero = torch.zeros((), device=device)
+    touched = [p.sum() * 0.0 for p in method.parameters() if p.requires_grad]
+    first = torch.stack(touched).sum() if touched else zero
+    return {term: first if i == 0 else zero for i, term in enumerate(method.terms)}

@@ -1,0 +1,237 @@
+"""Focal and Global Distillation (FGD, Yang et al., CVPR 2022) on the maps of the neck.
+
+    loss = fg + bg + attention + global, level by level, each image by itself, averaged over the batch
+
+Where the paper and its published code differ, `docs/method-notes.md` says which is followed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+
+from yoloxkd.kd.adapters import Adapters
+from yoloxkd.kd.attention import channel_attention, spatial_attention
+from yoloxkd.kd.base import Context, Distiller, KDConfig
+from yoloxkd.kd.cells import box_cells, excluded_cells
+from yoloxkd.kd.pairing import LevelPair, Pairing
+from yoloxkd.kd.precision import full_precision, without_autocast
+from yoloxkd.kd.summaries import error_and_strength, shifted_error
+from yoloxkd.types import Batch, DenseOutput
+
+ImageSize = tuple[int, int] | Tensor
+CELL_BUDGET = 4_000_000
+"""Elements of a (B, boxes, h, w) intermediate; more boxes than fit are taken in several goes."""
+
+
+class FGDConfig(KDConfig):
+    """Keys of `kd` for FGD; the weights' defaults are those of the authors' YOLOX recipe."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, populate_by_name=True)
+
+    tau: float = Field(0.5, gt=0, description="temperature of both attentions")
+    alpha: float = Field(2e-3, ge=0, description="weight of the foreground features")
+    beta: float = Field(1e-3, ge=0, description="weight of the background features")
+    gamma: float = Field(1e-3, ge=0, description="weight of the attention maps")
+    lambda_: float = Field(1e-5, ge=0, alias="lambda", description="weight of the global relation")
+    focal: bool = Field(True, description="foreground, background and attention terms")
+    global_: bool = Field(True, alias="global", description="global relation term")
+    spatial_attention: bool = Field(True, description="weight cells by the teacher's attention, and imitate it")
+    channel_attention: bool = Field(True, description="weight channels by the teacher's attention, and imitate it")
+    relation: Literal["gc", "nonlocal"] = Field("gc", description="block of the global term")
+    scale_by_area: bool = Field(False, description="divide by current over nominal input area (multi-scale training)")
+
+
+@without_autocast
+def fgd_masks(
+    boxes: Tensor, rows: Tensor, size: tuple[int, int], image_size: ImageSize, excluded: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Foreground weights and background weights of a level's cells: (B, h, w) each. FGD eq. (2) to (4).
+
+    boxes       (B, G, 4) px; rows (B, G) bool, boxes that count
+    size        (h, w) of the level; image_size (H, W) px of the network input, or one a image as (B, 2)
+    excluded    (B, h, w) bool, cells that are neither foreground nor background
+    A box covers the cells floor(x1 w/W) to ceil(x2 w/W), both included, and weighs them 1 over the cells it would cover
+    on an unbounded map; the largest weight (smallest box) wins. Background cells weigh 1 over their number.
+    """
+    rectangle, in_rows, in_columns = box_cells(boxes, rows, size, image_size)
+    x1, y1, x2, y2 = rectangle.unbind(-1)
+    weight = 1.0 / ((x2 + 1 - x1) * (y2 + 1 - y1)).clamp_min(1.0)
+    weighted = in_rows * weight[..., None]
+    foreground = weighted.new_zeros(boxes.shape[0], *size)
+    step = max(1, CELL_BUDGET // max(1, foreground.numel()))
+    for start in range(0, boxes.shape[1], step):
+        part = slice(start, start + step)
+        foreground = torch.maximum(foreground, (weighted[:, part, :, None] * in_columns[:, part, None, :]).amax(1))
+    background = (foreground == 0).to(foreground.dtype)
+    if excluded is not None:
+        foreground = foreground.masked_fill(excluded, 0.0)
+        background = background.masked_fill(excluded, 0.0)
+    return foreground, background / background.sum((1, 2), keepdim=True).clamp_min(1.0)
+
+
+@without_autocast
+def fgd_focal_terms(
+    student: Tensor,
+    teacher: Tensor,
+    foreground: Tensor,
+    background: Tensor,
+    tau: float,
+    *,
+    spatial: bool = True,
+    channel: bool = True,
+) -> dict[str, Tensor]:
+    """Terms fg, bg and attention of a level before their weights, averaged over images. FGD eq. (9) and (10).
+
+    student, teacher        (B, C, h, w), the student's after its adapter
+    foreground, background  (B, h, w) of `fgd_masks`
+    spatial, channel        without one, cells or channels weigh alike and that attention is not imitated
+    """
+    ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
+    images, channels, _ = ours.shape
+    strong = theirs.abs() if spatial or channel else theirs
+    a_teacher = channel_attention(strong.mean(2), tau) if channel else theirs.new_ones(images, channels)
+    error, cells, per_channel = error_and_strength(ours, theirs, a_teacher)
+    foreground, background = foreground.flatten(1).to(error.dtype), background.flatten(1).to(error.dtype)
+    attention = error.new_zeros(())
+    if spatial:
+        p_teacher = spatial_attention(strong.mean(1), tau)
+        attention = attention + (p_teacher - spatial_attention(cells, tau)).abs().sum()
+        error = error * p_teacher
+    if channel:
+        attention = attention + (a_teacher - channel_attention(per_channel, tau)).abs().sum()
+    return {
+        "fg": (foreground * error).sum() / images,
+        "bg": (background * error).sum() / images,
+        "attention": attention / images,
+    }
+
+
+class GlobalContext(nn.Module):
+    """What a map says as a whole, for every cell to add: W2 ReLU(LayerNorm(W1 context)). GcBlock of FGD eq. (12).
+
+    The context is the mean of the cells weighted by a softmax over one logit a cell. W2 starts at zero.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // 2)
+        self.logit = nn.Conv2d(channels, 1, 1)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.expand = nn.Linear(hidden, channels)
+        nn.init.kaiming_normal_(self.logit.weight, mode="fan_in")
+        nn.init.zeros_(self.logit.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
+
+    def context(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C)"""
+        weights = self.logit(x).flatten(2).softmax(2)
+        return torch.bmm(x.flatten(2), weights.transpose(1, 2)).squeeze(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, 1, 1)"""
+        vector: Tensor = self.expand(F.relu(self.norm(self.squeeze(self.context(x)))))
+        return vector[..., None, None]
+
+
+class NonLocal(nn.Module):
+    """What each cell says about all others: W3 attention(W_q x, W_k x, W_v x), embedded Gaussian with scaled products.
+
+    The ablation's alternative to `GlobalContext` (Wang et al., Non-local Neural Networks, 2018). W3 starts at zero.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // 2)
+        self.query, self.key, self.value = (nn.Conv2d(channels, hidden, 1) for _ in range(3))
+        self.expand = nn.Conv2d(hidden, channels, 1)
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)"""
+        q, k, v = (conv(x).flatten(2).transpose(1, 2) for conv in (self.query, self.key, self.value))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        out: Tensor = self.expand(mixed.unflatten(2, x.shape[2:]))
+        return out
+
+
+@without_autocast
+def fgd_relation(student: Tensor, teacher: Tensor, student_block: nn.Module, teacher_block: nn.Module) -> Tensor:
+    """Sum of (R_T(F_T) - R_S(F_S))² with R(F) = F + block(F), averaged over images, before lambda. FGD eq. (12).
+
+    student, teacher (B, C, h, w). Both blocks are trained; the teacher's map carries no gradient.
+    """
+    student, teacher = full_precision(student), full_precision(teacher).detach()
+    shift = student_block(student) - teacher_block(teacher)
+    return shifted_error(student.flatten(2), teacher.flatten(2), shift.flatten(2)) / student.shape[0]
+
+
+class FGD(Distiller):
+    """FGD on every paired level of the neck."""
+
+    Config = FGDConfig
+    name: ClassVar[str] = "fgd"
+
+    def __init__(self, cfg: FGDConfig, pairing: Pairing) -> None:
+        super().__init__(cfg, pairing)
+        self.cfg = cfg
+        self.needs = ("features",)
+        self.adapters = Adapters(pairing, self.needs)
+        self.student_blocks, self.teacher_blocks = nn.ModuleDict(), nn.ModuleDict()
+        attends = cfg.spatial_attention or cfg.channel_attention
+        wanted = {
+            "fg": cfg.alpha if cfg.focal else 0.0,
+            "bg": cfg.beta if cfg.focal else 0.0,
+            "attention": cfg.gamma if cfg.focal and attends else 0.0,
+            "global": cfg.lambda_ if cfg.global_ else 0.0,
+        }
+        self.weights = {term: weight for term, weight in wanted.items() if weight > 0}
+        self.terms = tuple(f"{term}/s{level.stride}" for level in pairing.levels for term in self.weights)
+        if "global" in self.weights:
+            block: type[GlobalContext | NonLocal] = GlobalContext if cfg.relation == "gc" else NonLocal
+            for level in pairing.levels:
+                channels = pairing.channels("features", level)[1]
+                self.student_blocks[f"s{level.stride}"] = block(channels)
+                self.teacher_blocks[f"s{level.stride}"] = block(channels)
+
+    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
+        share = self._area_ratio(student.image_size)
+        out: dict[str, Tensor] = {}
+        for level in self.pairing.levels:
+            found = self._level(student, teacher, batch, level)
+            out |= {f"{term}/s{level.stride}": found[term] * (w / share) for term, w in self.weights.items()}
+        return out
+
+    def _level(
+        self, student: DenseOutput, teacher: DenseOutput, batch: Batch, level: LevelPair
+    ) -> dict[str, Tensor]:
+        """The terms of one level before their weights."""
+        theirs = teacher.features[level.teacher]
+        ours = self.adapters(student.features[level.student], theirs, "features", level)
+        theirs = full_precision(theirs)
+        found: dict[str, Tensor] = {}
+        if self.weights.keys() - {"global"}:
+            size = (theirs.shape[2], theirs.shape[3])
+            excluded = excluded_cells(batch, size, teacher.image_size)
+            masks = fgd_masks(batch.targets.boxes, batch.targets.mask, size, teacher.image_size, excluded)
+            cfg = self.cfg
+            found |= fgd_focal_terms(
+                ours, theirs, *masks, cfg.tau, spatial=cfg.spatial_attention, channel=cfg.channel_attention
+            )
+        if "global" in self.weights:
+            key = f"s{level.stride}"
+            found["global"] = fgd_relation(ours, theirs, self.student_blocks[key], self.teacher_blocks[key])
+        return found
+
+    def _area_ratio(self, image_size: tuple[int, int]) -> float:
+        """Current over nominal input area, the divisor of the authors' YOLOX branch; 1 when it is not asked for."""
+        if not self.cfg.scale_by_area or self.pairing.nominal_size is None:
+            return 1.0
+        return image_size[0] * image_size[1] / self.pairing.nominal_size**2

@@ -1,0 +1,143 @@
+"""Which part of the student learns from which part of the teacher, decided once, before training, and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yoloxkd.errors import UserError
+from yoloxkd.nn.detector import DenseDetector, Taps
+
+TAP_NAMES = {"features": "neck", "cls_features": "cls", "reg_features": "reg"}
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPair:
+    """Two levels of equal stride: indices into the student's and the teacher's levels."""
+
+    stride: int
+    student: int
+    teacher: int
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The plan: levels by stride, channels by adapters, sizes by resizing, classes by name.
+
+    levels        pairs, finest first
+    classes       (student classes,) int64: the teacher's index of each student class, -1 where the teacher has none
+    nominal_size  px, the side of the training input before multi-scale; None when it does not vary
+    """
+
+    levels: tuple[LevelPair, ...]
+    student_levels: tuple[int, ...]
+    teacher_levels: tuple[int, ...]
+    student_taps: Taps
+    teacher_taps: Taps
+    student_names: tuple[str, ...]
+    teacher_names: tuple[str, ...]
+    student_input: str
+    teacher_input: str
+    classes: Tensor = field(compare=False)
+    nominal_size: int | None = None
+
+    @classmethod
+    def between(cls, student: DenseDetector, teacher: DenseDetector, nominal_size: int | None = None) -> Pairing:
+        """Pair two detectors; UserError when they have no stride in common."""
+        common = sorted(set(student.levels) & set(teacher.levels))
+        if not common:
+            raise UserError(
+                f"student and teacher have no stride in common (student {list(student.levels)}, teacher "
+                f"{list(teacher.levels)}), so no feature level can be distilled; "
+                "choose a teacher with one of the student's strides"
+            )
+        return cls(
+            levels=tuple(LevelPair(s, student.levels.index(s), teacher.levels.index(s)) for s in common),
+            student_levels=tuple(student.levels),
+            teacher_levels=tuple(teacher.levels),
+            student_taps=student.taps,
+            teacher_taps=teacher.taps,
+            student_names=tuple(student.names),
+            teacher_names=tuple(teacher.names),
+            student_input=student.input.describe(),
+            teacher_input=teacher.input.describe(),
+            classes=match_classes(student.names, teacher.names),
+            nominal_size=nominal_size,
+        )
+
+    def channels(self, tap: str, level: LevelPair) -> tuple[int, int]:
+        """(student's, teacher's) channels of a tap at a paired level."""
+        return getattr(self.student_taps, tap)[level.student], getattr(self.teacher_taps, tap)[level.teacher]
+
+    @property
+    def known_classes(self) -> int:
+        """How many of the student's classes the teacher knows."""
+        return int((self.classes >= 0).sum())
+
+    def describe(self, taps: Iterable[str]) -> list[tuple[str, str, str, str]]:
+        """Rows of the plan's table: what, student, teacher, how they are brought together."""
+        rows = []
+        for tap in taps:
+            for level in self.levels:
+                s, t = self.channels(tap, level)
+                how = "as they are" if s == t else "1x1 adapter"
+                rows.append((f"{TAP_NAMES[tap]} stride {level.stride}", f"{s} ch", f"{t} ch", how))
+        paired = {level.stride for level in self.levels}
+        for side, levels in (("student", self.student_levels), ("teacher", self.teacher_levels)):
+            for stride in sorted(set(levels) - paired):
+                there = ("yes", "-") if side == "student" else ("-", "yes")
+                rows.append((f"stride {stride}", *there, f"not distilled: only the {side} has it"))
+        n = len(self.student_names)
+        rows.append(("classes", str(n), str(len(self.teacher_names)), self._class_note()))
+        rows.append(("input", self.student_input, self.teacher_input, "each normalises the same RGB batch"))
+        return rows
+
+    def _class_note(self) -> str:
+        missing = [n for n, i in zip(self.student_names, self.classes.tolist(), strict=True) if i < 0]
+        if not missing:
+            return "all known to the teacher, by name"
+        shown = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
+        return f"{self.known_classes} known to the teacher; by localisation only: {shown}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain containers, for checkpoints."""
+        return {
+            "strides": [level.stride for level in self.levels],
+            "student_levels": list(self.student_levels),
+            "teacher_levels": list(self.teacher_levels),
+            "channels": {tap: [list(self.channels(tap, level)) for level in self.levels] for tap in TAP_NAMES},
+            "classes": self.classes.tolist(),
+            "student_names": list(self.student_names),
+            "teacher_names": list(self.teacher_names),
+            "student_input": self.student_input,
+            "teacher_input": self.teacher_input,
+            "nominal_size": self.nominal_size,
+        }
+
+
+def match_classes(student: Iterable[str], teacher: Iterable[str]) -> Tensor:
+    """Teacher index of each student class name, -1 where it has none: (student classes,) int64.
+
+    Names agree when they are equal apart from case, and from spaces, hyphens and underscores.
+    """
+    index: dict[str, int] = {}
+    for i, name in enumerate(teacher):
+        index.setdefault(_plain(name), i)
+    return torch.tensor([index.get(_plain(name), -1) for name in student], dtype=torch.int64)
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.casefold() if c not in " -_")
+
+
+def table(rows: list[tuple[str, str, str, str]]) -> str:
+    """Rows as aligned text under a header."""
+    full = [("distillation", "student", "teacher", "how"), *rows]
+    widths = [max(len(row[i]) for row in full) for i in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in full
+    )

@@ -1,0 +1,199 @@
+"""Prediction-Guided Distillation (PGD, Yang et al., ECCV 2022) on the first feature maps of the head towers.
+
+Where the paper and its published code differ, `docs/method-notes.md` says which is followed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from yoloxkd.errors import UserError
+from yoloxkd.kd.adapters import Adapters
+from yoloxkd.kd.attention import spatial_attention
+from yoloxkd.kd.base import Context, Distiller, KDConfig
+from yoloxkd.kd.pairing import LevelPair, Pairing
+from yoloxkd.kd.precision import full_precision, without_autocast
+from yoloxkd.kd.regions import COVARIANCE_EPS, Order, Predictions, Strategy, inside_any, pgd_weights, within_content
+from yoloxkd.kd.summaries import local_error_and_attention
+from yoloxkd.types import Batch, DenseOutput
+
+Branch = Literal["neck", "cls", "reg"]
+TAPS: dict[Branch, str] = {"neck": "features", "cls": "cls_features", "reg": "reg_features"}
+
+
+class PGDConfig(KDConfig):
+    """Keys of `kd` for PGD."""
+
+    foreground: Strategy = Field("gauss", description="how foreground locations are chosen and weighted (PGD Table 5)")
+    branches: list[Branch] = Field(["cls", "reg"], min_length=1, description="maps that are distilled (PGD Table 7)")
+    k: int = Field(30, ge=1, description="locations of an object, over all levels")
+    tau: float = Field(0.8, gt=0, description="temperature of both attentions")
+    alpha: float = Field(0.16, ge=0, description="weight of the foreground features (neck, cls)")
+    beta: float | None = Field(None, ge=0, description="weight of the background features; None: alpha / 2")
+    gamma: float | None = Field(None, ge=0, description="weight of the regression features; None: 1.6 alpha")
+    delta: float = Field(8e-4, ge=0, description="weight of the attention maps")
+    xi_cls: float = Field(0.8, ge=0, le=1, description="localisation's part in the quality, for neck and cls")
+    xi_reg: float = Field(0.6, ge=0, le=1, description="the same for reg")
+    order: Order = Field("paper", description="paper: best inside a box; release: best anywhere, then cut to the box")
+    level_weights: list[float] = Field(
+        [1.0, 1.25, 1.5, 1.75, 2.0], description="of neck and cls features, finest first"
+    )
+    covariance_eps: float = Field(COVARIANCE_EPS, ge=0, description="px², keeps the Gaussian of few locations finite")
+
+
+@without_autocast
+def pgd_cls_terms(
+    student: Tensor, teacher: Tensor, weight: Tensor, background: Tensor, tau: float
+) -> dict[str, Tensor]:
+    """Terms fg, bg and att of a classification (or neck) map before their weights, averaged over images.
+
+    student, teacher    (B, C, h, w)
+    weight, background  (B, h, w), each divided here by the number of its non-zero cells, image by image
+    PGD eq. (5) and (8) with the normalisations of the published code: att sums the spatial part over cells, and
+    averages the channel part over cells.
+    """
+    ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
+    error, distance, strength = local_error_and_attention(ours, theirs, tau)
+    images, cells = error.shape
+    p_teacher = spatial_attention(theirs.abs().mean(1), tau)
+    spatial = (p_teacher - spatial_attention(strength, tau)).abs().sum()
+    error = error * p_teacher
+    return {
+        "fg": (_shared(weight, error) * error).sum() / images,
+        "bg": (_shared(background, error) * error).sum() / images,
+        "att": (spatial + distance.sum() / cells) / images,
+    }
+
+
+@without_autocast
+def pgd_reg_terms(student: Tensor, teacher: Tensor, weight: Tensor, tau: float) -> dict[str, Tensor]:
+    """Terms fea and att of a regression map before their weights, averaged over all images of the batch.
+
+    student, teacher (B, C, h, w); weight (B, h, w)
+    PGD eq. (6) and (9) with the normalisations of the published code: fea is the mean over channels, att the sum, and
+    both are means over the cells of an image with a weight; an image without such cells counts as 0.
+    """
+    ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
+    error, distance, _ = local_error_and_attention(ours, theirs, tau)
+    images, channels = ours.shape[:2]
+    return {
+        "fea": (_shared(weight, error) * error).sum() / (images * channels),
+        "att": (_shared(weight != 0, error) * distance).sum() / images,
+    }
+
+
+def _shared(weight: Tensor, like: Tensor) -> Tensor:
+    """(B, h, w) divided by the number of its non-zero cells, image by image: (B, h w). PGD eq. (4)."""
+    flat = weight.flatten(1)
+    return flat.to(like.dtype) / (flat != 0).sum(1, keepdim=True).clamp_min(1)
+
+
+class PGD(Distiller):
+    """PGD on every paired level of the chosen branches."""
+
+    Config = PGDConfig
+    name: ClassVar[str] = "pgd"
+
+    def __init__(self, cfg: PGDConfig, pairing: Pairing) -> None:
+        super().__init__(cfg, pairing)
+        self.cfg = cfg
+        self.branches: tuple[Branch, ...] = tuple(dict.fromkeys(cfg.branches))
+        self.needs = tuple(TAPS[branch] for branch in self.branches)
+        if len(cfg.level_weights) < len(pairing.levels):
+            raise UserError(
+                f"kd.level_weights has {len(cfg.level_weights)} numbers for {len(pairing.levels)} paired levels; "
+                "give one for each"
+            )
+        self.adapters = Adapters(pairing, self.needs)
+        beta = cfg.alpha / 2 if cfg.beta is None else cfg.beta
+        gamma = 1.6 * cfg.alpha if cfg.gamma is None else cfg.gamma
+        dense = {"fg": cfg.alpha, "bg": beta, "att": cfg.delta}
+        wanted = {"neck": dense, "cls": dense, "reg": {"fea": gamma, "att": cfg.delta}}
+        self.weights = {b: {t: w for t, w in wanted[b].items() if w > 0} for b in self.branches}
+        self.terms = tuple(
+            f"{branch}_{term}/s{level.stride}"
+            for level in pairing.levels
+            for branch in self.branches
+            for term in self.weights[branch]
+        )
+        self.register_buffer("classes", pairing.classes.clone(), persistent=False)
+        self.classes: Tensor
+
+    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
+        weights, background = self.regions(teacher, batch, context)
+        out: dict[str, Tensor] = {}
+        for i, level in enumerate(self.pairing.levels):
+            for branch in self.branches:
+                found = self._level(branch, level, student, teacher, weights[branch][i], background[i])
+                factor = 1.0 if branch == "reg" else self.cfg.level_weights[i]
+                for term, weight in self.weights[branch].items():
+                    scale = weight if term == "att" else weight * factor
+                    out[f"{branch}_{term}/s{level.stride}"] = found[term] * scale
+        return out
+
+    def regions(
+        self, teacher: DenseOutput, batch: Batch, context: Context
+    ) -> tuple[dict[Branch, list[Tensor]], list[Tensor]]:
+        """Foreground weights by branch and background of each paired level: (B, h, w) each, not yet normalised.
+
+        Only locations of paired levels are candidates: one that is chosen elsewhere would teach nothing.
+        """
+        cfg, targets = self.cfg, batch.targets
+        pieces = self._pieces(teacher)
+        seen = Predictions(
+            torch.cat([teacher.points[p] for p in pieces]),
+            torch.cat([context.teacher.class_probability(teacher)[:, p] for p in pieces], 1),
+            torch.cat([teacher.boxes[:, p] for p in pieces], 1),
+        )
+        ignored = inside_any(seen.points, targets.boxes, targets.ignore)
+        counted = within_content(seen.points, batch.content) & ~ignored
+        xi = tuple(cfg.xi_reg if branch == "reg" else cfg.xi_cls for branch in self.branches)
+        values = tuple(dict.fromkeys(xi))
+        found = pgd_weights(
+            seen,
+            targets.boxes,
+            self.classes.to(targets.labels.device)[targets.labels],
+            targets.mask,
+            xi=values,
+            k=cfg.k,
+            strategy=cfg.foreground,
+            order=cfg.order,
+            eps=cfg.covariance_eps,
+        )
+        found = found * counted
+        plain = counted & ~inside_any(seen.points, targets.boxes, targets.mask)
+        by_branch = {b: self._by_level(found[values.index(x)], teacher) for b, x in zip(self.branches, xi, strict=True)}
+        return by_branch, self._by_level(plain.to(found.dtype), teacher)
+
+    def _pieces(self, teacher: DenseOutput) -> list[slice]:
+        """Where the locations of each paired level lie among the teacher's."""
+        starts = [0]
+        for h, w in teacher.sizes:
+            starts.append(starts[-1] + h * w)
+        return [slice(starts[p.teacher], starts[p.teacher + 1]) for p in self.pairing.levels]
+
+    def _by_level(self, values: Tensor, teacher: DenseOutput) -> list[Tensor]:
+        """(B, locations of the paired levels) -> (B, h, w) a level."""
+        sizes = [teacher.sizes[level.teacher] for level in self.pairing.levels]
+        parts = values.split([h * w for h, w in sizes], 1)
+        return [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]
+
+    def _level(
+        self,
+        branch: Branch,
+        level: LevelPair,
+        student: DenseOutput,
+        teacher: DenseOutput,
+        weight: Tensor,
+        background: Tensor,
+    ) -> dict[str, Tensor]:
+        tap = TAPS[branch]
+        theirs = getattr(teacher, tap)[level.teacher]
+        ours = self.adapters(getattr(student, tap)[level.student], theirs, tap, level)
+        if branch == "reg":
+            return pgd_reg_terms(ours, theirs, weight, self.cfg.tau)
+        return pgd_cls_terms(ours, theirs, weight, background, self.cfg.tau)

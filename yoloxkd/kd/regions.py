@@ -1,0 +1,250 @@
+"""Where the teacher is worth listening to: foreground weights by its predictions (PGD section 3.2, Table 5).
+
+Legend: B images, G padded boxes, A locations over all levels, X values of xi, K best locations of a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from yoloxkd.kd.precision import full_precision, without_autocast
+
+Strategy = Literal["box", "box-gauss", "centre", "quality", "topk-eq", "kde", "gauss"]
+Order = Literal["paper", "release"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+COVARIANCE_EPS = 0.1**2 / 12
+"""px²: the variance of the uniform noise of ±0.05 px that the published code adds to the locations it fits."""
+CENTRE_SHARE = 0.2
+"""Sides of the `centre` region over the sides of its box."""
+MIN_UNION = 1e-6
+PAIR_BUDGET = 3_000_000
+"""Elements of a (B, boxes, A) intermediate; more boxes than fit are taken in several goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What the teacher says at each location.
+
+    points       (A, 2) px
+    probability  (B, A, K) of each class; None for strategies that do not ask (`box`, `box-gauss`, `centre`)
+    boxes        (B, A, 4) px, likewise
+    """
+
+    points: Tensor
+    probability: Tensor | None
+    boxes: Tensor | None
+
+
+@without_autocast
+def inside_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
+    """(A, 2) points, (B, G, 4) boxes, (B, G) which of them count -> (B, A) bool: strictly inside at least one."""
+    out = torch.zeros(boxes.shape[0], points.shape[0], dtype=torch.bool, device=boxes.device)
+    for part in _parts(boxes.shape[0], boxes.shape[1], points.shape[0]):
+        out |= (_inside(points, boxes[:, part]) & rows[:, part, None]).any(1)
+    return out
+
+
+def within_content(points: Tensor, content: Tensor) -> Tensor:
+    """(A, 2) points, (B, 4) picture area -> (B, A) bool; the left and top edge belong to the picture."""
+    x, y = points[:, 0], points[:, 1]
+    return (x >= content[:, 0:1]) & (y >= content[:, 1:2]) & (x < content[:, 2:3]) & (y < content[:, 3:4])
+
+
+@torch.no_grad()
+@without_autocast
+def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, ...]) -> Tensor:
+    """log of p^(1 - xi) IoU^xi for every box and location, wherever the location lies: (X, B, G, A). PGD eq. (1).
+
+    boxes   (B, G, 4) px
+    labels  (B, G) index into the teacher's classes; -1, a class it does not know, has p = 1: localisation alone
+    The union is at least 1e-6. A product of zero is -inf.
+    """
+    assert seen.probability is not None
+    assert seen.boxes is not None
+    by_class = full_precision(seen.probability).transpose(1, 2)
+    index = labels.clamp_min(0)[..., None].expand(-1, -1, by_class.shape[2])
+    log_p = torch.where(labels[..., None] < 0, 1.0, by_class.gather(1, index)).log_()
+    log_iou = _overlap(full_precision(boxes), full_precision(seen.boxes)).log_()
+    out = []
+    for value in xi:
+        if value in (0.0, 1.0):  # 0 * log 0 would be NaN where 0^0 is 1
+            out.append(log_p if value == 0.0 else log_iou)
+        else:
+            out.append((1.0 - value) * log_p + value * log_iou)
+    return torch.stack(out)
+
+
+@torch.no_grad()
+@without_autocast
+def pgd_weights(
+    seen: Predictions,
+    boxes: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    *,
+    xi: tuple[float, ...],
+    k: int = 30,
+    strategy: Strategy = "gauss",
+    order: Order = "paper",
+    eps: float = COVARIANCE_EPS,
+    det_eps: float = 0.0,
+) -> Tensor:
+    """Importance of each location, the largest over the objects of its image, 0 where there is none: (X, B, A), 0 to 1.
+
+    seen    the teacher's predictions
+    boxes   (B, G, 4) px; labels (B, G) index into the teacher's classes or -1; rows (B, G) bool, boxes that count
+    xi      balance of classification and localisation, one result for each
+    k       locations of an object, at most; ties go to the lower index, a quality of zero is never chosen
+    order   "paper": the k best inside the box (PGD eq. 1 to 3); "release": the k best anywhere are fitted, then those
+            outside the box are dropped
+    eps     px², added to the diagonal of the fitted covariance; det_eps px⁴, added to its determinant
+    The strategies are those of PGD Table 5. Where it leaves a measure open: `box-gauss` has half a side of the box as
+    standard deviation; `kde` is a Gaussian kernel of Scott's bandwidth scaled to 1 at its densest location.
+    """
+    points = full_precision(seen.points)
+    boxes = boxes.to(torch.promote_types(points.dtype, torch.float32))
+    out = boxes.new_zeros(len(xi), boxes.shape[0], points.shape[0])
+    goes = _parts(boxes.shape[0] * len(xi), boxes.shape[1], points.shape[0])
+    for part in goes:
+        chosen = boxes[:, part], labels[:, part], rows[:, part]
+        if strategy in ("box", "box-gauss", "centre"):
+            found = _by_geometry(points, chosen[0], chosen[2], strategy)[None]
+        else:
+            found = _by_quality(seen, points, *chosen, xi, k, strategy, order, eps, det_eps)
+        out = torch.maximum(out, found)
+    return out
+
+
+def _by_geometry(points: Tensor, boxes: Tensor, rows: Tensor, strategy: Strategy) -> Tensor:
+    """(B, A) weights from the boxes alone."""
+    if strategy == "centre":
+        middle, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) * (CENTRE_SHARE / 2)
+        boxes = torch.cat([middle - half, middle + half], -1)
+    inside = _inside(points, boxes) & rows[..., None]
+    if strategy != "box-gauss":
+        return inside.any(1).to(points.dtype)
+    middle, half = (boxes[..., :2] + boxes[..., 2:]) / 2, ((boxes[..., 2:] - boxes[..., :2]) / 2).clamp_min(MIN_UNION)
+    dx = (points[:, 0] - middle[..., 0:1]) / half[..., 0:1]
+    dy = (points[:, 1] - middle[..., 1:2]) / half[..., 1:2]
+    return ((dx * dx + dy * dy).mul_(-0.5).exp_() * inside).amax(1)
+
+
+def _by_quality(
+    seen: Predictions,
+    points: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    xi: tuple[float, ...],
+    k: int,
+    strategy: Strategy,
+    order: Order,
+    eps: float,
+    det_eps: float,
+) -> Tensor:
+    """(X, B, A) weights from the teacher's quality."""
+    q = quality(seen, boxes, labels, xi)
+    inside = _inside(points, boxes)
+    q.masked_fill_(
+        ~(rows[..., None] & inside) if order == "paper" or strategy == "quality" else ~rows[..., None], -torch.inf
+    )
+    if strategy == "quality":
+        return q.exp_().amax(2)
+    best, index = topk_low(q, k)
+    at = points[index]  # (X, B, G, K, 2)
+    there = best > -torch.inf
+    if strategy == "topk-eq":
+        weight = there.to(points.dtype)
+    elif strategy == "kde":
+        weight = kernel_density(at, there, eps)
+    else:
+        weight = gaussian_importance(at, there, eps, det_eps)[0]
+    if order == "release":
+        weight = weight * inside.expand_as(q).gather(-1, index)
+    out = weight.new_zeros(*q.shape[:2], q.shape[3])
+    return out.scatter_reduce(2, index.flatten(2), weight.flatten(2), "amax")
+
+
+def topk_low(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest along the last axis, ties to the lower index: values and indices (..., k), k at most the axis.
+
+    Two passes of `topk`, which leaves the order of ties open: the first finds the k-th value, the second picks all
+    above it and, among its equals, the lowest indices.
+    """
+    size = values.shape[-1]
+    k = min(k, size)
+    least = values.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
+    position = torch.arange(size, device=values.device, dtype=torch.int32)
+    key = (values >= least).int() + (values > least).int()
+    index = key.mul_(size).sub_(position).topk(k, -1, sorted=False).indices
+    return values.gather(-1, index), index
+
+
+def gaussian_importance(at: Tensor, there: Tensor, eps: float, det_eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum-likelihood Gaussian over selected locations and its value there, 1 at the mean. PGD eq. (2) and (3).
+
+    at     (..., K, 2) px; there (..., K) bool, which of them exist
+    -> importance (..., K), mean (..., 2) px, covariance (..., 2, 2) px² without eps
+    In float64: the determinant of nearly collinear locations cancels in float32.
+    """
+    exact, real = at.double(), there.double()
+    count = real.sum(-1).clamp_min(1.0)
+    mean = (exact * real[..., None]).sum(-2) / count[..., None]
+    d = (exact - mean[..., None, :]) * real[..., None]
+    covariance = d.transpose(-1, -2) @ d / count[..., None, None]
+    xx, yy, xy = covariance[..., 0, 0] + eps, covariance[..., 1, 1] + eps, covariance[..., 0, 1]
+    determinant = (xx * yy - xy * xy + det_eps)[..., None]
+    dx, dy = d[..., 0], d[..., 1]
+    distance = yy[..., None] * dx * dx - 2 * xy[..., None] * dx * dy + xx[..., None] * dy * dy
+    # without eps a single location has determinant 0 and distance 0: it is its own mean
+    scaled = torch.where(distance > 0, distance / determinant, 0.0)
+    return (torch.exp(-0.5 * scaled) * real).to(at.dtype), mean.to(at.dtype), covariance.to(at.dtype)
+
+
+def kernel_density(at: Tensor, there: Tensor, eps: float) -> Tensor:
+    """Gaussian kernel density of selected locations at themselves, 1 at the densest: (..., K, 2), (..., K) -> (..., K).
+
+    Bandwidth by Scott's rule in two dimensions: covariance n^(-1/3), plus eps so that one location stays finite.
+    """
+    real = there.double()
+    count = real.sum(-1).clamp_min(1.0)
+    _, _, covariance = gaussian_importance(at.double(), there, eps, 0.0)
+    bandwidth = covariance * count.pow(-1 / 3)[..., None, None]
+    xx, yy, xy = bandwidth[..., 0, 0] + eps, bandwidth[..., 1, 1] + eps, bandwidth[..., 0, 1]
+    determinant = (xx * yy - xy * xy)[..., None, None]
+    d = at.double()[..., :, None, :] - at.double()[..., None, :, :]
+    dx, dy = d[..., 0], d[..., 1]
+    xx, yy, xy = xx[..., None, None], yy[..., None, None], xy[..., None, None]
+    distance = (yy * dx * dx - 2 * xy * dx * dy + xx * dy * dy) / determinant
+    density = (torch.exp(-0.5 * distance) * real[..., None, :]).sum(-1) * real
+    return (density / density.amax(-1, keepdim=True).clamp_min(1e-300)).to(at.dtype)
+
+
+def _inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """(A, 2), (B, G, 4) -> (B, G, A) bool, strictly inside."""
+    x, y = points[:, 0], points[:, 1]
+    out = x > boxes[..., 0:1]
+    return out.logical_and_(x < boxes[..., 2:3]).logical_and_(y > boxes[..., 1:2]).logical_and_(y < boxes[..., 3:4])
+
+
+def _overlap(boxes: Tensor, predicted: Tensor) -> Tensor:
+    """(B, G, 4), (B, A, 4) -> IoU (B, G, A)."""
+    x1, y1, x2, y2 = (c[:, None, :] for c in predicted.transpose(1, 2).contiguous().unbind(1))
+    g1, h1, g2, h2 = (c[:, :, None] for c in boxes.unbind(-1))
+    common = torch.minimum(x2, g2).sub_(torch.maximum(x1, g1)).clamp_min_(0)
+    common *= torch.minimum(y2, h2).sub_(torch.maximum(y1, h1)).clamp_min_(0)
+    union = ((x2 - x1) * (y2 - y1) + (g2 - g1) * (h2 - h1)).sub_(common).clamp_min_(MIN_UNION)
+    return common.div_(union)
+
+
+def _parts(images: int, boxes: int, points: int) -> Iterator[slice]:
+    """Slices of the box axis whose pairs fit the budget."""
+    step = max(1, PAIR_BUDGET // max(1, images * points))
+    for start in range(0, boxes, step):
+        yield slice(start, start + step)

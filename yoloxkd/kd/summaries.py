@@ -1,0 +1,108 @@
+"""Per-cell sums that the losses are made of, with gradients written out.
+
+A feature map is large and the sums over its channels are small. Left to autograd, every intermediate of the map's size
+is kept for the backward pass; here the forward pass reuses one buffer and the backward pass rebuilds what it needs.
+
+Legend: B images, C channels, N cells. The teacher's map carries no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+class _ErrorAndStrength(Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, per_channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(student, teacher, per_channel)
+        buffer = student.abs()
+        cells, channels = buffer.mean(1), buffer.mean(2)
+        torch.sub(student, teacher, out=buffer)
+        error = torch.bmm(per_channel[:, None], buffer.mul_(buffer)).squeeze(1)
+        return error, cells, channels
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        error, cells, channels = grads
+        student, teacher, per_channel = ctx.saved_tensors
+        count = student.shape[1:]
+        grad = torch.sub(student, teacher)
+        grad.mul_(2 * per_channel[:, :, None]).mul_(error[:, None])
+        strength = student.sign().mul_((cells / count[0])[:, None] + (channels / count[1])[:, :, None])
+        return grad.add_(strength), None, None
+
+
+def error_and_strength(student: Tensor, teacher: Tensor, per_channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared error of each cell and mean magnitudes of the student's map.
+
+    student, teacher (B, C, N), per_channel (B, C) weights without gradient
+    -> sum over channels of per_channel (S - T)² (B, N); mean over channels of |S| (B, N); mean over cells of |S| (B, C)
+    """
+    found: tuple[Tensor, Tensor, Tensor] = _ErrorAndStrength.apply(student, teacher, per_channel)
+    return found
+
+
+class _ShiftedError(Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(student, teacher, shift)
+        difference = torch.sub(student, teacher).add_(shift)
+        return difference.mul_(difference).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
+        student, teacher, shift = ctx.saved_tensors
+        grad = torch.sub(student, teacher).add_(shift).mul_(2 * grads[0])
+        return grad, None, grad if shift.shape == grad.shape else grad.sum(2, keepdim=True)
+
+
+def shifted_error(student: Tensor, teacher: Tensor, shift: Tensor) -> Tensor:
+    """Sum of (S - T + shift)²: student, teacher (B, C, N), shift (B, C, 1) or (B, C, N) -> scalar."""
+    found: Tensor = _ShiftedError.apply(student, teacher, shift)
+    return found
+
+
+class _LocalErrorAndAttention(Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+        buffer = student.abs()
+        cells = buffer.mean(1)
+        own = buffer.div_(tau).softmax(1).mul_(student.shape[1])
+        theirs = torch.abs(teacher, out=buffer).div_(tau).softmax(1).mul_(student.shape[1])
+        ctx.save_for_backward(student, teacher, own, theirs)
+        ctx.tau = tau
+        torch.sub(student, teacher, out=buffer)
+        error = buffer.mul_(buffer).mul_(theirs).sum(1)
+        distance = torch.sub(own, theirs, out=buffer).abs_().sum(1)
+        return error, distance, cells
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        error, distance, cells = (g[:, None] for g in grads)
+        student, teacher, own, theirs = ctx.saved_tensors
+        channels = student.shape[1]
+        # through the softmax: dz = A (dA - mean over channels of dA A), with A its C-fold
+        strength = torch.sub(own, theirs).sign_().mul_(distance)
+        buffer = torch.mul(strength, own)
+        strength.sub_(buffer.mean(1, keepdim=True)).mul_(own).div_(ctx.tau).add_(cells / channels)
+        strength.mul_(torch.sign(student, out=buffer))
+        torch.sub(student, teacher, out=buffer).mul_(theirs).mul_(2 * error)
+        return strength.add_(buffer), None, None
+
+
+def local_error_and_attention(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared error of each cell under the teacher's local channel attention, and how far the two attentions are apart.
+
+    With A(F) = C softmax over channels of |F| / tau; student, teacher (B, C, N)
+    -> over channels, (B, N) each: sum of A_T (S - T)², sum of |A_T - A_S|, mean of |S|
+    """
+    found: tuple[Tensor, Tensor, Tensor] = _LocalErrorAndAttention.apply(student, teacher, tau)
+    return found

@@ -1,0 +1,60 @@
+"""How strongly a method counts at each step: its weight, warm-up and end, or a measured share of the task loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from yoloxkd.kd.base import KDConfig
+
+
+class MethodWeight:
+    """The factor on one method's terms.
+
+    With a number as weight: weight * warm-up, 0 from `stop_epoch` on. With "auto": for the first `auto_iterations`
+    steps the ratio of the mean task loss to the method's mean loss so far, times `auto_share` (the first step only
+    measures), all of it on the device; then that number, for good.
+    """
+
+    def __init__(self, cfg: KDConfig, iters_per_epoch: int) -> None:
+        self.cfg, self.iters_per_epoch = cfg, iters_per_epoch
+        self.fixed: float | None = None if cfg.weight == "auto" else float(cfg.weight)
+        self.seen = 0
+        self._task: Tensor | None = None
+        self._own: Tensor | None = None
+
+    @property
+    def measuring(self) -> bool:
+        return self.fixed is None
+
+    def at(self, epoch: int, iteration: int, device: torch.device) -> float | Tensor:
+        """The factor of a step; epoch and iteration count from 0, iterations over the whole run."""
+        cfg = self.cfg
+        if cfg.stop_epoch is not None and epoch >= cfg.stop_epoch:
+            return 0.0
+        steps = cfg.warmup * self.iters_per_epoch
+        ramp = min(1.0, (iteration + 1) / steps) if steps > 0 else 1.0
+        if self.fixed is not None:
+            return self.fixed * ramp
+        if self._task is None or self._own is None:
+            return torch.zeros((), device=device)
+        ratio = cfg.auto_share * self._task / self._own
+        return torch.where(self._own > 0, ratio, 0.0) * ramp
+
+    def observe(self, task: Tensor, own: Tensor) -> bool:
+        """Take in a step's task loss and the method's loss before the factor; True when this fixed the factor."""
+        if self.fixed is not None:
+            return False
+        usable = task.isfinite() & own.isfinite()
+        task, own = torch.where(usable, task, 0.0).detach(), torch.where(usable, own, 0.0).detach()
+        self._task = task if self._task is None else self._task + task
+        self._own = own if self._own is None else self._own + own
+        self.seen += 1
+        if self.seen < self.cfg.auto_iterations:
+            return False
+        total = torch.stack([self._task, self._own]).double()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        task_sum, own_sum = total.tolist()
+        self.fixed = self.cfg.auto_share * task_sum / own_sum if own_sum > 0 else 1.0
+        return True
