@@ -1,0 +1,265 @@
+"""What a Python user types: `Trainer(...).fit()` and `Detector(...)`. Keyword names are the command line's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from yoloxkd.build.models import open_model
+from yoloxkd.build.recipes import recipe_file, resolve
+from yoloxkd.build.run import check_out, check_size, choose_device, new_run_folder, newest_run, prepare, read_resume
+from yoloxkd.config.files import cfg_names
+from yoloxkd.config.load import read_yaml
+from yoloxkd.config.recipe import Recipe, ValSection
+from yoloxkd.data.images import read_image
+from yoloxkd.data.loader import eval_loader
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.transforms import letterbox
+from yoloxkd.engine.evaluate import EvalResult, TorchPredictor, evaluate, to_original
+from yoloxkd.engine.events import Callback
+from yoloxkd.errors import UserError
+from yoloxkd.exporters.onnx import ExportOptions
+from yoloxkd.exporters.parity import export_checked
+from yoloxkd.exporters.runtime import OnnxPredictor
+from yoloxkd.types import Detections, ImageMeta, Predictor
+
+AP_IMAGES = 100  # on which the AP of an export and of its model are compared
+DEFAULT_SIZE = 640  # px, where neither the file nor the model's recipe says better
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished run leaves: the metrics of its best student (keys of metrics.json), that student, the folder."""
+
+    metrics: dict[str, Any]
+    best: Path
+    out: Path
+
+
+class Trainer:
+    """One training run, checked when constructed and trained by `fit()`.
+
+    student, teacher, kd, data, epochs, batch, imgsz, device, amp, seed, workers, out, recipe, resume: as on the command
+    line; teacher and kd take one name or a list. `set` maps dotted recipe keys to values ({"kd.alpha": 0.1}), and
+    `callbacks` are objects with the methods of `yoloxkd.engine.events.Callback`.
+    """
+
+    def __init__(
+        self,
+        student: str | None = None,
+        teacher: str | Sequence[str] | None = None,
+        kd: str | Sequence[str] | None = None,
+        data: str | None = None,
+        epochs: int | None = None,
+        batch: int | None = None,
+        imgsz: int | None = None,
+        device: str | None = None,
+        amp: str | None = None,
+        seed: int | None = None,
+        workers: int | None = None,
+        out: str | Path | None = None,
+        recipe: str | None = None,
+        resume: str | Path | None = None,
+        set: Mapping[str, Any] | Sequence[str] = (),
+        callbacks: Sequence[Callback] = (),
+        console: Console | None = None,
+    ) -> None:
+        options = dict(
+            data=data, epochs=epochs, batch=batch, imgsz=imgsz, device=device, amp=amp, seed=seed, workers=workers
+        )
+        self._checkpoint: dict[str, Any] | None = None
+        if resume is not None:
+            given = {
+                "student": student,
+                "teacher": teacher,
+                "kd": kd,
+                "recipe": recipe,
+                "out": out,
+                "set": set or None,
+            } | options
+            clash = [name for name, value in given.items() if value is not None]
+            if clash:
+                raise UserError(f"--resume continues a run as it was started; leave out --{', --'.join(clash)}")
+            self.recipe, self.out, self._checkpoint = read_resume(str(resume))
+        else:
+            self.recipe = resolve(
+                student=student,
+                teacher=_list(teacher) or (),
+                kd=_list(kd),
+                recipe=recipe,
+                sets=set,
+                **options,
+            )
+            self.out = Path(out) if out is not None else new_run_folder(self.recipe)
+            check_out(self.out)
+        self.callbacks, self.console = list(callbacks), console
+
+    def fit(self) -> FitResult:
+        """Train; returns when the last epoch is done and metrics.json is written."""
+        fit = prepare(self.recipe, self.out, resume=self._checkpoint, callbacks=self.callbacks, console=self.console)
+        state = fit.run()
+        return FitResult(dict(state.extra.get("best_metrics", state.metrics)), self.out / "best.pt", self.out)
+
+
+class Detector:
+    """A trained detector: a run's best.pt or last.pt, an official checkpoint, a model name, or an exported .onnx.
+
+    model   left out: the best student of the newest run under runs/
+    device  auto, cpu, cuda or a CUDA index; an .onnx runs on the CPU
+    """
+
+    def __init__(self, model: str | Path | None = None, device: str = "auto") -> None:
+        self.source = str(model) if model is not None else str(newest_run())
+        self.device = choose_device(device)
+        self.onnx = self.source.endswith(".onnx")
+        if self.onnx:
+            runtime = OnnxPredictor(self.source)
+            self.names, self.stride, self.imgsz = runtime.names, runtime.stride, runtime.imgsz
+            self.pad_value = runtime.pad_value
+        else:
+            self._opened = open_model(self.source)
+            detector = self._opened.detector.to(self.device)
+            self.names, self.stride = list(detector.names), max(detector.levels)
+            self.imgsz = self._opened.weights.imgsz or default_size(self._opened.name)
+            self.pad_value = detector.input.pad_value
+
+    def predict(
+        self,
+        images: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
+        conf: float = 0.25,
+        iou: float = 0.65,
+        imgsz: int | None = None,
+    ) -> list[Detections]:
+        """Detections of each image (a file, or a uint8 RGB array of shape (h, w, 3)), boxes in px of that image."""
+        listed: Sequence[str | Path | np.ndarray] = [images] if isinstance(images, str | Path | np.ndarray) else images
+        predictor = self._predictor(conf, iou, ValSection().max_det)
+        size = self._size(imgsz)
+        out = []
+        for image in listed:
+            pixels = image if isinstance(image, np.ndarray) else read_image(str(image))[0]
+            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+                raise UserError(
+                    f"an image array must be uint8 RGB of shape (h, w, 3), got {pixels.dtype} {pixels.shape}"
+                )
+            boxed, scale, left, top = letterbox(pixels, (size, size), self.pad_value)
+            tensor = torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1))[None])
+            found = predictor(tensor)[0]
+            out.append(to_original(found, ImageMeta(0, "", pixels.shape[0], pixels.shape[1], scale, left, top)))
+        return out
+
+    def val(
+        self,
+        data: str,
+        split: str = "val",
+        batch: int = 16,
+        imgsz: int | None = None,
+        workers: int = 2,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """The keys of metrics.json on a split of a data set; `options` are the recipe's val keys (conf, iou, backend, ...)."""
+        return self.evaluate(data, split, batch, imgsz, workers, **options).metrics
+
+    def evaluate(
+        self, data: str, split: str = "val", batch: int = 16, imgsz: int | None = None, workers: int = 2, **options: Any
+    ) -> EvalResult:
+        """As `val`, with the detections and the time as well."""
+        settings = ValSection.model_validate({"split": split} | options)
+        split_data = load_split(find_data(data), split)
+        predictor = self._predictor(settings.conf, settings.iou, settings.max_det)
+        return _measure(predictor, split_data, self._size(imgsz), batch, workers, settings.backend)
+
+    def export(
+        self,
+        path: str | Path | None = None,
+        nms: bool = True,
+        dynamic: bool = False,
+        imgsz: int | None = None,
+        half: bool = False,
+        verify: str | None = None,
+        say: Any = print,
+    ) -> Path:
+        """Write an ONNX file that is proven to detect what this model detects; GateError and no file otherwise.
+
+        verify  data set whose validation images the two are compared on; None: the run's own, else `shapes`
+        """
+        if self.onnx:
+            raise UserError(f"{self.source} is an exported file already; export needs a checkpoint")
+        target = Path(path) if path is not None else Path(self.source).with_suffix(".onnx")
+        if target.is_dir():
+            raise UserError(f"--output {target} is a folder; give a file name")
+        size = self._size(imgsz)
+        data = self._verification(verify)
+        options = ExportOptions(imgsz=size, nms=nms, dynamic=dynamic, half=half)
+        conf, iou, max_det = options.conf, options.iou, options.max_det
+
+        def average_precision(file: Path | None) -> float:
+            predictor = self._predictor(conf, iou, max_det) if file is None else OnnxPredictor(file, conf, iou, max_det)
+            return float(_measure(predictor, data.head(AP_IMAGES), size, 8, 0, "hotcoco").metrics["AP"])
+
+        return export_checked(
+            self._opened.detector.cpu(),
+            target,
+            options,
+            data=data,
+            source_digest=self._opened.weights.digest,
+            average_precision=average_precision if set(data.names) & set(self.names) else None,
+            say=say,
+        )
+
+    def _verification(self, verify: str | None) -> DetectionData:
+        """Validation images of the given data set, else of the run this checkpoint lies in, else of `shapes`."""
+        if verify is not None:
+            return load_split(find_data(verify), "val")
+        own = self._own_data()
+        if own is not None:
+            try:
+                return load_split(find_data(own), "val")
+            except UserError:
+                pass  # the run's data are not here any more
+        return load_split(find_data("shapes"), "val")
+
+    def _own_data(self) -> str | None:
+        """The data set of the run that this checkpoint lies in."""
+        recipe = Path(self.source).parent / "recipe.yaml"
+        return str(read_yaml(recipe)["data"]) if recipe.is_file() else None
+
+    def _size(self, imgsz: int | None) -> int:
+        size = self.imgsz if imgsz is None else imgsz
+        check_size(size, (self.stride,))
+        if self.onnx and size != self.imgsz and not OnnxPredictor(self.source).dynamic_size:
+            raise UserError(f"{self.source} was exported for {self.imgsz} px; export it again with --imgsz {size}")
+        return size
+
+    def _predictor(self, conf: float, iou: float, max_det: int) -> Predictor:
+        if self.onnx:
+            return OnnxPredictor(self.source, conf=conf, iou=iou, max_det=max_det)
+        return TorchPredictor(self._opened.detector, conf=conf, iou=iou, max_det=max_det, device=self.device)
+
+
+def _measure(
+    predictor: Predictor, data: DetectionData, size: int, batch: int, workers: int, backend: str
+) -> EvalResult:
+    one = isinstance(predictor, OnnxPredictor) and not predictor.dynamic_batch
+    loader = eval_loader(data, imgsz=size, batch=1 if one else batch, workers=workers, pad_value=predictor.pad_value)
+    return evaluate(predictor, loader, data, backend=backend)
+
+
+def default_size(name: str) -> int:
+    """The input size (px) that a named model's own recipe trains at."""
+    if name not in cfg_names("recipes"):
+        return DEFAULT_SIZE
+    return int(read_yaml(recipe_file(name)).get("train", {}).get("imgsz", DEFAULT_SIZE))
+
+
+def _list(value: str | Sequence[str] | None) -> list[str] | None:
+    return None if value is None else [value] if isinstance(value, str) else list(value)
+
+
+__all__ = ["Detector", "FitResult", "Recipe", "Trainer"]

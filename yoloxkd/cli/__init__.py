@@ -1,0 +1,206 @@
+"""The command line: parses, calls the api, prints. torch is imported only by commands that need it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("TYPER_USE_RICH", "0")  # plain help: a third of the start-up time
+
+import typer
+
+from yoloxkd import __version__
+from yoloxkd.errors import UserError
+
+# typer carries its own click or imports the other: the base class of its public exception is the right one in both
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train a detector under the guidance of a better one, and export it as a file proven to be the same model.",
+)
+
+ModelArgument = Annotated[
+    str | None, typer.Argument(help="Model name, checkpoint or .onnx. Default: best of the newest run.")
+]
+DataOption = Annotated[str | None, typer.Option(help="Data YAML, a name, or 'shapes' (built in, no download).")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or a CUDA index. Default: CUDA when there is one.")]
+SizeOption = Annotated[int | None, typer.Option(help="Input size in px, a multiple of the stride.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write what the screen shows to this file.")]
+
+
+@app.command()
+def train(
+    student: Annotated[str | None, typer.Option(help="Architecture name or checkpoint to start from.")] = None,
+    teacher: Annotated[list[str] | None, typer.Option(help="NAME (its published weights) or checkpoint file.")] = None,
+    kd: Annotated[
+        list[str] | None, typer.Option(help="none, fgd, pgd; may be repeated. Default: pgd with a teacher.")
+    ] = None,
+    data: DataOption = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    imgsz: SizeOption = None,
+    device: DeviceOption = None,
+    amp: Annotated[str | None, typer.Option(help="off, bf16 or fp16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes initial weights, sample order and augmentation.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe name or file. Default: the student's own.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Continue an interrupted run: its folder or last.pt.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: a.b=value; may be repeated.")] = None,
+) -> None:
+    """Train a student, alone or under a teacher."""
+    from yoloxkd.api import Trainer
+
+    trainer = Trainer(
+        student=student,
+        teacher=teacher or None,
+        kd=kd or None,
+        data=data,
+        epochs=epochs,
+        batch=batch,
+        imgsz=imgsz,
+        device=device,
+        amp=amp,
+        seed=seed,
+        workers=workers,
+        out=out,
+        recipe=recipe,
+        resume=resume,
+        set=set_ or (),
+    )
+    fit = trainer.fit()
+    from yoloxkd.cli.report import metrics_table
+
+    print(metrics_table(fit.metrics))
+    print(f"best student: {fit.best}\nrun: {fit.out}")
+
+
+@app.command()
+def val(
+    model: ModelArgument = None,
+    data: Annotated[str, typer.Option(help="Data YAML, a name, or 'shapes'.")] = "coco",
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
+    imgsz: SizeOption = None,
+    device: DeviceOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for metrics.json and detections.json (COCO results).")
+    ] = None,
+    json_file: JsonOption = None,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="val.conf, val.iou, val.max_det, val.backend.")
+    ] = None,
+) -> None:
+    """Measure a model on a data set with the COCO metrics."""
+    from yoloxkd.api import Detector
+    from yoloxkd.cli.report import metrics_table, val_options, write_json
+
+    options = val_options(set_ or ())
+    detector = Detector(model, device or "auto")
+    result = detector.evaluate(data, split, batch, imgsz, workers, **options)
+    shown = {"model": detector.source, "data": data, "split": split, **result.metrics}
+    print(f"{detector.source} on {data} {split}")
+    print(metrics_table(result.metrics))
+    if out is not None:
+        write_json(out / "metrics.json", shown)
+        write_json(out / "detections.json", result.coco_results())
+        print(f"written: {out / 'metrics.json'}, {out / 'detections.json'}")
+    if json_file is not None:
+        write_json(json_file, shown)
+
+
+@app.command()
+def predict(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="[MODEL] SOURCE...", help="Model, then images, folders or globs.")
+    ],
+    conf: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.25,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="NMS overlap.")] = 0.65,
+    imgsz: SizeOption = None,
+    device: DeviceOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/predict"),
+    json_file: JsonOption = None,
+) -> None:
+    """Detect objects on images and draw them."""
+    from yoloxkd.cli.predicting import predict_files
+
+    predict_files(arguments, conf=conf, iou=iou, imgsz=imgsz, device=device or "auto", out=out, json_file=json_file)
+
+
+@app.command()
+def export(
+    model: ModelArgument = None,
+    format_: Annotated[str, typer.Option("--format", help="File format.")] = "onnx",
+    output: Annotated[Path | None, typer.Option(help="File to write. Default: beside the checkpoint.")] = None,
+    imgsz: SizeOption = None,
+    nms: Annotated[
+        bool, typer.Option("--nms/--no-nms", help="Decoding and NMS in the graph, or decoding only.")
+    ] = True,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Any batch size (and any H, W without NMS).")] = False,
+    half: Annotated[bool, typer.Option("--half", help="fp16 weights and arithmetic.")] = False,
+    verify: Annotated[
+        str | None, typer.Option(help="Data set to compare on. Default: the run's own, else shapes.")
+    ] = None,
+) -> None:
+    """Export a model and prove that the file detects the same."""
+    from yoloxkd.api import Detector
+    from yoloxkd.exporters import check_format
+
+    check_format(format_)
+    path = Detector(model, "cpu").export(output, nms=nms, dynamic=dynamic, imgsz=imgsz, half=half, verify=verify)
+    print(f"written: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+@app.command()
+def show(what: Annotated[str, typer.Argument(metavar="MODEL|RECIPE|FILE", help="What to look at.")]) -> None:
+    """Print a model's size, strides and taps, and the resolved recipe."""
+    from yoloxkd.cli.report import describe
+
+    print(describe(what))
+
+
+@app.command()
+def models() -> None:
+    """List the models, their weights, and what is already on disk."""
+    from yoloxkd.cli.report import models_table
+
+    print(models_table())
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; a user's mistake becomes one sentence on stderr and its exit status."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """As `main`, returning the exit status."""
+    try:
+        status: Any = app(arguments, prog_name="yoloxkd", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except UserError as error:
+        print(f"yoloxkd: {error}", file=sys.stderr)
+        return error.exit_code
+    except UsageError as error:
+        print(f"yoloxkd: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("yoloxkd: interrupted", file=sys.stderr)
+        return 130
+
+
+def _sentence(error: Any) -> str:
+    text = " ".join(error.format_message().split())
+    return text[0].lower() + text[1:] + ("" if "--help" in text else " ('--help' lists what there is)")

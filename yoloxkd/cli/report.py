@@ -1,0 +1,139 @@
+"""Tables the command line prints."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from yoloxkd.build.models import architecture, build_detector, model_names, open_model, read_weights
+from yoloxkd.build.recipes import recipe_file, resolve
+from yoloxkd.config.files import cfg_names
+from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
+from yoloxkd.config.recipe import ValSection
+from yoloxkd.engine.callbacks.run_folder import write_text
+from yoloxkd.errors import UserError, nearest
+from yoloxkd.metrics.coco import METRIC_NAMES
+from yoloxkd.nn.coco_names import COCO_NAMES
+from yoloxkd.nn.complexity import complexity
+from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.download import cache_folder
+from yoloxkd.nn.weights import PUBLISHED
+
+
+def render(table: Table) -> str:
+    """A rich table as text."""
+    console = Console(file=io.StringIO(), width=110)
+    console.print(table)
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], **options: Any) -> str:
+    table = Table(box=None, pad_edge=False, header_style="bold", **options)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return render(table)
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """All twelve COCO numbers and the per-class AP."""
+    shown = [("-" if metrics[name] < 0 else f"{metrics[name]:.4f}") for name in METRIC_NAMES]
+    text = _table(METRIC_NAMES, [shown])
+    rows = [
+        [name, *(("-" if v < 0 else f"{v:.4f}") for v in (c["AP"], c["AP50"]))]
+        for name, c in metrics["per_class"].items()
+    ]
+    return text + "\n" + _table(["class", "AP", "AP50"], rows)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, making the folder; a path that cannot be written is a UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(value, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def val_options(sets: Sequence[str]) -> dict[str, Any]:
+    """`val.conf=0.1` texts -> keyword options of `Detector.val`."""
+    known = [f"val.{key}" for key in leaves(ValSection) if key not in ("split", "interval")]
+    out = {}
+    for text in sets:
+        key, value = parse_set(text)
+        if key not in known:
+            raise UserError(f"unknown key '{key}' for val; {nearest(key, known)}")
+        out[key.removeprefix("val.")] = value
+    return out
+
+
+def describe(what: str) -> str:
+    """A model by name or file (architecture, parameters, FLOPs, strides, taps), and the recipe that belongs to it."""
+    path = Path(what)
+    if path.suffix in (".yaml", ".yml") or (what not in model_names() and what in cfg_names("recipes")):
+        return _recipe(what, read_yaml(recipe_file(what)))
+    if what in model_names():
+        detector = build_detector({"name": what}, COCO_NAMES)
+        return "\n".join([_model(what, detector, what), "", _recipe(what, {"student": {"name": what}})])
+    if not path.is_file():
+        known = [*model_names(), *cfg_names("recipes")]
+        raise UserError(f"'{what}' is neither a model, a recipe nor a file; {nearest(what, known)}")
+    weights = read_weights(what)
+    opened = open_model(what)
+    lines = [
+        f"file        {weights.path} ({weights.kind} checkpoint)",
+        f"sha256      {weights.digest}",
+        f"classes     {len(weights.names)}: {', '.join(weights.names[:8])}{', ...' if len(weights.names) > 8 else ''}",
+        _model(opened.name, opened.detector, opened.name),
+    ]
+    return "\n".join(lines)
+
+
+def _recipe(name: str, tree: Mapping[str, Any]) -> str:
+    student = tree.get("student", {}).get("name")
+    given = {} if name in cfg_names("recipes") or Path(name).is_file() else {"student": student}
+    recipe = resolve(recipe=name if not given else None, **given)
+    return f"# recipe {name}, resolved\n" + write_yaml(recipe.model_dump(by_alias=True, mode="json")).rstrip()
+
+
+def _model(name: str, detector: DenseDetector, recipe: str) -> str:
+    from yoloxkd.api import default_size
+
+    size = default_size(recipe)
+    cost = complexity(detector, size)
+    taps = detector.taps
+    return "\n".join(
+        [
+            f"model       {name} ({detector.family})",
+            f"parameters  {cost.parameters / 1e6:.2f} M",
+            f"FLOPs       {cost.flops / 1e9:.2f} G at {size} px (two for each multiply-add)",
+            f"strides     {', '.join(map(str, detector.levels))}",
+            f"input       {detector.input.describe()}",
+            f"taps        features {taps.features}, cls_features {taps.cls_features}, reg_features {taps.reg_features}",
+        ]
+    )
+
+
+def models_table() -> str:
+    """Every architecture, its parameters, its published weights and whether they are on disk."""
+    rows = []
+    for name in model_names():
+        family, keys = architecture(name)
+        published = PUBLISHED.get(name)
+        file = cache_folder() / published.filename if published else None
+        state = "-" if file is None else f"on disk: {file}" if file.is_file() else "not on disk"
+        settings = ", ".join(f"{k} {v}" for k, v in keys.items())
+        rows.append([name, family, settings, f"{name}@coco" if published else "-", state])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "family", "architecture", "weights", "state"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return render(table) + f"\nweights are kept in {cache_folder()} (YOLOXKD_HOME changes it)"

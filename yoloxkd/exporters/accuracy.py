@@ -1,0 +1,59 @@
+"""AP of a file and of its model on the same images: what fp16 is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.transforms import letterbox
+from yoloxkd.metrics.coco import COCODetections, coco_metrics
+from yoloxkd.types import Detections
+
+Detect = Callable[[Tensor], list[Detections]]
+"""images (1, 3, H, W) uint8 RGB -> Detections in px of the input."""
+
+
+def average_precisions(
+    detects: list[Detect], names: list[str], data: DetectionData, imgsz: int, pad_value: tuple[int, int, int], limit: int
+) -> list[float] | None:
+    """AP (0 to 1) of each of `detects` on at most `limit` images of a data set; None when there is nothing to measure.
+
+    names are the model's classes; only those that the data set has too count. Boxes are compared in px of the network input:
+    the letterbox scales both sides of an image alike, which AP does not see.
+    """
+    truth = data.ground_truth()
+    shared = [name for name in names if name in data.names]
+    label_of = np.array([shared.index(name) if name in shared else -1 for name in names])
+    chosen = np.unique(np.linspace(0, max(len(data) - 1, 0), min(limit, len(data))).round().astype(int)).tolist()
+    rows: list[list[tuple[int, Detections]]] = [[] for _ in detects]
+    scale_of: dict[int, float] = {}
+    for index in chosen:
+        picture, scale, _, _ = letterbox(data.read(index), (imgsz, imgsz), pad_value)
+        image_id = int(data.image_ids[index])
+        scale_of[image_id] = scale
+        pixels = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))[None])
+        for detect, found in zip(detects, rows, strict=True):
+            found.append((image_id, detect(pixels)[0]))
+    ids = {c["id"] for c in truth["categories"] if c["name"] in shared}
+    annotations = [
+        {**a, "bbox": [v * scale_of[a["image_id"]] for v in a["bbox"]]}
+        for a in truth["annotations"]
+        if a["image_id"] in scale_of and a["category_id"] in ids
+    ]
+    if all(a["iscrowd"] for a in annotations):
+        return None
+    images = [image for image in truth["images"] if image["id"] in scale_of]
+    scene = {"images": images, "categories": truth["categories"], "annotations": annotations}
+    return [float(coco_metrics(scene, _joined(found, label_of), names=shared)["AP"]) for found in rows]
+
+
+def _joined(found: list[tuple[int, Detections]], label_of: np.ndarray) -> COCODetections:
+    image_id = np.concatenate([np.full(len(d), i, dtype=np.int64) for i, d in found])
+    labels = label_of[np.concatenate([d.labels for _, d in found])]
+    known = labels >= 0
+    boxes, scores = np.concatenate([d.boxes for _, d in found]), np.concatenate([d.scores for _, d in found])
+    return COCODetections(image_id[known], boxes[known], scores[known], labels[known])

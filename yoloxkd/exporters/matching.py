@@ -1,0 +1,162 @@
+"""Are two lists of detections of one image the same, up to rounding?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from yoloxkd.types import Detections
+
+_NEAR = 1e-3  # how close to the NMS overlap a pair must be for rounding to decide it
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far a file may be from its model.
+
+    score, iou    of every detection: |difference| at most `score`, overlap above `iou`
+    unmatched     share of detections that may have no counterpart within these
+    """
+
+    score: float
+    iou: float
+    unmatched: float = 0.0
+
+
+@dataclass(slots=True)
+class Suppression:
+    """The settings both sides were made with."""
+
+    conf: float
+    iou: float
+    max_det: int
+
+
+@dataclass(slots=True)
+class Candidates:
+    """What the model could have detected in one image: boxes (A, 4), scores (A, K)."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Sums over images.
+
+    detections   of the model
+    borderline   detections of either side that differ because rounding decided, see `compare`
+    unmatched    detections of either side without a counterpart within the tolerance, not borderline
+    max_score_difference, min_iou, max_box_difference (px)   of pairs, in and outside the tolerance
+    """
+
+    detections: int = 0
+    borderline: int = 0
+    unmatched: int = 0
+    max_score_difference: float = 0.0
+    min_iou: float = 1.0
+    max_box_difference: float = 0.0
+
+
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of boxes (n, 4) and (m, 4) -> (n, m), float64; two boxes whose corners agree to 0.01 px overlap by 1."""
+    a, b = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
+    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
+    inter = sides[..., 0] * sides[..., 1]
+    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
+    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+    iou = inter / np.maximum(area_a + area_b - inter, 1e-12)
+    same: np.ndarray = np.where(np.abs(a - b).max(axis=-1) < 0.01, 1.0, iou)
+    return same
+
+
+def compare(
+    total: Comparison,
+    model: Detections,
+    file: Detections,
+    candidates: Candidates,
+    settings: Suppression,
+    tolerance: Tolerance,
+) -> None:
+    """Add one image to `total`.
+
+    Detections are paired one to one, best first, by class and largest overlap (at least 0.5). Whatever cannot be paired, or
+    is a pair outside the tolerance, is excused as borderline in these cases, and in no other:
+    * its score is within `tolerance.score` of the confidence threshold, or of the last score of a full list: it may be
+      absent on the other side;
+    * it overlaps a detection of its class on the other side by the NMS threshold, to within 0.001: rounding decides
+      whether it is suppressed;
+    * model and file chose different ones of two candidates that overlap by more than the NMS threshold and whose scores are
+      within `tolerance.score` of each other (the order of NMS, or the class, was a tie), and the model itself has the
+      file's choice among its candidates, with that score, and as good as its best class there.
+    """
+    total.detections += len(model)
+    iou = overlaps(model.boxes, file.boxes)
+    pairs = _pairs(iou, model.labels, file.labels)
+    odd_model = set(range(len(model))) - {i for i, _ in pairs}
+    odd_file = set(range(len(file))) - {j for _, j in pairs}
+    for i, j in pairs:
+        difference = abs(float(model.scores[i]) - float(file.scores[j]))
+        good = difference <= tolerance.score and iou[i, j] > tolerance.iou
+        if not good and _is_tie(model, i, file, j, iou, candidates, settings, tolerance):
+            total.borderline += 2
+            continue
+        total.unmatched += not good
+        total.max_score_difference = max(total.max_score_difference, difference)
+        total.min_iou = min(total.min_iou, float(iou[i, j]))
+        total.max_box_difference = max(total.max_box_difference, float(np.abs(model.boxes[i] - file.boxes[j]).max()))
+    for i in sorted(odd_model):
+        ties = [j for j in sorted(odd_file) if _is_tie(model, i, file, j, iou, candidates, settings, tolerance)]
+        if ties:
+            odd_model.discard(i)
+            odd_file.discard(ties[0])
+            total.borderline += 2
+    for odd, side, other, table in ((odd_model, model, file, iou), (odd_file, file, model, iou.T)):
+        for i in odd:
+            excused = _at_threshold(side, i, other, table, settings, tolerance)
+            total.borderline += excused
+            total.unmatched += not excused
+
+
+def _pairs(iou: np.ndarray, labels_a: np.ndarray, labels_b: np.ndarray) -> list[tuple[int, int]]:
+    free = (labels_a[:, None] == labels_b[None]) & (iou >= 0.5)
+    pairs = []
+    for i in range(len(labels_a)):
+        if free[i].any():
+            j = int(np.where(free[i], iou[i], -1.0).argmax())
+            pairs.append((i, j))
+            free[:, j] = False
+    return pairs
+
+
+def _at_threshold(
+    side: Detections, i: int, other: Detections, iou: np.ndarray, settings: Suppression, tolerance: Tolerance
+) -> bool:
+    score = float(side.scores[i])
+    if score <= settings.conf + tolerance.score:
+        return True
+    if len(other) == settings.max_det and score <= float(other.scores[-1]) + tolerance.score:
+        return True
+    of_class = other.labels == side.labels[i]
+    return bool((of_class & (np.abs(iou[i] - settings.iou) <= _NEAR)).any())
+
+
+def _is_tie(
+    model: Detections,
+    i: int,
+    file: Detections,
+    j: int,
+    iou: np.ndarray,
+    candidates: Candidates,
+    settings: Suppression,
+    tolerance: Tolerance,
+) -> bool:
+    """Whether the file's detection j is a choice the model could as well have made instead of its detection i."""
+    score, label = float(file.scores[j]), int(file.labels[j])
+    if abs(float(model.scores[i]) - score) > tolerance.score or iou[i, j] < settings.iou - _NEAR:
+        return False
+    alike = overlaps(file.boxes[j : j + 1], candidates.boxes)[0] > tolerance.iou
+    of_class = candidates.scores[:, label]
+    as_good = of_class >= candidates.scores.max(axis=1) - tolerance.score
+    return bool((alike & as_good & (np.abs(of_class - score) <= tolerance.score)).any())

@@ -1,0 +1,186 @@
+"""ONNX files that a runtime needs nothing else for: pixels in, detections out, everything about the input in the metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from yoloxkd import __version__
+from yoloxkd.errors import UserError
+from yoloxkd.exporters.base import Exportable
+from yoloxkd.exporters.half import to_half
+from yoloxkd.nn.detector import DenseDetector
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 18
+NMS_OUTPUTS = ("boxes", "scores", "labels", "counts")
+RAW_OUTPUTS = ("boxes", "scores")
+PROBES = ("raw_boxes", "raw_scores")
+"""What a file with suppression chooses from; outputs while the file is being checked, removed before it is given out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What to export.
+
+    imgsz    px, height and width of the input (with `dynamic`, what it is meant for)
+    nms      suppression in the graph; else boxes and scores of every location
+    dynamic  any batch size, height and width (multiples of the stride); else one image of imgsz x imgsz
+    half     fp16 weights and arithmetic in the network; inputs, outputs, box decoding and suppression stay float32
+    conf, iou, max_det   settings of the suppression. A user of the file can filter by a higher score, not by a lower
+    """
+
+    imgsz: int
+    nms: bool = True
+    dynamic: bool = False
+    half: bool = False
+    conf: float = 0.01
+    iou: float = 0.65
+    max_det: int = 300
+
+    def check(self, detector: DenseDetector) -> None:
+        """UserError where the numbers make no file."""
+        stride = max(detector.levels)
+        if self.imgsz < stride or self.imgsz % stride:
+            raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, the coarsest stride of the model")
+        if not 0 <= self.conf < 1:
+            raise UserError(f"conf {self.conf} must be at least 0 and below 1")
+        if not 0 < self.iou <= 1:
+            raise UserError(f"iou {self.iou} must be above 0 and at most 1")
+        if self.max_det < 1:
+            raise UserError(f"max_det {self.max_det} must be at least 1")
+
+
+def export_onnx(
+    detector: DenseDetector, path: Path, options: ExportOptions, *, source_digest: str = "", probes: bool = False
+) -> Path:
+    """Write `detector` as an ONNX file of opset 18, weights inside; returns the path.
+
+    Input `images` (N, 3, imgsz, imgsz) float32 RGB 0..255. Outputs with nms: boxes (N, D, 4) xyxy px of the input, scores
+    (N, D), labels (N, D) int64, counts (N,) int64, rows past the count zero and -1; without: boxes (N, A, 4), scores
+    (N, A, K). source_digest is the SHA-256 of the checkpoint. `probes` adds the outputs raw_boxes and raw_scores to a file
+    with nms. The file is not compared with the model here: `exporters.parity.export_checked` does that.
+    """
+    import onnx
+
+    options.check(detector)
+    model = _graph(detector, options)
+    if options.half:
+        model = to_half(model)
+    _describe(model, detector, options, source_digest)
+    if not probes:
+        model = without_probes(model)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+    return path
+
+
+def without_probes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph without the outputs that only the check reads."""
+    kept = [output for output in model.graph.output if output.name not in PROBES]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    return model
+
+
+def _graph(detector: DenseDetector, options: ExportOptions) -> onnx.ModelProto:
+    """The traced and optimised graph. A batch of two is traced where the batch is free: one would be taken as fixed."""
+    from yoloxkd.exporters.suppression import WithSuppression, onnx_translations
+
+    network: torch.nn.Module = Exportable(detector)
+    outputs: tuple[str, ...] = RAW_OUTPUTS
+    if options.nms:
+        network = WithSuppression(network, conf=options.conf, iou=options.iou, max_det=options.max_det)
+        outputs = NMS_OUTPUTS + PROBES
+    sample = torch.full((2 if options.dynamic else 1, 3, options.imgsz, options.imgsz), 114.0)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            network.eval(),
+            (sample,),
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=["images"],
+            output_names=list(outputs),
+            dynamic_shapes=_free(max(detector.levels)) if options.dynamic else None,
+            custom_translation_table=onnx_translations(),
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _free(stride: int) -> tuple[dict[int, Any], ...]:
+    from torch.export import Dim
+
+    return ({0: Dim("batch", min=1), 2: stride * Dim("rows", min=1), 3: stride * Dim("columns", min=1)},)
+
+
+def _describe(model: onnx.ModelProto, detector: DenseDetector, options: ExportOptions, source_digest: str) -> None:
+    """Metadata of the file, and away with what the exporter notes about the source code of every node."""
+    import onnx
+
+    for part in [*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output]:
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    del model.graph.metadata_props[:]
+    model.producer_name, model.producer_version = "yoloxkd", __version__
+    onnx.helper.set_model_props(model, metadata(detector, options, source_digest))
+
+
+def metadata(detector: DenseDetector, options: ExportOptions, source_digest: str) -> dict[str, str]:
+    """What a user of the file has to know, as texts; lists and objects are JSON."""
+    free = ["N", "H", "W"] if options.dynamic else [1, options.imgsz, options.imgsz]
+    return {
+        "yoloxkd_version": __version__,
+        "family": detector.family,
+        "names": json.dumps(detector.names),
+        "strides": json.dumps(list(detector.levels)),
+        "input_size": json.dumps([options.imgsz, options.imgsz]),
+        "input": f"images float32 ({free[0]}, 3, {free[1]}, {free[2]}) RGB 0..255; normalisation is inside",
+        "letterbox": json.dumps(LETTERBOX),
+        "pad_value": json.dumps(list(detector.input.pad_value)),
+        "dynamic": json.dumps(options.dynamic),
+        "precision": "fp16" if options.half else "fp32",
+        "nms": json.dumps(options.nms),
+        "conf": json.dumps(options.conf),
+        "iou": json.dumps(options.iou),
+        "max_det": json.dumps(options.max_det),
+        "source_sha256": source_digest,
+    }
+
+
+LETTERBOX = {
+    "scale": "min(H / height, W / width)",
+    "size": "int(width * scale), int(height * scale), bilinear",
+    "place": "top left",
+    "back": "x / scale, y / scale",
+}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters' progress lines, warnings about themselves and log records are not the user's."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,140 @@
+"""Exported files as predictors, run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yoloxkd.errors import UserError
+from yoloxkd.types import Detections
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEEDED = ("names", "strides", "input_size", "pad_value", "dynamic", "nms", "conf", "iou", "max_det")
+
+
+class OnnxPredictor:
+    """A `types.Predictor` around an ONNX file that this package wrote, with suppression in the graph or without.
+
+    conf, iou, max_det   None: as in the file's metadata. Where suppression is in the graph its settings are fixed: a higher
+                         conf or a smaller max_det filters its output, anything else is a UserError
+    threads              of the runtime; None: its own choice
+    imgsz                px, side of the input the file was exported for
+    dynamic_batch, dynamic_size   whether it takes any batch, any height and width (multiples of `stride`)
+    metadata             all of it, as texts
+
+    UserError: not an ONNX file, or one without the metadata of ours (it says which is missing).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_det: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.session = _session(self.path, threads)
+        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        known = self._read_metadata()
+        self.names: list[str] = known["names"]
+        self.stride = int(max(known["strides"]))
+        self.pad_value: tuple[int, int, int] = tuple(known["pad_value"])
+        self.imgsz = int(known["input_size"][0])
+        self.dynamic_batch = self.dynamic_size = bool(known["dynamic"])
+        self.nms = bool(known["nms"])
+        self.conf = float(known["conf"] if conf is None else conf)
+        self.iou = float(known["iou"] if iou is None else iou)
+        self.max_det = int(known["max_det"] if max_det is None else max_det)
+        if self.nms:
+            self._check_baked(known)
+
+    def __call__(self, images: Tensor) -> list[Detections]:
+        """images (B, 3, H, W) uint8 RGB -> one Detections per image, boxes in px of the network input."""
+        pixels = images.cpu().numpy()
+        self._check_size(pixels.shape[2], pixels.shape[3])
+        step = max(len(pixels), 1) if self.dynamic_batch else 1
+        found: list[Detections] = []
+        for at in range(0, len(pixels), step):
+            found += self.detections(self.run(pixels[at : at + step]))
+        return found
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """The graph itself: pixels (N, 3, H, W) of any dtype, RGB 0..255 -> its outputs by name."""
+        outputs = [output.name for output in self.session.get_outputs()]
+        results = self.session.run(outputs, {"images": np.ascontiguousarray(pixels, np.float32)})
+        return dict(zip(outputs, results, strict=True))
+
+    def detections(self, outputs: dict[str, np.ndarray]) -> list[Detections]:
+        """What `run` gave, as one Detections per image."""
+        if self.nms:
+            rows = zip(*(outputs[name] for name in ("boxes", "scores", "labels", "counts")), strict=True)
+            return [self._rows(boxes, scores, labels, int(count)) for boxes, scores, labels, count in rows]
+        import torch
+
+        from yoloxkd.ops.nms import postprocess
+
+        boxes, scores = (torch.from_numpy(outputs[name]) for name in ("boxes", "scores"))
+        found = postprocess(boxes, scores, conf=self.conf, iou=self.iou, max_det=self.max_det)
+        return [Detections(b.numpy(), s.numpy(), k.numpy(), self.names) for b, s, k in found]
+
+    def _rows(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, count: int) -> Detections:
+        """The real rows of one image. They are best first, so a higher threshold is a shorter list."""
+        n = min(int((scores[:count] >= self.conf).sum()), self.max_det)
+        return Detections(boxes[:n], scores[:n], labels[:n], self.names)
+
+    def _read_metadata(self) -> dict[str, Any]:
+        missing = [key for key in NEEDED if key not in self.metadata]
+        if missing:
+            raise UserError(
+                f"{self.path} lacks the metadata {', '.join(missing)}: it was not written by `yoloxkd export`; "
+                "export the checkpoint with this package"
+            )
+        try:
+            return {key: json.loads(self.metadata[key]) for key in NEEDED}
+        except ValueError as error:
+            raise UserError(f"{self.path} has metadata that cannot be read ({error}); export the checkpoint again") from error
+
+    def _check_baked(self, known: dict[str, Any]) -> None:
+        """Refuse settings that the suppression inside the graph cannot give."""
+        if self.conf < known["conf"]:
+            fault, option = f"finds nothing below a score of {known['conf']}, but conf {self.conf} was asked for", "conf"
+        elif self.iou != known["iou"]:
+            fault, option = f"suppresses at an overlap of {known['iou']}, but iou {self.iou} was asked for", "iou"
+        elif self.max_det > known["max_det"]:
+            fault = f"gives at most {known['max_det']} detections an image, but {self.max_det} were asked for"
+            option = "max_det"
+        else:
+            return
+        raise UserError(f"{self.path} has its NMS inside: it {fault}; export it again with that {option} or with --no-nms")
+
+    def _check_size(self, height: int, width: int) -> None:
+        if self.dynamic_size:
+            if height % self.stride or width % self.stride:
+                raise UserError(f"{self.path} takes sizes that are multiples of {self.stride}, not {height}x{width}")
+        elif (height, width) != (self.imgsz, self.imgsz):
+            raise UserError(
+                f"{self.path} was exported for {self.imgsz}x{self.imgsz}, not {height}x{width}; "
+                f"export it again with that --imgsz or with --dynamic"
+            )
+
+
+def _session(path: Path, threads: int | None) -> Any:
+    import onnxruntime
+
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own exception types have no common base
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} is not an ONNX file that ONNX Runtime can open: {reason}") from error
