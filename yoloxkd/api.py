@@ -30,7 +30,6 @@ from yoloxkd.exporters.parity import export_checked
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.types import Detections, ImageMeta, Predictor
 
-AP_IMAGES = 100  # on which the AP of an export and of its model are compared
 DEFAULT_SIZE = 640  # px, where neither the file nor the model's recipe says better
 
 
@@ -71,9 +70,9 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         console: Console | None = None,
     ) -> None:
-        options = dict(
-            data=data, epochs=epochs, batch=batch, imgsz=imgsz, device=device, amp=amp, seed=seed, workers=workers
-        )
+        options = {
+            "data": data, "epochs": epochs, "batch": batch, "imgsz": imgsz, "device": device, "amp": amp, "seed": seed, "workers": workers
+        }
         self._checkpoint: dict[str, Any] | None = None
         if resume is not None:
             given = {
@@ -197,19 +196,12 @@ class Detector:
         size = self._size(imgsz)
         data = self._verification(verify)
         options = ExportOptions(imgsz=size, nms=nms, dynamic=dynamic, half=half)
-        conf, iou, max_det = options.conf, options.iou, options.max_det
-
-        def average_precision(file: Path | None) -> float:
-            predictor = self._predictor(conf, iou, max_det) if file is None else OnnxPredictor(file, conf, iou, max_det)
-            return float(_measure(predictor, data.head(AP_IMAGES), size, 8, 0, "hotcoco").metrics["AP"])
-
         return export_checked(
             self._opened.detector.cpu(),
             target,
             options,
             data=data,
             source_digest=self._opened.weights.digest,
-            average_precision=average_precision if set(data.names) & set(self.names) else None,
             say=say,
         )
 

@@ -45,7 +45,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: st
         (["train", "--student", "yolox-nano", "--set", "student.widht=1"], ["student.widht", "student.width"]),
         (["train", "--student", "yolox-nano", "--set", "kd.alpha=1"], ["kd.alpha", "no distiller is chosen"]),
         (["train", "--student", "yolox-nano", "--set", "kd"], ["--set takes key=value"]),
-        (["train", "--student", "yolox-nano", "--epochs", "none"], ["epochs", "none"]),
+        (["train", "--student", "yolox-nano", "--epochs", "none"], ["--epochs", "integer"]),
         (["train", "--student", "yolox-nano", "--epcohs", "3"], ["--epcohs", "--epochs"]),
         (["train", "--student", "yolox-nano", "--data", "shaeps"], ["shaeps", "shapes"]),
         (["train", "--student", "yolox-nano", "--data", "absent.yaml"], ["absent.yaml"]),
@@ -127,7 +127,10 @@ def test_bad_boxes_are_counted_and_dropped(capsys: pytest.CaptureFixture[str], t
     assert run([str(a) for a in _train(yaml, tmp_path / "run")]) == 0
     log = (tmp_path / "run" / "train.log").read_text()
     assert f"{good} boxes" in log
-    assert "5 dropped" in log or all(word in log for word in ("size", "outside", "NaN", "category"))
+    for fault in ("1 dropped, of an unknown category", "1 dropped, whose box is not four finite numbers"):
+        assert fault in log
+    for fault in ("2 dropped, of zero or negative size", "1 dropped, outside the image"):
+        assert fault in log
 
 
 def test_out_that_holds_a_run(capsys: pytest.CaptureFixture[str], toy: Path, toy_run: Path) -> None:
@@ -219,7 +222,7 @@ def test_help_and_mistakes_answer_at_once() -> None:
         modules = {
             line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")
         }
-        assert not modules & {"torch", "cv2", "numpy", "pydantic"}, arguments
+        assert not modules & {"torch", "cv2", "numpy"}, arguments
 
 
 def test_predict_needs_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path, toy_run: Path) -> None:

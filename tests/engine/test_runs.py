@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_run(distilled: Path, toy: Path, toy_run: P
     assert rows(again.out) == rows(distilled)
 
 
-@pytest.mark.parametrize("iteration", [2, 4, 5])  # inside the first epoch, between epochs, inside the second
+@pytest.mark.parametrize("iteration", [1, 4, 5])  # in the first epoch, after the last step of the second, in the third
 def test_resuming_changes_nothing(iteration: int, distilled: Path, toy: Path, toy_run: Path, tmp_path: Path) -> None:
     settings = TINY | {"student.width": 0.25}
     teacher = str(toy_run / "best.pt")
@@ -145,7 +145,7 @@ class Poison(Callback):
     """Makes a weight NaN."""
 
     def on_step(self, state: State) -> None:
-        if state.iteration == 4:
+        if state.iteration == 3:
             with torch.no_grad():
                 next(state.detector.parameters()).fill_(float("nan"))
 

@@ -33,7 +33,7 @@ class TinyDetector(DenseDetector):
                 nn.init.uniform_(module.running_var, 200, 2000)
                 nn.init.uniform_(module.weight, 0.5, 3)
         nn.init.normal_(self.head.weight, std=0.6)
-        nn.init.constant_(self.head.bias, bias)
+        nn.init.normal_(self.head.bias, mean=bias, std=0.1)
 
     def dense(self, x: Tensor) -> DenseOutput:
         fine = self.stem(x / 8)

@@ -108,6 +108,11 @@ def test_unknown_method_is_named() -> None:
         start({"fdg": KDConfig()})
 
 
+def test_a_method_without_a_term_is_refused() -> None:
+    with pytest.raises(UserError, match="every term of fgd"):
+        start({"fgd": FGDConfig.model_validate({"focal": False, "global": False})})
+
+
 def test_resume_checks_the_teacher_and_restores_the_automatic_weight() -> None:
     _, state, _ = start()
     saved = {"kd": state.extra["kd"] | {"auto": {"pgd": 3.5}}}

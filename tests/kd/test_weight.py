@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from yoloxkd.kd.base import KDConfig
 from yoloxkd.kd.weight import MethodWeight
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("value", ["automatic", -1.0, float("nan"), None, [1]])
+def test_weight_is_a_number_or_auto(value: object) -> None:
+    with pytest.raises(ValidationError, match="a number of at least 0, or auto") as error:
+        KDConfig(weight=value)
+    assert error.value.errors()[0]["loc"] == ("weight",)
 
 
 def test_warmup_is_linear_in_steps() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yoloxkd.ops.boxes import area, paired_iou, pairwise_iou, to_centre, to_corners
@@ -14,6 +14,7 @@ BOX = st.tuples(*(st.integers(-50, 200) for _ in range(2)), *(st.integers(0, 80)
 BOXES = st.lists(BOX, min_size=1, max_size=6).map(lambda rows: torch.tensor(rows, dtype=torch.float64))
 
 
+@settings(deadline=None)
 @given(BOXES)
 def test_conversions_are_inverse(boxes: torch.Tensor) -> None:
     assert torch.equal(to_corners(to_centre(boxes)), boxes)
@@ -24,6 +25,7 @@ def cells(box: torch.Tensor) -> set[tuple[int, int]]:
     return {(x, y) for x in range(x1, x2) for y in range(y1, y2)}
 
 
+@settings(deadline=None)
 @given(BOXES, BOXES)
 def test_overlap_counts_pixels(a: torch.Tensor, b: torch.Tensor) -> None:
     got = pairwise_iou(a, b)
@@ -35,6 +37,7 @@ def test_overlap_counts_pixels(a: torch.Tensor, b: torch.Tensor) -> None:
             assert abs(float(got[i, j]) - expected) < 1e-12
 
 
+@settings(deadline=None)
 @given(BOXES, BOXES)
 def test_paired_overlap_is_the_diagonal(a: torch.Tensor, b: torch.Tensor) -> None:
     n = min(len(a), len(b))

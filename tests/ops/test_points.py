@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yoloxkd.ops.points import centres_inside, compact, locations
@@ -17,6 +17,7 @@ def test_locations_are_cell_centres_row_by_row() -> None:
     assert strides.tolist() == [8] * 6 + [16] * 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=4), st.integers(0, 9))
 def test_compact_is_nonzero_in_fixed_slots(rows: list[list[bool]], slots: int) -> None:
     mask = torch.tensor(rows)
@@ -31,6 +32,7 @@ def test_compact_is_nonzero_in_fixed_slots(rows: list[list[bool]], slots: int) -
 COORDINATE = st.integers(-40, 140).map(lambda v: v / 2)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE, st.booleans()), min_size=0, max_size=5))
 def test_centres_inside_is_the_plain_test(rows: list[tuple[float, float, float, float, bool]]) -> None:
     sizes = ((8, 12), (4, 6), (2, 3))

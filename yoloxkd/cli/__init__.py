@@ -11,8 +11,8 @@ os.environ.setdefault("TYPER_USE_RICH", "0")  # plain help: a third of the start
 
 import typer
 
-from yoloxkd import __version__
 from yoloxkd.errors import UserError
+from yoloxkd.version import __version__
 
 # typer carries its own click or imports the other: the base class of its public exception is the right one in both
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]

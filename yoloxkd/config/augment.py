@@ -55,8 +55,8 @@ class Augment(Strict):
     @field_validator("hsv")
     @classmethod
     def _gains(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if not all(0 <= gain <= limit for gain, limit in zip(value, (90, 255, 255), strict=True)):
-            raise ValueError("should be three gains: hue 0 to 90, saturation 0 to 255, value 0 to 255")
+        if not all(0 <= gain <= limit for gain, limit in zip(value, (75, 255, 255), strict=True)):
+            raise ValueError("should be three gains: hue 0 to 75, saturation 0 to 255, value 0 to 255")
         return value
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ def _heart() -> np.ndarray:
     """The classic curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t, brought to the unit circle."""
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([16 * np.sin(t) ** 3, -y - 2.5], -1) / 17.5
+    return np.stack([16 * np.sin(t) ** 3, -y - 2.5], -1) / 18.21
 
 
 # A second contour is a hole.

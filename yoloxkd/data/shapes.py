@@ -52,6 +52,7 @@ def generate(folder: Path, counts: Mapping[str, int]) -> None:
     parent = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     work = parent / folder.name
     total, done = sum(counts.values()), 0
+    _progress(folder, done, total)
     try:
         for split, count in counts.items():
             (work / "images" / split).mkdir(parents=True)
@@ -60,8 +61,8 @@ def generate(folder: Path, counts: Mapping[str, int]) -> None:
                 for number, rows in enumerate(pool.map(lambda n, s=split: _write(work, s, n), range(count))):
                     records.append((number, rows))
                     done += 1
-                    if done % 100 == 0 or done == total:
-                        _progress(f"drawing the data set '{SHAPES}' into {folder}: {done} of {total}", done == total)
+                    if done % 50 == 0 or done == total:
+                        _progress(folder, done, total)
             (work / "annotations").mkdir(exist_ok=True)
             (work / "annotations" / f"{split}.json").write_text(json.dumps(_coco(split, records)))
         try:
@@ -73,11 +74,13 @@ def generate(folder: Path, counts: Mapping[str, int]) -> None:
         shutil.rmtree(parent, ignore_errors=True)
 
 
-def _progress(text: str, last: bool) -> None:
+def _progress(folder: Path, done: int, total: int) -> None:
+    """One line on a terminal, rewritten as it goes; elsewhere a line at the start and one at the end."""
+    text = f"drawing the data set '{SHAPES}' into {folder}: {done} of {total}"
     if sys.stderr.isatty():
-        print(f"\r{text}", end="\n" if last else "", file=sys.stderr, flush=True)
-    elif last:
-        print(text, file=sys.stderr)
+        print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    elif done in (0, total):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _write(work: Path, split: str, number: int) -> list[tuple[int, list[int]]]:

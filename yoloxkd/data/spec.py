@@ -111,13 +111,11 @@ def _shapes() -> DataSpec:
 def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:
     content = read_yaml(file)
     where = f"data set {name}"
-    kind = content.get("format", "coco")
+    kind = str(content.get("format", "coco"))
     flat = [split for split in SPLITS if isinstance(content.get(split), str | list)]
     if kind not in FORMATS or ("format" not in content and flat):
         said = (
-            f"the format '{kind}'"
-            if "format" in content
-            else f"'{flat[0]}' without annotations, as YOLO's format has it"
+            f"the format '{kind}'" if "format" in content else f"'{flat[0]}' without annotations, as YOLO's format does"
         )
         raise UserError(f"the {where} has {said}; known formats: {', '.join(sorted(FORMATS))}")
     if flat:

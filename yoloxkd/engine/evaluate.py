@@ -23,8 +23,8 @@ from yoloxkd.types import Batch, Detections, ImageMeta, Predictor
 class TorchPredictor:
     """A `types.Predictor` around a DenseDetector: the network in evaluation mode, then YOLOX's post-processing.
 
-    conf, iou, max_det: of the suppression. During a call every module is in evaluation mode; afterwards each is back in the
-    mode it was in. The detector is moved to `device`.
+    conf, iou, max_det: of the suppression. During a call every module is in evaluation mode; afterwards each is back in
+    the mode it was in. The detector is moved to `device`.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ def evaluate(
 ) -> EvalResult:
     """Run a predictor over a loader's letterboxed batches and compare with the ground truth of the images it gave.
 
-    The model's classes are matched to the data set's by name: detections of a class the data set does not have are dropped,
-    a class the model does not have has no detections. UserError: no class in common.
+    The model's classes are matched to the data set's by name: detections of a class the data set does not have are
+    dropped, a class the model does not have has no detections. UserError: no class in common.
     """
     label_of = _class_map(predictor.names, data.names)
     parts: list[COCODetections] = []

@@ -16,6 +16,7 @@ def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]
         "epoch": epoch,
         "step_in_epoch": step_in_epoch,
         "iteration": state.iteration,
+        "lr": state.lr,
         "sums": {k: float(v) for k, v in state.sums.items()} if step_in_epoch else {},
         "best": state.best,
         "metrics": state.metrics,
@@ -40,6 +41,6 @@ def restore(state: State, saved: dict[str, Any]) -> None:
     if state.ema and run["ema"]:
         state.ema.load_state_dict(run["ema"])
     state.epoch, state.step_in_epoch, state.iteration = run["epoch"], run["step_in_epoch"], run["iteration"]
-    state.best, state.metrics = run["best"], run["metrics"]
+    state.best, state.metrics, state.lr = run["best"], run["metrics"], run["lr"]
     state.sums = {k: next(state.detector.parameters()).new_tensor(v) for k, v in run["sums"].items()}
     restore_random_state(run["rng"])

@@ -18,12 +18,17 @@ Detect = Callable[[Tensor], list[Detections]]
 
 
 def average_precisions(
-    detects: list[Detect], names: list[str], data: DetectionData, imgsz: int, pad_value: tuple[int, int, int], limit: int
+    detects: list[Detect],
+    names: list[str],
+    data: DetectionData,
+    imgsz: int,
+    pad_value: tuple[int, int, int],
+    limit: int,
 ) -> list[float] | None:
     """AP (0 to 1) of each of `detects` on at most `limit` images of a data set; None when there is nothing to measure.
 
-    names are the model's classes; only those that the data set has too count. Boxes are compared in px of the network input:
-    the letterbox scales both sides of an image alike, which AP does not see.
+    names are the model's classes; only those that the data set has too count. Boxes are compared in px of the network
+    input: the letterbox scales both sides of an image alike, which AP does not see.
     """
     truth = data.ground_truth()
     shared = [name for name in names if name in data.names]

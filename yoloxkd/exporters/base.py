@@ -16,7 +16,8 @@ class Exportable(nn.Module):
     """A frozen copy of a detector in evaluation mode and float32, batch norm folded, reduced to boxes and scores.
 
     forward: images (N, 3, H, W) float32 or uint8, RGB 0..255 -> boxes (N, A, 4) xyxy px of the input, scores (N, A, K).
-    Normalisation and colour order are the detector's own and become part of the graph. The detector given is not changed.
+    Normalisation and colour order are the detector's own and become part of the graph. The detector given is not
+    changed.
     """
 
     def __init__(self, detector: DenseDetector) -> None:
@@ -32,8 +33,8 @@ class Exportable(nn.Module):
 def fold_batch_norm(detector: DenseDetector) -> None:
     """Put every batch norm that follows a convolution into that convolution's weights, in place, computed in float64.
 
-    Which follows which is seen in a forward pass, not guessed from names; a convolution that feeds two different norms, or
-    a norm fed by two convolutions, stays as it is. The detector is left in float32.
+    Which follows which is seen in a forward pass, not guessed from names; a convolution that feeds two different norms,
+    or a norm fed by two convolutions, stays as it is. The detector is left in float32.
     """
     pairs = _followers(detector.double())
     convolutions = [conv for conv, _ in pairs]

@@ -81,15 +81,15 @@ def compare(
 ) -> None:
     """Add one image to `total`.
 
-    Detections are paired one to one, best first, by class and largest overlap (at least 0.5). Whatever cannot be paired, or
-    is a pair outside the tolerance, is excused as borderline in these cases, and in no other:
+    Detections are paired one to one, best first, by class and largest overlap (at least 0.5). Whatever cannot be
+    paired, or is a pair outside the tolerance, is excused as borderline in these cases, and in no other:
     * its score is within `tolerance.score` of the confidence threshold, or of the last score of a full list: it may be
       absent on the other side;
     * it overlaps a detection of its class on the other side by the NMS threshold, to within 0.001: rounding decides
       whether it is suppressed;
-    * model and file chose different ones of two candidates that overlap by more than the NMS threshold and whose scores are
-      within `tolerance.score` of each other (the order of NMS, or the class, was a tie), and the model itself has the
-      file's choice among its candidates, with that score, and as good as its best class there.
+    * model and file chose different ones of two candidates that overlap by more than the NMS threshold and whose scores
+      are within `tolerance.score` of each other (the order of NMS, or the class, was a tie), and the model itself has
+      the file's choice among its candidates, with that score, and as good as its best class there.
     """
     total.detections += len(model)
     iou = overlaps(model.boxes, file.boxes)

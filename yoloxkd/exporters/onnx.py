@@ -1,4 +1,4 @@
-"""ONNX files that a runtime needs nothing else for: pixels in, detections out, everything about the input in the metadata."""
+"""ONNX files that need nothing else: pixels in, detections out, all about the input in the metadata."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from yoloxkd import __version__
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.half import to_half
 from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.version import __version__
 
 if TYPE_CHECKING:
     import onnx
@@ -27,7 +27,7 @@ OPSET = 18
 NMS_OUTPUTS = ("boxes", "scores", "labels", "counts")
 RAW_OUTPUTS = ("boxes", "scores")
 PROBES = ("raw_boxes", "raw_scores")
-"""What a file with suppression chooses from; outputs while the file is being checked, removed before it is given out."""
+"""What suppression chooses from: outputs while the file is being checked, removed before it is given out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,10 @@ def export_onnx(
 ) -> Path:
     """Write `detector` as an ONNX file of opset 18, weights inside; returns the path.
 
-    Input `images` (N, 3, imgsz, imgsz) float32 RGB 0..255. Outputs with nms: boxes (N, D, 4) xyxy px of the input, scores
-    (N, D), labels (N, D) int64, counts (N,) int64, rows past the count zero and -1; without: boxes (N, A, 4), scores
-    (N, A, K). source_digest is the SHA-256 of the checkpoint. `probes` adds the outputs raw_boxes and raw_scores to a file
-    with nms. The file is not compared with the model here: `exporters.parity.export_checked` does that.
+    Input `images` (N, 3, imgsz, imgsz) float32 RGB 0..255. Outputs with nms: boxes (N, D, 4) xyxy px of the input,
+    scores (N, D), labels (N, D) int64, counts (N,) int64, rows past the count zero and -1; without: boxes (N, A, 4),
+    scores (N, A, K). source_digest is the SHA-256 of the checkpoint. `probes` adds the outputs raw_boxes and raw_scores
+    to a file with nms. The file is not compared with the model here: `exporters.parity.export_checked` does that.
     """
     import onnx
 
@@ -98,10 +98,11 @@ def _graph(detector: DenseDetector, options: ExportOptions) -> onnx.ModelProto:
     """The traced and optimised graph. A batch of two is traced where the batch is free: one would be taken as fixed."""
     from yoloxkd.exporters.suppression import WithSuppression, onnx_translations
 
-    network: torch.nn.Module = Exportable(detector)
+    plain = Exportable(detector)
+    network: torch.nn.Module = plain
     outputs: tuple[str, ...] = RAW_OUTPUTS
     if options.nms:
-        network = WithSuppression(network, conf=options.conf, iou=options.iou, max_det=options.max_det)
+        network = WithSuppression(plain, conf=options.conf, iou=options.iou, max_det=options.max_det)
         outputs = NMS_OUTPUTS + PROBES
     sample = torch.full((2 if options.dynamic else 1, 3, options.imgsz, options.imgsz), 114.0)
     with _quiet(), torch.no_grad():

@@ -65,7 +65,8 @@ class ParityReport:
         if f.unmatched > t.unmatched * f.detections:
             faults.append(
                 f"{f.unmatched} detections (of {f.detections}) have no counterpart with a score within {t.score} and an "
-                f"overlap above {t.iou}; the worst pair differs by {f.max_score_difference:.2g} and overlaps by {f.min_iou:.4f}"
+                f"overlap above {t.iou}; the worst pair differs by {f.max_score_difference:.2g} and overlaps by "
+                f"{f.min_iou:.4f}"
             )
         if not self.max_location_score_difference <= t.score:
             faults.append(f"a raw score differs by {self.max_location_score_difference:.2g} (allowed {t.score})")
@@ -92,10 +93,10 @@ def check_parity(
 ) -> ParityReport:
     """Compare an exported file with the model it came from.
 
-    images are batches (B, 3, H, W) uint8 RGB, letterboxed. Detections are compared after suppression with the file's own
-    settings: see `matching.compare` for what counts as the same and what is excused as borderline (in short: a detection
-    whose score is within the tolerance of the threshold may be absent on one side). Where the file shows what comes before
-    suppression, the best 100 locations of every image are compared too, their scores of every class.
+    images are batches (B, 3, H, W) uint8 RGB, letterboxed. Detections are compared after suppression with the file's
+    own settings: see `matching.compare` for what counts as the same and what is excused as borderline (in short: a
+    detection whose score is within the tolerance of the threshold may be absent on one side). Where the file shows what
+    comes before suppression, the best 100 locations of every image are compared too, their scores of every class.
     """
     predictor, model = OnnxPredictor(path), _reference(detector)
     settings = Suppression(predictor.conf, predictor.iou, predictor.max_det)
@@ -185,10 +186,10 @@ def export_checked(
 
     say   prints the result in one line
 
-    In fp32 every detection must agree (score to 0.001, overlap above 0.99). In fp16 the AP must, to 0.002, on at most 100
-    images of `data`, where it has classes of the model; single detections only roughly (`FP16`). Beside `x.onnx` lies
-    `x.parity.json` afterwards. GateError: the file differs from the model; nothing is written under the final name then, and
-    an older file of that name stays as it was. UserError: the folder cannot be written to.
+    In fp32 every detection must agree (score to 0.001, overlap above 0.99). In fp16 the AP must, to 0.002, on at most
+    100 images of `data`, where it has classes of the model; single detections only roughly (`FP16`). Beside `x.onnx`
+    lies `x.parity.json` afterwards. GateError: the file differs from the model; nothing is written under the final name
+    then, and an older file of that name stays as it was. UserError: the folder cannot be written to.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

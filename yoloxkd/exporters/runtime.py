@@ -20,8 +20,8 @@ NEEDED = ("names", "strides", "input_size", "pad_value", "dynamic", "nms", "conf
 class OnnxPredictor:
     """A `types.Predictor` around an ONNX file that this package wrote, with suppression in the graph or without.
 
-    conf, iou, max_det   None: as in the file's metadata. Where suppression is in the graph its settings are fixed: a higher
-                         conf or a smaller max_det filters its output, anything else is a UserError
+    conf, iou, max_det   None: as in the file's metadata. Where suppression is in the graph its settings are fixed: a
+                         higher conf or a smaller max_det filters its output, anything else is a UserError
     threads              of the runtime; None: its own choice
     imgsz                px, side of the input the file was exported for
     dynamic_batch, dynamic_size   whether it takes any batch, any height and width (multiples of `stride`)
@@ -98,12 +98,17 @@ class OnnxPredictor:
         try:
             return {key: json.loads(self.metadata[key]) for key in NEEDED}
         except ValueError as error:
-            raise UserError(f"{self.path} has metadata that cannot be read ({error}); export the checkpoint again") from error
+            raise UserError(
+                f"{self.path} has metadata that cannot be read ({error}); export the checkpoint again"
+            ) from error
 
     def _check_baked(self, known: dict[str, Any]) -> None:
         """Refuse settings that the suppression inside the graph cannot give."""
         if self.conf < known["conf"]:
-            fault, option = f"finds nothing below a score of {known['conf']}, but conf {self.conf} was asked for", "conf"
+            fault, option = (
+                f"finds nothing below a score of {known['conf']}, but conf {self.conf} was asked for",
+                "conf",
+            )
         elif self.iou != known["iou"]:
             fault, option = f"suppresses at an overlap of {known['iou']}, but iou {self.iou} was asked for", "iou"
         elif self.max_det > known["max_det"]:
@@ -111,7 +116,9 @@ class OnnxPredictor:
             option = "max_det"
         else:
             return
-        raise UserError(f"{self.path} has its NMS inside: it {fault}; export it again with that {option} or with --no-nms")
+        raise UserError(
+            f"{self.path} has its NMS inside: it {fault}; export it again with that {option} or with --no-nms"
+        )
 
     def _check_size(self, height: int, width: int) -> None:
         if self.dynamic_size:

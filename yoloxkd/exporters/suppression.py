@@ -55,9 +55,9 @@ def onnx_translations() -> dict[Any, Any]:
 class WithSuppression(nn.Module):
     """An Exportable followed by YOLOX's post-processing, every output of fixed shape.
 
-    forward: images (N, 3, H, W) -> boxes (N, D, 4), scores (N, D), labels (N, D) int64, counts (N,) int64, and what they
-    were chosen from: raw boxes (N, A, 4), raw scores (N, A, K). D is `max_det`; rows past the count are zero boxes,
-    zero scores and label -1; rows are best first, the earlier location first among equals.
+    forward: images (N, 3, H, W) -> boxes (N, D, 4), scores (N, D), labels (N, D) int64, counts (N,) int64, and what
+    they were chosen from: raw boxes (N, A, 4), raw scores (N, A, K). D is `max_det`; rows past the count are zero
+    boxes, zero scores and label -1; rows are best first, the earlier location first among equals.
     """
 
     def __init__(self, network: Exportable, *, conf: float, iou: float, max_det: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
@@ -30,6 +31,20 @@ class KDConfig(Strict):
     inherit: bool = Field(False, description="start neck and head from the teacher's where shapes agree")
     max_nonfinite: int = Field(10, ge=0, description="stop the run when more terms than this were not finite")
     warn_above: float = Field(10.0, gt=0, description="warn above this multiple of the task loss")
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        """One sentence instead of one for each member of the union."""
+        if value == "auto":
+            return value
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 <= number < math.inf:
+            raise ValueError("should be a number of at least 0, or auto")
+        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +191,14 @@ class WithTeacher(nn.Module):
         return replace(student, **{f.name: gate(getattr(student, f.name)) for f in fields(student)})
 
     def _cut(self, gradient: Tensor) -> Tensor:
-        if self._faulty is None:
-            return gradient
+        if self._faulty is None or (self._faulty.device.type == "cpu" and not self._faulty):
+            return gradient  # asking a CUDA tensor would wait for the device
         return torch.where(self._faulty, torch.nan_to_num(gradient, 0.0, 0.0, 0.0), gradient)
 
     def _note_dtypes(self, name: str, method: Distiller, student: DenseOutput, teacher: DenseOutput) -> None:
         for level in method.pairing.levels:
+            if f"{name}/s{level.stride}" in self.dtypes:
+                continue
             s = {str(getattr(student, tap)[level.student].dtype).removeprefix("torch.") for tap in method.needs}
             t = {str(getattr(teacher, tap)[level.teacher].dtype).removeprefix("torch.") for tap in method.needs}
             self.dtypes[f"{name}/s{level.stride}"] = (

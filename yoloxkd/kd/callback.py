@@ -52,6 +52,9 @@ class Distill(Callback):
         detector = self.teacher.detector.to(state.device)
         self.pairing = Pairing.between(state.detector, detector, self.nominal_size)
         distillers = {name: DISTILLERS[name](cfg, self.pairing) for name, cfg in self.methods.items()}
+        for name, method in distillers.items():
+            if not method.terms:
+                raise UserError(f"every term of {name} is switched off or has weight 0; leave --kd {name} out instead")
         taps = dict.fromkeys(tap for method in distillers.values() for tap in method.needs)
         state.say(table(self.pairing.describe(taps)))
         ap = saved.get("teacher_ap")

@@ -209,9 +209,7 @@ class FGD(Distiller):
             out |= {f"{term}/s{level.stride}": found[term] * (w / share) for term, w in self.weights.items()}
         return out
 
-    def _level(
-        self, student: DenseOutput, teacher: DenseOutput, batch: Batch, level: LevelPair
-    ) -> dict[str, Tensor]:
+    def _level(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, level: LevelPair) -> dict[str, Tensor]:
         """The terms of one level before their weights."""
         theirs = teacher.features[level.teacher]
         ours = self.adapters(student.features[level.student], theirs, "features", level)

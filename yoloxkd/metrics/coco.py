@@ -49,10 +49,11 @@ def coco_metrics(
 ) -> dict[str, Any]:
     """The twelve COCO numbers, 0 to 1, and AP and AP50 of every class.
 
-    ground_truth is a COCO dictionary whose category names include `names` (any ids). Keys of the result: AP AP50 AP75 APs
-    APm APl AR1 AR10 AR100 ARs ARm ARl, and per_class {name: {"AP", "AP50"}}. As in pycocotools, a number with no ground
-    truth to measure it on (no large object, a class that does not occur) is -1. No detections at all is a result of 0.
-    UserError: unknown backend, an image id that is not in the ground truth, a name that is not among its categories.
+    ground_truth is a COCO dictionary whose category names include `names` (any ids). Keys of the result: AP AP50 AP75
+    APs APm APl AR1 AR10 AR100 ARs ARm ARl, and per_class {name: {"AP", "AP50"}}. As in pycocotools, a number with no
+    ground truth to measure it on (no large object, a class that does not occur) is -1. No detections at all is a result
+    of 0. UserError: unknown backend, an image id that is not in the ground truth, a name that is not among its
+    categories.
     """
     if backend not in BACKENDS:
         raise UserError(f"val.backend '{backend}' is not known: {nearest(backend, BACKENDS)}")
@@ -122,7 +123,7 @@ def _run_hotcoco(truth: dict[str, Any], rows: np.ndarray) -> _Arrays:
     from hotcoco import COCO, COCOeval
 
     data = COCO(truth)
-    evaluator = COCOeval(data, data.load_res(rows), "bbox")
+    evaluator: Any = COCOeval(data, data.load_res(rows), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
     return list(evaluator.params.cat_ids), evaluator.eval["precision"], evaluator.eval["recall"]

@@ -220,7 +220,9 @@ def load_into(
     elsewhere = [key for key in mismatched if key not in by_classes]
     if elsewhere:
         shapes = (f"{key} is {_shape(state[key])} there and {_shape(own[key])} here" for key in elsewhere[:SHOWN])
-        raise UserError(f"the checkpoint belongs to another architecture: {'; '.join(shapes)}; choose the model it is of")
+        raise UserError(
+            f"the checkpoint belongs to another architecture: {'; '.join(shapes)}; choose the model it is of"
+        )
     if by_classes and not allow_class_mismatch:
         theirs, ours = state[by_classes[0]].shape[0], own[by_classes[0]].shape[0]
         raise UserError(

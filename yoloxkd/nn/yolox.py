@@ -50,6 +50,16 @@ class DecoupledHead(nn.Module):
             nn.init.constant_(predictor.get_parameter("bias"), -math.log((1 - PRIOR) / PRIOR))
 
 
+def run_towers(towers: nn.ModuleList, maps: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """One tower of two blocks a level: the outputs of the first blocks, and those of the second."""
+    firsts, lasts = [], []
+    for tower, x in zip(towers, maps, strict=True):
+        first, second = tower.children()
+        firsts.append(first(x))
+        lasts.append(second(firsts[-1]))
+    return tuple(firsts), lasts
+
+
 class YOLOX(DenseDetector):
     """YOLOX of any depth and width.
 
@@ -91,10 +101,8 @@ class YOLOX(DenseDetector):
             )
         head = self.head
         features = tuple(stem(level) for stem, level in zip(head.stems, self.backbone(x), strict=True))
-        cls_features = tuple(tower[0](f) for tower, f in zip(head.cls_convs, features, strict=True))
-        reg_features = tuple(tower[0](f) for tower, f in zip(head.reg_convs, features, strict=True))
-        cls_last = [tower[1](f) for tower, f in zip(head.cls_convs, cls_features, strict=True)]
-        reg_last = [tower[1](f) for tower, f in zip(head.reg_convs, reg_features, strict=True)]
+        cls_features, cls_last = run_towers(head.cls_convs, features)
+        reg_features, reg_last = run_towers(head.reg_convs, features)
         return self.assemble(
             [predict(f) for predict, f in zip(head.reg_preds, reg_last, strict=True)],
             [predict(f) for predict, f in zip(head.obj_preds, reg_last, strict=True)],

@@ -9,8 +9,8 @@ from torch import Tensor
 def class_aware_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
     """Greedy suppression within each class: which boxes stay.
 
-    boxes (n, 4) xyxy, scores (n,), labels (n,) int64; a box falls when it overlaps a better one of its own class by more
-    than `iou`. Returns indices (m,), best score first, the earlier row first among equals.
+    boxes (n, 4) xyxy, scores (n,), labels (n,) int64; a box falls when it overlaps a better one of its own class by
+    more than `iou`. Returns indices (m,), best score first, the earlier row first among equals.
 
     Classes are kept apart by moving each to a plane of its own. The move is made in float64, where it changes no
     overlap, and by the whole extent of the boxes, so that boxes left of or above the image cannot reach the next plane.

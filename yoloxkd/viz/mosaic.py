@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from yoloxkd.types import Detections
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.transforms import fit, letterbox
+from yoloxkd.types import Detections, Predictor
 from yoloxkd.viz.draw import draw_boxes, draw_detections
 
 _PAPER = 245
@@ -24,10 +27,11 @@ def truth_beside_prediction(
 ) -> np.ndarray:
     """Pictures in pairs, the left with its ground truth, the right with the prediction, as one RGB sheet.
 
-    images n x (H, W, 3) uint8 RGB of any size; boxes in px of their image. Each picture is fitted into a square of `cell` px
-    before it is drawn on, so captions stay readable. Returns (rows, columns, 3) uint8; no images give one empty cell.
+    images n x (H, W, 3) uint8 RGB of any size; boxes in px of their image. Each picture is fitted into a square of
+    `cell` px before it is drawn on, so captions stay readable. Returns (rows, columns, 3) uint8; no images give one
+    empty cell.
     """
-    blank = np.full((cell + 2 * _GAP, 2 * cell + 4 * _GAP, 3), _PAPER, dtype=np.uint8)
+    blank = np.full((cell + 2 * _GAP, 2 * cell + 3 * _GAP, 3), _PAPER, dtype=np.uint8)
     pairs = []
     for image, truth, prediction in zip(images, truths, predictions, strict=True):
         small, scale = _fit(image, cell)
@@ -42,6 +46,35 @@ def truth_beside_prediction(
     pairs += [blank] * (-len(pairs) % columns)
     rows = [np.concatenate(pairs[i : i + columns], axis=1) for i in range(0, len(pairs), columns)]
     return np.concatenate(rows, axis=0)
+
+
+def draw_comparison(
+    predictor: Predictor, data: DetectionData, indices: Iterable[int], imgsz: int, output: Path, *, cell: int = 416
+) -> Path:
+    """Write a sheet of some images of a data set, ground truth beside what `predictor` finds at `imgsz` px, as PNG or JPEG.
+
+    Crowd regions are drawn too, marked as such. OSError when the file cannot be written.
+    """
+    import torch
+
+    images, truths, predictions = [], [], []
+    for index in indices:
+        picture = data.read(index)
+        boxed, scale, left, top = letterbox(picture, (imgsz, imgsz), predictor.pad_value)
+        _, height, width = fit(*picture.shape[:2], (imgsz, imgsz))
+        corner = np.array([left, top, left, top], dtype=np.float32)
+        x, y = int(left), int(top)
+        images.append(boxed[y : y + height, x : x + width])
+        boxes, labels, crowd = data.annotations(index)
+        names = [*data.names, *(f"{name} (crowd)" for name in data.names)]
+        truths.append(Detections(boxes * scale, np.ones(len(boxes)), labels + crowd * len(data.names), names))
+        found = predictor(torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1)))[None])[0]
+        predictions.append(Detections(found.boxes - corner, found.scores, found.labels, found.names))
+    sheet = truth_beside_prediction(images, truths, predictions, cell=cell)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(output), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"could not write {output}")
+    return output
 
 
 def _fit(image: np.ndarray, cell: int) -> tuple[np.ndarray, float]:

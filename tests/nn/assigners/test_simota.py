@@ -16,7 +16,9 @@ from yoloxkd.nn.yolox import YOLOX
 from yoloxkd.types import DenseOutput, Targets
 
 
-def output(images: int, classes: int, size: tuple[int, int], seed: int, dtype: torch.dtype = torch.float64) -> DenseOutput:
+def output(
+    images: int, classes: int, size: tuple[int, int], seed: int, dtype: torch.dtype = torch.float64
+) -> DenseOutput:
     """A hand-made output of a network with `classes` classes on `size` (height, width) px."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -27,7 +29,9 @@ def output(images: int, classes: int, size: tuple[int, int], seed: int, dtype: t
     model = YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), [str(i) for i in range(classes)])
     levels = model.levels
     return model.assemble(
-        [draw(4, s, 0.6, 0.3) for s in levels], [draw(1, s, 2, -1) for s in levels], [draw(classes, s, 2, -1) for s in levels]
+        [draw(4, s, 0.6, 0.3) for s in levels],
+        [draw(1, s, 2, -1) for s in levels],
+        [draw(classes, s, 2, -1) for s in levels],
     )
 
 
@@ -78,7 +82,9 @@ def by_loop(out: DenseOutput, targets: Targets) -> SimOTAMatch:
             }
         candidates = sorted(set().union(*near.values())) if near else []
         p = (out.cls_logits[b].float().sigmoid() * out.quality[b].float().sigmoid().unsqueeze(-1)).sqrt()
-        overlap = {(g, a): iou(targets.boxes[b, g].tolist(), out.boxes[b, a].tolist()) for g in rows for a in candidates}
+        overlap = {
+            (g, a): iou(targets.boxes[b, g].tolist(), out.boxes[b, a].tolist()) for g in rows for a in candidates
+        }
         cost = {}
         for g in rows:
             one_hot = F.one_hot(targets.labels[b, g], p.shape[1]).float()
@@ -150,7 +156,7 @@ def test_rows_of_an_image_do_not_touch_another_image() -> None:
         alone = simota(
             DenseOutput(
                 **{name: getattr(out, name) for name in ("points", "strides", "sizes", "levels", "image_size")},
-                **{name: () for name in ("features", "cls_features", "reg_features")},
+                **dict.fromkeys(("features", "cls_features", "reg_features"), ()),
                 **{name: getattr(out, name)[part] for name in ("cls_logits", "box_raw", "boxes", "quality")},
             ),
             Targets(targets.boxes[part], targets.labels[part], targets.mask[part], targets.ignore[part]),

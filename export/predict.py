@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""Detect objects with an exported yoloxkd model. Needs numpy, onnxruntime and OpenCV (opencv-python-headless); no torch.
+
+    python predict.py model.onnx photo.jpg another.png --conf 0.3 --out drawn/ --json detections.json
+
+Prints JSON: for each image its path, size, and detections (box x1 y1 x2 y2 in px of the image, score, label, name), best
+first. Works for files with NMS inside (`yoloxkd export`) and without (`--no-nms`). Copy this file wherever you need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+class Model:
+    """An exported file: `Model("model.onnx").predict(rgb)`."""
+
+    def __init__(self, path: str, conf: float = 0.25) -> None:
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        meta = self.session.get_modelmeta().custom_metadata_map
+        try:
+            self.names: list[str] = json.loads(meta["names"])
+            self.height, self.width = json.loads(meta["input_size"])
+            self.pad_value = json.loads(meta["pad_value"])
+            self.nms, self.iou = json.loads(meta["nms"]), json.loads(meta["iou"])
+            self.max_det, lowest = json.loads(meta["max_det"]), json.loads(meta["conf"])
+        except KeyError as error:
+            raise SystemExit(f"{path} has no metadata {error}: it was not written by `yoloxkd export`") from None
+        if self.nms and conf < lowest:
+            raise SystemExit(
+                f"{path} holds its own NMS, which drops scores below {lowest}; choose --conf {lowest} or more"
+            )
+        self.conf = conf
+
+    def predict(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """image (h, w, 3) uint8 RGB -> boxes (n, 4) xyxy px of the image, scores (n,), labels (n,), best first."""
+        pixels, scale = self.letterbox(image)
+        outputs = self.session.run(None, {"images": pixels})
+        if self.nms:
+            boxes, scores, labels, counts = outputs
+            n = min(int(counts[0]), int((scores[0] >= self.conf).sum()))
+            boxes, scores, labels = boxes[0, :n], scores[0, :n], labels[0, :n]
+        else:
+            boxes, scores, labels = self.suppress(outputs[0][0], outputs[1][0])
+        height, width = image.shape[:2]
+        return np.clip(boxes / np.float32(scale), 0, [width, height, width, height]), scores, labels
+
+    def letterbox(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+        """Fit the picture into the top left of the input, the rest filled -> (1, 3, H, W) float32 RGB 0..255, and scale."""
+        h, w = image.shape[:2]
+        scale = min(self.height / h, self.width / w)
+        new_w, new_h = max(1, int(w * scale)), max(1, int(h * scale))
+        canvas = np.empty((self.height, self.width, 3), np.uint8)
+        canvas[:] = self.pad_value
+        canvas[:new_h, :new_w] = cv2.resize(image, (new_w, new_h))
+        return canvas.transpose(2, 0, 1)[None].astype(np.float32), scale
+
+    def suppress(self, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every location its best class; of overlapping boxes of one class the best."""
+        labels, best = scores.argmax(1), scores.max(1)
+        rows = np.flatnonzero(best >= self.conf)
+        rows = rows[np.argsort(-best[rows], kind="stable")]
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        kept: list[int] = []
+        while len(rows) and len(kept) < self.max_det:
+            first, rows = rows[0], rows[1:]
+            kept.append(int(first))
+            sides = np.minimum(boxes[rows, 2:], boxes[first, 2:]) - np.maximum(boxes[rows, :2], boxes[first, :2])
+            inter = np.clip(sides, 0, None).prod(1)
+            overlap = inter / np.maximum(area[rows] + area[first] - inter, 1e-9)
+            rows = rows[(overlap <= self.iou) | (labels[rows] != labels[first])]
+        return boxes[kept], best[kept], labels[kept]
+
+
+def draw(image: np.ndarray, boxes: np.ndarray, captions: list[str]) -> np.ndarray:
+    """A copy with boxes and captions."""
+    canvas = np.ascontiguousarray(image).copy()
+    size = max(0.4, min(canvas.shape[:2]) / 1100)
+    line = max(1, round(min(canvas.shape[:2]) / 300))
+    for box, caption in zip(boxes[::-1], captions[::-1]):
+        x1, y1, x2, y2 = (round(float(v)) for v in box)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), (0, 200, 80), line)
+        (w, h), _ = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+        top = max(y1 - h - 6, 0)
+        cv2.rectangle(canvas, (x1, top), (x1 + w + 4, top + h + 6), (0, 200, 80), -1)
+        cv2.putText(canvas, caption, (x1 + 2, top + h + 2), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+    return canvas
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Detect objects with an exported yoloxkd model.")
+    parser.add_argument("model", help="the .onnx file")
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--conf", type=float, default=0.25, help="lowest score (default 0.25)")
+    parser.add_argument("--out", type=Path, help="folder for drawn images")
+    parser.add_argument("--json", type=Path, help="write the JSON here instead of printing it")
+    arguments = parser.parse_args()
+    model = Model(arguments.model, arguments.conf)
+    results: list[dict[str, Any]] = []
+    for name in arguments.images:
+        bgr = cv2.imread(name, cv2.IMREAD_COLOR)
+        if bgr is None:
+            sys.exit(f"{name} is not an image that can be read")
+        image = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        boxes, scores, labels = model.predict(image)
+        found = [
+            {
+                "box": [round(float(v), 3) for v in box],
+                "score": round(float(score), 6),
+                "label": int(label),
+                "name": model.names[int(label)],
+            }
+            for box, score, label in zip(boxes, scores, labels)
+        ]
+        results.append({"image": name, "height": image.shape[0], "width": image.shape[1], "detections": found})
+        if arguments.out:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            drawn = draw(image, boxes, [f"{d['name']} {100 * d['score']:.0f}" for d in found])
+            cv2.imwrite(str(arguments.out / Path(name).name), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+    text = json.dumps(results, indent=2)
+    if arguments.json:
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Evaluation: back to the original image, classes by name, and the published numbers on real images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.engine.scenes import scene
+from tests.exporters.tiny import TinyDetector
+from yoloxkd.data.coco import read_coco
+from yoloxkd.data.loader import eval_loader
+from yoloxkd.data.records import DetectionData
+from yoloxkd.engine.evaluate import TorchPredictor, evaluate, to_original
+from yoloxkd.errors import UserError
+from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.types import Detections, ImageMeta
+
+
+class Oracle:
+    """Knows the ground truth: finds every object of a data set, in px of the input it is shown."""
+
+    stride, pad_value = 32, (114, 114, 114)
+
+    def __init__(self, data: DetectionData, imgsz: int, names: list[str]) -> None:
+        self.data, self.imgsz, self.names, self.at = data, imgsz, names, 0
+
+    def __call__(self, images: torch.Tensor) -> list[Detections]:
+        found = []
+        for _ in images:
+            boxes, labels, _ = self.data.annotations(self.at)
+            height, width = self.data.sizes[self.at]
+            scale = min(self.imgsz / height, self.imgsz / width)
+            known = [i for i, k in enumerate(labels) if self.data.names[k] in self.names]
+            mine = np.array([self.names.index(self.data.names[k]) for k in labels[known]], dtype=np.int64)
+            found.append(Detections(boxes[known] * scale, np.ones(len(known), np.float32), mine, self.names))
+            self.at += 1
+        return found
+
+
+@pytest.mark.parametrize("size", [(90, 120), (130, 70), (64, 64)])
+def test_the_truth_scores_one_on_any_shape_of_image(tmp_path: Path, size: tuple[int, int]) -> None:
+    data = scene(tmp_path, size=size)
+    result = evaluate(Oracle(data, 96, data.names), eval_loader(data, imgsz=96, batch=3), data)
+    assert result.metrics["AP"] == pytest.approx(1.0)
+    assert result.images == 4
+
+
+def test_classes_are_matched_by_name_whatever_their_order(tmp_path: Path) -> None:
+    data = scene(tmp_path, images=6, names=("red", "blue", "green"))
+    model = ["green", "person", "blue", "red"]
+    result = evaluate(Oracle(data, 96, model), eval_loader(data, imgsz=96, batch=2), data)
+    assert result.metrics["AP"] == pytest.approx(1.0)
+
+
+def test_a_class_the_model_lacks_is_never_found_and_a_foreign_one_is_dropped(tmp_path: Path) -> None:
+    data = scene(tmp_path, images=8, names=("red", "blue"))
+
+    class Foreign(Oracle):
+        """Finds as well, everywhere, a thing the data set does not know."""
+
+        def __call__(self, images: torch.Tensor) -> list[Detections]:
+            return [
+                Detections(
+                    np.concatenate([d.boxes, [[0, 0, 50, 50]]]),
+                    np.concatenate([d.scores, [1.0]]),
+                    np.concatenate([d.labels, [1]]),
+                    d.names,
+                )
+                for d in super().__call__(images)
+            ]
+
+    result = evaluate(Foreign(data, 96, ["red", "person"]), eval_loader(data, imgsz=96, batch=2), data)
+    assert result.metrics["per_class"]["red"]["AP"] == pytest.approx(1.0)
+    assert result.metrics["per_class"]["blue"]["AP"] == 0.0
+    assert set(result.detections.labels.tolist()) == {0}
+
+
+def test_no_class_in_common_shows_both_lists(tmp_path: Path) -> None:
+    data = scene(tmp_path)
+    with pytest.raises(UserError, match="knows RBC, WBC, the data set has red, blue"):
+        evaluate(Oracle(data, 96, ["RBC", "WBC"]), eval_loader(data, imgsz=96, batch=2), data)
+
+
+def test_only_the_images_of_the_loader_count(tmp_path: Path) -> None:
+    data = scene(tmp_path)
+    result = evaluate(Oracle(data, 96, data.names), list(eval_loader(data, imgsz=96, batch=2))[:1], data)
+    assert result.images == 2
+    assert result.metrics["AR100"] == pytest.approx(1.0)
+
+
+def test_no_detections_score_zero(tmp_path: Path) -> None:
+    data = scene(tmp_path)
+    blind = TorchPredictor(TinyDetector(data.names, bias=-50.0), conf=0.5)
+    result = evaluate(blind, eval_loader(data, imgsz=96, batch=2), data, backend="pycocotools")
+    assert len(result.detections) == 0
+    assert result.metrics["AP"] == 0.0
+    assert result.coco_results() == []
+
+
+def test_boxes_go_back_to_the_original_and_stay_inside() -> None:
+    meta = ImageMeta(1, "", height=50, width=100, scale=0.5, left=4.0, top=8.0)
+    found = Detections(np.array([[4, 8, 54, 33], [-90, 0, 900, 900]], np.float32), np.ones(2), np.zeros(2, int))
+    assert to_original(found, meta).boxes.tolist() == [[0, 0, 100, 50], [0, 0, 100, 50]]
+
+
+def test_results_are_in_the_format_of_coco(tmp_path: Path) -> None:
+    data = scene(tmp_path, images=1)
+    result = evaluate(Oracle(data, 120, data.names), eval_loader(data, imgsz=120, batch=1), data)
+    x1, y1, x2, y2 = data.boxes[0].tolist()
+    first = json.loads(json.dumps(result.coco_results()))[0]
+    assert first == {
+        "image_id": 7,
+        "category_id": int(data.labels[0]) + 1,
+        "bbox": pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-3),
+        "score": 1.0,
+    }
+
+
+def test_every_module_is_back_in_its_own_mode() -> None:
+    detector = TinyDetector(["a"]).train()
+    frozen = next(m for m in detector.modules() if isinstance(m, nn.BatchNorm2d))
+    frozen.eval()
+    before = {k: v.clone() for k, v in detector.state_dict().items()}
+    TorchPredictor(detector)(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    assert detector.training
+    assert detector.head.training
+    assert not frozen.training
+    assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
+
+
+def test_training_goes_on_after_a_prediction() -> None:
+    detector = TinyDetector(["a"]).train()
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    TorchPredictor(detector)(images)
+    detector(images).boxes.sum().backward()
+    assert detector.head.weight.grad is not None
+
+
+def official_nano(weights: Path, names: list[str]) -> YOLOX:
+    detector = YOLOX(YOLOX.Config(depth=0.33, width=0.25, depthwise=True), names)
+    detector.load_state_dict(torch.load(weights, weights_only=True)["model"])
+    return detector
+
+
+def coco_val(folder: Path) -> DetectionData:
+    file = folder / "annotations" / "val.json"
+    categories = sorted(json.loads(file.read_text())["categories"], key=lambda c: c["id"])
+    return read_coco(folder / "images" / "val", file, [c["name"] for c in categories], "val")
+
+
+def test_the_official_nano_weights_give_the_published_numbers(nano_weights: Path, coco_mini: Path) -> None:
+    data = coco_val(coco_mini)
+    predictor = TorchPredictor(official_nano(nano_weights, data.names), conf=0.01, iou=0.65)
+    metrics = evaluate(predictor, eval_loader(data, imgsz=416, batch=8), data).metrics
+    known = {"AP": 31.96, "AP50": 47.55, "AP75": 33.46, "APs": 10.72, "APm": 41.17, "APl": 55.01, "AR100": 41.58}
+    assert {k: 100 * metrics[k] for k in known} == pytest.approx(known, abs=0.01)

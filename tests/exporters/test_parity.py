@@ -1,0 +1,161 @@
+"""The gate: good files pass and get their name, wrong ones get none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from tests.engine.scenes import scene
+from tests.engine.test_evaluate import coco_val, official_nano
+from tests.exporters.tiny import TinyDetector
+from yoloxkd.data.loader import eval_loader
+from yoloxkd.engine.evaluate import evaluate
+from yoloxkd.errors import GateError, UserError
+from yoloxkd.exporters import parity
+from yoloxkd.exporters.onnx import ExportOptions
+from yoloxkd.exporters.parity import check_parity, export_checked, sample_images
+from yoloxkd.exporters.runtime import OnnxPredictor
+
+
+def changed(path: Path, output: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A copy of a file with one of its weights changed."""
+    model = onnx.load(str(path))
+    weight = next(i for i in model.graph.initializer if i.name.endswith(name))
+    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight).copy()), weight.name))
+    onnx.save(model, str(output))
+    return output
+
+
+@pytest.mark.parametrize("file", ["nms_file", "dynamic_file", "raw_file"])
+def test_a_good_file_passes(file: str, request: pytest.FixtureRequest, detector: TinyDetector, pixels: Tensor) -> None:
+    report = check_parity(detector, request.getfixturevalue(file), pixels.split(2))
+    assert report.faults() == []
+    assert report.images == 5
+    assert report.found.detections > 20
+    assert report.found.max_score_difference < 1e-5
+    assert report.locations == (400 if file == "raw_file" else 0)
+
+
+@pytest.mark.parametrize("file", ["nms_file", "raw_file"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("head.bias", lambda w: w + np.eye(1, len(w), 4, dtype=np.float32)[0] * 0.05),
+        ("head.bias", lambda w: w + np.eye(1, len(w), 2, dtype=np.float32)[0] * 0.05),
+        ("head.weight", lambda w: w[[0, 1, 2, 3, 5, 4, 6]]),
+        ("stem.0.weight", lambda w: w[:, ::-1].copy()),
+        ("head.weight", lambda w: w * np.float32(np.nan)),
+    ],
+    ids=["a score", "a width", "two classes swapped", "colour order", "not a number"],
+)
+def test_a_wrong_file_fails(
+    file: str,
+    name: str,
+    change: Callable[[np.ndarray], np.ndarray],
+    request: pytest.FixtureRequest,
+    detector: TinyDetector,
+    pixels: Tensor,
+    tmp_path: Path,
+) -> None:
+    wrong = changed(request.getfixturevalue(file), tmp_path / "wrong.onnx", name, change)
+    assert check_parity(detector, wrong, [pixels]).faults() != []
+
+
+def test_no_images_prove_nothing(nms_file: Path, detector: TinyDetector) -> None:
+    assert check_parity(detector, nms_file, []).faults() == ["no image was compared"]
+
+
+def test_a_checked_export_leaves_the_file_and_its_note(tmp_path: Path, detector: TinyDetector) -> None:
+    data = scene(tmp_path, images=6)
+    said: list[str] = []
+    target = tmp_path / "out" / "model.onnx"
+    written = export_checked(detector, target, ExportOptions(64), data=data, say=said.append)
+    assert written == target
+    assert sorted(f.name for f in target.parent.iterdir()) == ["model.onnx", "model.parity.json"]
+    note = json.loads((target.parent / "model.parity.json").read_text())
+    assert note["passed"] is True
+    assert (note["images"], note["locations"]) == (6, 480)
+    assert [o.name for o in onnx.load(str(target)).graph.output] == ["boxes", "scores", "labels", "counts"]
+    assert len(said) == 1
+    assert said[0].startswith("parity: 6 images")
+
+
+def test_a_model_that_finds_nothing_is_compared_all_the_same(tmp_path: Path) -> None:
+    blind = TinyDetector(["a"], bias=-30.0)
+    export_checked(blind, tmp_path / "x.onnx", ExportOptions(64, conf=0.5), data=scene(tmp_path))
+    note = json.loads((tmp_path / "x.parity.json").read_text())
+    assert note["found"]["detections"] == 0
+    assert note["locations"] > 0
+
+
+def test_a_failed_check_leaves_nothing_new(
+    tmp_path: Path, detector: TinyDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = scene(tmp_path)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "old.onnx").write_bytes(b"an older file")
+    honest = parity.export_onnx
+
+    def wrong(*args: object, **options: object) -> Path:
+        path = honest(*args, **options)  # type: ignore[arg-type]
+        return changed(path, path, "head.bias", lambda w: w + np.float32(0.2))
+
+    monkeypatch.setattr(parity, "export_onnx", wrong)
+    for name in ("new.onnx", "old.onnx"):
+        with pytest.raises(GateError, match=rf"{name} was not written: .* raw score differs by"):
+            export_checked(detector, folder / name, ExportOptions(64), data=data)
+    assert [f.name for f in folder.iterdir()] == ["old.onnx"]
+    assert (folder / "old.onnx").read_bytes() == b"an older file"
+
+
+def test_a_folder_that_cannot_be_is_said_so(tmp_path: Path, detector: TinyDetector) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="could not write"):
+        export_checked(detector, tmp_path / "file" / "x.onnx", ExportOptions(64), data=scene(tmp_path))
+
+
+def test_fp16_is_judged_by_ap_too(tmp_path: Path, detector: TinyDetector) -> None:
+    data = scene(tmp_path)
+    export_checked(detector, tmp_path / "half.onnx", ExportOptions(64, half=True), data=data)
+    note = json.loads((tmp_path / "half.parity.json").read_text())
+    assert note["file_ap"] == pytest.approx(note["model_ap"], abs=0.002)
+    foreign = scene(tmp_path, names=("green",))
+    foreign.names = ["unknown"]
+    export_checked(detector, tmp_path / "other.onnx", ExportOptions(64, half=True), data=foreign)
+    assert json.loads((tmp_path / "other.parity.json").read_text())["file_ap"] is None
+
+
+def test_a_fall_in_ap_is_a_fault() -> None:
+    report = parity.ParityReport(parity.FP16, images=1, model_ap=0.30, file_ap=0.297)
+    assert report.faults() == ["AP is 0.2970 instead of 0.3000 (allowed difference 0.002)"]
+
+
+def test_files_of_free_shape_are_checked_on_several_shapes(tmp_path: Path) -> None:
+    data = scene(tmp_path, images=7)
+    shapes = [tuple(b.shape) for b in sample_images(data, 64, 16, (0, 0, 0), dynamic=True)]
+    assert shapes == [(1, 3, 64, 64), (2, 3, 64, 80), (3, 3, 64, 64), (1, 3, 64, 80)]
+    fixed = list(sample_images(data, 64, 16, (7, 8, 9), dynamic=False, count=4))
+    assert [tuple(b.shape) for b in fixed] == [(1, 3, 64, 64)] * 4
+    assert fixed[0].dtype == torch.uint8
+    assert fixed[0][0, :, -1, 0].tolist() == [7, 8, 9]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [ExportOptions(416), ExportOptions(416, nms=False), ExportOptions(416, half=True)])
+def test_the_official_nano_weights_keep_their_ap(
+    nano_weights: Path, coco_mini: Path, tmp_path: Path, options: ExportOptions
+) -> None:
+    data = coco_val(coco_mini)
+    path = export_checked(official_nano(nano_weights, data.names), tmp_path / "nano.onnx", options, data=data)
+    result = evaluate(OnnxPredictor(path), eval_loader(data, imgsz=416, batch=1), data)
+    allowed = 0.2 if options.half else 0.05
+    assert 100 * result.metrics["AP"] == pytest.approx(31.96, abs=allowed)

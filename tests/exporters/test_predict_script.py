@@ -1,0 +1,82 @@
+"""export/predict.py: alone, without torch, it finds what the package finds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.engine.scenes import scene
+from tests.exporters.tiny import TinyDetector
+from yoloxkd.data.loader import eval_loader
+from yoloxkd.engine.evaluate import TorchPredictor, to_original
+
+SCRIPT = Path(__file__).resolve().parents[2] / "export" / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("file", ["nms_file", "raw_file", "dynamic_file"])
+@pytest.mark.parametrize("size", [(90, 120), (130, 40)])
+def test_it_finds_what_the_model_finds(
+    script: ModuleType,
+    file: str,
+    size: tuple[int, int],
+    request: pytest.FixtureRequest,
+    detector: TinyDetector,
+    tmp_path: Path,
+) -> None:
+    data = scene(tmp_path, size=size)
+    model = script.Model(str(request.getfixturevalue(file)), conf=0.5)
+    predictor = TorchPredictor(detector, conf=0.5, iou=0.65, max_det=40)
+    for index, batch in enumerate(eval_loader(data, imgsz=64, batch=1)):
+        wanted = to_original(predictor(batch.images)[0], batch.meta[0])
+        boxes, scores, labels = model.predict(data.read(index))
+        assert len(wanted) > 0
+        assert labels.tolist() == wanted.labels.tolist()
+        np.testing.assert_allclose(scores, wanted.scores, atol=1e-5)
+        np.testing.assert_allclose(boxes, wanted.boxes, atol=5e-3)
+
+
+def test_as_a_program_it_needs_no_torch_and_writes_json_and_pictures(nms_file: Path, tmp_path: Path) -> None:
+    scene(tmp_path, images=2)
+    images = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    # a torch that cannot be imported stands in the way
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is not needed here')\n")
+    options = ["--out", str(tmp_path / "drawn"), "--json", str(tmp_path / "found.json"), "--conf", "0.5"]
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT), str(nms_file), *images, *options],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [f["image"] for f in found] == images
+    assert set(found[0]["detections"][0]) == {"box", "score", "label", "name"}
+    assert all(d["score"] >= 0.5 for f in found for d in f["detections"])
+    drawn = cv2.imread(str(tmp_path / "drawn" / "0.png"))
+    assert drawn.shape == cv2.imread(images[0]).shape
+    assert (drawn != cv2.imread(images[0])).any()
+
+
+def test_a_threshold_below_the_file_s_own_is_refused(script: ModuleType, nms_file: Path) -> None:
+    with pytest.raises(SystemExit, match=r"drops scores below 0\.3"):
+        script.Model(str(nms_file), conf=0.2)
