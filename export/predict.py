@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Detect objects with an exported yoloxkd model. Needs numpy, onnxruntime and OpenCV (opencv-python-headless); no torch.
+"""Detect objects with an exported yoloxkd model. Needs numpy, onnxruntime and opencv-python-headless; no torch.
 
     python predict.py model.onnx photo.jpg another.png --conf 0.3 --out drawn/ --json detections.json
 
-Prints JSON: for each image its path, size, and detections (box x1 y1 x2 y2 in px of the image, score, label, name), best
-first. Works for files with NMS inside (`yoloxkd export`) and without (`--no-nms`). Copy this file wherever you need it.
+Prints JSON: for each image its path, size, and detections (box x1 y1 x2 y2 in px of the image, score, label, name),
+best first. Works for files with NMS inside (`yoloxkd export`) and without (`--no-nms`). Copy this file wherever you need it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Model:
         return np.clip(boxes / np.float32(scale), 0, [width, height, width, height]), scores, labels
 
     def letterbox(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        """Fit the picture into the top left of the input, the rest filled -> (1, 3, H, W) float32 RGB 0..255, and scale."""
+        """Fit the picture into the input, at the top left -> (1, 3, H, W) float32 RGB 0..255, and scale."""
         h, w = image.shape[:2]
         scale = min(self.height / h, self.width / w)
         new_w, new_h = max(1, int(w * scale)), max(1, int(h * scale))
@@ -85,7 +85,7 @@ def draw(image: np.ndarray, boxes: np.ndarray, captions: list[str]) -> np.ndarra
     canvas = np.ascontiguousarray(image).copy()
     size = max(0.4, min(canvas.shape[:2]) / 1100)
     line = max(1, round(min(canvas.shape[:2]) / 300))
-    for box, caption in zip(boxes[::-1], captions[::-1]):
+    for box, caption in zip(boxes[::-1], captions[::-1], strict=True):
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         cv2.rectangle(canvas, (x1, y1), (x2, y2), (0, 200, 80), line)
         (w, h), _ = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
@@ -118,7 +118,7 @@ def main() -> None:
                 "label": int(label),
                 "name": model.names[int(label)],
             }
-            for box, score, label in zip(boxes, scores, labels)
+            for box, score, label in zip(boxes, scores, labels, strict=True)
         ]
         results.append({"image": name, "height": image.shape[0], "width": image.shape[1], "detections": found})
         if arguments.out:

@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tests.exporters.conftest import CONF, MAX_DET, SIZE
-from tests.exporters.tiny import TinyDetector
 from torch import Tensor
 
+from tests.exporters.conftest import CONF, MAX_DET, SIZE
+from tests.exporters.tiny import TinyDetector
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions, export_onnx
 from yoloxkd.ops.nms import postprocess
@@ -92,8 +92,9 @@ def test_without_nms_every_location_is_given(raw_file: Path, detector: TinyDetec
     np.testing.assert_allclose(out["scores"], detector.scores(wanted).numpy(), atol=1e-5)
 
 
-def test_fp16_keeps_the_interface_and_nearly_the_numbers(half_file: Path, detector: TinyDetector, pixels: Tensor) ->
-None:
+def test_fp16_keeps_the_interface_and_nearly_the_numbers(
+    half_file: Path, detector: TinyDetector, pixels: Tensor
+) -> None:
     model = onnx.load(str(half_file))
     out = run(half_file, pixels[:1])
     boxes, scores, _ = expected(detector, pixels[:1])[0]

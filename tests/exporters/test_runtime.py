@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.exporters.conftest import CONF, SIZE
-from tests.exporters.tiny import TinyDetector
 from torch import Tensor
 
+from tests.exporters.conftest import CONF, SIZE
+from tests.exporters.tiny import TinyDetector
 from yoloxkd.engine.evaluate import TorchPredictor
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.runtime import OnnxPredictor
@@ -50,8 +50,7 @@ def test_a_higher_threshold_and_a_shorter_list_are_those_of_the_model(
 
 
 def test_settings_the_file_cannot_give_are_refused(nms_file: Path) -> None:
-    with pytest.raises(UserError, match=r"nothing below a score of 0\.3, but conf 0\.1 .* export it again with that
-    conf"):
+    with pytest.raises(UserError, match=r"nothing below a score of 0\.3, but conf 0\.1 .* again with that conf"):
         OnnxPredictor(nms_file, conf=0.1)
     with pytest.raises(UserError, match=r"overlap of 0\.65, but iou 0\.5"):
         OnnxPredictor(nms_file, iou=0.5)

@@ -42,8 +42,9 @@ def test_any_size_of_picture_and_boxes_beyond_it(size: tuple[int, int]) -> None:
 def test_lines_grow_with_the_picture() -> None:
     thickness = []
     for side in (200, 2000):
-        drawn = draw_detections(np.zeros((side, side, 3), np.uint8), one([side * 0.3, side * 0.3, side * 0.9, side *
-        0.9])) thickness.append(int(drawn[int(side * 0.6), : side // 2].any(axis=1).sum()))
+        box = [side * 0.3, side * 0.3, side * 0.9, side * 0.9]
+        drawn = draw_detections(np.zeros((side, side, 3), np.uint8), one(box))
+        thickness.append(int(drawn[int(side * 0.6), : side // 2].any(axis=1).sum()))
     assert thickness[1] > 2 * thickness[0]
 
 

@@ -64,8 +64,8 @@ class ParityReport:
             faults.append("no image was compared")
         if f.unmatched > t.unmatched * f.detections:
             faults.append(
-                f"{f.unmatched} detections (of {f.detections}) have no counterpart with a score within {t.score} and an "
-                f"overlap above {t.iou}; the worst pair differs by {f.max_score_difference:.2g} and overlaps by "
+                f"{f.unmatched} detections (of {f.detections}) have no counterpart with a score within {t.score} and "
+                f"an overlap above {t.iou}; the worst pair differs by {f.max_score_difference:.2g} and overlaps by "
                 f"{f.min_iou:.4f}"
             )
         if not self.max_location_score_difference <= t.score:
@@ -115,7 +115,7 @@ def check_parity(
 
 
 def _reference(detector: DenseDetector) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The model as it is, its batch norms not folded: images -> boxes (B, A, 4), scores (B, A, K), float32 on the CPU."""
+    """The model as it is, batch norms not folded: images -> boxes (B, A, 4), scores (B, A, K), float32 on the CPU."""
     model = copy.deepcopy(detector).cpu().float().eval()
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ def truth_beside_prediction(
 def draw_comparison(
     predictor: Predictor, data: DetectionData, indices: Iterable[int], imgsz: int, output: Path, *, cell: int = 416
 ) -> Path:
-    """Write a sheet of some images of a data set, ground truth beside what `predictor` finds at `imgsz` px, as PNG or JPEG.
+    """Write a sheet of some images of a data set: ground truth beside what `predictor` finds at `imgsz` px.
 
     Crowd regions are drawn too, marked as such. OSError when the file cannot be written.
     """
@@ -61,7 +61,7 @@ def draw_comparison(
     for index in indices:
         picture = data.read(index)
         boxed, scale, left, top = letterbox(picture, (imgsz, imgsz), predictor.pad_value)
-        _, height, width = fit(*picture.shape[:2], (imgsz, imgsz))
+        _, height, width = fit(picture.shape[0], picture.shape[1], (imgsz, imgsz))
         corner = np.array([left, top, left, top], dtype=np.float32)
         x, y = int(left), int(top)
         images.append(boxed[y : y + height, x : x + width])
