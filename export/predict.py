@@ -4,7 +4,8 @@
     python predict.py model.onnx photo.jpg another.png --conf 0.3 --out drawn/ --json detections.json
 
 Prints JSON: for each image its path, size, and detections (box x1 y1 x2 y2 in px of the image, score, label, name),
-best first. Works for files with NMS inside (`yoloxkd export`) and without (`--no-nms`). Copy this file wherever you need it.
+best first. Works for files with NMS inside (`yoloxkd export`) and without (`--no-nms`). Copy this file wherever you
+need it.
 """
 
 from __future__ import annotations

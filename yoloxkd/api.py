@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import export_checked
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.types import Detections, ImageMeta, Predictor
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 640  # px, where neither the file nor the model's recipe says better
 
@@ -71,7 +74,14 @@ class Trainer:
         console: Console | None = None,
     ) -> None:
         options = {
-            "data": data, "epochs": epochs, "batch": batch, "imgsz": imgsz, "device": device, "amp": amp, "seed": seed, "workers": workers
+            "data": data,
+            "epochs": epochs,
+            "batch": batch,
+            "imgsz": imgsz,
+            "device": device,
+            "amp": amp,
+            "seed": seed,
+            "workers": workers,
         }
         self._checkpoint: dict[str, Any] | None = None
         if resume is not None:
@@ -124,6 +134,8 @@ class Detector:
             self.pad_value = runtime.pad_value
         else:
             self._opened = open_model(self.source)
+            if not self._opened.report.complete:
+                logger.warning("%s: %s", self.source, self._opened.report.describe())
             detector = self._opened.detector.to(self.device)
             self.names, self.stride = list(detector.names), max(detector.levels)
             self.imgsz = self._opened.weights.imgsz or default_size(self._opened.name)

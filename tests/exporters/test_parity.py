@@ -113,8 +113,8 @@ def test_a_failed_check_leaves_nothing_new(
     for name in ("new.onnx", "old.onnx"):
         with pytest.raises(GateError, match=rf"{name} was not written: .* raw score differs by"):
             export_checked(detector, folder / name, ExportOptions(64), data=data)
-    assert [f.name for f in folder.iterdir()] == ["old.onnx"]
-    assert (folder / "old.onnx").read_bytes() == b"an older file"
+    assert [f.name for f in folder.iterdir()] == ["old.previous.onnx"]
+    assert (folder / "old.previous.onnx").read_bytes() == b"an older file"
 
 
 def test_a_folder_that_cannot_be_is_said_so(tmp_path: Path, detector: TinyDetector) -> None:

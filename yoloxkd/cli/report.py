@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from yoloxkd.api import default_size
 from yoloxkd.build.models import architecture, build_detector, model_names, open_model, read_weights
 from yoloxkd.build.recipes import recipe_file, resolve
 from yoloxkd.config.files import cfg_names
@@ -81,7 +82,7 @@ def describe(what: str) -> str:
         return _recipe(what, read_yaml(recipe_file(what)))
     if what in model_names():
         detector = build_detector({"name": what}, COCO_NAMES)
-        return "\n".join([_model(what, detector, what), "", _recipe(what, {"student": {"name": what}})])
+        return "\n".join([_model(what, detector, default_size(what)), "", _recipe(what, {"student": {"name": what}})])
     if not path.is_file():
         known = [*model_names(), *cfg_names("recipes")]
         raise UserError(f"'{what}' is neither a model, a recipe nor a file; {nearest(what, known)}")
@@ -91,7 +92,7 @@ def describe(what: str) -> str:
         f"file        {weights.path} ({weights.kind} checkpoint)",
         f"sha256      {weights.digest}",
         f"classes     {len(weights.names)}: {', '.join(weights.names[:8])}{', ...' if len(weights.names) > 8 else ''}",
-        _model(opened.name, opened.detector, opened.name),
+        _model(opened.name, opened.detector, weights.imgsz or default_size(opened.name)),
     ]
     return "\n".join(lines)
 
@@ -103,10 +104,7 @@ def _recipe(name: str, tree: Mapping[str, Any]) -> str:
     return f"# recipe {name}, resolved\n" + write_yaml(recipe.model_dump(by_alias=True, mode="json")).rstrip()
 
 
-def _model(name: str, detector: DenseDetector, recipe: str) -> str:
-    from yoloxkd.api import default_size
-
-    size = default_size(recipe)
+def _model(name: str, detector: DenseDetector, size: int) -> str:
     cost = complexity(detector, size)
     taps = detector.taps
     return "\n".join(

@@ -108,7 +108,7 @@ class ValSection(Strict):
     interval: int | None = Field(None, ge=1, description="epochs between evaluations; None: a thirtieth of the run")
     conf: float = Field(0.01, ge=0, le=1)
     iou: float = Field(0.65, gt=0, le=1, description="NMS overlap")
-    max_det: int = Field(100, ge=1)
+    max_det: int = Field(300, ge=1, description="detections kept an image; the metric cuts to 100 a class")
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
 
     def every(self, epochs: int) -> int:

@@ -188,8 +188,8 @@ def export_checked(
 
     In fp32 every detection must agree (score to 0.001, overlap above 0.99). In fp16 the AP must, to 0.002, on at most
     100 images of `data`, where it has classes of the model; single detections only roughly (`FP16`). Beside `x.onnx`
-    lies `x.parity.json` afterwards. GateError: the file differs from the model; nothing is written under the final name
-    then, and an older file of that name stays as it was. UserError: the folder cannot be written to.
+    lies `x.parity.json` afterwards. GateError: the file differs from the model; there is no file under the final
+    name then, and an older one is set aside as `x.previous.onnx`. UserError: the folder cannot be written to.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -208,6 +208,7 @@ def export_checked(
         faults = report.faults() + check_parity(detector, part, images[:1], report.tolerance).faults()
         if faults:
             reason = "; ".join(faults)
+            _set_aside(path, note)
             raise GateError(f"{path} was not written: the export does not detect what the model detects: {reason}")
         note_part.write_text(json.dumps(_note(report, options), indent=2) + "\n", encoding="utf-8")
         os.replace(part, path)
@@ -238,6 +239,13 @@ def _measure(
     found = average_precisions(sides, detector.names, data, options.imgsz, pad_value, AP_IMAGES)
     if found is not None:
         report.model_ap, report.file_ap = found
+
+
+def _set_aside(path: Path, note: Path) -> None:
+    """Rename what an earlier export left: it must not be taken for what this one should have been."""
+    for file, ending in ((path, path.suffix), (note, ".parity.json")):
+        if file.exists():
+            os.replace(file, path.with_name(f"{path.stem}.previous{ending}"))
 
 
 def _finish(part: Path) -> None:
