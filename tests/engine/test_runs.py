@@ -70,9 +70,12 @@ def test_the_folder_holds_what_is_promised(toy_run: Path) -> None:
     assert recipe["student"]["name"] == "yolox-nano"
     assert recipe["student"]["width"] == 0.125
     table = rows(toy_run)
-    assert [row["epoch"] for row in table] == ["1", "2"]
+    assert [row["epoch"] for row in table] == [str(i) for i in range(1, 26)]
     assert {"loss/box", "loss/obj", "loss/cls", "lr", "AP"} <= set(table[0])
+    assert table[0]["loss/l1"] == "" != table[-1]["loss/l1"]  # only in the final epochs
     assert (toy_run / "plots" / "curves.png").stat().st_size > 1000
+    assert (toy_run / "plots" / "predictions.png").stat().st_size > 1000
+    assert metrics["AP50"] > 0.05  # it has learnt something, so the tests that use it compare detections
 
 
 def test_every_distillation_term_is_logged_per_level_and_not_zero(distilled: Path) -> None:
@@ -104,7 +107,7 @@ def test_the_same_seed_gives_the_same_run(distilled: Path, toy: Path, toy_run: P
     assert rows(again.out) == rows(distilled)
 
 
-@pytest.mark.parametrize("iteration", [1, 4, 5])  # in the first epoch, after the last step of the second, in the third
+@pytest.mark.parametrize("iteration", [1, 12, 14])  # in the first epoch, after the last step of the second, in the third
 def test_resuming_changes_nothing(iteration: int, distilled: Path, toy: Path, toy_run: Path, tmp_path: Path) -> None:
     settings = TINY | {"student.width": 0.25}
     teacher = str(toy_run / "best.pt")

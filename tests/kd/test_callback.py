@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kd.fakes import TinyDetector, make_batch, make_state
+from tests.kd.fakes import TinyDetector, make_batch, make_state, metrics
 from tests.kd.test_base import Broken
 from yoloxkd.engine.events import State
 from yoloxkd.errors import GateError, UserError
@@ -42,7 +42,9 @@ def epoch(callback: Distill, state: State, steps: int = 4, training: bool = True
         state.batch = make_batch(seed=i)
         callback.on_batch_start(state)
         out = state.detector(state.batch.images)
-        state.losses = state.detector.losses(out, state.batch.targets) | state.aux["kd"](out, state.batch)
+        state.losses = state.detector.losses(out, state.batch.targets)
+        for module in state.aux.values():
+            state.losses |= module(out, state.batch)
         callback.on_losses(state)
         if training:
             torch.stack(list(state.losses.values())).sum().backward()
@@ -64,9 +66,10 @@ def test_setup_prints_the_plan_and_the_teacher_and_registers_the_losses() -> Non
     assert "98.7%" in text
     assert "AP 0.500" in text
     assert list(state.aux) == ["kd"]
-    assert state.extra["kd"]["digest"] == "a" * 64
-    assert state.extra["kd"]["plan"]["strides"] == [8, 16]
-    assert state.extra["kd"]["teacher_ap"] == 0.5
+    (kept,) = state.extra["kd"]["teachers"]
+    assert kept["digest"] == "a" * 64
+    assert kept["plan"]["strides"] == [8, 16]
+    assert kept["ap"] == 0.5
     callback.on_fit_start(state)
     epoch(callback, state)
     assert any("of the loss in epoch 1" in line and line.startswith("fgd:") for line in said)
@@ -75,9 +78,9 @@ def test_setup_prints_the_plan_and_the_teacher_and_registers_the_losses() -> Non
 def test_a_poor_teacher_is_refused() -> None:
     seen: list[Any] = []
 
-    def evaluate(model: Any, limit: int | None) -> dict[str, float]:
+    def evaluate(model: Any, limit: int | None) -> dict[str, Any]:
         seen.append((model, limit))
-        return {"AP": 0.01}
+        return metrics(0.01, ["cat", "dog", "bird"])
 
     teacher = TinyDetector(6)
     with pytest.raises(GateError, match=r"AP 0\.010.*teacher\.min_ap") as error:
@@ -90,7 +93,7 @@ def test_a_poor_teacher_is_refused() -> None:
 
 def test_a_nan_ap_is_refused() -> None:
     with pytest.raises(GateError):
-        start(state={"evaluate": lambda model, limit: {"AP": float("nan")}})
+        start(state={"evaluate": lambda model, limit: metrics(float("nan"), model.names)})
 
 
 def test_a_teacher_of_other_classes_is_not_measured_but_said() -> None:
@@ -115,13 +118,14 @@ def test_a_method_without_a_term_is_refused() -> None:
 
 def test_resume_checks_the_teacher_and_restores_the_automatic_weight() -> None:
     _, state, _ = start()
-    saved = {"kd": state.extra["kd"] | {"auto": {"pgd": 3.5}}}
+    fixed = {"fixed": 3.5, "seen": 100, "task": torch.tensor(7.0), "own": torch.tensor(1.0)}
+    saved = {"kd": state.extra["kd"] | {"auto": {"pgd": fixed}}}
     auto = {"pgd": PGDConfig(weight="auto")}
     callback, again, _ = start(auto, state={"resumed": saved, "evaluate": None})  # the gate was passed before
     callback.on_batch_start(again)
     assert again.aux["kd"].scales["pgd"] == 3.5
-    assert again.extra["kd"]["teacher_ap"] == 0.5
-    assert again.extra["kd"]["auto"] == {"pgd": 3.5}
+    assert again.extra["kd"]["teachers"][0]["ap"] == 0.5
+    assert again.extra["kd"]["auto"] == {"pgd": fixed}
     with pytest.raises(UserError, match="not the file this run began with"):
         start(digest="b" * 64, state={"resumed": saved})
 
@@ -139,12 +143,30 @@ def test_automatic_weight_is_fixed_said_and_stored() -> None:
     state.detector.requires_grad_(False)  # nothing learns: every epoch has the same losses
     epoch(callback, state, training=False)
     epoch(callback, state, training=False)
-    fixed = state.extra["kd"]["auto"]["pgd"]
+    fixed = state.extra["kd"]["auto"]["pgd"]["fixed"]
     assert any(f"fixed at {fixed:.4g}" in line for line in said)
     epoch(callback, state, training=False)
     task = sum(v for k, v in state.epoch_losses.items() if "/" not in k)
     own = sum(v for k, v in state.epoch_losses.items() if "/" in k)
     assert own == pytest.approx(0.5 * task, rel=0.05)
+
+
+def test_a_measurement_goes_on_where_it_was_interrupted() -> None:
+    """Whether the run stops in the middle of measuring or not, the weight that is fixed is the same to the last bit."""
+    cfg = {"pgd": PGDConfig(weight="auto", auto_iterations=6)}
+    whole, state, _ = start(cfg)
+    epoch(whole, state)
+    epoch(whole, state)
+    first, stopped, _ = start(cfg)
+    epoch(first, stopped)
+    assert first.weights["pgd"].measuring
+    second, resumed, _ = start(cfg, state={"resumed": stopped.extra, "iteration": 4, "epoch": 1})
+    resumed.detector.load_state_dict(stopped.detector.state_dict())
+    resumed.aux.load_state_dict(stopped.aux.state_dict())
+    epoch(second, resumed)
+    assert not second.weights["pgd"].measuring
+    assert second.weights["pgd"].fixed == whole.weights["pgd"].fixed
+    assert resumed.epoch_losses == state.epoch_losses
 
 
 def test_warmup_and_stop_reach_the_module() -> None:

@@ -45,6 +45,25 @@ def test_auto_reaches_its_share_and_stays() -> None:
     assert weight.at(5, 20, CPU) == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("stop", [1, 2])
+def test_auto_goes_on_from_its_state(stop: int) -> None:
+    cfg = KDConfig(weight="auto", auto_iterations=3)
+    steps = [(torch.rand(()), torch.rand(())) for _ in range(3)]
+    whole, first, second = (MethodWeight(cfg, 4) for _ in range(3))
+    for step in steps:
+        whole.observe(*step)
+    for step in steps[:stop]:
+        first.observe(*step)
+    second.load_state_dict(first.state_dict(), CPU)
+    assert torch.equal(torch.as_tensor(second.at(0, stop, CPU)), torch.as_tensor(first.at(0, stop, CPU)))
+    for step in steps[stop:]:
+        second.observe(*step)
+    assert second.fixed == whole.fixed
+    third = MethodWeight(cfg, 4)
+    third.load_state_dict(second.state_dict(), CPU)
+    assert third.at(0, 3, CPU) == whole.fixed
+
+
 def test_auto_leaves_out_what_is_not_finite_and_survives_zero() -> None:
     weight = MethodWeight(KDConfig(weight="auto", auto_iterations=2, auto_share=0.5), iters_per_epoch=4)
     weight.observe(torch.tensor(float("nan")), torch.tensor(1.0))

@@ -1,0 +1,259 @@
+"""CWD, MGD and LD: plain readings of the equations, zero for equals, gradients, and real detectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.kd.fakes import TinyDetector, make_batch
+from yoloxkd.errors import UserError
+from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.base import Context, WithTeacher
+from yoloxkd.kd.cwd import CWD, CWDConfig, channel_divergence
+from yoloxkd.kd.ld import LD, LDConfig, localisation_divergence
+from yoloxkd.kd.mgd import MGD, MGDConfig, generated_error, generation
+from yoloxkd.kd.pairing import Pairing
+from yoloxkd.nn.assigners.atss import atss_match
+from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.gfl import GFL
+from yoloxkd.nn.yolox import YOLOX
+
+
+def maps(*shape: int, count: int = 2) -> list[Tensor]:
+    torch.manual_seed(0)
+    return list(torch.randn(count, *shape, dtype=torch.float64).unbind(0))
+
+
+def gfl(reg_max: int = 8, names: tuple[str, ...] = ("cat", "dog", "bird")) -> GFL:
+    keys: dict[str, Any] = {"backbone": "resnet18", "backbone_weights": "none", "channels": 8, "groups": 2}
+    return GFL(GFL.Config(**keys, stacked_convs=1, reg_max=reg_max), names).eval()
+
+
+def yolox(width: float = 0.125) -> YOLOX:
+    return YOLOX(YOLOX.Config(depth=0.33, width=width, depthwise=True), ["cat", "dog", "bird"]).eval()
+
+
+def distil(method: str, student: DenseDetector, teacher: DenseDetector, **keys: Any) -> dict[str, Tensor]:
+    kind = DISTILLERS[method]
+    module = WithTeacher(teacher, {method: kind(kind.Config(**keys), Pairing.between(student, teacher))})
+    batch = make_batch()
+    return module(student(batch.images), batch)
+
+
+# CWD
+
+
+def test_cwd_equals_a_plain_reading() -> None:
+    s, t = maps(3, 4, 5, 6)
+    hidden = torch.rand(3, 5, 6) < 0.3
+    total = 0.0
+    for b in range(3):
+        for c in range(4):
+            there = ~hidden[b]
+            p_t, p_s = (torch.softmax(f[b, c][there] / 2.0, 0) for f in (t, s))
+            total += float((p_t * (p_t / p_s).log()).sum()) * 2.0**2 / 4
+    assert float(channel_divergence(s, t, 2.0, hidden)) == pytest.approx(total / 3, rel=1e-9)
+
+
+def test_cwd_is_zero_for_equals_and_where_no_cell_counts() -> None:
+    s, t = maps(2, 3, 4, 4)
+    assert float(channel_divergence(t, t, 1.0)) == 0.0
+    assert float(channel_divergence(s, t, 1.0, torch.ones(2, 4, 4, dtype=torch.bool))) == 0.0
+    assert float(channel_divergence(s, t, 1.0)) > 0
+
+
+def test_cwd_does_not_see_a_constant_added_to_a_channel() -> None:
+    s, t = maps(2, 3, 4, 4)
+    shift = torch.randn(2, 3, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(channel_divergence(s + shift, t, 1.0), channel_divergence(s, t, 1.0))
+
+
+def test_cwd_gradcheck() -> None:
+    s, t = maps(2, 3, 2, 3)
+    hidden = torch.zeros(2, 2, 3, dtype=torch.bool)
+    hidden[0, 0, 0] = True
+    assert torch.autograd.gradcheck(lambda x: channel_divergence(x, t, 1.5, hidden), s.requires_grad_())
+
+
+# MGD
+
+
+def plain_generated(s: Tensor, t: Tensor, visible: Tensor, block: nn.Sequential) -> float:
+    total = 0.0
+    for b in range(len(s)):
+        x = torch.stack([channel * visible[b] for channel in s[b]])
+        x = torch.nn.functional.conv2d(x[None], block[0].weight, block[0].bias, padding=1).clamp(min=0)
+        x = torch.nn.functional.conv2d(x, block[2].weight, block[2].bias, padding=1)
+        total += float((t[b] - x[0]).square().sum())
+    return total / len(s)
+
+
+def test_mgd_equals_a_plain_reading() -> None:
+    s, t = maps(2, 3, 4, 5)
+    block = generation(3).double()
+    visible = (torch.rand(2, 4, 5) < 0.5).double()
+    with torch.no_grad():
+        found = float(generated_error(s, t, visible, block))
+    assert found == pytest.approx(plain_generated(s, t, visible, block), rel=1e-9)
+
+
+def test_mgd_is_zero_when_the_block_makes_the_teachers_map() -> None:
+    """With nothing hidden and a block that copies what is positive, a student that is its teacher makes no error."""
+    t = maps(2, 3, 4, 4)[0].abs()
+    block = generation(3).double()
+    for conv in (block[0], block[2]):
+        nn.init.dirac_(conv.weight)
+        nn.init.zeros_(conv.bias)
+    visible = torch.ones(2, 4, 4, dtype=torch.float64)
+    assert float(generated_error(t, t, visible, block).detach()) == 0.0
+    visible[0, 1, 1] = 0.0
+    hole = (t[0, :, 1, 1] ** 2).sum() / 2
+    torch.testing.assert_close(generated_error(t, t, visible, block).detach(), hole)
+    excluded = visible == 0
+    assert float(generated_error(t, t, visible, block, excluded).detach()) == 0.0
+
+
+def test_mgd_gradcheck() -> None:
+    s, t = maps(1, 2, 3, 3)
+    block = generation(2).double()
+    visible = torch.tensor([[[1.0, 0, 1], [1, 1, 0], [0, 1, 1]]], dtype=torch.float64)
+    inputs = (s.requires_grad_(), *block.parameters())
+    assert torch.autograd.gradcheck(lambda x, *_: generated_error(x, t, visible, block), inputs)
+
+
+def test_mgd_hides_by_seed_and_step_alone() -> None:
+    """The same step of a resumed run hides the same cells, whatever else has drawn random numbers meanwhile."""
+    torch.manual_seed(1)
+    student, teacher = TinyDetector(4).eval(), TinyDetector(6).eval()
+    method = MGD(MGDConfig(), Pairing.between(student, teacher))
+    batch = make_batch()
+    ours, theirs = student(batch.images), teacher(batch.images)
+
+    def at(seed: int, step: int) -> float:
+        torch.rand(step + seed + 1)
+        return float(method.compare(ours, theirs, batch, Context(teacher, seed, step))["generated/s8"].detach())
+
+    before = torch.get_rng_state()
+    first = method.compare(ours, theirs, batch, Context(teacher, 3, 7))["generated/s8"]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert at(3, 7) == float(first.detach())
+    assert len({at(3, 7), at(3, 8), at(4, 7)}) == 3
+
+
+# LD
+
+
+def test_ld_equals_a_plain_reading() -> None:
+    s, t = maps(5, 4 * 6)
+    found = localisation_divergence(s, t, 10.0)
+    for i in range(5):
+        total = 0.0
+        for side in range(4):
+            p_s, p_t = (torch.softmax(x[i, 6 * side : 6 * side + 6] / 10.0, 0) for x in (s, t))
+            total += float((p_t * (p_t / p_s).log()).mean()) * 100.0
+        assert float(found[i]) == pytest.approx(total / 4, rel=1e-9)
+    assert torch.equal(localisation_divergence(t, t, 10.0), torch.zeros(5, dtype=torch.float64))
+
+
+def test_ld_gradcheck() -> None:
+    s, t = maps(3, 4 * 5)
+    assert torch.autograd.gradcheck(lambda x: localisation_divergence(x, t, 4.0), s.requires_grad_())
+
+
+def test_ld_weighs_the_students_positives_level_by_level() -> None:
+    torch.manual_seed(0)
+    student, teacher = gfl(), gfl()
+    batch = make_batch()
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+        ours, theirs = student(batch.images), teacher(batch.images)
+        method = LD(LDConfig(alpha=2.0), Pairing.between(student, teacher))
+        found = method.compare(ours, theirs, batch, Context(teacher))
+    match = atss_match(ours.points, ours.strides, ours.sizes, batch.targets)
+    assert match.fg.any()
+    expected = dict.fromkeys(found, 0.0)
+    for b, a in match.fg.nonzero().tolist():
+        value = float(localisation_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
+        expected[f"sides/s{int(ours.strides[a])}"] += 2.0 * value * float(ours.cls_logits[b, a].sigmoid().max()) / 2
+    assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-5)
+    assert sum(expected.values()) > 0
+
+
+def test_ld_on_some_levels_reads_the_right_ones() -> None:
+    """A teacher without the student's finest level is read at the others' locations."""
+    torch.manual_seed(0)
+    student, teacher = gfl(), gfl()
+    batch = make_batch()
+    with torch.no_grad():
+        ours, theirs = student(batch.images), teacher(batch.images)
+    whole = LD(LDConfig(), Pairing.between(student, teacher))
+    part = Pairing.between(student, teacher)
+    object.__setattr__(part, "levels", part.levels[1:])
+    found = LD(LDConfig(), part).compare(ours, theirs, batch, Context(teacher))
+    full = whole.compare(ours, theirs, batch, Context(teacher))
+    assert {k: float(v) for k, v in found.items()} == {k: float(v) for k, v in full.items() if k != "sides/s8"}
+
+
+def test_ld_needs_distributions_of_equal_length() -> None:
+    with pytest.raises(UserError, match=r"only gfl detectors predict, and the student"):
+        LD(LDConfig(), Pairing.between(yolox(), gfl()))
+    with pytest.raises(UserError, match=r"only gfl detectors predict, and the teacher"):
+        LD(LDConfig(), Pairing.between(gfl(), TinyDetector()))
+    with pytest.raises(UserError, match=r"student has 9 bins a side, the teacher 17"):
+        LD(LDConfig(), Pairing.between(gfl(8), gfl(16)))
+
+
+# the methods on detectors
+
+
+@pytest.mark.parametrize("method", ["cwd", "mgd"])
+def test_on_yolox_with_adapters(method: str) -> None:
+    torch.manual_seed(0)
+    found = distil(method, yolox(0.125), yolox(0.25))
+    assert {name.rpartition("/")[2] for name in found} == {"s8", "s16", "s32"}
+    assert all(v.isfinite() and v.dtype == torch.float32 and float(v.detach()) > 0 for v in found.values())
+    torch.stack(list(found.values())).sum().backward()
+
+
+def test_ld_on_gfl_trains_the_regression_only() -> None:
+    torch.manual_seed(0)
+    student = gfl()
+    found = distil("ld", student, gfl())
+    torch.stack(list(found.values())).sum().backward()
+    assert student.head.gfl_reg.weight.grad is not None
+    assert float(student.head.gfl_reg.weight.grad.abs().sum()) > 0
+    assert student.head.gfl_cls.weight.grad is None
+
+
+@pytest.mark.parametrize("branches", [["neck"], ["cls", "reg"]])
+def test_cwd_branches(branches: list[str]) -> None:
+    torch.manual_seed(0)
+    student, teacher = TinyDetector(4).eval(), TinyDetector(6).eval()
+    found = distil("cwd", student, teacher, branches=branches)
+    assert set(found) == {f"cwd/{b}/s{s}" for b in branches for s in (8, 16)}
+    same = distil("cwd", teacher, teacher, branches=branches)
+    assert all(float(v.detach()) == 0.0 for v in same.values())
+
+
+@pytest.mark.parametrize("method", ["cwd", "mgd"])
+def test_float16_maps_with_large_values_stay_finite(method: str) -> None:
+    torch.manual_seed(0)
+    s = (torch.rand(1, 64, 80, 80) * 2000 - 1000).half().requires_grad_()
+    t = (torch.rand(1, 64, 80, 80) * 2000 - 1000).half()
+    if method == "cwd":
+        loss = channel_divergence(s, t, 1.0)
+    else:
+        loss = generated_error(s, t, torch.ones(1, 80, 80), generation(64)) * 2e-5
+    loss.backward()
+    assert loss.isfinite()
+    assert s.grad is not None
+    assert s.grad.isfinite().all()
+
+
+def test_nothing_to_do_is_no_term() -> None:
+    plan = Pairing.between(TinyDetector(), TinyDetector())
+    assert CWD(CWDConfig(alpha=0), plan).terms == MGD(MGDConfig(alpha=0), plan).terms == ()

@@ -1,0 +1,117 @@
+"""`Detector` and `Trainer` as a Python user types them, on real weights and pictures where they are at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import TINY
+from yoloxkd import Detections, Detector, Trainer
+from yoloxkd.errors import UserError
+from yoloxkd.nn.coco_names import COCO_NAMES
+from yoloxkd.ops.boxes import pairwise_iou
+
+
+@pytest.fixture(scope="module")
+def coco_yaml(coco_mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("yaml") / "coco_mini.yaml"
+    lines = [f"path: {coco_mini}", "format: coco", f"names: [{', '.join(COCO_NAMES)}]"]
+    lines += [f"{s}: {{images: images/{s}, annotations: annotations/{s}.json}}" for s in ("train", "val")]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_predict_reproduces_the_published_detections(shared: Path, coco_mini: Path, nano_weights: Path) -> None:
+    """The reference was made by another program from the same weights: every confident detection must be there."""
+    reference = json.loads((shared / "weights" / "yolox_nano_coco_mini_val_dets.json").read_text())
+    truth = json.loads((coco_mini / "annotations" / "val.json").read_text())
+    categories = sorted(c["id"] for c in truth["categories"])
+    detector = Detector(nano_weights, "cpu")
+    assert detector.imgsz == 416
+    images = truth["images"][::5]
+    found = detector.predict([coco_mini / "images" / "val" / i["file_name"] for i in images], conf=0.01, iou=0.65)
+    compared = 0
+    for image, mine in zip(images, found, strict=True):
+        for row in (r for r in reference if r["image_id"] == image["id"] and r["score"] > 0.02):
+            x, y, w, h = row["bbox"]
+            same = mine.labels == categories.index(row["category_id"])
+            close = np.abs(mine.scores - row["score"]) < 2e-3
+            # the reference keeps boxes that reach out of the picture
+            box = torch.tensor([[x, y, x + w, y + h]]).clamp(min=0)
+            box[:, 0::2], box[:, 1::2] = box[:, 0::2].clamp(max=image["width"]), box[:, 1::2].clamp(max=image["height"])
+            overlap = pairwise_iou(torch.from_numpy(mine.boxes).double(), box.double()).squeeze(1).numpy()
+            assert (same & close & (overlap > 0.98)).any(), (image["file_name"], row)
+            compared += 1
+    assert compared > 100
+
+
+def test_the_published_figure(coco_yaml: Path, nano_weights: Path) -> None:
+    metrics = Detector(nano_weights, "cpu").val(str(coco_yaml), workers=0)
+    assert 100 * metrics["AP"] == pytest.approx(31.96, abs=0.05)
+    assert 100 * metrics["AP50"] == pytest.approx(47.55, abs=0.1)
+
+
+def test_predict_takes_files_arrays_and_one_of_them(toy: Path, toy_run: Path) -> None:
+    file = toy.parent / "images" / "val" / "0.png"
+    array = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
+    detector = Detector(toy_run / "best.pt", "cpu")
+    assert detector.names == ["red", "blue"]
+    assert detector.imgsz == 64
+    many = detector.predict([str(file), file, array], conf=0.0)
+    one = detector.predict(array, conf=0.0)
+    assert len(many) == 3
+    assert len(one) == 1
+    for other in many:
+        assert isinstance(other, Detections)
+        assert np.array_equal(other.boxes, one[0].boxes)
+    assert len(one[0]) > 0
+    assert (np.diff(one[0].scores) <= 0).all()
+    assert one[0].boxes.min() >= 0
+    assert one[0].boxes.max() <= 96
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)])
+def test_arrays_of_another_kind_are_refused(bad: np.ndarray, toy_run: Path) -> None:
+    with pytest.raises(UserError, match="uint8 RGB"):
+        Detector(toy_run / "best.pt", "cpu").predict(bad)
+
+
+def test_a_student_starts_from_official_weights_of_other_classes(
+    toy: Path, nano_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {k: v for k, v in TINY.items() if k != "student.width"}
+    out = tmp_path / "run"
+    Trainer(str(nano_weights), data=str(toy), epochs=1, batch=4, imgsz=64, device="cpu", set=settings, out=out).fit()
+    log = (out / "train.log").read_text()
+    assert "class predictors left untrained because the classes differ" in log
+    assert "896559 of " in log
+
+
+def test_a_coco_teacher_with_other_classes_is_paired_by_name(toy: Path, nano_weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = {"student": "yolox-nano", "data": str(toy), "epochs": 1, "batch": 4, "imgsz": 64, "device": "cpu"}
+    Trainer(**options, teacher=str(nano_weights), kd="pgd", set=TINY, out=out).fit()
+    log = (out / "train.log").read_text()
+    assert "0 known to the teacher; by localisation only: red, blue" in log
+
+
+def test_an_export_equals_its_model(toy: Path, toy_run: Path, tmp_path: Path) -> None:
+    detector = Detector(toy_run / "best.pt", "cpu")
+    file = detector.export(tmp_path / "x.onnx", verify=str(toy))
+    exported = Detector(file)
+    assert exported.names == detector.names
+    picture = toy.parent / "images" / "val" / "1.png"
+    for conf in (0.01, 0.02):
+        mine, other = detector.predict(picture, conf=conf)[0], exported.predict(picture, conf=conf)[0]
+        assert len(mine) == len(other)
+        np.testing.assert_allclose(mine.scores, other.scores, atol=1e-4)
+    assert detector.val(str(toy), workers=0)["AP"] == pytest.approx(exported.val(str(toy), workers=0)["AP"], abs=1e-6)
+    with pytest.raises(UserError, match="exported for 64 px"):
+        exported.predict(picture, imgsz=96)
+    with pytest.raises(UserError, match="exported file already"):
+        exported.export(tmp_path / "y.onnx")
