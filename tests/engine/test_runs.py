@@ -107,7 +107,9 @@ def test_the_same_seed_gives_the_same_run(distilled: Path, toy: Path, toy_run: P
     assert rows(again.out) == rows(distilled)
 
 
-@pytest.mark.parametrize("iteration", [1, 12, 14])  # in the first epoch, after the last step of the second, in the third
+@pytest.mark.parametrize(
+    "iteration", [1, 12, 14]
+)  # in the first epoch, after the last step of the second, in the third
 def test_resuming_changes_nothing(iteration: int, distilled: Path, toy: Path, toy_run: Path, tmp_path: Path) -> None:
     settings = TINY | {"student.width": 0.25}
     teacher = str(toy_run / "best.pt")
