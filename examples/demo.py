@@ -108,9 +108,11 @@ def main() -> None:
         size = path.stat().st_size / 1e6
         table.add_row(name, f"{metrics[name]['AP']:.3f}", f"{metrics[name]['AP50']:.3f}", f"{size:.2f}", f"{speed:.1f}")
     console.print(table)
+    found_same = parity["found"]
     console.print(
-        f"ONNX against PyTorch: {parity['matched']} detections matched, {parity['unmatched']} not; "
-        f"least IoU {parity['min_iou']:.6f}, largest score difference {parity['max_score_difference']:.2e}"
+        f"ONNX against PyTorch on {parity['images']} validation images: {found_same['detections']} detections, "
+        f"{found_same['unmatched']} without counterpart; least IoU {found_same['min_iou']:.6f}, "
+        f"largest score difference {found_same['max_score_difference']:.1e}"
     )
     for label, path in [*models.items(), ("prediction", drawn), ("curves", out / "distilled" / "plots" / "curves.png")]:
         console.print(f"{label:18} {path}", highlight=False)

@@ -137,7 +137,7 @@ class Detector:
             if not self._opened.report.complete:
                 logger.warning("%s: %s", self.source, self._opened.report.describe())
             detector = self._opened.detector.to(self.device)
-            self.names, self.stride = list(detector.names), max(detector.levels)
+            self.names, self.stride = list(detector.names), detector.size_multiple
             self.imgsz = self._opened.weights.imgsz or default_size(self._opened.name)
             self.pad_value = detector.input.pad_value
 
@@ -236,7 +236,7 @@ class Detector:
 
     def _size(self, imgsz: int | None) -> int:
         size = self.imgsz if imgsz is None else imgsz
-        check_size(size, (self.stride,))
+        check_size(size, self.stride)
         if self.onnx and size != self.imgsz and not OnnxPredictor(self.source).dynamic_size:
             raise UserError(f"{self.source} was exported for {self.imgsz} px; export it again with --imgsz {size}")
         return size

@@ -67,7 +67,7 @@ def test_the_watch_sees_what_waits() -> None:
     assert len(waits.found) == 2
 
 
-@pytest.mark.parametrize("methods", [(), ("fgd", "pgd")], ids=["plain", "distilled"])
+@pytest.mark.parametrize("methods", [(), ("fgd", "pgd", "cwd", "mgd")], ids=["plain", "distilled"])
 def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...]) -> None:
     one, data = step(methods), batch()
     one(data)  # grids are built once per size
@@ -77,7 +77,7 @@ def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...]) -> None:
     assert {"box", "obj", "cls", "l1"} <= set(losses)
 
 
-@pytest.mark.parametrize("methods", [(), ("fgd", "pgd")], ids=["plain", "distilled"])
+@pytest.mark.parametrize("methods", [(), ("fgd", "pgd", "cwd", "mgd")], ids=["plain", "distilled"])
 def test_losses_are_float32_and_finite_under_bf16(methods: tuple[str, ...]) -> None:
     losses = step(methods, torch.bfloat16)(batch())
     assert all(v.dtype == torch.float32 and bool(v.isfinite()) for v in losses.values())

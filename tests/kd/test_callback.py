@@ -203,6 +203,19 @@ def test_terms_that_are_not_finite_are_named_and_stop_the_run() -> None:
         epoch(callback, state, steps=2)
 
 
+def test_terms_that_were_not_finite_are_counted_on_after_a_resume() -> None:
+    callback, state, _ = start({"fgd": FGDConfig(max_nonfinite=9)}, teacher=Broken(6))
+    epoch(callback, state, steps=2)
+    again, resumed, said = start(
+        {"fgd": FGDConfig(max_nonfinite=9)}, teacher=Broken(6), state={"resumed": state.extra, "evaluate": None}
+    )
+    again._check_finite(resumed)
+    assert not any("was not finite" in line for line in said)  # it was said before the interruption
+    with pytest.raises(GateError, match="max_nonfinite 9"):
+        epoch(again, resumed, steps=2)
+    assert any("fgd term fg at stride 8" in line and "in 2 step(s)" in line for line in said)
+
+
 def test_inherit_says_what_it_took() -> None:
     student, teacher = TinyDetector(6), TinyDetector(6)
     _, _, said = start({"fgd": FGDConfig(inherit=True)}, teacher=teacher, student=student)

@@ -140,6 +140,19 @@ def test_the_gate_asks_each_teacher_only_for_what_it_knows() -> None:
     assert any("a.pt" in line and "AP 0.400" in line and "1 of 4 classes" in line for line in said)
 
 
+def test_the_gate_spells_classes_as_the_student_does() -> None:
+    seen: list[list[str]] = []
+
+    def evaluate(model: Any, limit: int | None) -> dict[str, Any]:
+        seen.append(list(model.names))
+        return metrics(0.5, STUDENT)
+
+    one = teacher(("Dog", "sea-ship", "BIRD"), "a")
+    run([one], {"pgd": PGDConfig()}, evaluate=evaluate)
+    assert seen == [["dog", "sea-ship", "bird"]]
+    assert one.detector.names == ["Dog", "sea-ship", "BIRD"]
+
+
 def test_known_ap_leaves_out_classes_that_do_not_occur() -> None:
     plan = Pairing.between(TinyDetector(names=STUDENT), both()[1].detector)
     found = metrics(0.3, STUDENT)

@@ -83,9 +83,7 @@ def targets_of(case: Case, dtype: torch.dtype = torch.float64) -> Targets:
 
 def model_of(case: Case) -> FCOS:
     p = case.params
-    found = narrow(
-        FCOS, p["C"], box_loss="iou", centre_sampling=p["center_sampling"], norm_on_bbox=p["norm_on_bbox"]
-    )
+    found = narrow(FCOS, p["C"], box_loss="iou", centre_sampling=p["center_sampling"], norm_on_bbox=p["norm_on_bbox"])
     assert isinstance(found, FCOS)
     return found
 
@@ -101,9 +99,7 @@ def test_targets(case: Case, budget: int | None) -> None:
     close(points, case.tensor("points"))
     targets = targets_of(case)
     radius = p["radius"] if p["center_sampling"] else None
-    match: Match = fcos_match(
-        points, strides, sizes, targets, radius=radius, ranges=p["regress_ranges"], budget=budget
-    )
+    match: Match = fcos_match(points, strides, sizes, targets, radius=radius, ranges=p["regress_ranges"], budget=budget)
     assert match.fg.sum(1).tolist() == p["num_pos"]
     labels = torch.where(match.fg, targets.labels.gather(1, match.gt.clamp(min=0)), p["C"])
     assert torch.equal(labels, case.tensor("target_label"))
@@ -157,7 +153,11 @@ def test_losses_in_float32(case: Case) -> None:
 def test_head_network(case: Case) -> None:
     features = tuple(case.tensor(n) for n in case.family("feat"))
     weights = {n.removeprefix("w__"): case.tensor(n) for n in case.family("w")}
-    settings = {"channels": features[0].shape[1], "groups": case.params["groups"], "stacked_convs": case.params["convs"]}
+    settings = {
+        "channels": features[0].shape[1],
+        "groups": case.params["groups"],
+        "stacked_convs": case.params["convs"],
+    }
     model = narrow(FCOS, case.params["C"], **settings)
     model.head.load_state_dict(weights)
     model.head.double()

@@ -54,6 +54,7 @@ class Run:
             f"{ours}.{long}": self.x[f"{theirs.format(side)}_{short}"]
             for ours, theirs in names.items()
             for long, short in (("weight", "w"), ("bias", "b"))
+            if f"{ours}.{long}" in shapes  # the published bias of the logits does not reach past their softmax
         }
         block.load_state_dict({k: v.reshape(shapes[k]) for k, v in state.items()})
         return block

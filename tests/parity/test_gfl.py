@@ -76,7 +76,9 @@ def test_decoding_and_encoding(case: Case) -> None:
     height, width = case.tensor("clip_shape").tolist()
     limit = torch.tensor([width, height, width, height], dtype=torch.float64)
     close(torch.minimum(boxes.clamp(min=0), limit), case.tensor("decoded_clipped"))
-    encoded = encode_distances(case.tensor("enc_point"), case.tensor("enc_box"), case.tensor("dist_logits").shape[1] // 4 - 1)
+    encoded = encode_distances(
+        case.tensor("enc_point"), case.tensor("enc_box"), case.tensor("dist_logits").shape[1] // 4 - 1
+    )
     close(encoded, case.tensor("enc_dist"))
 
 
@@ -95,7 +97,9 @@ def grid(case: Case) -> tuple[Tensor, Tensor, tuple[tuple[int, int], ...]]:
 
 
 def targets_of(case: Case, dtype: torch.dtype = torch.float64) -> Targets:
-    image = case.tensor("box_image") if case.has("box_image") else torch.zeros(len(case.array("boxes")), dtype=torch.int64)
+    image = (
+        case.tensor("box_image") if case.has("box_image") else torch.zeros(len(case.array("boxes")), dtype=torch.int64)
+    )
     boxes, labels, mask = padded(case.tensor("boxes").to(dtype), image, case.params.get("N", 1), case.tensor("labels"))
     return Targets(boxes, labels, mask, torch.zeros_like(mask))
 
@@ -109,7 +113,9 @@ def test_assignment(case: Case, dtype: torch.dtype) -> None:
     assert torch.equal(match.gt[0], case.tensor("assigned"))
     assert torch.equal(match.fg, match.gt >= 0)
     overlap = paired_iou(square_anchors(points, strides), targets.boxes[0, match.gt[0].clamp(min=0)], 1e-6)
-    close(torch.where(match.fg[0], overlap, -1.0), case.tensor("assigned_iou"), RTOL if dtype == torch.float64 else 1e-5)
+    close(
+        torch.where(match.fg[0], overlap, -1.0), case.tensor("assigned_iou"), RTOL if dtype == torch.float64 else 1e-5
+    )
 
 
 def head_output(case: Case) -> tuple[DenseOutput, list[Tensor], list[Tensor]]:
@@ -174,7 +180,11 @@ def test_the_method_gives_the_same_losses_when_nothing_is_padded(case: Case) -> 
 def test_head_network(case: Case) -> None:
     features = tuple(case.tensor(n) for n in case.family("feat"))
     weights = {n.removeprefix("w__"): case.tensor(n) for n in case.family("w")}
-    settings = {"channels": features[0].shape[1], "groups": case.params["groups"], "stacked_convs": case.params["convs"]}
+    settings = {
+        "channels": features[0].shape[1],
+        "groups": case.params["groups"],
+        "stacked_convs": case.params["convs"],
+    }
     model = narrow(GFL, case.params["C"], **settings)
     model.head.load_state_dict(weights)
     model.head.double()

@@ -38,7 +38,8 @@ def train(
     student: Annotated[str | None, typer.Option(help="Architecture name or checkpoint to start from.")] = None,
     teacher: Annotated[list[str] | None, typer.Option(help="NAME (its published weights) or checkpoint file.")] = None,
     kd: Annotated[
-        list[str] | None, typer.Option(help="none, fgd, pgd; may be repeated. Default: pgd with a teacher.")
+        list[str] | None,
+        typer.Option(help="none, fgd, pgd, cwd, mgd, ld; may be repeated. Default: pgd with a teacher."),
     ] = None,
     data: DataOption = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,

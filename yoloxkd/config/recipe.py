@@ -6,7 +6,7 @@ detector (`nn`) and of the distiller (`kd`) when the recipe is resolved, before 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -29,6 +29,9 @@ class TeacherSection(Strict):
     """Whom the student learns from."""
 
     models: list[str] = Field(default_factory=list, description="NAME, NAME@coco or checkpoint file")
+    weight: list[Annotated[float, Field(gt=0)]] = Field(
+        default_factory=list, description="factor on what each of `models` teaches; empty: 1 each"
+    )
     min_ap: float = Field(
         0.05, ge=0, le=1, description="refuse a teacher below this AP on the validation set; 0: no check"
     )

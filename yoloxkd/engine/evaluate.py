@@ -39,7 +39,7 @@ class TorchPredictor:
         self.detector = detector.to(self.device)
         self.conf, self.iou, self.max_det = conf, iou, max_det
         self.names = list(detector.names)
-        self.stride = max(detector.levels)
+        self.stride = detector.size_multiple
         self.pad_value = detector.input.pad_value
 
     # no inference_mode: what a detector caches in it (point grids) could not be used in training afterwards

@@ -151,7 +151,7 @@ class Fit:
             state.iteration,
             imgsz=recipe.train.imgsz,
             steps=recipe.augment.multiscale,
-            stride=max(state.detector.levels),
+            stride=state.detector.size_multiple,
             seed=recipe.train.seed,
         )
         state.batch = resize_batch(batch, size)

@@ -43,7 +43,7 @@ def fold_batch_norm(detector: DenseDetector) -> None:
         if convolutions.count(conv) == norms.count(norm) == 1:
             fused = fuse_conv_bn_eval(conv, norm)
             conv.weight, conv.bias = fused.weight, fused.bias
-            _replace(detector, norm, nn.Identity())
+            _replace(detector, norm, _rest(norm))
     detector.float().requires_grad_(False)
 
 
@@ -58,12 +58,12 @@ def _followers(detector: DenseDetector) -> set[tuple[nn.Conv2d, nn.BatchNorm2d]]
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, nn.BatchNorm2d)
-        if id(inputs[0]) in made:
+        if _rest(module) is not None and id(inputs[0]) in made:
             pairs.add((made[id(inputs[0])][0], module))
 
     hooks = [m.register_forward_hook(after_conv) for m in detector.modules() if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(before_norm) for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
-    side = 2 * max(detector.levels)
+    side = 2 * detector.size_multiple
     with torch.no_grad():
         detector(torch.zeros(1, 3, side, side))
     for hook in hooks:
@@ -71,7 +71,15 @@ def _followers(detector: DenseDetector) -> set[tuple[nn.Conv2d, nn.BatchNorm2d]]
     return pairs
 
 
-def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def _rest(norm: nn.BatchNorm2d) -> nn.Module | None:
+    """What a norm does besides normalising: timm's own kind has an activation inside. None: a kind not known here."""
+    if type(norm) is nn.BatchNorm2d:
+        return nn.Identity()
+    inside = dict(norm.named_children())
+    return inside["act"] if inside.keys() == {"drop", "act"} else None
+
+
+def _replace(root: nn.Module, old: nn.Module, new: nn.Module | None) -> None:
     for module in root.modules():
         for name, child in module.named_children():
             if child is old:

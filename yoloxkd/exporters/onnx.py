@@ -36,7 +36,7 @@ class ExportOptions:
 
     imgsz    px, height and width of the input (with `dynamic`, what it is meant for)
     nms      suppression in the graph; else boxes and scores of every location
-    dynamic  any batch size, height and width (multiples of the stride); else one image of imgsz x imgsz
+    dynamic  any batch size, height and width (multiples of the size the model needs); else one image of imgsz x imgsz
     half     fp16 weights and arithmetic in the network; inputs, outputs, box decoding and suppression stay float32
     conf, iou, max_det   settings of the suppression. A user of the file can filter by a higher score, not by a lower
     """
@@ -51,9 +51,9 @@ class ExportOptions:
 
     def check(self, detector: DenseDetector) -> None:
         """UserError where the numbers make no file."""
-        stride = max(detector.levels)
+        stride = detector.size_multiple
         if self.imgsz < stride or self.imgsz % stride:
-            raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, the coarsest stride of the model")
+            raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, as the model needs")
         if not 0 <= self.conf < 1:
             raise UserError(f"conf {self.conf} must be at least 0 and below 1")
         if not 0 < self.iou <= 1:
@@ -95,7 +95,11 @@ def without_probes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _graph(detector: DenseDetector, options: ExportOptions) -> onnx.ModelProto:
-    """The traced and optimised graph. A batch of two is traced where the batch is free: one would be taken as fixed."""
+    """The traced and optimised graph.
+
+    Where shapes are free, a batch of two is traced, with two cells or more on the coarsest level: one would be taken as
+    fixed.
+    """
     from yoloxkd.exporters.suppression import WithSuppression, onnx_translations
 
     plain = Exportable(detector)
@@ -104,7 +108,8 @@ def _graph(detector: DenseDetector, options: ExportOptions) -> onnx.ModelProto:
     if options.nms:
         network = WithSuppression(plain, conf=options.conf, iou=options.iou, max_det=options.max_det)
         outputs = NMS_OUTPUTS + PROBES
-    sample = torch.full((2 if options.dynamic else 1, 3, options.imgsz, options.imgsz), 114.0)
+    side = max(options.imgsz, 2 * max(detector.levels)) if options.dynamic else options.imgsz
+    sample = torch.full((2 if options.dynamic else 1, 3, side, side), 114.0)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             network.eval(),
@@ -114,7 +119,7 @@ def _graph(detector: DenseDetector, options: ExportOptions) -> onnx.ModelProto:
             external_data=False,
             input_names=["images"],
             output_names=list(outputs),
-            dynamic_shapes=_free(max(detector.levels)) if options.dynamic else None,
+            dynamic_shapes=_free(detector.size_multiple) if options.dynamic else None,
             custom_translation_table=onnx_translations(),
             verbose=False,
         )
@@ -149,6 +154,7 @@ def metadata(detector: DenseDetector, options: ExportOptions, source_digest: str
         "family": detector.family,
         "names": json.dumps(detector.names),
         "strides": json.dumps(list(detector.levels)),
+        "size_multiple": json.dumps(detector.size_multiple),
         "input_size": json.dumps([options.imgsz, options.imgsz]),
         "input": f"images float32 ({free[0]}, 3, {free[1]}, {free[2]}) RGB 0..255; normalisation is inside",
         "letterbox": json.dumps(LETTERBOX),

@@ -196,7 +196,7 @@ def export_checked(
     note = path.with_suffix(".parity.json")
     note_part = part.with_suffix(".json")
     images = list(
-        sample_images(data, options.imgsz, max(detector.levels), detector.input.pad_value, dynamic=options.dynamic)
+        sample_images(data, options.imgsz, detector.size_multiple, detector.input.pad_value, dynamic=options.dynamic)
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

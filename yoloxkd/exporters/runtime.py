@@ -14,7 +14,7 @@ from yoloxkd.types import Detections
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEEDED = ("names", "strides", "input_size", "pad_value", "dynamic", "nms", "conf", "iou", "max_det")
+NEEDED = ("names", "size_multiple", "input_size", "pad_value", "dynamic", "nms", "conf", "iou", "max_det")
 
 
 class OnnxPredictor:
@@ -43,7 +43,7 @@ class OnnxPredictor:
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         known = self._read_metadata()
         self.names: list[str] = known["names"]
-        self.stride = int(max(known["strides"]))
+        self.stride = int(known["size_multiple"])
         self.pad_value: tuple[int, int, int] = tuple(known["pad_value"])
         self.imgsz = int(known["input_size"][0])
         self.dynamic_batch = self.dynamic_size = bool(known["dynamic"])

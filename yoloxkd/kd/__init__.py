@@ -8,10 +8,13 @@ from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd.base import Distiller
+from yoloxkd.kd.cwd import CWD
 from yoloxkd.kd.fgd import FGD
+from yoloxkd.kd.ld import LD
+from yoloxkd.kd.mgd import MGD
 from yoloxkd.kd.pgd import PGD
 
-DISTILLERS: dict[str, type[Distiller]] = {"fgd": FGD, "pgd": PGD}
+DISTILLERS: dict[str, type[Distiller]] = {"fgd": FGD, "pgd": PGD, "cwd": CWD, "mgd": MGD, "ld": LD}
 
 
 def kd_defaults(method: str, family: str) -> dict[str, Any]:

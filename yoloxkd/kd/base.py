@@ -49,15 +49,22 @@ class KDConfig(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a method may need beyond the two outputs: the teacher, for what its outputs mean (`class_probability`)."""
+    """What a method may need beyond the two outputs.
+
+    teacher  for what its outputs mean (`class_probability`)
+    seed     of the run, and step, which counts from 0 over the whole run: what a method draws at random follows from
+             these two alone, so that a resumed run draws the same
+    """
 
     teacher: DenseDetector
+    seed: int = 0
+    step: int = 0
 
 
 class Distiller(nn.Module, ABC):
     """A distillation method: compares student and teacher outputs, owns what is trained for that and nothing else.
 
-    needs  the `DenseOutput` taps it reads ("features", "cls_features", "reg_features")
+    needs  the `DenseOutput` taps it reads ("features", "cls_features", "reg_features"); none: it compares boxes
     terms  the keys `compare` returns, "<term>/s<stride>", every time the same
     """
 
@@ -83,12 +90,14 @@ class Teacher:
     source  file or name, as the user gave it
     digest  of the weights' file; a resumed run refuses another
     share   share of the detector's parameters that came from the file, 0 to 1
+    weight  factor on everything this teacher teaches
     """
 
     detector: DenseDetector
     source: str
     digest: str
     share: float
+    weight: float = 1.0
 
 
 class _Outside:
@@ -102,24 +111,36 @@ class _Outside:
 
 
 class WithTeacher(nn.Module):
-    """Runs the teacher once a batch and every method on its output: module(student_out, batch) -> {name: scalar}.
+    """Runs one teacher once a batch and every method on its output: module(student_out, batch) -> {name: scalar}.
 
-    Names are "<method>/<term>/s<stride>". The teacher is outside the module tree: not in `state_dict`, not among
+    Names are "<method><tag>/<term>/s<stride>". The teacher is outside the module tree: not in `state_dict`, not among
     `parameters()`, never in training mode, never with a gradient.
 
+    tag        tells several teachers apart in the names: "@1", "@2"; empty for a single one
+    weight     factor on all terms, for good
     scales     {method: factor} of the coming step, set by the callback; a float, or a scalar tensor that is still
                being measured. 0.0 means off: the teacher is not run for it and its terms are zero
-    raw        {method: its loss before the factor}, of the last step, detached
+    step       the coming step, likewise; for what methods draw at random from it and `seed`
+    raw        {method: its loss before the factor of the step}, of the last step, detached
     nonfinite  (terms,) int64 on the device: how often each term of `names` was not finite, and so left out
     """
 
-    def __init__(self, teacher: DenseDetector, distillers: Mapping[str, Distiller]) -> None:
+    def __init__(
+        self,
+        teacher: DenseDetector,
+        distillers: Mapping[str, Distiller],
+        *,
+        tag: str = "",
+        weight: float = 1.0,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
+        self.tag, self.weight, self.seed, self.step = tag, weight, seed, 0
         self._outside = _Outside(teacher.eval().requires_grad_(False))
         self.distillers = nn.ModuleDict(distillers)
         self.scales: dict[str, float | Tensor] = dict.fromkeys(distillers, 1.0)
         self.raw: dict[str, Tensor] = {}
-        self.names = [f"{name}/{term}" for name, method in distillers.items() for term in method.terms]
+        self.names = [f"{name}{tag}/{term}" for name, method in distillers.items() for term in method.terms]
         self.dtypes: dict[str, str] = {}
         self.nonfinite: Tensor | None = None
         self._faulty: Tensor | None = None
@@ -144,7 +165,7 @@ class WithTeacher(nn.Module):
             with torch.no_grad():
                 seen = self.teacher(batch.images)
             student = self._gated(student)
-            context = Context(self.teacher)
+            context = Context(self.teacher, self.seed, self.step)
         for name, method in methods.items():
             if name in running:
                 with torch.autocast(device.type, enabled=False):
@@ -152,7 +173,7 @@ class WithTeacher(nn.Module):
                 self._note_dtypes(name, method, student, seen)
             else:
                 found = _nothing(method, device)
-            terms |= {f"{name}/{term}": found[term] for term in method.terms}
+            terms |= {f"{name}{self.tag}/{term}": found[term] for term in method.terms}
         return self._scaled(self._finite(terms))
 
     def runs(self, name: str) -> bool:
@@ -171,7 +192,7 @@ class WithTeacher(nn.Module):
     def _scaled(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
         for name in self.distillers:
-            own = {k: v for k, v in terms.items() if k.startswith(name + "/")}
+            own = {k: v * self.weight for k, v in terms.items() if k.startswith(f"{name}{self.tag}/")}
             self.raw[name] = torch.stack([v.detach() for v in own.values()]).sum()
             out |= {k: v * self.scales[name] if self.runs(name) else v for k, v in own.items()}
         return out
@@ -197,13 +218,19 @@ class WithTeacher(nn.Module):
 
     def _note_dtypes(self, name: str, method: Distiller, student: DenseOutput, teacher: DenseOutput) -> None:
         for level in method.pairing.levels:
-            if f"{name}/s{level.stride}" in self.dtypes:
+            key = f"{name}{self.tag}/s{level.stride}"
+            if key in self.dtypes:
                 continue
-            s = {str(getattr(student, tap)[level.student].dtype).removeprefix("torch.") for tap in method.needs}
-            t = {str(getattr(teacher, tap)[level.teacher].dtype).removeprefix("torch.") for tap in method.needs}
-            self.dtypes[f"{name}/s{level.stride}"] = (
-                f"student map {'/'.join(sorted(s))}, teacher map {'/'.join(sorted(t))}"
-            )
+            if not method.needs:
+                self.dtypes[key] = f"student boxes {_short(student.box_raw)}, teacher boxes {_short(teacher.box_raw)}"
+                continue
+            s = {_short(getattr(student, tap)[level.student]) for tap in method.needs}
+            t = {_short(getattr(teacher, tap)[level.teacher]) for tap in method.needs}
+            self.dtypes[key] = f"student map {'/'.join(sorted(s))}, teacher map {'/'.join(sorted(t))}"
+
+
+def _short(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 def _nothing(method: Distiller, device: torch.device) -> dict[str, Tensor]:

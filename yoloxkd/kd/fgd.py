@@ -20,7 +20,7 @@ from yoloxkd.kd.base import Context, Distiller, KDConfig
 from yoloxkd.kd.cells import box_cells, excluded_cells
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.kd.summaries import error_and_strength, shifted_error
+from yoloxkd.kd.summaries import error_and_strength, pooled, shifted_error
 from yoloxkd.types import Batch, DenseOutput
 
 ImageSize = tuple[int, int] | Tensor
@@ -120,19 +120,17 @@ class GlobalContext(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = max(1, channels // 2)
-        self.logit = nn.Conv2d(channels, 1, 1)
+        self.logit = nn.Conv2d(channels, 1, 1, bias=False)  # a bias would not reach past the softmax
         self.squeeze = nn.Linear(channels, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.expand = nn.Linear(hidden, channels)
         nn.init.kaiming_normal_(self.logit.weight, mode="fan_in")
-        nn.init.zeros_(self.logit.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
 
     def context(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C)"""
-        weights = self.logit(x).flatten(2).softmax(2)
-        return torch.bmm(x.flatten(2), weights.transpose(1, 2)).squeeze(2)
+        return pooled(x.flatten(2), self.logit.weight.flatten())
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, 1, 1)"""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ class Pairing:
 
     levels        pairs, finest first
     classes       (student classes,) int64: the teacher's index of each student class, -1 where the teacher has none
+    taught        (student classes,) bool: classes whose objects this teacher answers for; all, but with several teachers
+    bins          (student's, teacher's) logits of the distribution of each side of a box; None: predicted directly
     nominal_size  px, the side of the training input before multi-scale; None when it does not vary
     """
 
@@ -43,6 +45,8 @@ class Pairing:
     student_input: str
     teacher_input: str
     classes: Tensor = field(compare=False)
+    taught: Tensor = field(compare=False)
+    bins: tuple[int | None, int | None] = (None, None)
     nominal_size: int | None = None
 
     @classmethod
@@ -66,6 +70,8 @@ class Pairing:
             student_input=student.input.describe(),
             teacher_input=teacher.input.describe(),
             classes=match_classes(student.names, teacher.names),
+            taught=torch.ones(len(student.names), dtype=torch.bool),
+            bins=(_bins(student), _bins(teacher)),
             nominal_size=nominal_size,
         )
 
@@ -93,6 +99,8 @@ class Pairing:
                 rows.append((f"stride {stride}", *there, f"not distilled: only the {side} has it"))
         n = len(self.student_names)
         rows.append(("classes", str(n), str(len(self.teacher_names)), self._class_note()))
+        if not bool(self.taught.all()):
+            rows.append(("objects", str(n), "-", self._taught_note()))
         rows.append(("input", self.student_input, self.teacher_input, "each normalises the same RGB batch"))
         return rows
 
@@ -100,8 +108,11 @@ class Pairing:
         missing = [n for n, i in zip(self.student_names, self.classes.tolist(), strict=True) if i < 0]
         if not missing:
             return "all known to the teacher, by name"
-        shown = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
-        return f"{self.known_classes} known to the teacher; by localisation only: {shown}"
+        return f"{self.known_classes} known to the teacher; by localisation only: {_some(missing)}"
+
+    def _taught_note(self) -> str:
+        names = [n for n, own in zip(self.student_names, self.taught.tolist(), strict=True) if own]
+        return f"this teacher's: {_some(names)}" if names else "this teacher's: none, the others know them all"
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain containers, for checkpoints."""
@@ -111,12 +122,20 @@ class Pairing:
             "teacher_levels": list(self.teacher_levels),
             "channels": {tap: [list(self.channels(tap, level)) for level in self.levels] for tap in TAP_NAMES},
             "classes": self.classes.tolist(),
+            "taught": self.taught.tolist(),
             "student_names": list(self.student_names),
             "teacher_names": list(self.teacher_names),
             "student_input": self.student_input,
             "teacher_input": self.teacher_input,
             "nominal_size": self.nominal_size,
         }
+
+
+def share_classes(plans: Sequence[Pairing]) -> list[Pairing]:
+    """Give every student class to one of several teachers of the same student: the first that knows it, else the first."""
+    known = torch.stack([plan.classes >= 0 for plan in plans])
+    owner = known.int().argmax(0)  # the first of the largest; 0 where nobody knows the class
+    return [replace(plan, taught=owner == i) for i, plan in enumerate(plans)]
 
 
 def match_classes(student: Iterable[str], teacher: Iterable[str]) -> Tensor:
@@ -128,6 +147,15 @@ def match_classes(student: Iterable[str], teacher: Iterable[str]) -> Tensor:
     for i, name in enumerate(teacher):
         index.setdefault(_plain(name), i)
     return torch.tensor([index.get(_plain(name), -1) for name in student], dtype=torch.int64)
+
+
+def _bins(detector: DenseDetector) -> int | None:
+    reg_max = getattr(getattr(detector, "cfg", None), "reg_max", None)
+    return None if reg_max is None else reg_max + 1
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _plain(name: str) -> str:

@@ -121,7 +121,9 @@ class PGD(Distiller):
             for term in self.weights[branch]
         )
         self.register_buffer("classes", pairing.classes.clone(), persistent=False)
+        self.register_buffer("taught", pairing.taught.clone(), persistent=False)
         self.classes: Tensor
+        self.taught: Tensor
 
     def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
         weights, background = self.regions(teacher, batch, context)
@@ -140,7 +142,8 @@ class PGD(Distiller):
     ) -> tuple[dict[Branch, list[Tensor]], list[Tensor]]:
         """Foreground weights by branch and background of each paired level: (B, h, w) each, not yet normalised.
 
-        Only locations of paired levels are candidates: one that is chosen elsewhere would teach nothing.
+        Only locations of paired levels are candidates: one that is chosen elsewhere would teach nothing. Objects that
+        another teacher answers for are neither foreground nor background.
         """
         cfg, targets = self.cfg, batch.targets
         pieces = self._pieces(teacher)
@@ -157,7 +160,7 @@ class PGD(Distiller):
             seen,
             targets.boxes,
             self.classes.to(targets.labels.device)[targets.labels],
-            targets.mask,
+            targets.mask & self.taught.to(targets.labels.device)[targets.labels],
             xi=values,
             k=cfg.k,
             strategy=cfg.foreground,

@@ -34,8 +34,9 @@ class _ErrorAndStrength(Function):
         count = student.shape[1:]
         grad = torch.sub(student, teacher)
         grad.mul_(2 * per_channel[:, :, None]).mul_(error[:, None])
-        strength = student.sign().mul_((cells / count[0])[:, None] + (channels / count[1])[:, :, None])
-        return grad.add_(strength), None, None
+        sign = student.sign()
+        grad.addcmul_(sign, (cells / count[0])[:, None]).addcmul_(sign, (channels / count[1])[:, :, None])
+        return grad, None, None
 
 
 def error_and_strength(student: Tensor, teacher: Tensor, per_channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,6 +46,37 @@ def error_and_strength(student: Tensor, teacher: Tensor, per_channel: Tensor) ->
     -> sum over channels of per_channel (S - T)² (B, N); mean over channels of |S| (B, N); mean over cells of |S| (B, C)
     """
     found: tuple[Tensor, Tensor, Tensor] = _ErrorAndStrength.apply(student, teacher, per_channel)
+    return found
+
+
+class _Pooled(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        share = torch.bmm(weight.expand(x.shape[0], 1, -1), x).squeeze(1).softmax(1)
+        ctx.save_for_backward(x, weight, share)
+        return torch.bmm(x, share[:, :, None]).squeeze(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, weight, share = ctx.saved_tensors
+        (grad,) = grads
+        inner = torch.bmm(grad[:, None], x).squeeze(1)
+        logit = share * (inner - (share * inner).sum(1, keepdim=True))
+        to_weight = torch.bmm(x, logit[:, :, None]).sum((0, 2))
+        if not ctx.needs_input_grad[0]:
+            return None, to_weight
+        # grad times share, plus weight times logit, written in one go
+        left = torch.stack([grad, weight.expand_as(grad)], 2)
+        return torch.bmm(left, torch.stack([share, logit], 1)), to_weight
+
+
+def pooled(x: Tensor, weight: Tensor) -> Tensor:
+    """Mean of the cells weighted by the softmax over cells of weight . x: x (B, C, N), weight (C,) -> (B, C).
+
+    A bias beside `weight` would change nothing.
+    """
+    found: Tensor = _Pooled.apply(x, weight)
     return found
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,6 +25,15 @@ class MethodWeight:
         self.seen = 0
         self._task: Tensor | None = None
         self._own: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the automatic weight has measured so far, or has become: plain numbers, and sums on the device."""
+        return {"fixed": self.fixed, "seen": self.seen, "task": self._task, "own": self._own}
+
+    def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
+        """Go on measuring where another run stopped, or keep what it fixed."""
+        self.fixed, self.seen = saved["fixed"], saved["seen"]
+        self._task, self._own = (None if v is None else v.to(device) for v in (saved["task"], saved["own"]))
 
     @property
     def measuring(self) -> bool:

@@ -48,3 +48,26 @@ def paired_iou(a: Tensor, b: Tensor, eps: float = 1e-16) -> Tensor:
     intersection = (high - low).clamp(min=0).prod(dim=-1)
     union = area(a) + area(b) - intersection
     return intersection / union.clamp(min=eps)
+
+
+def paired_giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
+    """Generalised overlap (Rezatofighi et al. 2019) of the boxes of `a` with the boxes of `b`, row by row.
+
+    a, b (..., 4), shapes that broadcast -> (...), -1 to 1: IoU - (hull - union) / hull; union and hull are at least `eps`.
+    """
+    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    outer = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)
+    intersection = inner.prod(dim=-1)
+    union = (area(a) + area(b) - intersection).clamp(min=eps)
+    hull = outer.prod(dim=-1).clamp(min=eps)
+    return intersection / union - (hull - union) / hull
+
+
+def from_distances(points: Tensor, distances: Tensor) -> Tensor:
+    """Points (..., 2) and their distances left, top, right, bottom (..., 4) -> boxes (..., 4), in the unit of both."""
+    return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
+
+
+def to_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """Distances left, top, right, bottom (..., 4) of points (..., 2) to the sides of boxes (..., 4); negative outside."""
+    return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yoloxkd.ops.boxes import paired_iou
+from yoloxkd.ops.boxes import paired_giou, paired_iou
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -28,3 +28,59 @@ def soft_class_loss(logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
     everywhere = -F.logsigmoid(-logits).sum(dim=-1)
     at_label = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     return everywhere - at_label * quality
+
+
+def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """1 - generalised overlap of boxes paired row by row: (..., 4), (..., 4) xyxy -> (...)."""
+    return 1 - paired_giou(predicted, target)
+
+
+def log_iou_loss(predicted: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+    """-log of the overlap, which is at least `eps`, of boxes paired row by row: (..., 4), (..., 4) xyxy -> (...)."""
+    return -paired_iou(predicted, target, eps).clamp(min=eps).log()
+
+
+def focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """Focal loss (Lin et al. 2017), summed over classes.
+
+    logits (..., K), labels (...) int64 class of the positive rows (any valid index elsewhere), positive (...) bool -> (...).
+    Every class of every row counts as negative first; at the label of positive rows that is replaced.
+    """
+
+    def as_negative(x: Tensor) -> Tensor:
+        return (1 - alpha) * x.sigmoid() ** gamma * F.softplus(x)
+
+    at_label = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    hit = alpha * (-at_label).sigmoid() ** gamma * F.softplus(-at_label)
+    return as_negative(logits).sum(dim=-1) + torch.where(positive, hit - as_negative(at_label), 0.0)
+
+
+def quality_focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, score: Tensor) -> Tensor:
+    """Quality focal loss (GFL, Li et al. 2020, eq. 3 with beta 2), summed over classes.
+
+    logits (..., K), labels (...) int64, positive (...) bool, score (...) the target at the label of positive rows -> (...):
+    cross entropy against the target times the square of the distance to it; the target is 0 everywhere else.
+    """
+
+    def as_negative(x: Tensor) -> Tensor:
+        return F.softplus(x) * x.sigmoid() ** 2
+
+    at_label = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    entropy = F.softplus(at_label) - at_label * score
+    hit = entropy * (score - at_label.sigmoid()) ** 2
+    return as_negative(logits).sum(dim=-1) + torch.where(positive, hit - as_negative(at_label), 0.0)
+
+
+def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Distribution focal loss (GFL eq. 6): cross entropy of the two bins around a real-valued target.
+
+    logits (..., n) of the bins 0 .. n - 1, target (...) in [0, n - 1) -> (...).
+    """
+    log_p = logits.log_softmax(dim=-1)
+    low = target.detach().floor().long()
+    high_share = target - low
+
+    def at(bin_: Tensor) -> Tensor:
+        return log_p.gather(-1, bin_.unsqueeze(-1)).squeeze(-1)
+
+    return -(at(low) * (1 - high_share) + at(low + 1) * high_share)

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 
-def locations(sizes: Sequence[tuple[int, int]], levels: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cell centres of every level, level after level, row-major inside a level.
+def locations(
+    sizes: Sequence[tuple[int, int]], levels: Sequence[int], device: torch.device, offset: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Where the cells of every level are, level after level, row-major inside a level.
 
     sizes L x (h, w) in cells, levels L strides in px -> points (A, 2) float32 x, y px and strides (A,) float32 px.
-    Cell (row i, column j) of stride s lies at ((j + 0.5) s, (i + 0.5) s).
+    Cell (row i, column j) of stride s lies at ((j + offset) s, (i + offset) s): 0.5 is its centre, 0 its corner.
     """
     points, strides = [], []
     for (h, w), stride in zip(sizes, levels, strict=True):
-        y = (torch.arange(h, device=device, dtype=torch.float32) + 0.5) * stride
-        x = (torch.arange(w, device=device, dtype=torch.float32) + 0.5) * stride
+        y = (torch.arange(h, device=device, dtype=torch.float32) + offset) * stride
+        x = (torch.arange(w, device=device, dtype=torch.float32) + offset) * stride
         grid = torch.stack((x.expand(h, w), y.unsqueeze(1).expand(h, w)), dim=-1)
         points.append(grid.reshape(-1, 2))
         strides.append(torch.full((h * w,), stride, device=device, dtype=torch.float32))
@@ -39,16 +41,19 @@ def compact(mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     return torch.where(used, cells, 0), used
 
 
-def centres_inside(boxes: Tensor, valid: Tensor, sizes: Sequence[tuple[int, int]], levels: Sequence[int]) -> Tensor:
-    """Which cell centres lie inside at least one of an image's boxes, borders included.
+def centres_inside(
+    boxes: Tensor, valid: Tensor, sizes: Sequence[tuple[int, int]], levels: Sequence[int], offset: float = 0.5
+) -> Tensor:
+    """Which locations lie inside at least one of an image's boxes, borders included.
 
-    boxes (B, G, 4) xyxy px, valid (B, G) bool, sizes L x (h, w), levels L strides -> (B, A) bool.
+    boxes (B, G, 4) xyxy px, valid (B, G) bool, sizes L x (h, w), levels L strides -> (B, A) bool. `offset` as in
+    `locations`: 0.5 means cell centres.
     A box covers a rectangle of cells, so each level is one summed-area table: the cost grows with A + G, not A * G.
     """
     inside = []
     for (h, w), stride in zip(sizes, levels, strict=True):
-        low = torch.ceil(boxes[..., :2] / stride - 0.5)
-        high = torch.floor(boxes[..., 2:] / stride - 0.5) + 1
+        low = torch.ceil(boxes[..., :2] / stride - offset)
+        high = torch.floor(boxes[..., 2:] / stride - offset) + 1
         limit = torch.tensor([w, h], device=boxes.device, dtype=boxes.dtype)
         low = torch.minimum(low.clamp(min=0), limit).long()
         high = torch.minimum(high.clamp(min=0), limit).long()

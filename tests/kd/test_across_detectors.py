@@ -1,0 +1,100 @@
+"""Any detector teaches any other, with every method."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from tests.kd.fakes import make_batch
+from tests.nn.fpn import narrow
+from yoloxkd.errors import UserError
+from yoloxkd.kd import DISTILLERS, kd_defaults
+from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.pairing import Pairing
+from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.yolox import YOLOX
+
+NAMES = ["cat", "dog", "bird"]
+SIZE = 96
+FAMILIES = tuple(DETECTORS)
+DISTRIBUTIONS = {"ld": {"gfl"}}
+"""Methods that distil distributions of box sides, and the families that predict them."""
+BLOCKED = {"mgd"}
+"""Methods whose every term has a trainable block between student and teacher."""
+TRIPLES = [
+    (t, s, m) for t in FAMILIES for s in FAMILIES for m in DISTILLERS if {t, s} <= DISTRIBUTIONS.get(m, set(FAMILIES))
+]
+
+
+def detector(family: str, seed: int, **changes: object) -> DenseDetector:
+    torch.manual_seed(seed)
+    if family == "yolox":
+        return YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), NAMES)
+    model: DenseDetector = narrow(DETECTORS[family], NAMES, stacked_convs=1, **changes)  # type: ignore[arg-type]
+    # boxes of an untrained head overlap nothing where its distances are zero
+    for parameter in model.get_submodule("head").parameters():
+        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
+    return model
+
+
+def distilling(method: str, student: DenseDetector, teacher: DenseDetector) -> WithTeacher:
+    kind = DISTILLERS[method]
+    cfg = kind.Config.model_validate(kd_defaults(method, student.family))
+    return WithTeacher(teacher, {method: kind(cfg, Pairing.between(student, teacher))})
+
+
+@pytest.mark.parametrize(("teacher_family", "student_family", "method"), TRIPLES)
+def test_two_steps(teacher_family: str, student_family: str, method: str) -> None:
+    """Terms are finite and positive, and the student and the adapters learn, nothing else."""
+    teacher = detector(teacher_family, 1, channels=24) if teacher_family != "yolox" else detector("yolox", 1)
+    student = detector(student_family, 2).train()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    module = distilling(method, student, teacher)
+    own = [*student.parameters(), *module.parameters()]
+    optimizer = torch.optim.SGD(own, lr=1e-4)
+    common = set(student.levels) & set(teacher.levels)
+    for step in range(2):
+        batch = make_batch(images=2, size=SIZE, seed=step)
+        out = student(batch.images)
+        terms = module(out, batch)
+        assert {int(name.rpartition("/s")[2]) for name in terms} == common
+        for name, value in terms.items():
+            assert value.isfinite(), name
+            assert value >= 0, name
+        positive = {name.rpartition("/")[0] for name, value in terms.items() if value > 0}
+        assert positive == {name.rpartition("/")[0] for name in terms}
+        optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        assert all(p.grad is None for p in teacher.parameters())
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+        assert all(p.grad is None or p.grad.isfinite().all() for p in own)
+        assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+        optimizer.step()
+    assert not teacher.training
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher_family", "student_family"), [("ld", "fcos", "gfl"), ("ld", "gfl", "yolox")]
+)
+def test_a_pair_that_a_method_cannot_distil_is_refused(method: str, teacher_family: str, student_family: str) -> None:
+    with pytest.raises(UserError, match=f"--kd {method}.*only gfl"):
+        distilling(method, detector(student_family, 1), detector(teacher_family, 2))
+
+
+@pytest.mark.parametrize(("family", "method"), [(s, m) for t, s, m in TRIPLES if s == t and m not in BLOCKED])
+def test_nothing_to_learn_from_oneself(family: str, method: str) -> None:
+    """The same weights on the same input; what stands behind a trainable block is left out."""
+    teacher = detector(family, 1).eval()
+    student = copy.deepcopy(teacher).requires_grad_(True).eval()
+    kind = DISTILLERS[method]
+    keys = kd_defaults(method, family)
+    if method == "fgd":
+        keys["global"] = False
+    module = WithTeacher(teacher, {method: kind(kind.Config.model_validate(keys), Pairing.between(student, teacher))})
+    batch = make_batch(images=2, size=SIZE)
+    terms = module(student(batch.images), batch)
+    assert {name: float(v.detach()) for name, v in terms.items()} == dict.fromkeys(terms, 0.0)

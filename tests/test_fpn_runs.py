@@ -1,0 +1,103 @@
+"""FPN detectors through the whole package: train, teach, resume, evaluate, export."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.nn.fpn import BACKBONE
+from yoloxkd import Detector, Trainer
+from yoloxkd.build.models import read_weights
+from yoloxkd.engine.events import Callback, State
+
+TINY = {
+    "student.backbone": BACKBONE,
+    "student.channels": 16,
+    "student.groups": 4,
+    "student.stacked_convs": 1,
+    "augment.multiscale": 0,
+    "augment.mosaic": 0.5,
+    "engine.workers": 0,
+    "teacher.min_ap": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """best.pt of a narrow FCOS trained for an epoch, from an untrained backbone, on the toy data."""
+    out = tmp_path_factory.mktemp("fpn") / "teacher"
+    said: list[str] = []
+
+    class Hear(Callback):
+        def on_fit_end(self, state: State) -> None:
+            said.append((out / "train.log").read_text())
+
+    Trainer(
+        student="fcos-mobilenetv2",
+        data=str(toy),
+        epochs=1,
+        batch=4,
+        imgsz=96,
+        device="cpu",
+        set=TINY,
+        out=out,
+        callbacks=[Hear()],
+    ).fit()
+    assert "starts UNTRAINED" in said[0]
+    return out / "best.pt"
+
+
+def test_a_checkpoint_says_that_nothing_was_frozen(teacher: Path) -> None:
+    section = read_weights(str(teacher)).section
+    assert (section["name"], section["frozen_stages"], section["norm_eval"]) == ("fcos-mobilenetv2", 0, False)
+    assert section["backbone"] == BACKBONE
+
+
+@pytest.mark.parametrize(("student", "method"), [("gfl-mobilenetv2", "fgd"), ("atss-mobilenetv2", "pgd")])
+def test_it_teaches_another_family(teacher: Path, toy: Path, tmp_path: Path, student: str, method: str) -> None:
+    fit = Trainer(
+        student=student, teacher=str(teacher), kd=method, data=str(toy), epochs=1, batch=4, imgsz=96, device="cpu",
+        set=TINY, out=tmp_path / "run",
+    ).fit()  # fmt: skip
+    header = (tmp_path / "run" / "results.csv").read_text().splitlines()[0]
+    assert all(f"{method}/" in name for name in header.split(",") if "/s" in name)
+    assert {f"/s{stride}" for stride in (8, 16, 32, 64, 128)} <= {
+        "/" + n.rpartition("/")[2] for n in header.split(",") if "/s" in n
+    }
+    assert fit.best.is_file()
+
+
+def test_a_student_can_start_from_its_checkpoint(teacher: Path, toy: Path, tmp_path: Path) -> None:
+    Trainer(student=str(teacher), data=str(toy), epochs=1, batch=4, imgsz=96, device="cpu", out=tmp_path / "run",
+            set={k: v for k, v in TINY.items() if not k.startswith("student.")}).fit()  # fmt: skip
+    assert "(100.0%)" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_resumed_run_trains_what_was_trained(toy: Path, tmp_path: Path) -> None:
+    """The stop comes after the backbone's freezing was lifted: the resumed run must lift it too, and end the same."""
+
+    class Stop(Callback):
+        def on_epoch_end(self, state: State) -> None:
+            if state.epoch == 0:
+                shutil.copytree(state.out, tmp_path / "cut", dirs_exist_ok=True)
+
+    keys = {"student": "fcos-r50", "data": str(toy), "epochs": 2, "batch": 4, "imgsz": 64, "device": "cpu"}
+    whole = Trainer(**keys, set=TINY, out=tmp_path / "whole", callbacks=[Stop()]).fit()  # type: ignore[arg-type]
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    again = Trainer(resume=tmp_path / "cut").fit()
+    assert again.metrics == whole.metrics
+    a, b = read_weights(str(whole.best)).state, read_weights(str(again.best)).state
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_val_and_export(teacher: Path, toy: Path, tmp_path: Path) -> None:
+    detector = Detector(teacher)
+    assert detector.stride == 32
+    metrics = detector.val(str(toy), split="test", workers=0)
+    assert 0 <= metrics["AP"] <= 1
+    path = detector.export(tmp_path / "x.onnx", verify=str(toy))
+    assert Detector(path).stride == 32
+    assert len(Detector(path).val(str(toy), split="test", workers=0)) == len(metrics)

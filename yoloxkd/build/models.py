@@ -1,0 +1,157 @@
+"""Detectors by name, by checkpoint of ours, or by official checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from yoloxkd.config.files import cfg_folder, cfg_names
+from yoloxkd.config.load import read_yaml, validate
+from yoloxkd.engine.checkpoint import file_digest, is_own
+from yoloxkd.errors import UserError, nearest
+from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.coco_names import COCO_NAMES
+from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.download import cache_folder, fetch
+from yoloxkd.nn.mmdet_weights import dense_state
+from yoloxkd.nn.weights import PUBLISHED, LoadReport, load_checkpoint_file, load_into, official_state
+
+
+def model_names() -> list[str]:
+    """The architectures of `cfg/models/`."""
+    return cfg_names("models")
+
+
+def architecture(name: str) -> tuple[str, dict[str, Any]]:
+    """(family, keys of its Config) of a named architecture."""
+    if name not in model_names():
+        raise UserError(f"unknown model '{name}'; {nearest(name, model_names())}")
+    keys = read_yaml(cfg_folder() / "models" / f"{name}.yaml")
+    return str(keys.pop("family")), keys
+
+
+def build_detector(section: Mapping[str, Any], names: Sequence[str]) -> DenseDetector:
+    """An untrained detector from a student section ({name, weights, further keys}) for the given class names."""
+    family, defaults = architecture(section["name"])
+    keys = defaults | {k: v for k, v in section.items() if k not in ("name", "weights", "family")}
+    detector = DETECTORS[family]
+    config = validate(detector.Config, keys, f"model '{section['name']}'", prefix="student.")
+    return detector(config, list(names))  # type: ignore[call-arg]
+
+
+@dataclass
+class Weights:
+    """The weights in a checkpoint file, whoever wrote it.
+
+    section  the model they belong to ({name, further keys}); name is None when the layout is known but the size is not
+    names    class names
+    imgsz    input size the model was trained at, px, where the file says so
+    kind     "yoloxkd", "megvii" or "mmdetection"
+    """
+
+    section: dict[str, Any]
+    names: list[str]
+    state: dict[str, Tensor]
+    imgsz: int | None
+    kind: str
+    path: Path
+    digest: str
+
+
+@dataclass
+class Opened:
+    """A detector with its weights in place."""
+
+    detector: DenseDetector
+    weights: Weights
+    report: LoadReport
+
+    @property
+    def name(self) -> str:
+        return str(self.weights.section["name"])
+
+
+def find_weights(reference: str) -> Path:
+    """The file behind a reference: a path, `NAME@coco`, or a bare NAME, which means its published COCO weights."""
+    path = Path(reference)
+    if path.is_file():
+        return path
+    name, _, tag = reference.partition("@")
+    if name in model_names() and tag in ("", "coco"):
+        if name not in PUBLISHED:
+            raise UserError(f"'{name}' has no published weights: give a checkpoint file instead")
+        return fetch(PUBLISHED[name], cache_folder())
+    if path.is_dir():
+        raise UserError(f"'{reference}' is a folder, not a checkpoint file; a run's student is in its best.pt")
+    looks_like_file = bool(path.suffix) or len(path.parts) > 1
+    if looks_like_file:
+        raise UserError(f"no file {reference}; give a checkpoint, or the name of a model ('yoloxkd models' lists them)")
+    raise UserError(f"unknown model '{reference}' (neither an architecture nor a file); {nearest(name, model_names())}")
+
+
+def read_weights(reference: str) -> Weights:
+    """Open a checkpoint of ours (a student, or the averaged student of an interrupted run) or an official one."""
+    path = find_weights(reference)
+    raw = load_checkpoint_file(path)
+    digest = file_digest(path)
+    if is_own(raw):
+        ema = raw["run"]["ema"] if raw["kind"] == "run" else None
+        state = ema["module"] if ema else raw["model"]
+        return Weights(dict(raw["student"]), list(raw["names"]), state, raw.get("imgsz"), "yoloxkd", path, digest)
+    found = official_state(raw)
+    if found is not None:
+        names = _plain_names(found.num_classes)
+        return Weights({"name": found.architecture}, names, found.state, None, found.source, path, digest)
+    try:
+        dense = dense_state(raw, path.name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if dense is None:
+        raise UserError(
+            f"{path} is not a checkpoint of a known detector (ours, Megvii YOLOX, or mmdetection YOLOX, FCOS, GFL or ATSS)"
+        )
+    names = dense.names or _plain_names(dense.classes)
+    return Weights(dense.section, names, dense.state, None, "mmdetection", path, digest)
+
+
+def _plain_names(classes: int) -> list[str]:
+    """Names for a checkpoint that has none: those of COCO where there are 80."""
+    return list(COCO_NAMES) if classes == len(COCO_NAMES) else [f"class{i}" for i in range(classes)]
+
+
+def section_of_checkpoint(path: str) -> dict[str, Any]:
+    """The student section of the model in a checkpoint file: name and further keys."""
+    section = read_weights(path).section
+    if section["name"] is None:
+        raise UserError(
+            f"{path} holds a YOLOX of a size that has no name here; give --student NAME and student.weights"
+        )
+    return {k: v for k, v in section.items() if k not in ("family", "weights")}
+
+
+def open_model(reference: str) -> Opened:
+    """A detector for prediction or teaching: built as its weights say, loaded completely."""
+    weights = read_weights(reference)
+    if weights.section["name"] is None:
+        raise UserError(f"{weights.path} holds a YOLOX of a size that has no name here")
+    detector = build_detector(weights.section, weights.names)
+    report = _load(detector, weights, allow_class_mismatch=False)
+    return Opened(detector.eval(), weights, report)
+
+
+def load_student(detector: DenseDetector, reference: str) -> LoadReport:
+    """Start a student from a checkpoint; predictors of other classes are left untrained, and the report says so."""
+    weights = read_weights(reference)
+    same = list(weights.names) == list(detector.names)
+    return _load(detector, weights, allow_class_mismatch=True, keep_classes=same)
+
+
+def _load(detector: DenseDetector, weights: Weights, **options: bool) -> LoadReport:
+    try:
+        return load_into(detector, weights.state, **options)
+    except UserError as error:
+        raise UserError(f"{weights.path}: {error}") from error

@@ -1,0 +1,220 @@
+"""A resolved recipe -> a training run ready to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from yoloxkd.build.models import Opened, build_detector, load_student, open_model
+from yoloxkd.build.recipes import check
+from yoloxkd.config.load import write_yaml
+from yoloxkd.config.recipe import Recipe
+from yoloxkd.data.loader import eval_loader, train_loader
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.engine.callbacks.checkpoints import Checkpoints
+from yoloxkd.engine.callbacks.csv_log import CsvLog
+from yoloxkd.engine.callbacks.plots import Plots
+from yoloxkd.engine.callbacks.progress import ProgressReport
+from yoloxkd.engine.callbacks.run_folder import RunFolder
+from yoloxkd.engine.checkpoint import is_own
+from yoloxkd.engine.evaluate import TorchPredictor, evaluate
+from yoloxkd.engine.events import Callback, State
+from yoloxkd.engine.log import RunLog
+from yoloxkd.engine.trainer import Fit
+from yoloxkd.errors import UserError
+from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.base import Teacher
+from yoloxkd.kd.callback import Distill
+from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.weights import load_checkpoint_file
+from yoloxkd.version import __version__
+
+RUNS = Path("runs")
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" -> CUDA when there is one; "0" -> cuda:0."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"device '{name}' asks for CUDA, and torch finds none here; use --device cpu")
+    try:
+        return torch.device(f"cuda:{name}" if name.isdigit() else name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device '{name}'; known: auto, cpu, cuda, or a CUDA index such as 0") from error
+
+
+def check_size(imgsz: int, stride: int) -> None:
+    """Refuse an input size that is not a multiple of the model's `size_multiple`."""
+    if imgsz < stride or imgsz % stride:
+        near = max(stride, round(imgsz / stride) * stride)
+        raise UserError(f"--imgsz {imgsz} is not a multiple of the model's stride {stride}; the nearest is {near}")
+
+
+def new_run_folder(recipe: Recipe) -> Path:
+    """runs/<student>[-<methods>][-N], the first that does not exist."""
+    base = "-".join([recipe.student.name, *recipe.kd])
+    number, folder = 1, RUNS / base
+    while folder.exists():
+        number += 1
+        folder = RUNS / f"{base}-{number}"
+    return folder
+
+
+def check_out(out: Path) -> None:
+    """Refuse an output folder that already holds a run."""
+    if (out / "metrics.json").is_file():
+        raise UserError(f"{out} already holds a finished run; give another --out")
+    if (out / "last.pt").is_file():
+        raise UserError(
+            f"{out} already holds an unfinished run; continue it with --resume {out}, or give another --out"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file, not a folder")
+
+
+def newest_run(runs: Path = RUNS) -> Path:
+    """best.pt of the newest run under `runs/`."""
+    found = sorted(runs.glob("**/best.pt"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise UserError(f"no MODEL given and no run with a best.pt under {runs}/; train one, or name a model")
+    return found[-1]
+
+
+def read_resume(path: str) -> tuple[Recipe, Path, dict[str, Any]]:
+    """(recipe, run folder, checkpoint) of an unfinished run, from its folder or its last.pt."""
+    file = Path(path) / "last.pt" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UserError(f"nothing to resume at {path}: no {file.name} there")
+    raw = load_checkpoint_file(file)
+    if not is_own(raw) or raw.get("kind") != "run":
+        raise UserError(f"{file} is not the last.pt of a run, so it cannot be resumed")
+    recipe = check(raw["recipe"])
+    if (file.parent / "metrics.json").is_file() and raw["run"]["epoch"] >= recipe.train.epochs:
+        raise UserError(
+            f"{file.parent} holds a finished run ({recipe.train.epochs} epochs); there is nothing to resume"
+        )
+    return recipe, file.parent, raw
+
+
+def prepare(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: dict[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    console: Console | None = None,
+) -> Fit:
+    """Everything a run needs, checked before anything is written. `resume` is a loaded last.pt of the same recipe."""
+    console = console or Console()
+    say = RunLog(console, out)
+    device = choose_device(recipe.engine.device)
+    torch.manual_seed(recipe.train.seed)
+    spec = find_data(recipe.data)
+    # the student comes first after seeding: its initial weights do not depend on who teaches it
+    section = recipe.student.model_dump() if resume is None else dict(resume["student"])
+    student = build_detector(section, spec.names)
+    check_size(recipe.train.imgsz, student.size_multiple)
+    train, val = load_split(spec, "train"), load_split(spec, recipe.val.split)
+    say(f"data {recipe.data}: {train.summary()}; {val.summary()}")
+    if recipe.student.weights and resume is None:
+        say(
+            f"student weights from {recipe.student.weights}: {load_student(student, recipe.student.weights).describe()}"
+        )
+    elif resume is None and (note := student.pretrain()):
+        say(note)
+        section |= student.cfg.model_dump(by_alias=True)
+    teachers = [open_model(reference) for reference in recipe.teacher.models]
+    loader = train_loader(
+        train,
+        imgsz=recipe.train.imgsz,
+        batch=recipe.train.batch,
+        augment=recipe.augment,
+        seed=recipe.train.seed,
+        workers=recipe.engine.workers,
+        pad_value=student.input.pad_value,
+        pin_memory=device.type == "cuda",
+    )
+    state = State(
+        recipe=recipe,
+        detector=student,
+        device=device,
+        out=out,
+        epochs=recipe.train.epochs,
+        iters_per_epoch=len(loader),
+        say=say,
+        evaluate=_evaluator(recipe, val, device),
+    )
+    own = [
+        RunFolder(write_yaml(recipe.model_dump(by_alias=True, mode="json")), __version__),
+        *_distillation(recipe, teachers, say),
+        CsvLog(),
+        Checkpoints(_header(recipe, section, student)),
+        ProgressReport(console),
+        Plots(val),
+    ]
+    return Fit(state, loader, [*own, *callbacks], resume)
+
+
+def _header(recipe: Recipe, section: dict[str, Any], student: DenseDetector) -> dict[str, Any]:
+    """What identifies the student in its checkpoints."""
+    return {
+        "version": __version__,
+        "student": {k: v for k, v in section.items() if k != "weights"} | {"family": student.family},
+        "names": list(student.names),
+        "imgsz": recipe.train.imgsz,
+        "recipe": recipe.model_dump(by_alias=True, mode="json"),
+    }
+
+
+def _distillation(recipe: Recipe, teachers: Sequence[Opened], say: RunLog) -> list[Callback]:
+    if not teachers:
+        return []
+    if not recipe.kd:
+        say("note: a teacher is given but --kd none trains without it")
+        return []
+    for opened in teachers:
+        if not opened.report.complete:
+            say(f"warning: teacher {opened.weights.path}: {opened.report.describe()}")
+    section = recipe.teacher
+    methods = {name: DISTILLERS[name].Config.model_validate(keys) for name, keys in recipe.kd.items()}
+    return [
+        Distill(
+            [
+                Teacher(o.detector, str(o.weights.path), o.weights.digest, o.report.share, weight)
+                for o, weight in zip(teachers, section.weight or [1.0] * len(teachers), strict=True)
+            ],
+            methods,
+            min_ap=section.min_ap,
+            gate_images=section.gate_images,
+            nominal_size=recipe.train.imgsz,
+            seed=recipe.train.seed,
+        )
+    ]
+
+
+def _evaluator(
+    recipe: Recipe, val: DetectionData, device: torch.device
+) -> Callable[[DenseDetector, int | None], dict[str, Any]]:
+    """evaluate(model, n): metrics of a model on the first n validation images, or on all."""
+
+    def run(model: DenseDetector, limit: int | None) -> dict[str, Any]:
+        data = val if limit is None else val.head(limit)
+        loader = eval_loader(
+            data,
+            imgsz=recipe.train.imgsz,
+            batch=recipe.train.batch,
+            workers=recipe.engine.workers,
+            pad_value=model.input.pad_value,
+            pin_memory=device.type == "cuda",
+        )
+        v = recipe.val
+        predictor = TorchPredictor(model, conf=v.conf, iou=v.iou, max_det=v.max_det, device=device)
+        return evaluate(predictor, loader, data, backend=v.backend).metrics
+
+    return run

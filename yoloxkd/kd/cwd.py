@@ -1,0 +1,72 @@
+"""Channel-wise Distillation (CWD, Shu et al., ICCV 2021): every channel of a map as a distribution over its cells."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from yoloxkd.kd.adapters import Adapters
+from yoloxkd.kd.base import Context, Distiller, KDConfig
+from yoloxkd.kd.cells import excluded_cells
+from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.pgd import TAPS, Branch
+from yoloxkd.kd.precision import full_precision, without_autocast
+from yoloxkd.types import Batch, DenseOutput
+
+OUT_OF_SIGHT = -1e4
+"""Takes the place of a cell that does not count: no probability, and finite even where no cell counts."""
+
+
+class CWDConfig(KDConfig):
+    """Keys of `kd` for CWD."""
+
+    tau: float = Field(1.0, gt=0, description="temperature of the distributions")
+    alpha: float = Field(5.0, ge=0, description="weight of the divergence, on every level")
+    branches: list[Branch] = Field(["neck"], min_length=1, description="maps that are distilled")
+
+
+@without_autocast
+def channel_divergence(student: Tensor, teacher: Tensor, tau: float, excluded: Tensor | None = None) -> Tensor:
+    """tau² / C times the sum over channels of KL(teacher's || student's), averaged over images. CWD eq. (2) to (4).
+
+    student, teacher  (B, C, h, w); a channel's distribution is the softmax of its cells / tau
+    excluded          (B, h, w) bool, cells that belong to no distribution
+    """
+    ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
+    if excluded is not None:
+        hidden = excluded.flatten(1)[:, None]
+        ours, theirs = ours.masked_fill(hidden, OUT_OF_SIGHT * tau), theirs.masked_fill(hidden, OUT_OF_SIGHT * tau)
+    ours, theirs = (ours / tau).log_softmax(2), (theirs / tau).log_softmax(2)
+    divergence = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+    return divergence * (tau * tau / (student.shape[0] * student.shape[1]))
+
+
+class CWD(Distiller):
+    """CWD on every paired level of the chosen maps."""
+
+    Config = CWDConfig
+    name: ClassVar[str] = "cwd"
+
+    def __init__(self, cfg: CWDConfig, pairing: Pairing) -> None:
+        super().__init__(cfg, pairing)
+        self.cfg = cfg
+        self.branches: tuple[Branch, ...] = tuple(dict.fromkeys(cfg.branches))
+        self.needs = tuple(TAPS[branch] for branch in self.branches)
+        self.adapters = Adapters(pairing, self.needs)
+        named = [f"{branch}/s{level.stride}" for level in pairing.levels for branch in self.branches]
+        self.terms = tuple(named) if cfg.alpha > 0 else ()
+
+    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for level in self.pairing.levels:
+            excluded = excluded_cells(batch, teacher.sizes[level.teacher], teacher.image_size)
+            for branch in self.branches:
+                tap = TAPS[branch]
+                theirs = getattr(teacher, tap)[level.teacher]
+                ours = self.adapters(getattr(student, tap)[level.student], theirs, tap, level)
+                found = channel_divergence(ours, theirs, self.cfg.tau, excluded)
+                out[f"{branch}/s{level.stride}"] = found * self.cfg.alpha
+        return out

@@ -1,0 +1,87 @@
+"""Masked Generative Distillation (MGD, Yang et al., ECCV 2022): from a student's map with holes, make the teacher's."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from yoloxkd.kd.adapters import Adapters
+from yoloxkd.kd.base import Context, Distiller, KDConfig
+from yoloxkd.kd.cells import excluded_cells
+from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.precision import full_precision, without_autocast
+from yoloxkd.types import Batch, DenseOutput
+
+
+class MGDConfig(KDConfig):
+    """Keys of `kd` for MGD."""
+
+    alpha: float = Field(2e-5, ge=0, description="weight of the squared error, on every level")
+    hidden: float = Field(
+        0.65, ge=0, lt=1, description="share of the student's cells that are hidden (the paper's lambda)"
+    )
+
+
+def generation(channels: int) -> nn.Sequential:
+    """The block that fills the holes: 3x3 convolution, ReLU, 3x3 convolution. MGD eq. (5)."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
+    )
+
+
+@without_autocast
+def generated_error(
+    student: Tensor, teacher: Tensor, visible: Tensor, block: nn.Module, excluded: Tensor | None = None
+) -> Tensor:
+    """Sum of (T - block(S * visible))², averaged over images, before alpha. MGD eq. (4) to (6).
+
+    student, teacher   (B, C, h, w); visible (B, h, w) of 0 and 1, alike in all channels
+    excluded           (B, h, w) bool, cells whose error does not count
+    """
+    made: Tensor = block(full_precision(student) * visible[:, None])
+    error = (made - full_precision(teacher).detach()).square().sum(1)
+    if excluded is not None:
+        error = error.masked_fill(excluded, 0.0)
+    return error.sum() / student.shape[0]
+
+
+def _mixed(seed: int, step: int) -> int:
+    """One seed of 32 bits, which is all that the CPU's generator looks at."""
+    return (seed * 1_000_003 + step) % 2**32
+
+
+class MGD(Distiller):
+    """MGD on every paired level of the neck.
+
+    What is hidden is drawn anew at every step, from the run's seed and the step's number.
+    """
+
+    Config = MGDConfig
+    name: ClassVar[str] = "mgd"
+
+    def __init__(self, cfg: MGDConfig, pairing: Pairing) -> None:
+        super().__init__(cfg, pairing)
+        self.cfg = cfg
+        self.needs = ("features",)
+        self.adapters = Adapters(pairing, self.needs)
+        self.blocks = nn.ModuleDict(
+            {f"s{level.stride}": generation(pairing.channels("features", level)[1]) for level in pairing.levels}
+        )
+        self.terms = tuple(f"generated/s{level.stride}" for level in pairing.levels) if cfg.alpha > 0 else ()
+
+    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
+        draws = torch.Generator(student.points.device).manual_seed(_mixed(context.seed, context.step))
+        out: dict[str, Tensor] = {}
+        for level in self.pairing.levels:
+            theirs = teacher.features[level.teacher]
+            ours = self.adapters(student.features[level.student], theirs, "features", level)
+            size = (theirs.shape[2], theirs.shape[3])
+            drawn = torch.rand(theirs.shape[0], *size, generator=draws, device=ours.device)
+            excluded = excluded_cells(batch, size, teacher.image_size)
+            visible = (drawn >= self.cfg.hidden).to(ours.dtype)
+            found = generated_error(ours, theirs, visible, self.blocks[f"s{level.stride}"], excluded)
+            out[f"generated/s{level.stride}"] = found * self.cfg.alpha
+        return out
