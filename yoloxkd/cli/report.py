@@ -130,8 +130,11 @@ def models_table() -> str:
         settings = ", ".join(f"{k} {v}" for k, v in keys.items())
         rows.append([name, family, settings, f"{name}@coco" if published else "-", state])
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "family", "architecture", "weights", "state"):
-        table.add_column(column, no_wrap=True)
+    for place, column in enumerate(("model", "family", "architecture", "weights", "state")):
+        whole = (
+            max(len(column), *(len(row[place]) for row in rows)) if column in ("model", "family", "weights") else None
+        )
+        table.add_column(column, no_wrap=True, min_width=whole)  # what users type is never cut
     for row in rows:
         table.add_row(*row)
     return render(table) + f"\nweights are kept in {cache_folder()} (YOLOXKD_HOME changes it)"

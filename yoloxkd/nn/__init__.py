@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name != "DETECTORS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from yoloxkd.nn.atss import ATSS
+    from yoloxkd.nn.fcos import FCOS
+    from yoloxkd.nn.gfl import GFL
     from yoloxkd.nn.yolox import YOLOX
 
-    table: dict[str, type[DenseDetector]] = {"yolox": YOLOX}
+    table: dict[str, type[DenseDetector]] = {"yolox": YOLOX, "fcos": FCOS, "gfl": GFL, "atss": ATSS}
     globals()[name] = table
     return table

@@ -55,13 +55,26 @@ class DenseDetector(nn.Module, ABC):
     class_predictors: ClassVar[tuple[str, ...]] = ()
     """State-dict prefixes of the layers whose first dimension is the number of classes."""
 
+    cfg: BaseModel
     levels: tuple[int, ...]
     names: list[str]
     input: InputConvention
     taps: Taps
 
+    @property
+    def size_multiple(self) -> int:
+        """H and W of the input must be multiples of it (px): the coarsest stride, where a detector does not allow more."""
+        return max(self.levels)
+
+    def pretrain(self) -> str | None:
+        """Give an untrained detector the published weights of its parts; a sentence for the log, None: it has none.
+
+        May change `cfg`, so that a checkpoint rebuilds what was trained.
+        """
+        return None
+
     def forward(self, images: Tensor) -> DenseOutput:
-        """images (B, 3, H, W) RGB, 0..255, uint8 or float; H and W multiples of the coarsest stride."""
+        """images (B, 3, H, W) RGB, 0..255, uint8 or float; H and W multiples of `size_multiple`."""
         return self.dense(self.normalise(images))
 
     def normalise(self, images: Tensor) -> Tensor:

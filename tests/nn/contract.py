@@ -1,0 +1,218 @@
+"""What every detector has to do, as one test class: a new detector inherits it and says how to build a narrow one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.errors import UserError
+from yoloxkd.exporters.onnx import ExportOptions
+from yoloxkd.exporters.parity import export_checked
+from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.ops.points import locations
+from yoloxkd.types import DenseOutput, Targets
+
+NAMES = ["red", "blue", "green"]
+
+
+def boxes_of(images: int, count: int, size: int, seed: int = 0) -> Targets:
+    """`count` random boxes in each image of `size` px."""
+    g = torch.Generator().manual_seed(seed)
+    low = torch.rand(images, count, 2, generator=g) * size * 0.6
+    high = low + size * (0.05 + 0.35 * torch.rand(images, count, 2, generator=g))
+    mask = torch.ones(images, count, dtype=torch.bool)
+    labels = torch.randint(0, len(NAMES), (images, count), generator=g)
+    return Targets(torch.cat([low, high], -1), labels, mask, torch.zeros_like(mask))
+
+
+def pictures(images: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """Smooth random pictures, uint8."""
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(images, 3, 9, 9, generator=g)
+    return (torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear") * 255).to(torch.uint8)
+
+
+class DetectorContract:
+    """Inherit, and give `build`."""
+
+    size = 64
+
+    def build(self, names: list[str]) -> DenseDetector:
+        """A narrow detector with random weights."""
+        raise NotImplementedError
+
+    @pytest.fixture(autouse=True)
+    def _model(self) -> None:
+        torch.manual_seed(0)
+        self.model = self.build(NAMES)
+
+    def forward(self, images: Tensor) -> DenseOutput:
+        with torch.no_grad():
+            out: DenseOutput = self.model.eval()(images)
+        return out
+
+    def test_shapes_and_dtypes(self) -> None:
+        out = self.forward(pictures(2, self.size, self.size + 32))
+        a = sum(h * w for h, w in out.sizes)
+        assert out.image_size == (self.size, self.size + 32)
+        assert out.levels == tuple(self.model.levels)
+        assert out.sizes == tuple((-(-self.size // s), -(-(self.size + 32) // s)) for s in out.levels)
+        assert out.cls_logits.shape == (2, a, len(NAMES))
+        assert out.boxes.shape == (2, a, 4)
+        assert out.box_raw.shape[:2] == (2, a)
+        assert out.points.shape == (a, 2)
+        assert out.strides.shape == (a,)
+        assert out.quality is None or out.quality.shape == (2, a)
+        for tensor in (out.cls_logits, out.boxes, out.points, out.strides):
+            assert tensor.dtype == torch.float32
+        for tap in ("features", "cls_features", "reg_features"):
+            maps = getattr(out, tap)
+            assert tuple(m.shape[1] for m in maps) == getattr(self.model.taps, tap)
+            assert tuple(tuple(m.shape[2:]) for m in maps) == out.sizes
+
+    def test_locations_lie_in_their_cells(self) -> None:
+        out = self.forward(pictures(1, self.size, self.size))
+        corners, strides = locations(out.sizes, out.levels, out.points.device, offset=0.0)
+        offset = (out.points - corners) / strides[:, None]
+        assert torch.equal(out.strides, strides)
+        assert ((offset >= 0) & (offset <= 0.5)).all()
+
+    def test_scores_and_probabilities(self) -> None:
+        out = self.forward(pictures(2, self.size, self.size))
+        scores, probability = self.model.scores(out), self.model.class_probability(out)
+        for values in (scores, probability):
+            assert values.shape == out.cls_logits.shape
+            assert values.dtype == torch.float32
+            assert ((values >= 0) & (values <= 1)).all()
+        assert (scores <= probability + 1e-6).all()
+
+    def test_an_untrained_detector_is_sure_of_nothing(self) -> None:
+        assert self.model.scores(self.forward(pictures(1, self.size, self.size))).max() < 0.1
+
+    @pytest.mark.parametrize("rows", [0, 1, 300])
+    def test_losses_with_any_number_of_boxes(self, rows: int) -> None:
+        out = self.model.train()(pictures(2, self.size, self.size))
+        losses = self.model.losses(out, boxes_of(2, rows, self.size))
+        assert all(v.ndim == 0 and v.isfinite() and v >= 0 for v in losses.values())
+        assert {v.dtype for v in losses.values()} == {torch.float32}
+        assert sum(bool(v > 0) for v in losses.values()) == (1 if rows == 0 else len(losses))
+        torch.stack(list(losses.values())).sum().backward()
+        wanting = [n for n, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+        assert wanting == []
+        assert all(p.grad.isfinite().all() for p in self.model.parameters() if p.grad is not None)
+
+    def test_padding_rows_change_nothing(self) -> None:
+        out = self.forward(pictures(2, self.size, self.size))
+        few = boxes_of(2, 3, self.size)
+        more = Targets(
+            *(torch.cat([t, torch.zeros_like(t[:, :2])], 1) for t in (few.boxes, few.labels, few.mask, few.ignore))
+        )
+        with torch.no_grad():
+            a, b = self.model.losses(out, few), self.model.losses(out, more)
+        for name in a:
+            torch.testing.assert_close(a[name], b[name])
+
+    def test_an_image_without_boxes_adds_no_positives(self) -> None:
+        out = self.forward(pictures(2, self.size, self.size))
+        targets = boxes_of(2, 3, self.size)
+        targets.mask[1] = False
+        with torch.no_grad():
+            losses = self.model.losses(out, targets)
+        assert all(v.isfinite() for v in losses.values())
+
+    def test_an_ignore_region_is_no_background(self) -> None:
+        out = self.forward(pictures(1, self.size, self.size))
+        targets = boxes_of(1, 1, self.size)
+        everywhere = Targets(
+            torch.tensor([[targets.boxes[0, 0].tolist(), [0.0, 0.0, self.size, self.size]]]),
+            torch.cat([targets.labels, torch.zeros(1, 1, dtype=torch.int64)], 1),
+            torch.tensor([[True, False]]),
+            torch.tensor([[False, True]]),
+        )
+        with torch.no_grad():
+            plain, ignoring = self.model.losses(out, targets), self.model.losses(out, everywhere)
+        smaller = [name for name in plain if ignoring[name] < plain[name]]
+        same = [name for name in plain if torch.equal(ignoring[name], plain[name])]
+        assert len(smaller) == 1
+        assert len(same) == len(plain) - 1
+
+    def test_an_image_does_not_depend_on_its_neighbours(self) -> None:
+        images = pictures(3, self.size, self.size)
+        together = self.forward(images)
+        for i in range(3):
+            alone = self.forward(images[i : i + 1])
+            torch.testing.assert_close(alone.boxes[0], together.boxes[i], rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(alone.cls_logits[0], together.cls_logits[i], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("extra", [(0, 1), (16, 0), (-1, -1)])
+    def test_odd_sizes_are_the_users_mistake(self, extra: tuple[int, int]) -> None:
+        height, width = self.size + extra[0], self.size + extra[1]
+        with pytest.raises(UserError, match=f"{height}x{width}.*multiples of {self.model.size_multiple}"):
+            self.model(torch.zeros(1, 3, height, width))
+
+    @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 96), (160, 64)])
+    def test_every_multiple_is_a_size(self, height: int, width: int) -> None:
+        out = self.forward(pictures(1, height, width))
+        assert out.sizes == tuple((-(-height // s), -(-width // s)) for s in out.levels)
+        assert out.boxes.isfinite().all()
+
+    def test_bf16_autocast(self) -> None:
+        targets = boxes_of(2, 3, self.size)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = self.model.train()(pictures(2, self.size, self.size))
+            losses = self.model.losses(out, targets)
+            scores = self.model.scores(out)
+        assert out.cls_logits.dtype == torch.bfloat16
+        assert out.boxes.dtype == scores.dtype == torch.float32
+        assert {v.dtype for v in losses.values()} == {torch.float32}
+        outside = self.model.losses(out, targets)
+        assert all(torch.equal(losses[name], outside[name]) for name in losses)
+        torch.stack(list(losses.values())).sum().backward()
+
+    def test_uint8_and_float_pixels_are_the_same(self) -> None:
+        images = pictures(1, self.size, self.size)
+        assert torch.equal(self.forward(images).boxes, self.forward(images.float()).boxes)
+
+    def test_class_predictors_are_the_layers_that_depend_on_the_classes(self) -> None:
+        other = self.build([*NAMES, "yellow"]).state_dict()
+        own = self.model.state_dict()
+        assert list(own) == list(other)
+        differ = {key for key in own if own[key].shape != other[key].shape}
+        assert differ == {key for key in own if key.startswith(self.model.class_predictors)}
+
+    def test_a_copy_is_independent(self) -> None:
+        images = pictures(1, self.size, self.size)
+        before = self.forward(images).boxes
+        twin = copy.deepcopy(self.model).train()
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        assert not self.model.training
+        assert torch.equal(self.forward(images).boxes, before)
+
+    @pytest.mark.slow
+    def test_compiles_without_graph_breaks(self) -> None:
+        images = pictures(2, self.size, self.size)
+        expected = self.forward(images)
+        torch._dynamo.reset()
+        compiled = torch.compile(self.model, backend="eager", fullgraph=True)
+        with torch.no_grad():
+            out = compiled(images)
+        torch.testing.assert_close(out.boxes, expected.boxes)
+        torch.testing.assert_close(out.cls_logits, expected.cls_logits)
+        torch._dynamo.reset()
+
+    @pytest.mark.slow
+    def test_export_parity(self, toy: Path, tmp_path: Path) -> None:
+        """Any batch and size, with suppression in the graph."""
+        data = load_split(find_data(str(toy)), "val")
+        options = ExportOptions(self.size, dynamic=True, conf=1e-5)
+        said: list[str] = []
+        path = export_checked(self.model.eval(), tmp_path / "x.onnx", options, data=data, say=said.append)
+        assert path.is_file()
+        assert " 0 detections" not in said[0]

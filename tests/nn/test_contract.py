@@ -1,0 +1,56 @@
+"""Every family of detectors keeps the contract."""
+
+from __future__ import annotations
+
+from tests.nn.contract import DetectorContract
+from tests.nn.fpn import narrow
+from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.atss import ATSS
+from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.fcos import FCOS
+from yoloxkd.nn.gfl import GFL
+from yoloxkd.nn.yolox import YOLOX
+
+
+class TestYOLOX(DetectorContract):
+    def build(self, names: list[str]) -> DenseDetector:
+        return YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), names)
+
+
+class TestFCOS(DetectorContract):
+    def build(self, names: list[str]) -> DenseDetector:
+        model: DenseDetector = narrow(FCOS, names)
+        return model
+
+
+class TestPlainFCOS(DetectorContract):
+    """FCOS as first published."""
+
+    def build(self, names: list[str]) -> DenseDetector:
+        model: DenseDetector = narrow(
+            FCOS,
+            names,
+            centre_sampling=False,
+            norm_on_bbox=False,
+            centreness_on_reg=False,
+            conv_bias=False,
+            box_loss="iou",
+        )
+        return model
+
+
+class TestGFL(DetectorContract):
+    def build(self, names: list[str]) -> DenseDetector:
+        model: DenseDetector = narrow(GFL, names)
+        return model
+
+
+class TestATSS(DetectorContract):
+    def build(self, names: list[str]) -> DenseDetector:
+        model: DenseDetector = narrow(ATSS, names)
+        return model
+
+
+def test_no_family_is_left_out() -> None:
+    assert {YOLOX, FCOS, GFL, ATSS} == set(DETECTORS.values())
+    assert {name: kind.family for name, kind in DETECTORS.items()} == {name: name for name in DETECTORS}

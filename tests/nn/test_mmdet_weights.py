@@ -1,0 +1,173 @@
+"""Checkpoints with mmdetection's names load key by key, with their style, colour order and variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from yoloxkd.build.models import open_model, read_weights
+from yoloxkd.errors import UserError
+from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.mmdet_weights import dense_state, our_key
+
+CONFIG_2 = """
+model = dict(type='FCOS', backbone=dict(type='ResNet', depth=50, style='caffe'),
+    bbox_head=dict(norm_on_bbox=True, centerness_on_reg=True, center_sampling=True, conv_bias=True))
+img_norm_cfg = dict(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], to_rgb=False)
+"""
+CONFIG_3 = """
+model = dict(backbone=dict(depth=101, style='pytorch'), data_preprocessor=dict(
+    bgr_to_rgb=True, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], type='DetDataPreprocessor'))
+"""
+
+
+def their_key(key: str, mobile: bool) -> str:
+    """Our name of a tensor -> mmdetection's."""
+    if key.startswith("head."):
+        return "bbox_head." + key.removeprefix("head.")
+    if not key.startswith("backbone.body."):
+        return key
+    rest = key.removeprefix("backbone.body.")
+    if not mobile:
+        return "backbone." + rest
+    if rest.startswith("conv_stem."):
+        return "backbone.conv1.conv." + rest.removeprefix("conv_stem.")
+    if rest.startswith("bn1."):
+        return "backbone.conv1.bn." + rest.removeprefix("bn1.")
+    _, stage, block, layer, leaf = rest.split(".")
+    names = {"conv_pw": "expand_conv.conv", "bn1": "expand_conv.bn", "conv_dw": "depthwise_conv.conv"}
+    names |= {"bn2": "depthwise_conv.bn", "conv_pwl": "linear_conv.conv", "bn3": "linear_conv.bn"}
+    if stage == "0":
+        names = {"conv_dw": "depthwise_conv.conv", "bn1": "depthwise_conv.bn"}
+        names |= {"conv_pw": "linear_conv.conv", "bn2": "linear_conv.bn"}
+    return f"backbone.layer{int(stage) + 1}.{block}.{names[layer]}.{leaf}"
+
+
+def checkpoint(family: str, backbone: str, classes: int = 2, **keys: Any) -> dict[str, Tensor]:
+    """A state dict as mmdetection names it, with random weights."""
+    kind = DETECTORS[family]
+    settings = {"backbone": backbone, "channels": 32, "stacked_convs": 2, "frozen_stages": 0} | keys
+    model = kind(kind.Config(**settings), [f"c{i}" for i in range(classes)])  # type: ignore[call-arg]
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    state = {their_key(k, "mobilenet" in backbone): v for k, v in model.state_dict().items()}
+    if family == "gfl":
+        state["bbox_head.integral.project"] = torch.arange(17.0)
+    return state
+
+
+@pytest.mark.parametrize("family", ["fcos", "gfl", "atss"])
+@pytest.mark.parametrize("backbone", ["resnet50", "mobilenetv2_100"])
+def test_every_tensor_finds_its_place(family: str, backbone: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = checkpoint(family, backbone)
+    torch.save({"meta": {"CLASSES": ("cat", "dog")}, "state_dict": state}, tmp_path / "x.pth")
+    opened = open_model(str(tmp_path / "x.pth"))
+    assert opened.detector.family == family
+    assert opened.name == f"{family}-{'r50' if backbone == 'resnet50' else 'mobilenetv2'}"
+    assert opened.detector.names == ["cat", "dog"]
+    assert opened.weights.kind == "mmdetection"
+    assert opened.report.complete
+    own = opened.detector.state_dict()
+    for key, value in state.items():
+        if "integral" not in key:
+            assert torch.equal(own[our_key(key)], value), key
+
+
+def test_version_2_names_its_style_and_variant_in_the_configuration() -> None:
+    state = checkpoint("fcos", "resnet50", style="caffe")
+    found = dense_state({"meta": {"config": CONFIG_2, "CLASSES": ("cat", "dog")}, "state_dict": state})
+    assert found is not None
+    s = found.section
+    assert (s["name"], s["style"], s["bgr"]) == ("fcos-r50", "caffe", True)
+    assert (s["mean"], s["std"]) == ((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))
+    assert (s["norm_on_bbox"], s["centreness_on_reg"], s["centre_sampling"], s["conv_bias"]) == (True,) * 4
+
+
+def test_version_3_likewise() -> None:
+    state = checkpoint("gfl", "resnet101")
+    meta = {"cfg": CONFIG_3, "dataset_meta": {"classes": ("cat", "dog")}}
+    found = dense_state({"meta": meta, "state_dict": state})
+    assert found is not None
+    s = found.section
+    assert (s["name"], s["backbone"], s["style"], s["bgr"], s["reg_max"]) == (
+        "gfl-r101",
+        "resnet101",
+        "pytorch",
+        False,
+        16,
+    )
+    assert s["mean"] == (123.675, 116.28, 103.53)
+    assert found.names == ["cat", "dog"]
+
+
+def test_a_file_without_configuration_goes_by_its_name_then_by_its_weights() -> None:
+    plain = checkpoint("fcos", "resnet50", conv_bias=False)
+    found = dense_state(plain, "fcos_r50_caffe_fpn_gn-head_1x_coco-821213aa.pth")
+    assert found is not None
+    s = found.section
+    assert (s["style"], s["bgr"], s["conv_bias"]) == ("caffe", True, False)
+    assert (s["norm_on_bbox"], s["centreness_on_reg"], s["centre_sampling"]) == (False,) * 3
+    improved = dense_state(checkpoint("fcos", "resnet50"), "teacher.pth")
+    assert improved is not None
+    s = improved.section
+    assert (s["style"], s["norm_on_bbox"], s["centreness_on_reg"], s["centre_sampling"]) == (
+        "pytorch",
+        True,
+        True,
+        True,
+    )
+
+
+def test_the_file_decides_how_the_detector_reads_its_input(tmp_path: Path) -> None:
+    state = checkpoint("fcos", "resnet50", style="caffe")
+    torch.save({"meta": {"config": CONFIG_2}, "state_dict": state}, tmp_path / "x.pth")
+    detector = open_model(str(tmp_path / "x.pth")).detector
+    assert detector.input.bgr
+    assert detector.input.pad_value == (123, 116, 103)
+    pixel = torch.tensor([122.7717, 115.9465, 102.9801]).view(1, 3, 1, 1)
+    assert detector.normalise(pixel).abs().max() < 1e-4
+    assert detector.get_submodule("backbone.body.layer2.0.conv1").stride == (2, 2)
+
+
+def test_names_of_version_1(tmp_path: Path) -> None:
+    old = {
+        k.replace("conv_cls", "fcos_cls")
+        .replace("conv_reg", "fcos_reg")
+        .replace("conv_centerness", "fcos_centerness"): v
+        for k, v in checkpoint("fcos", "resnet50").items()
+    }
+    torch.save(old, tmp_path / "x.pth")
+    assert open_model(str(tmp_path / "x.pth")).report.complete
+
+
+def without_norm(state: dict[str, Tensor]) -> None:
+    del state["bbox_head.cls_convs.0.gn.weight"]
+
+
+def deformable(state: dict[str, Tensor]) -> None:
+    state["bbox_head.cls_convs.0.conv.conv_offset.weight"] = torch.zeros(1)
+
+
+def wide(state: dict[str, Tensor]) -> None:
+    state["backbone.layer1.0.conv2.weight"] = torch.zeros(128, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(without_norm, "no group norm"), (deformable, "deformable"), (wide, "other than ResNet")]
+)
+def test_what_is_not_supported_is_said(change: Any, words: str, tmp_path: Path) -> None:
+    state = checkpoint("gfl", "resnet50")
+    change(state)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=f"x.pth: .*{words}"):
+        read_weights(str(tmp_path / "x.pth"))
+
+
+def test_other_files_are_none_of_these() -> None:
+    assert dense_state({"state_dict": {"bbox_head.retina_cls.weight": torch.zeros(1)}}) is None
+    assert dense_state({"model": 3}) is None

@@ -1,0 +1,113 @@
+"""ATSS: positives by the statistics of each box's own candidates (Zhang et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from yoloxkd.nn.assigners.match import Match, image_parts, no_match
+from yoloxkd.ops.boxes import from_distances, paired_iou, to_distances
+from yoloxkd.ops.losses import full_precision
+from yoloxkd.types import Targets
+
+TOPK = 9
+"""Candidates of a box on each level."""
+SCALE = 8
+"""Side of the one square anchor a location has, in strides."""
+MARGIN = 0.01
+"""px, how far inside the box the centre of a positive anchor lies at least."""
+MIN_UNION = 1e-6
+
+
+def square_anchors(points: Tensor, strides: Tensor) -> Tensor:
+    """The anchors of locations (..., 2) px with strides (...): (..., 4) xyxy px, of side 8 strides."""
+    return from_distances(points, (strides * (SCALE / 2)).unsqueeze(-1).expand(*strides.shape, 4))
+
+
+def within(points: Tensor, area: Tensor) -> Tensor:
+    """Locations (A, 2) px inside the height and width (B, 2) px of each image: (B, A) bool."""
+    return (points[:, 0] < area[:, 1:2]) & (points[:, 1] < area[:, 0:1])
+
+
+@torch.no_grad()
+def atss_match(
+    points: Tensor,
+    strides: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    targets: Targets,
+    *,
+    topk: int = TOPK,
+    area: Tensor | None = None,
+    budget: int | None = None,
+) -> Match:
+    """Match anchors to boxes: reads boxes and mask of `targets`.
+
+    points (A, 2) px, the anchors' centres; strides (A,) px; sizes L x (h, w).
+    area  (B, 2) height and width px of each image inside the batch; anchors with their centre beyond it take no part
+
+    Candidates of a box are the `topk` anchors of each level with the nearest centres. Those with an overlap of at least
+    the mean plus the standard deviation (n - 1) of all candidates' overlaps, and with their centre inside the box, are
+    positive. An anchor wanted by several boxes takes the one it overlaps most, the lower row among equals.
+    """
+    images, rows = targets.mask.shape
+    if rows == 0:
+        return no_match(images, points.shape[0], points.device)
+    largest = max(h * w for h, w in sizes)
+    parts = []
+    for part in image_parts(images, rows * largest, points.device, budget):
+        usable = None if area is None else within(points, area[part])
+        boxes = full_precision(targets.boxes[part])
+        parts.append(_match(points.to(boxes.dtype), strides, sizes, boxes, targets.mask[part], topk, usable))
+    return Match(torch.cat([p.fg for p in parts]), torch.cat([p.gt for p in parts]))
+
+
+def _match(
+    points: Tensor,
+    strides: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    boxes: Tensor,
+    mask: Tensor,
+    topk: int,
+    usable: Tensor | None,
+) -> Match:
+    candidate, real = _candidates(points, sizes, boxes, topk, usable)
+    real &= mask.unsqueeze(-1)
+    gt = boxes.unsqueeze(2)
+    overlap = paired_iou(square_anchors(points[candidate], strides[candidate].to(points.dtype)), gt, MIN_UNION)
+    count = real.sum(-1, keepdim=True).clamp(min=1)
+    mean = (overlap * real).sum(-1, keepdim=True) / count
+    deviation = ((overlap - mean).square() * real).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    inside = to_distances(points[candidate], gt).amin(-1) > MARGIN
+    positive = (real & inside & (overlap >= mean + deviation.sqrt())).flatten(1)
+    # one anchor, several boxes: the largest overlap first, then the lowest row that has it
+    images, rows, each = candidate.shape
+    where, overlap = candidate.flatten(1), overlap.flatten(1)
+    best = overlap.new_full((images, points.shape[0]), -1.0)
+    best = best.scatter_reduce(1, where, torch.where(positive, overlap, -1.0), "amax")
+    won = positive & (overlap == best.gather(1, where))
+    row = torch.arange(rows, device=boxes.device).repeat_interleave(each).expand(images, -1)
+    first = torch.full_like(best, rows, dtype=torch.int64)
+    first = first.scatter_reduce(1, where, torch.where(won, row, rows), "amin")
+    fg = first < rows
+    return Match(fg, torch.where(fg, first, -1))
+
+
+def _candidates(
+    points: Tensor, sizes: Sequence[tuple[int, int]], boxes: Tensor, topk: int, usable: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The nearest locations of each level: index (B, G, C) into A, and whether that entry is one."""
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    indices, real, first = [], [], 0
+    for h, w in sizes:
+        here = slice(first, first + h * w)
+        x, y = points[here].unbind(-1)
+        distance = ((x - centre[..., 0:1]) ** 2 + (y - centre[..., 1:2]) ** 2).sqrt()
+        if usable is not None:
+            distance = distance.masked_fill(~usable[:, None, here], torch.inf)
+        near = distance.topk(min(topk, h * w), dim=-1, largest=False)
+        indices.append(near.indices + first)
+        real.append(near.values < torch.inf)
+        first += h * w
+    return torch.cat(indices, dim=-1), torch.cat(real, dim=-1)

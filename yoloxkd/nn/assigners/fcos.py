@@ -1,0 +1,66 @@
+"""FCOS: which locations answer for which box, by position and size alone (Tian et al. 2019, improved version)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from yoloxkd.nn.assigners.match import Match, image_parts, no_match
+from yoloxkd.ops.boxes import area, to_distances
+from yoloxkd.ops.losses import full_precision
+from yoloxkd.types import Targets
+
+RADIUS = 1.5
+"""Half side of the region around a box's centre, in strides of the level."""
+RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
+"""px, the largest distance to a side that a level answers for, finest first; both ends included."""
+
+
+@torch.no_grad()
+def fcos_match(
+    points: Tensor,
+    strides: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    targets: Targets,
+    *,
+    radius: float | None = RADIUS,
+    ranges: Sequence[tuple[float, float]] = RANGES,
+    budget: int | None = None,
+) -> Match:
+    """Match locations to boxes.
+
+    points (A, 2) px, strides (A,) px, sizes L x (h, w); reads boxes and mask of `targets`.
+    radius  None: the whole box instead of its centre region
+    ranges  L x (low, high)
+    A location is positive for a box when it lies strictly inside the centre region, cut to the box, and its largest
+    distance to the four sides is in its level's range. Among several boxes it takes the smallest, the lower row first.
+    """
+    images, rows = targets.mask.shape
+    if rows == 0:
+        return no_match(images, points.shape[0], points.device)
+    cells = torch.tensor([h * w for h, w in sizes], device=points.device)
+    limits = torch.tensor(ranges, device=points.device, dtype=torch.float64).to(full_precision(targets.boxes).dtype)
+    limits = limits.repeat_interleave(cells, dim=0, output_size=points.shape[0])
+    parts = []
+    for part in image_parts(images, rows * points.shape[0], points.device, budget):
+        boxes = full_precision(targets.boxes[part]).unsqueeze(2)
+        wanted = _inside(points, strides, boxes, radius)
+        furthest = to_distances(points, boxes).amax(-1)
+        wanted &= (furthest >= limits[:, 0]) & (furthest <= limits[:, 1]) & targets.mask[part].unsqueeze(2)
+        size = torch.where(wanted, area(boxes), torch.inf)
+        least, row = size.min(dim=1)
+        fg = least < torch.inf
+        parts.append(Match(fg, torch.where(fg, row, -1)))
+    return Match(torch.cat([p.fg for p in parts]), torch.cat([p.gt for p in parts]))
+
+
+def _inside(points: Tensor, strides: Tensor, boxes: Tensor, radius: float | None) -> Tensor:
+    """Points (A, 2) strictly inside (the centre regions of) boxes (B, G, 1, 4): (B, G, A) bool."""
+    if radius is None:
+        return to_distances(points, boxes).amin(-1) > 0
+    low, high = boxes[..., :2], boxes[..., 2:]
+    centre, reach = (low + high) / 2, (strides * radius).unsqueeze(-1)
+    region = torch.cat((torch.maximum(centre - reach, low), torch.minimum(centre + reach, high)), dim=-1)
+    return to_distances(points, region).amin(-1) > 0

@@ -1,0 +1,106 @@
+"""What an assigner decides, and the chosen locations gathered for the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from yoloxkd.ops.losses import full_precision
+from yoloxkd.ops.points import compact
+from yoloxkd.types import Targets
+
+BUDGET = {"cpu": 2**21, "other": 2**25}
+"""Pairs (image, box, location) looked at in one go; a larger batch is taken a few images at a time."""
+
+
+@dataclass(slots=True)
+class Match:
+    """The locations chosen for training.
+
+    fg  (B, A) bool, locations that answer for a box
+    gt  (B, A) int64, the row of `Targets` each of them answers for, -1 elsewhere
+    """
+
+    fg: Tensor
+    gt: Tensor
+
+
+def no_match(images: int, locations: int, device: torch.device) -> Match:
+    """A match without positives."""
+    none = torch.zeros(images, locations, dtype=torch.bool, device=device)
+    return Match(none, torch.full_like(none, -1, dtype=torch.int64))
+
+
+def image_parts(images: int, pairs: int, device: torch.device, budget: int | None = None) -> Iterator[slice]:
+    """Slices of the batch axis whose (box, location) pairs, `pairs` an image, fit the budget."""
+    limit = BUDGET.get(device.type, BUDGET["other"]) if budget is None else budget
+    step = max(1, limit // max(pairs, 1))
+    for start in range(0, images, step):
+        yield slice(start, start + step)
+
+
+@dataclass(slots=True)
+class Positives:
+    """The matched locations of a batch in S slots an image, so that shapes do not depend on the data.
+
+    cell    (B, S) int64, index of the location, 0 in unused slots
+    used    (B, S) bool
+    boxes   (B, S, 4) px, the box each answers for; labels (B, S) its class
+    points  (B, S, 2) px; strides (B, S) px
+    """
+
+    cell: Tensor
+    used: Tensor
+    boxes: Tensor
+    labels: Tensor
+    points: Tensor
+    strides: Tensor
+
+    @classmethod
+    def of(cls, match: Match, targets: Targets, points: Tensor, strides: Tensor, per_box: int) -> Positives:
+        """per_box: the most locations that one box can have."""
+        images, rows = targets.labels.shape
+        boxes, labels = targets.boxes, targets.labels
+        if rows == 0:  # one row to point at, which no slot uses
+            boxes, labels, rows = boxes.new_zeros(images, 1, 4), labels.new_zeros(images, 1), 1
+        cell, used = compact(match.fg, min(match.fg.shape[1], per_box * rows))
+        row = match.gt.gather(1, cell).clamp(min=0)
+        boxes = full_precision(boxes).gather(1, row.unsqueeze(-1).expand(-1, -1, 4))
+        return cls(
+            cell, used, boxes, labels.gather(1, row), points[cell].to(boxes.dtype), strides[cell].to(boxes.dtype)
+        )
+
+    def at(self, x: Tensor) -> Tensor:
+        """(B, A, R) or (B, A) -> (B, S, R) or (B, S), at least float32."""
+        index = self.cell if x.ndim == 2 else self.cell.unsqueeze(-1).expand(-1, -1, x.shape[2])
+        return full_precision(x.gather(1, index))
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum of (B, S) over the used slots."""
+        return x.masked_fill(~self.used, 0).sum()
+
+    def spread(self, x: Tensor, locations: int) -> Tensor:
+        """(B, S) -> (B, A), zero where no slot is."""
+        target = torch.where(self.used, self.cell, locations)
+        return x.new_zeros(x.shape[0], locations + 1).scatter(1, target, x)[:, :locations]
+
+
+def dense_labels(match: Match, targets: Targets) -> Tensor:
+    """(B, A) int64 class of the box each positive answers for; 0 elsewhere."""
+    if targets.labels.shape[1] == 0:
+        return torch.zeros_like(match.gt)
+    return torch.where(match.fg, targets.labels.gather(1, match.gt.clamp(min=0)), 0)
+
+
+def centreness(distances: Tensor) -> Tensor:
+    """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of positive distances left, top, right, bottom (..., 4) -> (...).
+
+    FCOS (Tian et al. 2019), eq. 3: 1 in the middle of a box, 0 at its sides.
+    """
+    left, top, right, bottom = distances.unbind(-1)
+    x = torch.minimum(left, right) / torch.maximum(left, right)
+    y = torch.minimum(top, bottom) / torch.maximum(top, bottom)
+    return (x * y).sqrt()

@@ -1,0 +1,159 @@
+"""FCOS (Tian et al. 2019, with its later improvements): a box and a centre-ness at every location of an FPN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from yoloxkd.nn.assigners.fcos import RADIUS, fcos_match
+from yoloxkd.nn.assigners.match import Positives, centreness, dense_labels
+from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
+from yoloxkd.ops.boxes import from_distances, to_distances
+from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss, log_iou_loss
+from yoloxkd.ops.points import locations
+from yoloxkd.types import DenseOutput, Targets
+
+BOX_LOSSES = {"giou": giou_loss, "iou": log_iou_loss}
+
+
+class FCOSConfig(FPNConfig):
+    """Keys of FCOS; the defaults are the improved version that the distillation papers train."""
+
+    conv_bias: bool = Field(True, description="the towers' convolutions have a bias")
+    centre_sampling: bool = Field(True, description="only locations near a box's centre are positive")
+    norm_on_bbox: bool = Field(True, description="distances in strides through a ReLU; else in px through exp")
+    centreness_on_reg: bool = Field(True, description="centre-ness is read from the regression tower")
+    box_loss: Literal["giou", "iou"] = Field("giou", description="1 - GIoU, or -log IoU")
+
+
+class FCOSHead(SharedHead):
+    """The towers and their three 3x3 predictors."""
+
+    def __init__(self, cfg: FCOSConfig, classes: int, levels: int) -> None:
+        super().__init__(cfg, levels, bias=cfg.conv_bias)
+        self.conv_cls = nn.Conv2d(cfg.channels, classes, 3, padding=1)
+        self.conv_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
+        self.conv_centerness = nn.Conv2d(cfg.channels, 1, 3, padding=1)
+        self.initialise(self.conv_cls)
+
+
+class FCOS(FPNDetector):
+    """FCOS on any timm backbone.
+
+    `box_raw` of the output holds the distances to left, top, right and bottom, not negative: in strides of the level
+    with `norm_on_bbox`, else in px. `quality` is the centre-ness logit.
+    """
+
+    Config = FCOSConfig
+    family = "fcos"
+    class_predictors = ("head.conv_cls.",)
+    relu_before_last = True
+
+    cfg: FCOSConfig
+
+    def __init__(self, cfg: FCOSConfig, names: Sequence[str]) -> None:
+        super().__init__(cfg, names)
+        self.head = FCOSHead(cfg, len(self.names), len(self.levels))
+
+    def predict(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> DenseOutput:
+        head, cfg = self.head, self.cfg
+        cls_towers = [climb(head.cls_convs, f) for f in features]
+        reg_towers = [climb(head.reg_convs, f) for f in features]
+        distances = []
+        for scale, (_, last) in zip(head.scales, reg_towers, strict=True):
+            code = full_precision(scale(head.conv_reg(last)))
+            distances.append(F.relu(code) if cfg.norm_on_bbox else code.exp())
+        towers = reg_towers if cfg.centreness_on_reg else cls_towers
+        return self.assemble(
+            [head.conv_cls(last) for _, last in cls_towers],
+            distances,
+            [head.conv_centerness(last) for _, last in towers],
+            image_size,
+            features,
+            tuple(first for first, _ in cls_towers),
+            tuple(first for first, _ in reg_towers),
+        )
+
+    def assemble(
+        self,
+        classes: Sequence[Tensor],
+        distances: Sequence[Tensor],
+        centre: Sequence[Tensor],
+        image_size: tuple[int, int],
+        features: tuple[Tensor, ...] = (),
+        cls_features: tuple[Tensor, ...] = (),
+        reg_features: tuple[Tensor, ...] = (),
+    ) -> DenseOutput:
+        """The head's maps as one DenseOutput.
+
+        Per level, finest first: classes (B, K, h, w) logits, distances (B, 4, h, w) as in `box_raw`, centre (B, 1, h, w)
+        logits; image_size (H, W) px.
+        """
+        sizes = tuple((m.shape[2], m.shape[3]) for m in distances)
+        points, strides = locations(sizes, self.levels, distances[0].device)
+        raw = flat(distances)
+        far = full_precision(raw)
+        return DenseOutput(
+            features=features,
+            cls_features=cls_features,
+            reg_features=reg_features,
+            cls_logits=flat(classes),
+            box_raw=raw,
+            boxes=from_distances(points, far * strides.unsqueeze(-1) if self.cfg.norm_on_bbox else far),
+            quality=flat(centre).squeeze(-1),
+            points=points,
+            strides=strides,
+            sizes=sizes,
+            levels=self.levels,
+            image_size=image_size,
+        )
+
+    def scores(self, out: DenseOutput) -> Tensor:
+        """(B, A, K) class probability times centre-ness."""
+        assert out.quality is not None
+        return full_precision(out.cls_logits).sigmoid() * full_precision(out.quality).sigmoid().unsqueeze(-1)
+
+    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
+        """Training losses over the batch; n is its number of positives, at least 1.
+
+        cls     focal loss of every location and class, divided by n. A location in an ignore region (`targets.ignore`)
+                that is not positive is left out
+        box     `box_loss` of positives weighted by the centre-ness they should have, divided by the sum of the weights.
+                Boxes are compared in the unit of `box_raw`
+        centre  binary cross entropy of positives' centre-ness, divided by n
+        """
+        assert out.quality is not None
+        with torch.autocast(out.quality.device.type, enabled=False):
+            radius = RADIUS if self.cfg.centre_sampling else None
+            match = fcos_match(out.points, out.strides, out.sizes, targets, radius=radius)
+            rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
+            rows = rows.masked_fill(self.ignored(match, targets, out, 0.5), 0)
+            most = out.points.shape[0] if radius is None else 9 * len(out.levels)
+            found = Positives.of(match, targets, out.points, out.strides, most)
+            distances = self.distances(found)
+            centre = centreness(distances)
+            count = match.fg.sum().clamp(min=1)
+            predicted = found.at(out.box_raw)
+            origin = predicted.new_zeros(2)
+            overlap = BOX_LOSSES[self.cfg.box_loss](
+                from_distances(origin.expand(*predicted.shape[:-1], 2), predicted),
+                from_distances(origin.expand(*predicted.shape[:-1], 2), distances),
+            )
+            entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), centre, reduction="none")
+            return {
+                "cls": rows.sum() / count,
+                "box": found.total(overlap * centre) / found.total(centre).clamp(min=1e-6),
+                "centre": found.total(entropy) / count,
+            }
+
+    def distances(self, found: Positives) -> Tensor:
+        """(B, S, 4) what `box_raw` should be at positives; one in unused slots."""
+        far = to_distances(found.points, found.boxes)
+        if self.cfg.norm_on_bbox:
+            far = far / found.strides.unsqueeze(-1)
+        return torch.where(found.used.unsqueeze(-1), far, 1.0)

@@ -1,0 +1,180 @@
+"""What FCOS, GFL and ATSS share: a timm backbone, an FPN, and towers that all levels use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from yoloxkd.config.strict import Strict
+from yoloxkd.errors import UserError
+from yoloxkd.nn.assigners.match import Match
+from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
+from yoloxkd.nn.necks import FPN
+from yoloxkd.nn.timm_backbone import Style, TimmBackbone, grey, input_convention
+from yoloxkd.ops.points import centres_inside
+from yoloxkd.types import DenseOutput, Targets
+
+PRIOR = 0.01
+"""The probability an untrained head gives to every class."""
+LEVELS = (8, 16, 32, 64, 128)
+
+Triple = tuple[float, float, float]
+
+
+class FPNConfig(Strict):
+    """Keys of every detector on an FPN."""
+
+    backbone: str = Field("resnet50", description="a timm model that gives maps of strides 8, 16, 32")
+    backbone_weights: str = Field("imagenet", description="imagenet (timm's own), none, or a file")
+    style: Style = Field("pytorch", description="caffe: a ResNet's stride in the 1x1 convolution")
+    frozen_stages: int = Field(1, ge=0, description="0: none; n: the stem and n stages keep their weights")
+    norm_eval: bool = Field(True, description="the backbone's batch norms keep their statistics")
+    channels: int = Field(256, ge=1, description="of the FPN and of the towers")
+    stacked_convs: int = Field(4, ge=1, description="blocks of each tower")
+    groups: int = Field(32, ge=1, description="of the towers' group norms")
+    bgr: bool = Field(False, description="the backbone reads BGR")
+    mean: Triple | None = Field(
+        None, description="0..255, in the backbone's channel order; None: that of timm's weights"
+    )
+    std: Triple | None = Field(None, description="likewise")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.channels % self.groups:
+            raise ValueError(f"channels {self.channels} should be a multiple of groups {self.groups}")
+        return self
+
+    def convention(self) -> InputConvention:
+        """How the backbone wants its pixels; padding has its mean colour."""
+        found = input_convention(self.backbone)
+        if self.bgr:
+            found = replace(found, bgr=True, mean=found.mean[::-1], std=found.std[::-1])
+        if self.std is not None:
+            found = replace(found, std=self.std)
+        if self.mean is not None:
+            found = replace(found, mean=self.mean)
+        return replace(found, pad_value=grey(found.mean[::-1] if found.bgr else found.mean))
+
+
+class TowerBlock(nn.Module):
+    """3x3 convolution, group norm, ReLU; the attribute names are those of mmdetection's keys."""
+
+    def __init__(self, channels: int, groups: int, *, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
+        self.gn = nn.GroupNorm(groups, channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.gn(self.conv(x)))
+        return y
+
+
+class Scale(nn.Module):
+    """One learned factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class SharedHead(nn.Module):
+    """A classification and a regression tower that all levels share, and one learned scale a level."""
+
+    def __init__(self, cfg: FPNConfig, levels: int, *, bias: bool) -> None:
+        super().__init__()
+
+        def tower() -> nn.ModuleList:
+            return nn.ModuleList(TowerBlock(cfg.channels, cfg.groups, bias=bias) for _ in range(cfg.stacked_convs))
+
+        self.cls_convs = tower()
+        self.reg_convs = tower()
+        self.scales = nn.ModuleList(Scale() for _ in range(levels))
+
+    def initialise(self, classifier: nn.Conv2d) -> None:
+        """Small weights, zero biases, and the prior for every class."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(classifier.get_parameter("bias"), -math.log((1 - PRIOR) / PRIOR))
+
+
+def climb(tower: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The outputs of a tower's first block and of its last."""
+    first: Tensor = tower[0](x)
+    last = first
+    for block in list(tower)[1:]:
+        last = block(last)
+    return first, last
+
+
+def flat(maps: Sequence[Tensor]) -> Tensor:
+    """L x (B, C, h, w) -> (B, A, C)"""
+    return torch.cat([m.flatten(2) for m in maps], dim=2).transpose(1, 2)
+
+
+class FPNDetector(DenseDetector):
+    """Backbone and FPN; a subclass adds `head`, and turns the five maps into an output in `predict`.
+
+    `features` of the output are the FPN's maps, `cls_features` and `reg_features` the first block of each tower.
+    """
+
+    cfg: FPNConfig
+    levels = LEVELS
+    relu_before_last = False
+
+    def __init__(self, cfg: FPNConfig, names: Sequence[str]) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.names = list(names)
+        self.input = cfg.convention()
+        self.backbone = TimmBackbone(
+            cfg.backbone, frozen_stages=cfg.frozen_stages, norm_eval=cfg.norm_eval, style=cfg.style
+        )
+        self.neck = FPN(self.backbone.channels, cfg.channels, relu_before_last=self.relu_before_last)
+        maps = (cfg.channels,) * len(self.levels)
+        self.taps = Taps(maps, maps, maps)
+
+    @property
+    def size_multiple(self) -> int:
+        """32: the coarser levels have as many cells as their convolutions give, that is rounded up."""
+        return 32
+
+    def pretrain(self) -> str | None:
+        """Start the backbone from published weights. One that starts untrained trains whole: nothing of it is frozen."""
+        start = self.backbone.start(self.cfg.backbone_weights)
+        if not start.trained and (self.cfg.frozen_stages or self.cfg.norm_eval):
+            self.cfg = self.cfg.model_copy(update={"frozen_stages": 0, "norm_eval": False})
+            self.backbone.freeze(0, norm_eval=False)
+            return f"{start.note}; nothing of it is frozen therefore"
+        return start.note
+
+    def dense(self, x: Tensor) -> DenseOutput:
+        """The network on normalised input (B, 3, H, W); H and W must be multiples of 32."""
+        height, width = x.shape[-2:]
+        if height % self.size_multiple or width % self.size_multiple:
+            raise UserError(
+                f"{self.family.upper()} got an image of {height}x{width} (height x width), but both must be multiples of "
+                f"{self.size_multiple}; letterbox it or choose another imgsz."
+            )
+        return self.predict(self.neck(self.backbone(x)), (height, width))
+
+    def predict(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> DenseOutput:
+        """The head on the FPN's maps of an input of `image_size` (H, W) px."""
+        raise NotImplementedError
+
+    def ignored(self, match: Match, targets: Targets, out: DenseOutput, offset: float) -> Tensor:
+        """(B, A) bool: locations in an ignore region that answer for no box; they are no background."""
+        inside = centres_inside(targets.boxes, targets.ignore, out.sizes, out.levels, offset)
+        return inside & ~match.fg
