@@ -30,14 +30,14 @@ from yoloxkd.viz.draw import draw_detections
 
 SIZE = 160  # px
 BATCH = 8
-TEACHER_EPOCHS, STUDENT_EPOCHS = 8, 6
+TEACHER_EPOCHS, STUDENT_EPOCHS = 6, 4
 # a short schedule wants plain pictures, few evaluations and four times the recipe's learning rate
 SHORT = {
     "augment.multiscale": 0,
     "augment.mosaic": 0.0,
     "optim.lr_per_image": 6.25e-4,
     "engine.workers": 1,
-    "val.interval": 4,
+    "val.interval": 6,
 }
 
 
