@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 export NO_ALBUMENTATIONS_UPDATE := 1
-# sleeping threads instead of spinning ones: saves most of the wasted CPU when cores are shared
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help setup check test demo clean
 
