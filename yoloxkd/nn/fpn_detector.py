@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
@@ -170,9 +171,9 @@ class FPNDetector(DenseDetector):
             )
         return self.predict(self.neck(self.backbone(x)), (height, width))
 
+    @abstractmethod
     def predict(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> DenseOutput:
         """The head on the FPN's maps of an input of `image_size` (H, W) px."""
-        raise NotImplementedError
 
     def ignored(self, match: Match, targets: Targets, out: DenseOutput, offset: float) -> Tensor:
         """(B, A) bool: locations in an ignore region that answer for no box; they are no background."""
