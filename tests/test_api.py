@@ -115,3 +115,15 @@ def test_an_export_equals_its_model(toy: Path, toy_run: Path, tmp_path: Path) ->
         exported.predict(picture, imgsz=96)
     with pytest.raises(UserError, match="exported file already"):
         exported.export(tmp_path / "y.onnx")
+
+
+def test_an_exported_file_is_loaded_once(toy: Path, toy_run: Path, tmp_path: Path) -> None:
+    exported = Detector(Detector(toy_run / "best.pt", "cpu").export(tmp_path / "x.onnx", verify=str(toy)))
+    file = tmp_path / "x.onnx"
+    file.unlink()  # every further call works on what is loaded, at any threshold
+    picture = toy.parent / "images" / "val" / "1.png"
+    many, few = exported.predict(picture, conf=0.01)[0], exported.predict(picture, conf=0.05)[0]
+    assert len(many) > len(few)
+    assert len(few) == int((many.scores >= 0.05).sum())
+    with pytest.raises(UserError, match="export it again"):
+        exported.predict(picture, conf=0.001)

@@ -129,7 +129,7 @@ class Detector:
         self.device = choose_device(device)
         self.onnx = self.source.endswith(".onnx")
         if self.onnx:
-            runtime = OnnxPredictor(self.source)
+            self._runtime = runtime = OnnxPredictor(self.source)
             self.names, self.stride, self.imgsz = runtime.names, runtime.stride, runtime.imgsz
             self.pad_value = runtime.pad_value
         else:
@@ -237,13 +237,13 @@ class Detector:
     def _size(self, imgsz: int | None) -> int:
         size = self.imgsz if imgsz is None else imgsz
         check_size(size, self.stride)
-        if self.onnx and size != self.imgsz and not OnnxPredictor(self.source).dynamic_size:
+        if self.onnx and size != self.imgsz and not self._runtime.dynamic_size:
             raise UserError(f"{self.source} was exported for {self.imgsz} px; export it again with --imgsz {size}")
         return size
 
     def _predictor(self, conf: float, iou: float, max_det: int) -> Predictor:
         if self.onnx:
-            return OnnxPredictor(self.source, conf=conf, iou=iou, max_det=max_det)
+            return self._runtime.tuned(conf, iou, max_det)
         return TorchPredictor(self._opened.detector, conf=conf, iou=iou, max_det=max_det, device=self.device)
 
 

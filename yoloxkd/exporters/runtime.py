@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,22 @@ class OnnxPredictor:
         self.imgsz = int(known["input_size"][0])
         self.dynamic_batch = self.dynamic_size = bool(known["dynamic"])
         self.nms = bool(known["nms"])
+        self._known = known
+        self._set(conf, iou, max_det)
+
+    def _set(self, conf: float | None, iou: float | None, max_det: int | None) -> None:
+        known = self._known
         self.conf = float(known["conf"] if conf is None else conf)
         self.iou = float(known["iou"] if iou is None else iou)
         self.max_det = int(known["max_det"] if max_det is None else max_det)
         if self.nms:
             self._check_baked(known)
+
+    def tuned(self, conf: float | None = None, iou: float | None = None, max_det: int | None = None) -> OnnxPredictor:
+        """The same loaded file with other settings; loading it again would cost more than a prediction."""
+        other = copy.copy(self)
+        other._set(conf, iou, max_det)
+        return other
 
     def __call__(self, images: Tensor) -> list[Detections]:
         """images (B, 3, H, W) uint8 RGB -> one Detections per image, boxes in px of the network input."""
