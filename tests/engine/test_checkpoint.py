@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def test_saved_files_load_with_weights_only(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_previous_file(tmp_path: Path) -> None:
     file = tmp_path / "x.pt"
     save_checkpoint({"x": 1}, file)
-    with pytest.raises(AttributeError, match="pickle"):
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
         save_checkpoint({"x": lambda: None}, file)
     assert torch.load(file, weights_only=True)["x"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
