@@ -143,7 +143,9 @@ def export(
     nms: Annotated[
         bool, typer.Option("--nms/--no-nms", help="Decoding and NMS in the graph, or decoding only.")
     ] = True,
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Any batch size (and any H, W without NMS).")] = False,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Any batch size, height and width (multiples of the stride).")
+    ] = False,
     half: Annotated[bool, typer.Option("--half", help="fp16 weights and arithmetic.")] = False,
     verify: Annotated[
         str | None, typer.Option(help="Data set to compare on. Default: the run's own, else shapes.")
