@@ -16,7 +16,7 @@ from yoloxkd.kd.cwd import CWD, CWDConfig, channel_divergence
 from yoloxkd.kd.ld import LD, LDConfig, localisation_divergence
 from yoloxkd.kd.mgd import MGD, MGDConfig, generated_error, generation
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.nn.assigners.atss import atss_match
+from yoloxkd.nn.assigners.atss import atss_match, near_misses
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.nn.gfl import GFL
 from yoloxkd.nn.yolox import YOLOX
@@ -163,24 +163,79 @@ def test_ld_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda x: localisation_divergence(x, t, 4.0), s.requires_grad_())
 
 
-def test_ld_weighs_the_students_positives_level_by_level() -> None:
+def two_gfls() -> tuple[GFL, GFL]:
+    """A student that is not its teacher."""
     torch.manual_seed(0)
     student, teacher = gfl(), gfl()
-    batch = make_batch()
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.02 * torch.randn_like(p))
+    return student, teacher
+
+
+def test_ld_weighs_the_students_positives_level_by_level() -> None:
+    student, teacher = two_gfls()
+    batch = make_batch()
+    with torch.no_grad():
         ours, theirs = student(batch.images), teacher(batch.images)
-        method = LD(LDConfig(alpha=2.0), Pairing.between(student, teacher))
+        method = LD(LDConfig(alpha=2.0, beta=0.0, delta=3.0), Pairing.between(student, teacher))
         found = method.compare(ours, theirs, batch, Context(teacher))
     match = atss_match(ours.points, ours.strides, ours.sizes, batch.targets)
     assert match.fg.any()
     expected = dict.fromkeys(found, 0.0)
     for b, a in match.fg.nonzero().tolist():
+        stride = int(ours.strides[a])
         value = float(localisation_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
-        expected[f"sides/s{int(ours.strides[a])}"] += 2.0 * value * float(ours.cls_logits[b, a].sigmoid().max()) / 2
-    assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-5)
+        expected[f"sides/s{stride}"] += 2.0 * value * float(ours.cls_logits[b, a].sigmoid().max()) / 2
+        p_s, p_t = (torch.softmax(out.cls_logits[b, a] / 2.0, 0) for out in (ours, theirs))
+        others = int((match.fg[b] & (ours.strides == stride)).sum())
+        expected[f"classes/s{stride}"] += 3.0 * float((p_t * (p_t / p_s).log()).mean()) * 4.0 / others / 2
+    assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-4)
+    assert all(sum(v for k, v in expected.items() if term in k) > 0 for term in ("sides", "classes"))
+
+
+def test_ld_weighs_the_valuable_region_by_the_anchors_overlap() -> None:
+    student, teacher = two_gfls()
+    batch = make_batch()
+    with torch.no_grad():
+        ours, theirs = student(batch.images), teacher(batch.images)
+        method = LD(LDConfig(alpha=0.0, beta=2.0), Pairing.between(student, teacher))
+        found = method.compare(ours, theirs, batch, Context(teacher))
+    near = near_misses(ours.points, ours.strides, ours.sizes, batch.targets, low=0.25)
+    ignored = batch.targets.boxes[-1, -1]
+    left_out = 0
+    expected = dict.fromkeys(found, 0.0)
+    for b, a in near.nonzero().tolist():
+        x, y = ours.points[a].tolist()
+        if b == 1 and ignored[0] < x < ignored[2] and ignored[1] < y < ignored[3]:
+            left_out += 1
+            continue
+        value = float(localisation_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
+        expected[f"around/s{int(ours.strides[a])}"] += 2.0 * value * float(near[b, a]) / 2
+    assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-4)
     assert sum(expected.values()) > 0
+    assert left_out > 0
+
+
+def test_ld_classes_are_those_both_know() -> None:
+    """The teacher's other classes, and their order, change nothing."""
+    student, teacher = gfl(names=("dog", "cat", "newt")), gfl(names=("cat", "bird", "dog"))
+    batch = make_batch()
+    with torch.no_grad():
+        ours, theirs = student(batch.images), teacher(batch.images)
+    method = LD(LDConfig(alpha=0, beta=0, delta=1.0), Pairing.between(student, teacher))
+    before = method.compare(ours, theirs, batch, Context(teacher))
+    theirs.cls_logits[..., 1] += 5.0
+    ours.cls_logits[..., 2] -= 5.0
+    after = method.compare(ours, theirs, batch, Context(teacher))
+    assert {k: float(v) for k, v in before.items()} == {k: float(v) for k, v in after.items()}
+    ours.cls_logits[..., :2] = theirs.cls_logits[..., [2, 0]]
+    assert all(float(v) == 0.0 for v in method.compare(ours, theirs, batch, Context(teacher)).values())
+
+
+def test_ld_class_term_needs_two_classes_in_common() -> None:
+    with pytest.raises(UserError, match=r"knows fewer than two"):
+        LD(LDConfig(delta=1.0), Pairing.between(gfl(names=("cat", "newt", "toad")), gfl()))
 
 
 def test_ld_on_some_levels_reads_the_right_ones() -> None:
@@ -195,7 +250,7 @@ def test_ld_on_some_levels_reads_the_right_ones() -> None:
     object.__setattr__(part, "levels", part.levels[1:])
     found = LD(LDConfig(), part).compare(ours, theirs, batch, Context(teacher))
     full = whole.compare(ours, theirs, batch, Context(teacher))
-    assert {k: float(v) for k, v in found.items()} == {k: float(v) for k, v in full.items() if k != "sides/s8"}
+    assert {k: float(v) for k, v in found.items()} == {k: float(v) for k, v in full.items() if not k.endswith("/s8")}
 
 
 def test_ld_needs_distributions_of_equal_length() -> None:

@@ -16,7 +16,8 @@ from yoloxkd.errors import UserError
 from yoloxkd.kd.base import Context, Distiller, KDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.nn.assigners.atss import TOPK, atss_match
+from yoloxkd.kd.regions import inside_any, within_content
+from yoloxkd.nn.assigners.atss import TOPK, atss_match, near_misses
 from yoloxkd.nn.assigners.match import Positives
 from yoloxkd.types import Batch, DenseOutput
 
@@ -25,7 +26,11 @@ class LDConfig(KDConfig):
     """Keys of `kd` for LD."""
 
     tau: float = Field(10.0, gt=0, description="temperature of the distributions")
-    alpha: float = Field(0.75, ge=0, description="weight of the divergence at the student's positive locations")
+    alpha: float = Field(0.75, ge=0, description="weight of the divergence at the student's positives (main region)")
+    beta: float = Field(0.1875, ge=0, description="weight of the divergence around them (valuable region)")
+    low: float = Field(0.25, ge=0, le=1, description="where the valuable region ends, as a part of a box's threshold")
+    delta: float = Field(0.0, ge=0, description="weight of the classes' divergence at the student's positives")
+    tau_cls: float = Field(2.0, gt=0, description="temperature of the classes")
 
 
 @without_autocast
@@ -40,11 +45,25 @@ def localisation_divergence(student: Tensor, teacher: Tensor, tau: float) -> Ten
     return F.kl_div(ours, theirs, reduction="none", log_target=True).mean((-1, -2)) * (tau * tau)
 
 
-class LD(Distiller):
-    """LD at the student's positive locations (the paper's main region) on every paired level.
+@without_autocast
+def class_divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+    """tau² times the mean over classes of p_T log(p_T / p_S), p the softmax over classes of logits / tau.
 
-    A location counts with the student's largest class probability there. The sum over an image's locations is averaged
-    over images.
+    student, teacher (..., K) logits -> (...). The detectors' own probabilities are sigmoids; the published code takes
+    the softmax all the same.
+    """
+    ours = (full_precision(student) / tau).log_softmax(-1)
+    theirs = (full_precision(teacher).detach() / tau).log_softmax(-1)
+    return F.kl_div(ours, theirs, reduction="none", log_target=True).mean(-1) * (tau * tau)
+
+
+class LD(Distiller):
+    """LD on every paired level: the sides of boxes in the main and the valuable region, and, if asked for, the classes.
+
+    sides    sum over the student's positives, each counting with the student's largest class probability there
+    around   sum over the valuable region (`near_misses`), each location with its anchor's overlap with the box
+    classes  mean over the student's positives of a level, over the classes that the teacher knows
+    Each is averaged over images.
     """
 
     Config = LDConfig
@@ -65,27 +84,63 @@ class LD(Distiller):
             )
         self.cfg = cfg
         self.needs = ()
-        self.terms = tuple(f"sides/s{level.stride}" for level in pairing.levels) if cfg.alpha > 0 else ()
+        weights = {"sides": cfg.alpha, "around": cfg.beta, "classes": cfg.delta}
+        self.weights = {term: weight for term, weight in weights.items() if weight > 0}
+        self.terms = tuple(f"{term}/s{level.stride}" for level in pairing.levels for term in self.weights)
+        known = pairing.classes >= 0
+        if cfg.delta > 0 and int(known.sum()) < 2:
+            raise UserError("kd.delta distils class probabilities, and the teacher knows fewer than two of the classes")
+        self.register_buffer("ours", known.nonzero()[:, 0], persistent=False)
+        self.register_buffer("theirs", pairing.classes[known], persistent=False)
+        self.ours: Tensor
+        self.theirs: Tensor
 
     def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
         match = atss_match(student.points, student.strides, student.sizes, batch.targets)
         most = TOPK * len(student.levels)
         found = Positives.of(match, batch.targets, student.points, student.strides, most)
-        sides = localisation_divergence(
-            found.at(student.box_raw), found.at(self._beside(student, teacher)), self.cfg.tau
-        )
-        weighted = sides * found.at(student.cls_logits.detach()).sigmoid().amax(-1)
-        scale = self.cfg.alpha / batch.images.shape[0]
-        return {
-            f"sides/s{level.stride}": found.total(weighted * (found.strides == level.stride)) * scale
-            for level in self.pairing.levels
-        }
+        boxes = self._beside(teacher.box_raw, student, teacher)
+        terms: dict[str, Tensor] = {}
+        if "sides" in self.weights:
+            sides = localisation_divergence(found.at(student.box_raw), found.at(boxes), self.cfg.tau)
+            sure = found.at(student.cls_logits.detach()).sigmoid().amax(-1)
+            weighted = (sides * sure).masked_fill(~found.used, 0)
+            terms |= self._by_level("sides", weighted, found.strides)
+        if "around" in self.weights:
+            around = localisation_divergence(student.box_raw, boxes, self.cfg.tau) * self._valuable(student, batch)
+            terms |= self._by_level("around", around, student.strides.expand_as(around))
+        if "classes" in self.weights:
+            logits = self._beside(teacher.cls_logits, student, teacher)
+            ours, theirs = found.at(student.cls_logits)[..., self.ours], found.at(logits)[..., self.theirs]
+            divergence = class_divergence(ours, theirs, self.cfg.tau_cls).masked_fill(~found.used, 0)
+            terms |= self._by_level("classes", divergence, found.strides, found.used)
+        return terms
 
-    def _beside(self, student: DenseOutput, teacher: DenseOutput) -> Tensor:
-        """The teacher's logits at the student's locations (B, A, 4 n); zero on levels that are not paired."""
-        theirs = teacher.box_raw.split([h * w for h, w in teacher.sizes], 1)
+    def _by_level(self, term: str, values: Tensor, strides: Tensor, count: Tensor | None = None) -> dict[str, Tensor]:
+        """Values (B, N) at locations of strides (B, N) -> the weighted term of each level, the mean over images.
+
+        count (B, N) bool: divide by the number of these at the level, image by image; None: a sum
+        """
+        out: dict[str, Tensor] = {}
+        for level in self.pairing.levels:
+            here = strides == level.stride
+            total = (values * here).sum(1)
+            if count is not None:
+                total = total / (count & here).sum(1).clamp_min(1)
+            out[f"{term}/s{level.stride}"] = total.mean() * self.weights[term]
+        return out
+
+    def _valuable(self, student: DenseOutput, batch: Batch) -> Tensor:
+        """(B, A) weight of each of the student's locations in the valuable region; none on padding or ignore regions."""
+        near = near_misses(student.points, student.strides, student.sizes, batch.targets, low=self.cfg.low)
+        ignored = inside_any(student.points, batch.targets.boxes, batch.targets.ignore)
+        return near * (within_content(student.points, batch.content) & ~ignored)
+
+    def _beside(self, values: Tensor, student: DenseOutput, teacher: DenseOutput) -> Tensor:
+        """What the teacher says (B, teacher's A, R) at the student's locations (B, A, R); zero on unpaired levels."""
+        theirs = values.split([h * w for h, w in teacher.sizes], 1)
         by_level = {level.student: theirs[level.teacher] for level in self.pairing.levels}
-        empty = teacher.box_raw[:, :1]
+        empty = values[:, :1]
         return torch.cat(
             [
                 by_level[i] if i in by_level else torch.zeros_like(empty).expand(-1, h * w, -1)

@@ -63,6 +63,17 @@ def paired_giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     return intersection / union - (hull - union) / hull
 
 
+def paired_diou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
+    """Distance overlap (Zheng et al. 2020) of the boxes of `a` with the boxes of `b`, row by row.
+
+    a, b (..., 4), shapes that broadcast -> (...), -1 to 1: IoU less the squared distance of the centres over the squared
+    diagonal of the hull; union and squared diagonal are at least `eps`.
+    """
+    apart = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]).square().sum(-1) / 4
+    hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    return paired_iou(a, b, eps) - apart / hull.square().sum(-1).clamp(min=eps)
+
+
 def from_distances(points: Tensor, distances: Tensor) -> Tensor:
     """Points (..., 2) and their distances left, top, right, bottom (..., 4) -> boxes (..., 4), in the unit of both."""
     return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)

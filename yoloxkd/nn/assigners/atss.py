@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from yoloxkd.nn.assigners.match import Match, image_parts, no_match
-from yoloxkd.ops.boxes import from_distances, paired_iou, to_distances
+from yoloxkd.ops.boxes import from_distances, paired_diou, paired_iou, to_distances
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Targets
 
@@ -63,6 +63,38 @@ def atss_match(
     return Match(torch.cat([p.fg for p in parts]), torch.cat([p.gt for p in parts]))
 
 
+@torch.no_grad()
+def near_misses(
+    points: Tensor,
+    strides: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    targets: Targets,
+    *,
+    low: float,
+    topk: int = TOPK,
+    budget: int | None = None,
+) -> Tensor:
+    """Anchors that lie close to a box and would not be its positives: their overlap with it, 0 elsewhere, (B, A).
+
+    An anchor is one when its distance overlap (DIoU) with a box is below that box's ATSS threshold, and at least `low`
+    (0 to 1) times it; with several such boxes the largest overlap counts. Arguments otherwise as of `atss_match`.
+    Source: the valuable localisation region of LD (Zheng et al. 2022, algorithm 1).
+    """
+    images, rows = targets.mask.shape
+    out = points.new_zeros(images, points.shape[0], dtype=full_precision(targets.boxes).dtype)
+    if rows == 0:
+        return out
+    for part in image_parts(images, rows * points.shape[0], points.device, budget):
+        boxes, mask = full_precision(targets.boxes[part]), targets.mask[part]
+        at = points.to(boxes.dtype)
+        threshold = _statistics(at, strides, sizes, boxes, mask, topk, None)[3]
+        anchors, gt = square_anchors(at, strides.to(boxes.dtype)), boxes.unsqueeze(2)
+        distance = paired_diou(anchors, gt, MIN_UNION)
+        near = (distance < threshold) & (distance >= low * threshold) & mask.unsqueeze(-1)
+        out[part] = (paired_iou(anchors, gt, MIN_UNION) * near).amax(1)
+    return out
+
+
 def _match(
     points: Tensor,
     strides: Tensor,
@@ -72,15 +104,10 @@ def _match(
     topk: int,
     usable: Tensor | None,
 ) -> Match:
-    candidate, real = _candidates(points, sizes, boxes, topk, usable)
-    real &= mask.unsqueeze(-1)
+    candidate, real, overlap, threshold = _statistics(points, strides, sizes, boxes, mask, topk, usable)
     gt = boxes.unsqueeze(2)
-    overlap = paired_iou(square_anchors(points[candidate], strides[candidate].to(points.dtype)), gt, MIN_UNION)
-    count = real.sum(-1, keepdim=True).clamp(min=1)
-    mean = (overlap * real).sum(-1, keepdim=True) / count
-    deviation = ((overlap - mean).square() * real).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
     inside = to_distances(points[candidate], gt).amin(-1) > MARGIN
-    positive = (real & inside & (overlap >= mean + deviation.sqrt())).flatten(1)
+    positive = (real & inside & (overlap >= threshold)).flatten(1)
     # one anchor, several boxes: the largest overlap first, then the lowest row that has it
     images, rows, each = candidate.shape
     where, overlap = candidate.flatten(1), overlap.flatten(1)
@@ -92,6 +119,29 @@ def _match(
     first = first.scatter_reduce(1, where, torch.where(won, row, rows), "amin")
     fg = first < rows
     return Match(fg, torch.where(fg, first, -1))
+
+
+def _statistics(
+    points: Tensor,
+    strides: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    boxes: Tensor,
+    mask: Tensor,
+    topk: int,
+    usable: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The candidates of each box and what is expected of them.
+
+    -> index (B, G, C) into A; whether that entry is one; its overlap with the box; the box's threshold (B, G, 1)
+    """
+    candidate, real = _candidates(points, sizes, boxes, topk, usable)
+    real &= mask.unsqueeze(-1)
+    anchors = square_anchors(points[candidate], strides[candidate].to(points.dtype))
+    overlap = paired_iou(anchors, boxes.unsqueeze(2), MIN_UNION)
+    count = real.sum(-1, keepdim=True).clamp(min=1)
+    mean = (overlap * real).sum(-1, keepdim=True) / count
+    deviation = ((overlap - mean).square() * real).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    return candidate, real, overlap, mean + deviation.sqrt()
 
 
 def _candidates(
