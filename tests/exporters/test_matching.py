@@ -13,6 +13,7 @@ TOLERANCE = Tolerance(score=1e-3, iou=0.99)
 BOXES = np.array([[0.0, 0, 100, 100], [200, 0, 300, 80], [10, 200, 60, 290]])
 SCORES = np.array([0.9, 0.8, 0.6])
 LABELS = np.array([0, 1, 0])
+SIZE = (320, 320)
 
 
 def detections(rows: list[int], **changes: np.ndarray) -> Detections:
@@ -24,7 +25,7 @@ def result(model: Detections, file: Detections, settings: Suppression = SETTINGS
     scores = np.zeros((len(model), 2))
     scores[np.arange(len(model)), model.labels] = model.scores
     total = Comparison()
-    compare(total, model, file, Candidates(model.boxes, scores), settings, TOLERANCE)
+    compare(total, model, file, Candidates(model.boxes, scores, SIZE), settings, TOLERANCE)
     return total
 
 
@@ -75,11 +76,19 @@ def test_an_overlap_at_the_nms_threshold_decides_by_rounding() -> None:
     boxes = np.array([[0.0, 0, 100, 100], [0, 0, 100, 65], [0, 0, 100, 60]])
     same = np.zeros(3, dtype=int)
     whole = detections([0, 1], boxes=boxes, labels=same)
-    assert overlaps(boxes[:1], boxes)[0].tolist() == pytest.approx([1, 0.65, 0.6])
+    assert overlaps(boxes[:1], boxes, SIZE)[0].tolist() == pytest.approx([1, 0.65, 0.6])
     total = result(whole, detections([0], boxes=boxes, labels=same))
     assert (total.unmatched, total.borderline) == (0, 1)
     other = result(detections([0, 2], boxes=boxes, labels=same), detections([0], boxes=boxes, labels=same))
     assert other.unmatched == 1
+
+
+def test_boxes_are_the_same_when_what_the_picture_shows_of_them_is() -> None:
+    thin, moved = [100.0001, -3e9, 100.0005, 3e9], [100.0006, -3.0001e9, 100.001, 3e9]
+    assert overlaps(np.array([thin]), np.array([moved]), SIZE)[0, 0] == 1.0
+    inside = [100.02, -3e9, 100.0204, 3e9]
+    assert overlaps(np.array([thin]), np.array([inside]), SIZE)[0, 0] == 0.0
+    assert overlaps(np.array([[0.0, 0, 4, 4]]), np.array([[0.0, 0, 4.02, 4]]), SIZE)[0, 0] < 1.0
 
 
 def test_a_tie_in_the_order_of_nms_is_excused_only_when_the_model_has_the_other_choice() -> None:
@@ -89,7 +98,7 @@ def test_a_tie_in_the_order_of_nms_is_excused_only_when_the_model_has_the_other_
     file = Detections(boxes[1:], scores[1:], labels[1:])
     for known, unmatched in ((boxes, 0), (boxes[:1], 1)):
         total = Comparison()
-        compare(total, model, file, Candidates(known, scores[: len(known), None]), SETTINGS, TOLERANCE)
+        compare(total, model, file, Candidates(known, scores[: len(known), None], SIZE), SETTINGS, TOLERANCE)
         assert total.unmatched == unmatched
         assert total.borderline == (0 if unmatched else 2)
 
@@ -99,7 +108,7 @@ def test_a_tie_of_two_classes_is_excused_and_a_wrong_class_is_not() -> None:
     model, file = Detections(box, score, np.array([0])), Detections(box, score, np.array([1]))
     for second, unmatched in ((0.6995, 0), (0.4, 2)):
         total = Comparison()
-        compare(total, model, file, Candidates(box, np.array([[0.7, second]])), SETTINGS, TOLERANCE)
+        compare(total, model, file, Candidates(box, np.array([[0.7, second]]), SIZE), SETTINGS, TOLERANCE)
         assert total.unmatched == unmatched
 
 

@@ -35,10 +35,11 @@ class Suppression:
 
 @dataclass(slots=True)
 class Candidates:
-    """What the model could have detected in one image: boxes (A, 4), scores (A, K)."""
+    """What the model could have detected in one image of `size` (H, W) px: boxes (A, 4), scores (A, K)."""
 
     boxes: np.ndarray
     scores: np.ndarray
+    size: tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -59,15 +60,21 @@ class Comparison:
     max_box_difference: float = 0.0
 
 
-def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of boxes (n, 4) and (m, 4) -> (n, m), float64; two boxes whose corners agree to 0.01 px overlap by 1."""
+def overlaps(a: np.ndarray, b: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """IoU of boxes (n, 4) and (m, 4) -> (n, m), float64; 1 where the corners agree to 0.01 px within the image.
+
+    size (H, W) px of the image. A network that has learnt little gives boxes of a billion pixels, whose last digits are
+    larger than a picture; what of a box lies in the picture is all that anybody sees of it.
+    """
     a, b = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
+    limit = np.array([size[1], size[0], size[1], size[0]], np.float64)
+    seen = np.abs(np.clip(a, 0, limit) - np.clip(b, 0, limit)).max(axis=-1)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     inter = sides[..., 0] * sides[..., 1]
     area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
     area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     iou = inter / np.maximum(area_a + area_b - inter, 1e-12)
-    same: np.ndarray = np.where(np.abs(a - b).max(axis=-1) < 0.01, 1.0, iou)
+    same: np.ndarray = np.where(seen < 0.01, 1.0, iou)
     return same
 
 
@@ -92,7 +99,7 @@ def compare(
       the file's choice among its candidates, with that score, and as good as its best class there.
     """
     total.detections += len(model)
-    iou = overlaps(model.boxes, file.boxes)
+    iou = overlaps(model.boxes, file.boxes, candidates.size)
     pairs = _pairs(iou, model.labels, file.labels)
     odd_model = set(range(len(model))) - {i for i, _ in pairs}
     odd_file = set(range(len(file))) - {j for _, j in pairs}
@@ -156,7 +163,7 @@ def _is_tie(
     score, label = float(file.scores[j]), int(file.labels[j])
     if abs(float(model.scores[i]) - score) > tolerance.score or iou[i, j] < settings.iou - _NEAR:
         return False
-    alike = overlaps(file.boxes[j : j + 1], candidates.boxes)[0] > tolerance.iou
+    alike = overlaps(file.boxes[j : j + 1], candidates.boxes, candidates.size)[0] > tolerance.iou
     of_class = candidates.scores[:, label]
     as_good = of_class >= candidates.scores.max(axis=1) - tolerance.score
     return bool((alike & as_good & (np.abs(of_class - score) <= tolerance.score)).any())

@@ -102,14 +102,15 @@ def check_parity(
     settings = Suppression(predictor.conf, predictor.iou, predictor.max_det)
     report = ParityReport(tolerance)
     for batch in images:
+        size = (batch.shape[2], batch.shape[3])
         for chunk in batch.split(len(batch) if predictor.dynamic_batch else 1):
             boxes, scores = model(chunk)
             outputs = predictor.run(chunk.numpy())
             report.images += len(chunk)
-            _compare_locations(report, boxes.numpy(), scores.numpy(), _raw(outputs, predictor.nms))
+            _compare_locations(report, boxes.numpy(), scores.numpy(), _raw(outputs, predictor.nms), size)
             pairs = zip(_suppressed(boxes, scores, settings), predictor.detections(outputs), strict=True)
             for i, (expected, found) in enumerate(pairs):
-                candidates = Candidates(boxes[i].numpy(), scores[i].numpy())
+                candidates = Candidates(boxes[i].numpy(), scores[i].numpy(), size)
                 compare(report.found, expected, found, candidates, settings, tolerance)
     return report
 
@@ -137,16 +138,20 @@ def _raw(outputs: dict[str, np.ndarray], nms: bool) -> tuple[np.ndarray, np.ndar
 
 
 def _compare_locations(
-    report: ParityReport, boxes: np.ndarray, scores: np.ndarray, raw: tuple[np.ndarray, np.ndarray] | None
+    report: ParityReport,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    raw: tuple[np.ndarray, np.ndarray] | None,
+    size: tuple[int, int],
 ) -> None:
-    """Boxes (B, A, 4) and scores (B, A, K) of both sides, at the model's best locations."""
+    """Boxes (B, A, 4) and scores (B, A, K) of both sides, at the model's best locations in images of size (H, W)."""
     if raw is None:
         return
     best = np.argsort(-scores.max(axis=2), axis=1, kind="stable")[:, :BEST]
     for i, rows in enumerate(best):
         difference = np.abs(scores[i, rows] - raw[1][i, rows]).max()
         report.max_location_score_difference = _worse(report.max_location_score_difference, float(difference), max)
-        iou = np.array([overlaps(boxes[i, r : r + 1], raw[0][i, r : r + 1])[0, 0] for r in rows]).min()
+        iou = np.array([overlaps(boxes[i, r : r + 1], raw[0][i, r : r + 1], size)[0, 0] for r in rows]).min()
         report.min_location_iou = _worse(report.min_location_iou, float(iou), min)
         report.locations += len(rows)
 
