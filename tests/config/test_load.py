@@ -84,3 +84,29 @@ def test_automatic_lengths_follow_the_run() -> None:
     assert [schedule.warmup(n) for n in (1, 30, 300)] == [1, 3, 5]
     assert [schedule.final(n) for n in (1, 30, 300)] == [0, 3, 15]
     assert [val.every(n) for n in (1, 30, 300)] == [1, 1, 10]
+
+
+def test_steps_follow_the_run_unless_they_are_given() -> None:
+    schedule = ScheduleSection(kind="step")
+    assert [schedule.falls(n) for n in (1, 12, 24, 30, 36)] == [[], [8, 11], [16, 22], [20, 27], [24, 33]]
+    assert [schedule.warmup_steps(n) for n in (9, 750, 90_000)] == [0, 75, 500]
+    assert schedule.final(12) == 0
+    given = ScheduleSection(kind="step", milestones=[2], warmup_iters=7)
+    assert (given.falls(12), given.warmup_steps(10), given.falls(1)) == ([2], 7, [2])
+    assert "after epoch 8, 11" in schedule.describe(12)
+    assert "no falls" in given.describe(2)
+    assert "cosine" in ScheduleSection().describe(300)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"kind": "step", "min_lr_ratio": 0.1}, "min_lr_ratio belongs to schedule.kind yolox"),
+        ({"gamma": 0.5}, "gamma belongs to schedule.kind step"),
+        ({"kind": "step", "milestones": [8, 8]}, "each larger than the one before"),
+        ({"kind": "step", "milestones": [0, 8]}, "at least 1"),
+    ],
+)
+def test_a_key_of_the_other_schedule_is_not_swallowed(keys: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        validate(Recipe, MINIMAL | {"schedule": keys}, "recipe")

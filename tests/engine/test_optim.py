@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from tests.parity.vectors import vectors_folder
+from yoloxkd.build.recipes import resolve
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
-from yoloxkd.engine.optim import parameter_groups, sgd, yolox_lr
+from yoloxkd.engine.optim import learning_rate, parameter_groups, sgd, step_lr, yolox_lr
 from yoloxkd.nn.yolox import YOLOX
 
 
@@ -79,3 +80,45 @@ def test_short_plans_stay_between_zero_and_the_peak(warmup: int, final: int) -> 
     rates = [yolox_lr(i, warmup_epochs=warmup, no_aug_epochs=final, **PLAN) for i in range(101)]
     assert all(0 <= rate <= 0.1 + 1e-12 for rate in rates)
     assert warmup > 0 or rates[0] > 0
+
+
+def test_steps_are_those_of_mmdetection() -> None:
+    """A 1x run of 0.02: linear from a thousandth over 500 iterations, a tenth after 8 epochs and again after 11."""
+    one_x = {"base_lr": 0.02, "iters_per_epoch": 1000, "milestones": [8, 11], "gamma": 0.1}
+    rates = [step_lr(i, warmup_iters=500, warmup_ratio=0.001, **one_x) for i in range(12000)]  # type: ignore[arg-type]
+    assert rates[0] == pytest.approx(2e-5)
+    assert rates[250] == pytest.approx(0.02 * (1 - 0.5 * 0.999))  # mmcv: regular rate * (1 - (1 - i / n) * (1 - ratio))
+    assert rates[499] < 0.02
+    assert rates[500] == rates[7999] == pytest.approx(0.02)
+    assert rates[8000] == rates[10999] == pytest.approx(2e-3)
+    assert rates[11000] == rates[-1] == pytest.approx(2e-4)
+    assert step_lr(0, warmup_iters=0, warmup_ratio=0.001, **one_x) == 0.02  # type: ignore[arg-type]
+    early = {**one_x, "milestones": [1], "iters_per_epoch": 100}
+    assert step_lr(250, warmup_iters=500, warmup_ratio=0.0, **early) == pytest.approx(1e-3)  # type: ignore[arg-type]
+
+
+def test_a_recipe_chooses_its_schedule() -> None:
+    def rates(*sets: str, epochs: int = 12) -> list[float]:
+        keys = ["optim.lr_per_image=0.001", "train.batch=10", *sets]
+        recipe = resolve(student="yolox-nano", epochs=epochs, sets=keys)
+        return [learning_rate(recipe, i, 10) for i in range(10 * epochs)]
+
+    stepped = rates("schedule.kind=step")
+    assert stepped[0] == pytest.approx(1e-5)
+    assert stepped[12] == stepped[79] == pytest.approx(0.01)  # a tenth of 120 iterations of warm-up
+    assert stepped[80] == stepped[109] == pytest.approx(1e-3)
+    assert stepped[110] == pytest.approx(1e-4)
+    own = rates("schedule.kind=step", "schedule.warmup_iters=3", "schedule.milestones=[2]", "schedule.gamma=0.5")
+    assert (own[3], own[19], own[20], own[-1]) == pytest.approx((0.01, 0.01, 0.005, 0.005))
+    smooth = rates()
+    assert (smooth[0], smooth[10]) == (0, pytest.approx(0.01))
+    assert len({round(rate, 9) for rate in smooth[11:100]}) == 89
+
+
+def test_what_decays_and_how_fast_biases_learn() -> None:
+    groups = sgd(
+        [nn.Conv2d(1, 1, 1), nn.GroupNorm(1, 1)], lr=0.1, weight_decay=0.01, decay="all", bias_lr=2.0
+    ).param_groups
+    assert [g["weight_decay"] for g in groups] == [0.01] * 3
+    assert [g["lr_factor"] for g in groups] == [1.0, 1.0, 2.0]
+    assert [g["lr_factor"] for g in sgd([nn.Conv2d(1, 1, 1)], lr=0.1).param_groups] == [1.0] * 3

@@ -101,7 +101,13 @@ def _recipe(name: str, tree: Mapping[str, Any]) -> str:
     student = tree.get("student", {}).get("name")
     given = {} if name in cfg_names("recipes") or Path(name).is_file() else {"student": student}
     recipe = resolve(recipe=name if not given else None, **given)
-    return f"# recipe {name}, resolved\n" + write_yaml(recipe.model_dump(by_alias=True, mode="json")).rstrip()
+    peak = recipe.optim.lr_per_image * recipe.train.batch
+    lines = [
+        f"# recipe {name}, resolved",
+        f"# learning rate: peak {peak:g} for {recipe.train.batch} images; {recipe.schedule.describe(recipe.train.epochs)}",
+        write_yaml(recipe.model_dump(by_alias=True, mode="json")).rstrip(),
+    ]
+    return "\n".join(lines)
 
 
 def _model(name: str, detector: DenseDetector, size: int) -> str:

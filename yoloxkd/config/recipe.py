@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from yoloxkd.config.augment import Augment
+from yoloxkd.config.schedule import ScheduleSection
 from yoloxkd.config.strict import Strict
 
 Amp = Literal["off", "bf16", "fp16"]
@@ -76,24 +77,13 @@ class OptimSection(Strict):
     lr_per_image: float = Field(0.01 / 64, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0, description="on convolution weights only")
-    clip_norm: float | None = Field(None, gt=0, description="gradient norm limit; None: no clipping")
-
-
-class ScheduleSection(Strict):
-    """Quadratic warm-up, cosine, then a constant floor in the final epochs, which also run without strong augmentation."""
-
-    warmup_epochs: int | None = Field(None, ge=0, description="None: a tenth of the epochs, at least 1 and at most 5")
-    final_epochs: int | None = Field(
-        None, ge=0, description="epochs without mosaic and with L1; None: a tenth of the epochs, at most 15"
+    weight_decay: float = Field(5e-4, ge=0)
+    decay: Literal["weights", "all"] = Field(
+        "weights",
+        description="what decays: convolution weights only (YOLOX), or norms and biases as well (mmdetection)",
     )
-    min_lr_ratio: float = Field(0.05, ge=0, le=1)
-
-    def warmup(self, epochs: int) -> int:
-        return max(1, min(5, epochs // 10)) if self.warmup_epochs is None else self.warmup_epochs
-
-    def final(self, epochs: int) -> int:
-        return min(15, epochs // 10) if self.final_epochs is None else min(self.final_epochs, epochs)
+    bias_lr: float = Field(1.0, gt=0, description="factor on the rate of biases; mmdetection's FCOS has 2")
+    clip_norm: float | None = Field(None, gt=0, description="gradient norm limit; None: no clipping")
 
 
 class EmaSection(Strict):

@@ -1,22 +1,31 @@
-"""SGD with YOLOX's parameter groups, and YOLOX's learning-rate schedule."""
+"""SGD with YOLOX's parameter groups, and the two learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from yoloxkd.config.recipe import Recipe
+
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    modules: Iterable[nn.Module],
+    weight_decay: float,
+    *,
+    decay: Literal["weights", "all"] = "weights",
+    bias_lr: float = 1.0,
+) -> list[dict[str, Any]]:
     """Trainable parameters in the groups of the YOLOX release: norm weights, other weights, biases.
 
-    Only the second group decays. Parameters without a gradient are left out; each group has a `name`. A one-number or
-    one-dimensional parameter that is no bias (a learned scale) counts as a norm weight.
+    Only the second group decays, unless `decay` is "all". Parameters without a gradient are left out; each group has a
+    `name`, and the `lr_factor` its rate is multiplied by, which is `bias_lr` for biases. A one-number or one-dimensional
+    parameter that is no bias (a learned scale) counts as a norm weight.
     """
     norms: list[nn.Parameter] = []
     weights: list[nn.Parameter] = []
@@ -32,10 +41,11 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
                     norms.append(parameter)
                 else:
                     weights.append(parameter)
+    others = weight_decay if decay == "all" else 0.0
     return [
-        {"name": "norm_weights", "params": norms, "weight_decay": 0.0},
-        {"name": "weights", "params": weights, "weight_decay": weight_decay},
-        {"name": "biases", "params": biases, "weight_decay": 0.0},
+        {"name": "norm_weights", "params": norms, "weight_decay": others, "lr_factor": 1.0},
+        {"name": "weights", "params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
+        {"name": "biases", "params": biases, "weight_decay": others, "lr_factor": bias_lr},
     ]
 
 
@@ -46,9 +56,11 @@ def sgd(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 5e-4,
+    decay: Literal["weights", "all"] = "weights",
+    bias_lr: float = 1.0,
 ) -> torch.optim.SGD:
-    """The optimizer of the YOLOX release over all trainable parameters of `modules`."""
-    groups = parameter_groups(modules, weight_decay)
+    """SGD over all trainable parameters of `modules`; by default the optimizer of the YOLOX release."""
+    groups = parameter_groups(modules, weight_decay, decay=decay, bias_lr=bias_lr)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
 
 
@@ -76,3 +88,49 @@ def yolox_lr(
     if iteration >= floor_at:
         return floor
     return floor + (base_lr - floor) / 2 * (1 + math.cos(math.pi * (iteration - warmup) / (floor_at - warmup)))
+
+
+def step_lr(
+    iteration: int,
+    *,
+    base_lr: float,
+    iters_per_epoch: int,
+    warmup_iters: int,
+    warmup_ratio: float,
+    milestones: Sequence[int],
+    gamma: float,
+) -> float:
+    """The rate for a step: linear warm-up from `base_lr * warmup_ratio`, then `base_lr`, times `gamma` at each milestone.
+
+    iteration counts steps over all epochs from 0; the peak is reached at iteration `warmup_iters`. A milestone is a number
+    of epochs done. Falls act during the warm-up as well, as they do in mmdetection.
+    """
+    rate = base_lr * gamma ** sum(iteration >= n * iters_per_epoch for n in milestones)
+    if iteration < warmup_iters:
+        rate *= warmup_ratio + (1 - warmup_ratio) * iteration / warmup_iters
+    return rate
+
+
+def learning_rate(recipe: Recipe, iteration: int, iters_per_epoch: int) -> float:
+    """The rate that a recipe's optim and schedule sections give for a step; iteration counts over all epochs from 0."""
+    schedule, epochs = recipe.schedule, recipe.train.epochs
+    peak = recipe.optim.lr_per_image * recipe.train.batch
+    if schedule.kind == "step":
+        return step_lr(
+            iteration,
+            base_lr=peak,
+            iters_per_epoch=iters_per_epoch,
+            warmup_iters=schedule.warmup_steps(epochs * iters_per_epoch),
+            warmup_ratio=schedule.warmup_ratio,
+            milestones=schedule.falls(epochs),
+            gamma=schedule.gamma,
+        )
+    return yolox_lr(
+        iteration,
+        base_lr=peak,
+        iters_per_epoch=iters_per_epoch,
+        total_epochs=epochs,
+        warmup_epochs=schedule.warmup(epochs),
+        no_aug_epochs=schedule.final(epochs),
+        min_lr_ratio=schedule.min_lr_ratio,
+    )

@@ -16,7 +16,7 @@ from yoloxkd.config.recipe import Recipe
 from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.multiscale import resize_batch, size_at
-from yoloxkd.engine.optim import sgd, yolox_lr
+from yoloxkd.engine.optim import learning_rate, sgd
 from yoloxkd.engine.resume import restore
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import GateError, Interrupted, UserError
@@ -38,14 +38,13 @@ class Schedule:
     """Epoch numbers of a run, derived from the recipe."""
 
     epochs: int
-    warmup: int
     final: int
     eval_every: int
 
     @classmethod
     def of(cls, recipe: Recipe) -> Schedule:
         n = recipe.train.epochs
-        return cls(n, recipe.schedule.warmup(n), recipe.schedule.final(n), recipe.val.every(n))
+        return cls(n, recipe.schedule.final(n), recipe.val.every(n))
 
     def strong(self, epoch: int) -> bool:
         """Whether mosaic and mixup are on (all but the final epochs)."""
@@ -105,6 +104,8 @@ class Fit:
             momentum=recipe.optim.momentum,
             nesterov=recipe.optim.nesterov,
             weight_decay=recipe.optim.weight_decay,
+            decay=recipe.optim.decay,
+            bias_lr=recipe.optim.bias_lr,
         )
         if amp is torch.float16:
             state.scaler = torch.amp.GradScaler(state.device.type)
@@ -158,7 +159,7 @@ class Fit:
         state.lr = self._lr(state.iteration)
         assert state.optimizer is not None
         for group in state.optimizer.param_groups:
-            group["lr"] = state.lr
+            group["lr"] = state.lr * group.get("lr_factor", 1.0)
         self._call("on_batch_start")
         with _memory_advice(size, recipe.train.batch):
             state.losses = self.step(state.batch)
@@ -191,15 +192,7 @@ class Fit:
             optimizer.step()
 
     def _lr(self, iteration: int) -> float:
-        return yolox_lr(
-            iteration,
-            base_lr=self.recipe.optim.lr_per_image * self.recipe.train.batch,
-            iters_per_epoch=self.state.iters_per_epoch,
-            total_epochs=self.schedule.epochs,
-            warmup_epochs=self.schedule.warmup,
-            no_aug_epochs=self.schedule.final,
-            min_lr_ratio=self.recipe.schedule.min_lr_ratio,
-        )
+        return learning_rate(self.recipe, iteration, self.state.iters_per_epoch)
 
     def _check_finite(self) -> None:
         count = int(self.nonfinite)
