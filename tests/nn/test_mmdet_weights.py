@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,13 @@ import torch
 from torch import Tensor
 
 from yoloxkd.build.models import open_model, read_weights
+from yoloxkd.build.recipes import resolve
 from yoloxkd.errors import UserError
 from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.download import fetch
+from yoloxkd.nn.mmdet_files import AT_COCO, ZOO
 from yoloxkd.nn.mmdet_weights import dense_state, our_key
+from yoloxkd.nn.published import PUBLISHED, Published
 
 CONFIG_2 = """
 model = dict(type='FCOS', backbone=dict(type='ResNet', depth=50, style='caffe'),
@@ -38,6 +45,10 @@ def their_key(key: str, mobile: bool) -> str:
         return "backbone.conv1.conv." + rest.removeprefix("conv_stem.")
     if rest.startswith("bn1."):
         return "backbone.conv1.bn." + rest.removeprefix("bn1.")
+    if rest.startswith("conv_head."):
+        return "backbone.conv2.conv." + rest.removeprefix("conv_head.")
+    if rest.startswith("bn2."):
+        return "backbone.conv2.bn." + rest.removeprefix("bn2.")
     _, stage, block, layer, leaf = rest.split(".")
     names = {"conv_pw": "expand_conv.conv", "bn1": "expand_conv.bn", "conv_dw": "depthwise_conv.conv"}
     names |= {"bn2": "depthwise_conv.bn", "conv_pwl": "linear_conv.conv", "bn3": "linear_conv.bn"}
@@ -58,6 +69,12 @@ def checkpoint(family: str, backbone: str, classes: int = 2, **keys: Any) -> dic
     if family == "gfl":
         state["bbox_head.integral.project"] = torch.arange(17.0)
     return state
+
+
+@functools.cache
+def kept(family: str) -> dict[str, Tensor]:
+    """One state dict a family, for tests that read and do not change it."""
+    return checkpoint(family, "resnet50")
 
 
 @pytest.mark.parametrize("family", ["fcos", "gfl", "atss"])
@@ -166,6 +183,90 @@ def test_what_is_not_supported_is_said(change: Any, words: str, tmp_path: Path) 
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError, match=f"x.pth: .*{words}"):
         read_weights(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_published_file_is_known_by_its_name(name: str) -> None:
+    """Whatever the configuration inside it may say."""
+    known = ZOO[name]
+    backbone = "resnet101" if known.model.endswith("r101") else "resnet50"
+    # a few keys of the real layout are enough to recognise a file
+    state = {k: v for k, v in kept(known.model.partition("-")[0]).items() if not k.startswith("backbone.layer3.")}
+    state |= {
+        f"backbone.layer3.{i}.conv{j}.weight": torch.zeros(1)
+        for i in range({"resnet50": 6, "resnet101": 23}[backbone])
+        for j in (1, 3)
+    }
+    found = dense_state({"meta": {"config": CONFIG_3}, "state_dict": state}, name)
+    assert found is not None
+    section = found.section
+    assert (section["name"], section["backbone"]) == (known.model, backbone)
+    assert known.keys.items() <= section.items()
+    assert (section["style"] == "caffe") == section["bgr"] == ("caffe" in name)
+    assert section["mean"] == (123.675, 116.28, 103.53) or section["mean"][0] < section["mean"][2]
+    if known.model.startswith("fcos"):
+        assert section["norm_on_bbox"] == section["conv_bias"] == ("normbbox" in name)
+    family = DETECTORS[known.model.partition("-")[0]]
+    keys = {k: v for k, v in section.items() if k != "name"}
+    assert family.Config(**keys).model_dump()["mean"] == section["mean"]
+
+
+def test_every_r50_and_r101_has_a_file_behind_its_name() -> None:
+    assert set(AT_COCO) == {f"{family}-{depth}" for family in ("fcos", "gfl", "atss") for depth in ("r50", "r101")}
+    for model, name in AT_COCO.items():
+        assert ZOO[name].model == model
+        assert ZOO[name].ap == max(known.ap for known in ZOO.values() if known.model == model)
+        published = PUBLISHED[model]
+        assert re.fullmatch(r"[0-9a-f]{8}", published.sha256 or "")
+        assert name.endswith(f"-{published.sha256}.pth")
+
+
+def test_a_student_from_a_published_name_is_built_as_the_file_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = resolve(student="fcos-r101@coco").student
+    assert plain.weights == "fcos-r101@coco"
+    keys = plain.model_extra or {}
+    assert (keys["style"], keys["bgr"], keys["norm_on_bbox"], keys["conv_bias"]) == ("caffe", True, False, False)
+    assert (resolve(student="gfl-r50@coco").student.model_extra or {})["style"] == "pytorch"
+    assert (resolve(student="fcos-r50").student.model_extra or {})["style"] == "pytorch"
+
+
+def test_a_download_is_checked_against_the_digest_in_its_name(tmp_path: Path) -> None:
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()
+    for name, right in ((f"a-{digest[:8]}.pth", True), ("b-00000000.pth", False)):
+        (tmp_path / name).write_bytes(content)
+        published = Published("http://127.0.0.1:9/", name, None, name[-12:-4])
+        if right:
+            assert fetch(published, tmp_path) == tmp_path / name
+        else:
+            with pytest.raises(UserError, match="has the sha256"):
+                fetch(published, tmp_path)
+
+
+def test_mobilenet_with_or_without_its_last_convolution(tmp_path: Path) -> None:
+    """mmdetection keeps that layer in the file either way; the FPN's lateral tells whether a level reads it."""
+    state = checkpoint("fcos", "mobilenetv2_100", last_conv=True)
+    assert "backbone.conv2.bn.running_var" in state
+    torch.save(state, tmp_path / "x.pth")
+    opened = open_model(str(tmp_path / "x.pth"))
+    assert opened.report.complete
+    assert opened.detector.get_submodule("backbone").channels == (32, 96, 1280)
+    narrower = checkpoint("fcos", "mobilenetv2_100")
+    narrower |= {k: v for k, v in state.items() if k.startswith("backbone.conv2.")}
+    torch.save(narrower, tmp_path / "y.pth")
+    opened = open_model(str(tmp_path / "y.pth"))
+    assert opened.report.complete
+    assert opened.detector.get_submodule("backbone").channels == (32, 96, 320)
+
+
+def test_atss_that_predicts_overlaps(tmp_path: Path) -> None:
+    state = {k.replace("atss_centerness", "atss_iou"): v for k, v in checkpoint("atss", "resnet50").items()}
+    torch.save(state, tmp_path / "x.pth")
+    opened = open_model(str(tmp_path / "x.pth"))
+    assert opened.report.complete
+    assert opened.weights.section["quality"] == "iou"
+    torch.save(checkpoint("atss", "resnet50"), tmp_path / "y.pth")
+    assert read_weights(str(tmp_path / "y.pth")).section["quality"] == "centreness"
 
 
 def test_other_files_are_none_of_these() -> None:

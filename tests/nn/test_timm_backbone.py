@@ -69,6 +69,28 @@ def test_frozen_stages_of_nested_names() -> None:
     assert places == {"conv_stem.weight", "bn1.weight", "bn1.bias", "blocks.0", "blocks.1"}
 
 
+def test_norms_can_be_frozen_whole() -> None:
+    backbone = TimmBackbone("resnet18", norm_eval=True, norm_frozen=True)
+    learnt = {n.rpartition(".")[0] for n, p in backbone.named_parameters() if p.requires_grad}
+    assert learnt == {n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)}
+    backbone.freeze(0, norm_eval=True)
+    assert all(p.requires_grad for p in backbone.parameters())
+
+
+def test_the_last_convolution_is_timms() -> None:
+    torch.manual_seed(0)
+    backbone = TimmBackbone(SMALL, last_conv=True).eval()
+    assert backbone.channels == (16, 32, 1280)
+    whole: Any = timm.create_model(SMALL, pretrained=False).eval()
+    state = backbone.body.state_dict()
+    whole.load_state_dict({k: state.get(k, v) for k, v in whole.state_dict().items()})
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(image)[-1], whole.forward_features(image))
+    with pytest.raises(UserError, match=r"last_conv is for MobileNetV2.*'resnet18'"):
+        TimmBackbone("resnet18", last_conv=True)
+
+
 def norms(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
 

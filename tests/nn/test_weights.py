@@ -257,7 +257,7 @@ def test_less_than_half_a_model_is_refused() -> None:
 
 
 def test_published_table() -> None:
-    assert sorted(PUBLISHED) == sorted(f"yolox-{size}" for size in SIZES)
+    assert sorted(n for n in PUBLISHED if n.startswith("yolox")) == sorted(f"yolox-{size}" for size in SIZES)
     for published in PUBLISHED.values():
         assert published.url.endswith("/" + published.filename)
     assert len(COCO_NAMES) == len(set(COCO_NAMES)) == 80

@@ -13,6 +13,7 @@ from yoloxkd.config.recipe import Recipe
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd import DISTILLERS, kd_defaults
 from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.mmdet_files import AT_COCO, ZOO
 
 KD_WHEN_TAUGHT = "pgd"  # the distiller of a run that names a teacher and no --kd
 
@@ -113,7 +114,10 @@ def _student(student: str) -> dict[str, Any]:
     if Path(student).is_file():
         return section_of_checkpoint(student) | {"weights": _whole_path(student)}
     name, _, published = student.partition("@")
-    return {"name": name, "weights": student} if published else {"name": name}
+    if not published:
+        return {"name": name}
+    keys = ZOO[AT_COCO[name]].keys if name in AT_COCO else {}
+    return {"name": name, "weights": student} | keys
 
 
 def _whole_path(reference: str) -> str:

@@ -1,18 +1,20 @@
-"""ATSS (Zhang et al. 2020): one square anchor a location, with centre-ness and focal loss, on an FPN."""
+"""ATSS (Zhang et al. 2020): one square anchor a location, with centre-ness (or overlap) and focal loss, on an FPN."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from yoloxkd.nn.assigners.atss import TOPK, atss_match, square_anchors
+from yoloxkd.nn.assigners.atss import MIN_UNION, TOPK, atss_match, square_anchors
 from yoloxkd.nn.assigners.match import Positives, centreness, dense_labels
 from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
-from yoloxkd.ops.boxes import to_centre, to_corners, to_distances
+from yoloxkd.ops.boxes import paired_iou, to_centre, to_corners, to_distances
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
 from yoloxkd.ops.points import locations
 from yoloxkd.types import DenseOutput, Targets
@@ -25,7 +27,11 @@ LARGEST_LOG = abs(math.log(16 / 1000))
 
 
 class ATSSConfig(FPNConfig):
-    """Keys of ATSS: those of every detector on an FPN."""
+    """Keys of ATSS."""
+
+    quality: Literal["centreness", "iou"] = Field(
+        "centreness", description="what the quality branch learns; iou: the overlap, as in the release of PGD"
+    )
 
 
 class ATSSHead(SharedHead):
@@ -44,12 +50,14 @@ class ATSS(FPNDetector):
 
     Locations are the corners of the cells, where the anchors have their centres. `box_raw` of the output holds the shift
     of the centre in anchor sides and the logarithm of the size in anchor sides, divided by `DEVIATIONS`. `quality` is the
-    centre-ness logit.
+    logit of centre-ness, or of the overlap with the box, as the key `quality` says.
     """
 
     Config = ATSSConfig
     family = "atss"
     class_predictors = ("head.atss_cls.",)
+
+    cfg: ATSSConfig
 
     def __init__(self, cfg: ATSSConfig, names: Sequence[str]) -> None:
         super().__init__(cfg, names)
@@ -79,7 +87,7 @@ class ATSS(FPNDetector):
         )
 
     def scores(self, out: DenseOutput) -> Tensor:
-        """(B, A, K) class probability times centre-ness."""
+        """(B, A, K) class probability times quality."""
         assert out.quality is not None
         return full_precision(out.cls_logits).sigmoid() * full_precision(out.quality).sigmoid().unsqueeze(-1)
 
@@ -91,6 +99,8 @@ class ATSS(FPNDetector):
         box     2 (1 - GIoU) of positives weighted by the centre-ness they should have, divided by the sum of the weights
                 (at least 1)
         centre  binary cross entropy of positives' centre-ness, divided by n
+        With `quality` iou instead of the last two: box, 2 (1 - GIoU) of positives, and iou, binary cross entropy with the
+        overlap that the predicted box has, both divided by n.
         """
         assert out.quality is not None
         with torch.autocast(out.quality.device.type, enabled=False):
@@ -98,16 +108,18 @@ class ATSS(FPNDetector):
             rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
             rows = rows.masked_fill(self.ignored(match, targets, out, 0.0), 0)
             found = Positives.of(match, targets, out.points, out.strides, TOPK * len(out.levels))
-            distances = to_distances(found.points, found.boxes)
-            centre = centreness(torch.where(found.used.unsqueeze(-1), distances, 1.0))
             count = match.fg.sum(1).clamp(min=1).sum()
-            overlap = giou_loss(decode(found.at(out.box_raw), found.points, found.strides), found.boxes)
-            entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), centre, reduction="none")
-            return {
-                "cls": rows.sum() / count,
-                "box": BOX_WEIGHT * found.total(overlap * centre) / found.total(centre).clamp(min=1),
-                "centre": found.total(entropy) / count,
-            }
+            predicted = decode(found.at(out.box_raw), found.points, found.strides)
+            wrong = BOX_WEIGHT * giou_loss(predicted, found.boxes)
+            if self.cfg.quality == "iou":
+                name, wanted = "iou", paired_iou(predicted.detach(), found.boxes, MIN_UNION)
+                box = found.total(wrong) / count
+            else:
+                distances = to_distances(found.points, found.boxes)
+                name, wanted = "centre", centreness(torch.where(found.used.unsqueeze(-1), distances, 1.0))
+                box = found.total(wrong * wanted) / found.total(wanted).clamp(min=1)
+            entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), wanted, reduction="none")
+            return {"cls": rows.sum() / count, "box": box, name: found.total(entropy) / count}
 
 
 def decode(raw: Tensor, points: Tensor, strides: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class FCOSConfig(FPNConfig):
     norm_on_bbox: bool = Field(True, description="distances in strides through a ReLU; else in px through exp")
     centreness_on_reg: bool = Field(True, description="centre-ness is read from the regression tower")
     box_loss: Literal["giou", "iou"] = Field("giou", description="1 - GIoU, or -log IoU")
+    relu_before_last: bool = Field(True, description="the coarsest level reads the one before through a ReLU")
 
 
 class FCOSHead(SharedHead):
@@ -52,13 +53,16 @@ class FCOS(FPNDetector):
     Config = FCOSConfig
     family = "fcos"
     class_predictors = ("head.conv_cls.",)
-    relu_before_last = True
 
     cfg: FCOSConfig
 
     def __init__(self, cfg: FCOSConfig, names: Sequence[str]) -> None:
         super().__init__(cfg, names)
         self.head = FCOSHead(cfg, len(self.names), len(self.levels))
+
+    @property
+    def relu_before_last(self) -> bool:
+        return self.cfg.relu_before_last
 
     def predict(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> DenseOutput:
         head, cfg = self.head, self.cfg

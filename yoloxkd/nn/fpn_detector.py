@@ -36,6 +36,11 @@ class FPNConfig(Strict):
     style: Style = Field("pytorch", description="caffe: a ResNet's stride in the 1x1 convolution")
     frozen_stages: int = Field(1, ge=0, description="0: none; n: the stem and n stages keep their weights")
     norm_eval: bool = Field(True, description="the backbone's batch norms keep their statistics")
+    norm_frozen: bool = Field(False, description="their weights and biases do not train either")
+    last_conv: bool = Field(
+        False,
+        description="MobileNetV2, EfficientNet: stride 32 after the network's last 1x1 convolution (1280 channels)",
+    )
     channels: int = Field(256, ge=1, description="of the FPN and of the towers")
     stacked_convs: int = Field(4, ge=1, description="blocks of each tower")
     groups: int = Field(32, ge=1, description="of the towers' group norms")
@@ -133,7 +138,6 @@ class FPNDetector(DenseDetector):
 
     cfg: FPNConfig
     levels = LEVELS
-    relu_before_last = False
 
     def __init__(self, cfg: FPNConfig, names: Sequence[str]) -> None:
         super().__init__()
@@ -141,11 +145,21 @@ class FPNDetector(DenseDetector):
         self.names = list(names)
         self.input = cfg.convention()
         self.backbone = TimmBackbone(
-            cfg.backbone, frozen_stages=cfg.frozen_stages, norm_eval=cfg.norm_eval, style=cfg.style
+            cfg.backbone,
+            frozen_stages=cfg.frozen_stages,
+            norm_eval=cfg.norm_eval,
+            norm_frozen=cfg.norm_frozen,
+            style=cfg.style,
+            last_conv=cfg.last_conv,
         )
         self.neck = FPN(self.backbone.channels, cfg.channels, relu_before_last=self.relu_before_last)
         maps = (cfg.channels,) * len(self.levels)
         self.taps = Taps(maps, maps, maps)
+
+    @property
+    def relu_before_last(self) -> bool:
+        """Whether the FPN's coarsest level reads the one before through a ReLU."""
+        return False
 
     @property
     def size_multiple(self) -> int:
@@ -155,8 +169,8 @@ class FPNDetector(DenseDetector):
     def pretrain(self) -> str | None:
         """Start the backbone from published weights. One that starts untrained trains whole: nothing of it is frozen."""
         start = self.backbone.start(self.cfg.backbone_weights)
-        if not start.trained and (self.cfg.frozen_stages or self.cfg.norm_eval):
-            self.cfg = self.cfg.model_copy(update={"frozen_stages": 0, "norm_eval": False})
+        if not start.trained and (self.cfg.frozen_stages or self.cfg.norm_eval or self.cfg.norm_frozen):
+            self.cfg = self.cfg.model_copy(update={"frozen_stages": 0, "norm_eval": False, "norm_frozen": False})
             self.backbone.freeze(0, norm_eval=False)
             return f"{start.note}; nothing of it is frozen therefore"
         return start.note

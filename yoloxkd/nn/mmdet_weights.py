@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from yoloxkd.errors import UserError
+from yoloxkd.nn.mmdet_files import ZOO
 
 FAMILIES = {"gfl_cls": "gfl", "atss_cls": "atss", "conv_cls": "fcos"}
 """The head's class predictor tells the family."""
@@ -24,11 +25,19 @@ RESNETS = {
 SHORT = {"resnet50": "r50", "resnet101": "r101", "mobilenetv2_100": "mobilenetv2"}
 """timm's name -> its part of our model names; other backbones go under the r50 model with their own `backbone`."""
 
-CAFFE_MEANS = {"fcos": (102.9801, 115.9465, 122.7717)}
+DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)
 CAFFE_MEAN = (103.53, 116.28, 123.675)
-"""BGR means of mmdetection's caffe-style configurations, FCOS's apart from the others."""
+"""BGR means of mmdetection's caffe-style configurations: FCOS as first published has the former, all others the latter."""
+MOBILE_LAST = 1280
+"""Channels behind the last convolution of a MobileNetV2."""
 
-_OLD_NAMES = {"fcos_cls": "conv_cls", "fcos_reg": "conv_reg", "fcos_centerness": "conv_centerness"}
+_OTHER_NAMES = {
+    "fcos_cls": "conv_cls",
+    "fcos_reg": "conv_reg",
+    "fcos_centerness": "conv_centerness",
+    "atss_iou": "atss_centerness",
+}
+"""Those of mmdetection 1 and early 2, and of the ATSS in the release of PGD -> those of today."""
 _MOBILE_BLOCK = {
     "expand_conv.conv": "conv_pw",
     "expand_conv.bn": "bn1",
@@ -37,6 +46,8 @@ _MOBILE_BLOCK = {
     "linear_conv.conv": "conv_pwl",
     "linear_conv.bn": "bn3",
 }
+_MOBILE_ENDS = {"conv1.conv.": "conv_stem.", "conv1.bn.": "bn1.", "conv2.conv.": "conv_head.", "conv2.bn.": "bn2."}
+"""The first and the last convolution; a ResNet's are called `conv1.weight` and `bn1.weight`."""
 _MOBILE_FIRST = {
     "depthwise_conv.conv": "conv_dw",
     "depthwise_conv.bn": "bn1",
@@ -64,37 +75,50 @@ def dense_state(raw: Mapping[str, Any], file_name: str = "") -> DenseState | Non
     """Recognise a checkpoint, bare or wrapped ({"state_dict": ...}); None when it is of no such detector.
 
     raw as from `weights.load_checkpoint_file`. What weights do not tell (the colour order, the ResNet's style, FCOS's
-    variants) is read from the configuration inside the file, else from its name as mmdetection's model zoo writes them,
-    else taken to be mmdetection's default. UserError: such a detector with parts that are not supported here.
+    variants) is looked up in the table of published files by the file's name, else read from the configuration inside
+    the file, else from the name as mmdetection's model zoo writes them, else taken to be mmdetection's default.
+    UserError: such a detector with parts that are not supported here.
     """
     tensors = raw.get("state_dict", raw)
     if not isinstance(tensors, Mapping):
         return None
-    state = {_current(str(k).removeprefix("module.")): v for k, v in tensors.items() if isinstance(v, Tensor)}
+    state = {str(k).removeprefix("module."): v for k, v in tensors.items() if isinstance(v, Tensor)}
+    overlap = "bbox_head.atss_iou.weight" in state
+    state = {_current(k): v for k, v in state.items()}
     state = {k: v for k, v in state.items() if not k.startswith("ema_")}
     family = next((f for key, f in FAMILIES.items() if f"bbox_head.{key}.weight" in state), None)
     if family is None or "neck.lateral_convs.0.conv.weight" not in state:
         return None
     _check_supported(state)
-    backbone = _backbone(state)
-    name = f"{family}-{SHORT.get(backbone, 'r50')}"
     meta = raw.get("meta")
-    text = _config_text(meta)
+    section = _section(family, state, _config_text(meta), file_name)
+    if family == "atss":
+        section["quality"] = "iou" if overlap else "centreness"
+    if not section.get("last_conv", True):  # mmdetection builds and keeps that layer even where no level reads it
+        state = {k: v for k, v in state.items() if not k.startswith("backbone.conv2.")}
+    predictor = next(key for key, f in FAMILIES.items() if f == family)
+    classes = state[f"bbox_head.{predictor}.weight"].shape[0]
+    return DenseState(section, {our_key(k): v for k, v in state.items() if _kept(k)}, classes, _names(meta, classes))
+
+
+def _section(family: str, state: Mapping[str, Tensor], text: str, file_name: str) -> dict[str, Any]:
+    """The model's name and keys: what the weights tell, then what only the table, the configuration or the name does."""
+    backbone = _backbone(state)
     tower = [k for k in state if re.fullmatch(r"bbox_head\.cls_convs\.\d+\.conv\.weight", k)]
     section: dict[str, Any] = {
-        "name": name,
+        "name": f"{family}-{SHORT.get(backbone, 'r50')}",
         "backbone": backbone,
         "channels": state["neck.lateral_convs.0.conv.weight"].shape[0],
         "stacked_convs": len(tower),
     }
-    section |= _convention(family, text, file_name)
+    if backbone == "mobilenetv2_100":
+        section["last_conv"] = state["neck.lateral_convs.2.conv.weight"].shape[1] == MOBILE_LAST
     if family == "gfl":
         section["reg_max"] = state["bbox_head.gfl_reg.weight"].shape[0] // 4 - 1
-    if family == "fcos":
-        section |= _fcos_variant(state, text, file_name)
-    predictor = next(key for key, f in FAMILIES.items() if f == family)
-    classes = state[f"bbox_head.{predictor}.weight"].shape[0]
-    return DenseState(section, {our_key(k): v for k, v in state.items() if _kept(k)}, classes, _names(meta, classes))
+    if file_name in ZOO:
+        return section | ZOO[file_name].keys
+    variant = _fcos_variant(state, text, file_name) if family == "fcos" else {}
+    return section | _convention(family, text, file_name) | variant
 
 
 def our_key(key: str) -> str:
@@ -109,18 +133,17 @@ def our_key(key: str) -> str:
         stage, block, place, leaf = int(mobile[1]) - 1, mobile[2], mobile[3], mobile[4]
         places = _MOBILE_FIRST if stage == 0 else _MOBILE_BLOCK
         return f"backbone.body.blocks.{stage}.{block}.{places.get(place, place)}.{leaf}"
-    if rest.startswith("conv1.conv."):
-        return "backbone.body.conv_stem." + rest.removeprefix("conv1.conv.")
-    if rest.startswith("conv1.bn."):
-        return "backbone.body.bn1." + rest.removeprefix("conv1.bn.")
+    for theirs, ours in _MOBILE_ENDS.items():
+        if rest.startswith(theirs):
+            return "backbone.body." + ours + rest.removeprefix(theirs)
     return "backbone.body." + rest
 
 
 def _current(key: str) -> str:
-    """Names of mmdetection 1 and early 2 -> those of today."""
+    """Other names of the head's predictors -> those of today."""
     place, _, rest = key.partition(".")
     part, dot, leaf = rest.partition(".")
-    return f"{place}.{_OLD_NAMES[part]}{dot}{leaf}" if place == "bbox_head" and part in _OLD_NAMES else key
+    return f"{place}.{_OTHER_NAMES[part]}{dot}{leaf}" if place == "bbox_head" and part in _OTHER_NAMES else key
 
 
 def _kept(key: str) -> bool:
@@ -169,7 +192,8 @@ def _convention(family: str, text: str, file_name: str) -> dict[str, Any]:
     if rgb and mean and std:
         return out | {"bgr": rgb[1] == "False", "mean": _numbers(mean[1]), "std": _numbers(std[1])}
     if caffe:
-        return out | {"bgr": True, "mean": CAFFE_MEANS.get(family, CAFFE_MEAN), "std": (1.0, 1.0, 1.0)}
+        plain = family == "fcos" and "normbbox" not in file_name
+        return out | {"bgr": True, "mean": DETECTRON_MEAN if plain else CAFFE_MEAN, "std": (1.0, 1.0, 1.0)}
     return out | {"bgr": False, "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
 
@@ -183,7 +207,7 @@ def _fcos_variant(state: Mapping[str, Tensor], text: str, file_name: str) -> dic
     Only the improved configuration gives the towers' convolutions a bias.
     """
     improved = "bbox_head.cls_convs.0.conv.bias" in state
-    marks = {"norm_on_bbox": "normbbox", "centreness_on_reg": "centeronreg", "centre_sampling": "fcos_center"}
+    marks = {"norm_on_bbox": "normbbox", "centreness_on_reg": "centeronreg", "centre_sampling": "center-|center_"}
     theirs = {
         "norm_on_bbox": "norm_on_bbox",
         "centreness_on_reg": "centerness_on_reg",
@@ -194,9 +218,11 @@ def _fcos_variant(state: Mapping[str, Tensor], text: str, file_name: str) -> dic
         if text:
             out[key] = bool(re.search(rf"{theirs[key]}\s*=\s*True", text))
         elif "fcos" in file_name:
-            out[key] = mark in file_name
+            out[key] = bool(re.search(mark, file_name))
         else:
             out[key] = improved
+    if text:
+        out["relu_before_last"] = bool(re.search(r"relu_before_extra_convs\s*=\s*True", text))
     return out
 
 

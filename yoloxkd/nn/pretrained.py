@@ -145,6 +145,8 @@ def _load_timm(body: nn.Module, name: str, file: Path | None) -> None:
     import timm
 
     overlay = None if file is None else {"file": str(file)}
+    whole = hasattr(body, "conv_head")  # a part that timm leaves out of its feature networks
     with torch.random.fork_rng(devices=[]):
-        loaded = timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay)
-    body.load_state_dict(loaded.state_dict())
+        loaded = timm.create_model(name, features_only=not whole, pretrained=True, pretrained_cfg_overlay=overlay)
+    state = loaded.state_dict()
+    body.load_state_dict({key: state[key] for key in body.state_dict()})

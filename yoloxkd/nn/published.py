@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from yoloxkd.nn.mmdet_files import AT_COCO, ZOO
+
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """One published checkpoint.
 
     url, filename   where it is, and its name in the cache folder
-    size, sha256    bytes and hex digest where they are known; a download is checked against them
+    size, sha256    bytes and hex digest (or its beginning) where they are known; a download is checked against them
     """
 
     url: str
@@ -19,6 +21,14 @@ class Published:
     sha256: str | None = None
 
 
+def _zoo_file(name: str) -> Published:
+    """One of mmdetection's files; its name carries the beginning of its digest."""
+    known = ZOO[name]
+    family = known.model.partition("-")[0]
+    return Published(f"{_OPENMMLAB}/{family}/{known.folder}/{name}", name, None, name[-12:-4])
+
+
+_OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0"
 _MEGVII = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0"
 
 PUBLISHED: dict[str, Published] = {
@@ -53,9 +63,10 @@ PUBLISHED: dict[str, Published] = {
         None,
         "5652330b6ae860043f091b8f550a60c10e1129f416edfdb65c259be6caf355cf",
     ),
+    **{model: _zoo_file(name) for model, name in AT_COCO.items()},
 }
 """Architecture name -> its weights trained on COCO (80 classes, in the order of `coco_names.COCO_NAMES`).
 
-Digests are those that at least two independent public programs check the release's files against; for nano only one was
+Digests of YOLOX are those that at least two independent public programs check the release's files against; for nano only one was
 found, so none is given.
 """

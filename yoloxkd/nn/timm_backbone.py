@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,12 +25,24 @@ class TimmBackbone(nn.Module):
     frozen_stages  0: everything trains; n: all up to the map of stride 2^(n + 1) keeps its weights, so 1 is the stem
                    and the stage of stride 4
     norm_eval      batch norms keep their statistics in training mode
+    norm_frozen    their weights and biases do not train either
     style          "caffe": the blocks of a ResNet that halve the map do so in their first 1x1 convolution
+    last_conv      the map of stride 32 goes through the 1x1 convolution that a MobileNetV2 or EfficientNet has before its
+                   classifier
     channels       of the three maps
     The weights are random until `start`. UserError: no such model, or one without maps of these strides.
     """
 
-    def __init__(self, name: str, *, frozen_stages: int = 0, norm_eval: bool = False, style: Style = "pytorch") -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        frozen_stages: int = 0,
+        norm_eval: bool = False,
+        norm_frozen: bool = False,
+        style: Style = "pytorch",
+        last_conv: bool = False,
+    ) -> None:
         super().__init__()
         self.name = name
         self.body = create(name)
@@ -41,16 +54,20 @@ class TimmBackbone(nn.Module):
                 f"backbone '{name}' has maps of strides {strides}, and an FPN needs {list(STRIDES)}; choose another"
             )
         self._indices = [max(i for i, s in enumerate(strides) if s == stride) for stride in STRIDES]
-        self.channels = tuple(int(info.channels()[i]) for i in self._indices)
+        channels = [int(info.channels()[i]) for i in self._indices]
         self._ends = dict(zip(strides, map(str, info.module_name()), strict=True))
         _fix_padding(self.body)
         if style == "caffe":
             _stride_first(self.body, name)
+        self.last_conv = last_conv
+        if last_conv:
+            channels[-1] = _add_last_conv(self.body, name)
+        self.channels = tuple(channels)
         self._frozen: list[nn.Module] = []
-        self.freeze(frozen_stages, norm_eval)
+        self.freeze(frozen_stages, norm_eval, norm_frozen)
 
-    def freeze(self, stages: int, norm_eval: bool) -> None:
-        """Choose anew what does not train; see `frozen_stages` and `norm_eval`."""
+    def freeze(self, stages: int, norm_eval: bool, norm_frozen: bool = False) -> None:
+        """Choose anew what does not train; see `frozen_stages`, `norm_eval` and `norm_frozen`."""
         if stages and 2 ** (stages + 1) not in self._ends:
             known = [n for n in range(1, 5) if 2 ** (n + 1) in self._ends]
             raise UserError(
@@ -60,7 +77,8 @@ class TimmBackbone(nn.Module):
         self._frozen = _modules_up_to(self.body, self._ends[2 ** (stages + 1)]) if stages else []
         for parameter in self.body.parameters():
             parameter.requires_grad_(True)
-        for module in self._frozen:
+        norms = [m for m in self.body.modules() if isinstance(m, NORMS)] if norm_frozen else []
+        for module in [*self._frozen, *norms]:
             module.requires_grad_(False)
         self.train(self.training)
 
@@ -78,8 +96,11 @@ class TimmBackbone(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps = self.body(x)
-        return [maps[i] for i in self._indices]
+        found = self.body(x)
+        maps = [found[i] for i in self._indices]
+        if self.last_conv:
+            maps[-1] = self.body.bn2(self.body.conv_head(maps[-1]))
+        return maps
 
 
 def create(name: str) -> Any:
@@ -155,6 +176,22 @@ def _fix_padding(body: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, Conv2dSame):
                 setattr(parent, name, FixedSame(child))
+
+
+def _add_last_conv(body: nn.Module, name: str) -> int:
+    """Give a timm network without classifier its last 1x1 convolution and norm back, under their own names; channels."""
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        whole = timm.create_model(name, pretrained=False)
+    conv, norm = getattr(whole, "conv_head", None), getattr(whole, "bn2", None)
+    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or conv.kernel_size != (1, 1):
+        raise UserError(
+            f"student.last_conv is for MobileNetV2 and EfficientNet, and '{name}' has no such convolution; use false"
+        )
+    body.add_module("conv_head", conv)
+    body.add_module("bn2", norm)
+    return conv.out_channels
 
 
 def _stride_first(body: nn.Module, name: str) -> None:
