@@ -28,7 +28,7 @@ def test_categories_are_matched_by_name_and_boxes_go_to_their_image(make_set: Ma
     assert data.annotation_ids.tolist() == [5, 7, 9]
     assert data.areas.tolist() == [320, 150.5, 900]
     np.testing.assert_allclose(data.boxes, [[10.5, 8, 30.5, 24], [2, 4, 12, 24], [0, 0, 32, 64]])
-    assert data.boxes.dtype == np.float32
+    assert data.boxes.dtype == np.float64
     assert len(data.faults) == 0
     boxes, labels, crowd = data.annotations(2)
     assert (boxes.shape, labels.tolist(), crowd.tolist()) == ((2, 4), [0, 1], [False, True])
@@ -70,7 +70,8 @@ def test_annotations_that_cannot_be_used_are_counted_and_dropped(
     assert data.faults.counts == {kind: 1}
     assert data.annotation_ids.tolist() == [7, 9]
     assert data.offsets.tolist() == [0, 0, 0, 2]
-    assert data.faults.describe() == f"annotations: 1 {kind} (e.g. annotation 5 of instances.json)"
+    said = f"annotations: 1 {kind} (e.g. {make_set(content)[1]}:1, annotation 5)"
+    assert data.faults.describe() == said
     assert data.faults.describe() in data.summary()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from yoloxkd.data.headers import image_size
 from yoloxkd.data.images import check_images, read_image
 from yoloxkd.errors import UserError
 
@@ -141,3 +142,64 @@ def test_the_check_names_the_first_file_and_counts_the_others(tmp_path: Path) ->
     files = [save(tmp_path / "a.png", picture()), str(tmp_path / "b.png"), str(tmp_path / "c.png")]
     with pytest.raises(UserError, match=r"b\.png.*x\.json.*is missing \(the first of 2 such files out of 3\)"):
         check_images(files, "x.json")
+
+
+def plain_cmyk(path: Path) -> str:
+    """A CMYK JPEG without Adobe's marker, where 255 is full ink."""
+    buffer = io.BytesIO()
+    inverted = Image.fromarray(255 - np.asarray(Image.fromarray(picture()).convert("CMYK")), "CMYK")
+    inverted.save(buffer, "JPEG", quality=98)
+    content = buffer.getvalue()
+    at = content.find(b"Adobe") - 4
+    length = int.from_bytes(content[at + 2 : at + 4])
+    path.write_bytes(content[:at] + content[at + 2 + length :])
+    return str(path)
+
+
+def test_cmyk_of_both_kinds(tmp_path: Path) -> None:
+    Image.fromarray(picture()).convert("CMYK").save(tmp_path / "adobe.jpg", quality=98)
+    assert b"Adobe" in (tmp_path / "adobe.jpg").read_bytes()
+    Image.fromarray(picture()).convert("CMYK").save(tmp_path / "ink.tif")
+    for file in (str(tmp_path / "adobe.jpg"), plain_cmyk(tmp_path / "plain.jpg"), str(tmp_path / "ink.tif")):
+        image, _ = read_image(file, (24, 40))
+        inner = np.abs(image.astype(int) - picture())[4:12, 4:16]
+        assert inner.max() < 12, file
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_alpha_is_dropped_in_every_format(tmp_path: Path, suffix: str) -> None:
+    alpha = np.concatenate([picture(), np.full((24, 40, 1), 60, np.uint8)], -1)
+    options = {"lossless": True} if suffix == "webp" else {}
+    np.testing.assert_array_equal(read_image(save(tmp_path / f"a.{suffix}", alpha, **options))[0], picture())
+
+
+def test_grey_of_sixteen_bits_and_of_one(tmp_path: Path) -> None:
+    deep = picture()[..., 0].astype(np.uint16) * 256 + 9
+    for suffix in ("png", "tif"):
+        assert cv2.imwrite(str(tmp_path / f"d.{suffix}"), deep)
+        np.testing.assert_array_equal(read_image(str(tmp_path / f"d.{suffix}"))[0][..., 2], picture()[..., 0])
+    Image.fromarray(picture()[..., 0]).convert("1").save(tmp_path / "one.png")
+    assert set(np.unique(read_image(str(tmp_path / "one.png"))[0])) <= {0, 255}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_in_the_header_is_that_of_the_picture_read(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {} if suffix == "bmp" else {"exif": exif}
+    file = save(tmp_path / f"a.{suffix}", picture(), **options)
+    assert image_size(file) == read_image(file)[0].shape[:2]
+
+
+def test_headers_that_are_none(tmp_path: Path) -> None:
+    for name, content in {"a.jpg": b"\xff\xd8\xff\xe0", "b.png": b"\x89PNG", "c.jpg": b"nothing"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="is not"):
+            image_size(str(tmp_path / name))
+    assert image_size(str(write(tmp_path / "d.jpg", jpeg_with_thumbnail()))) == (64, 64)
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.data.conftest import NAMES, MakeSet
 from yoloxkd.data.coco import read_coco
-from yoloxkd.data.records import Faults
+from yoloxkd.data.faults import Faults, Place
 
 
 def test_ground_truth_is_what_pycocotools_reads(make_set: MakeSet) -> None:
@@ -22,11 +22,11 @@ def test_ground_truth_is_what_pycocotools_reads(make_set: MakeSet) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     assert coco.getImgIds() == [30, 10, 20]
-    assert [c["name"] for c in coco.loadCats([1, 2])] == NAMES
+    assert [c["name"] for c in coco.loadCats([3, 90])] == NAMES
     assert coco.anns[7] == {
         "id": 7,
         "image_id": 20,
-        "category_id": 1,
+        "category_id": 3,
         "bbox": [2.0, 4.0, 10.0, 20.0],
         "area": 150.5,
         "iscrowd": 0,
@@ -46,19 +46,19 @@ def test_head_keeps_the_first_images_and_their_boxes(make_set: MakeSet) -> None:
 
 def test_summary_counts(make_set: MakeSet) -> None:
     text = read_coco(*make_set(), NAMES, "val").summary()
-    assert text == "val: 3 images (1 without a box), 2 boxes (cat 1, dog 1), 1 crowd regions"
+    assert text == "val: 3 images (1 without a box), 2 boxes (cat 1, dog 1), 1 to ignore"
 
 
 def test_faults_keep_counts_and_the_first_examples() -> None:
     faults = Faults()
     assert (len(faults), faults.describe()) == (0, "")
-    faults.add("clipped", [f"box {i}" for i in range(9)])
-    faults.add("clipped", ["box 9"])
+    faults.add("clipped", [Place("a.txt", i + 1) for i in range(9)])
+    faults.add("clipped", [Place("b.txt")])
     faults.add("dropped", [], 4)
     faults.add("never", [])
     assert len(faults) == 14
-    assert faults.examples["clipped"] == [f"box {i}" for i in range(5)]
-    assert faults.describe() == "annotations: 10 clipped (e.g. box 0), 4 dropped"
+    assert faults.examples["clipped"] == [Place("a.txt", i + 1) for i in range(5)]
+    assert faults.describe() == "annotations: 10 clipped (e.g. a.txt:1), 4 dropped"
 
 
 def test_arrays_have_the_documented_types(make_set: MakeSet) -> None:
@@ -66,7 +66,7 @@ def test_arrays_have_the_documented_types(make_set: MakeSet) -> None:
     wanted = {
         "image_ids": np.int64,
         "sizes": np.int32,
-        "boxes": np.float32,
+        "boxes": np.float64,
         "labels": np.int64,
         "crowd": np.bool_,
         "areas": np.float64,

@@ -68,8 +68,11 @@ def test_numbers_are_names_too(tmp_path: Path) -> None:
         ({"train": {"image": "x", "annotations": "y", "images": "z"}}, r"unknown key 'train\.image'.*'train\.images'"),
         ({"train": ...}, "give at least one of train, val, test"),
         ({"train": "images"}, "train: {images: FOLDER, annotations: FILE}"),
-        ({"format": "yolo"}, "format 'yolo'; known formats: coco"),
-        ({"format": ..., "train": "images"}, "as YOLO's format does; known formats: coco"),
+        ({"train": ["images"]}, "train: {images: FOLDER, annotations: FILE}"),
+        ({"format": "csv"}, "format 'csv'; known formats: coco, crowdhuman, voc, yolo"),
+        ({"format": "yolo"}, r"format yolo, which reads no 'train\.annotations'"),
+        ({"train": {"images": ["a", "b"], "annotations": "x"}}, r"'train\.images'.*should be one name, got 2"),
+        ({"train": {"images": "a", "annotations": "x", "labels": "y"}}, r"coco, which reads no 'train\.labels'"),
         ({"path": "nowhere"}, "no folder .*nowhere; correct its 'path'"),
     ],
 )
@@ -107,3 +110,64 @@ def test_coco_that_is_not_on_disk_says_how_to_get_it(tmp_path: Path, monkeypatch
     assert (len(spec.names), spec.splits) == (80, ["train", "val"])
     with pytest.raises(UserError, match=r"instances_val2017\.json"):
         load_split(spec, "val")
+
+
+@pytest.mark.parametrize(
+    ("files", "format"),
+    [
+        ({"images": "i", "annotations": "a.json"}, "coco"),
+        ({"images": "i", "annotations": "a.odgt"}, "crowdhuman"),
+        ({"images": "i", "annotations": "Annotations"}, "voc"),
+        ({"list": "ImageSets/Main/train.txt"}, "voc"),
+        ({"images": "i"}, "yolo"),
+        ({"images": ["i", "j"], "labels": "l"}, "yolo"),
+        ("images/train", "yolo"),
+    ],
+)
+def test_the_format_is_found_by_itself(tmp_path: Path, files: object, format: str) -> None:
+    spec = find_data(write(tmp_path, format=..., names=["person"], train=files))
+    assert spec.format == format
+
+
+def ultralytics(folder: Path, text: str) -> Path:
+    (folder / "images" / "train").mkdir(parents=True, exist_ok=True)
+    file = folder / "ultra.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_an_ultralytics_yaml_is_read_as_it_is(tmp_path: Path) -> None:
+    text = """
+path: .
+train: images/train
+val:
+  - images/train
+  - lists/more.txt
+test:  # optional
+nc: 2
+names:
+  0: cat
+  1: dog
+download: https://example.org/set.zip
+roboflow: {workspace: x, version: 3}
+"""
+    spec = find_data(ultralytics(tmp_path, text))
+    assert (spec.format, spec.names, spec.splits) == ("yolo", NAMES, ["train", "val"])
+    assert spec.val is not None
+    assert spec.val.images == ["images/train", "lists/more.txt"]
+    assert spec.root == tmp_path
+
+
+def test_ultralytics_names_and_paths_in_other_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_data(ultralytics(tmp_path, "train: images/train\nnc: 2")).names == ["class0", "class1"]
+    roboflow = find_data(ultralytics(tmp_path, "train: ../images/train\nnames: [cat]"))
+    assert roboflow.train is not None
+    assert roboflow.train.images == ["images/train"]
+    with pytest.raises(UserError, match="nc 3 and gives 2 names"):
+        find_data(ultralytics(tmp_path, "train: images/train\nnc: 3\nnames: [cat, dog]"))
+    (tmp_path / "work" / "datasets" / "cats").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    spec = find_data(ultralytics(tmp_path, "path: cats\ntrain: images/train\nnames: [cat]"))
+    assert spec.root == tmp_path / "work" / "datasets" / "cats"
+    with pytest.raises(UserError, match=r"no folder .*dogs; to get it, unpack https://example\.org/d\.zip there"):
+        find_data(ultralytics(tmp_path, "path: dogs\ntrain: images\nnames: [x]\ndownload: https://example.org/d.zip\n"))

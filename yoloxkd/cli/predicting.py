@@ -13,11 +13,10 @@ import cv2
 from yoloxkd.api import Detector
 from yoloxkd.build.models import model_names
 from yoloxkd.cli.report import write_json
-from yoloxkd.data.images import read_image
+from yoloxkd.data.images import IMAGE_SUFFIXES, read_image
 from yoloxkd.errors import UserError
 from yoloxkd.viz.draw import draw_detections
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MODEL_SUFFIXES = (".pt", ".pth", ".onnx")
 
 

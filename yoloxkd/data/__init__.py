@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from yoloxkd.data.coco import COCO
+from yoloxkd.data.crowdhuman import CROWDHUMAN
+from yoloxkd.data.formats import Format
+from yoloxkd.data.voc import VOC
+from yoloxkd.data.yolo import YOLO
 
-from yoloxkd.data.coco import read_coco
-from yoloxkd.data.records import DetectionData
-
-Reader = Callable[[Path, Path, list[str], str], DetectionData]
-"""Reader of one split: (images folder, annotation file, class names, split name) -> DetectionData."""
-
-FORMATS: dict[str, Reader] = {
-    "coco": read_coco,
+FORMATS: dict[str, Format] = {
+    "coco": COCO,
+    "yolo": YOLO,
+    "voc": VOC,
+    "crowdhuman": CROWDHUMAN,
 }

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.headers import image_size, jpeg_header
 from yoloxkd.errors import UserError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
 _REDUCED = {
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR),
@@ -25,9 +30,10 @@ _REDUCED = {
 def read_image(path: str, size: tuple[int, int] | None = None, reduce: int = 1) -> tuple[np.ndarray, int]:
     """The picture as uint8 (h, w, 3) RGB, and the factor it was really reduced by.
 
-    Grey, alpha and 16-bit pictures come out as 8-bit RGB. `size` is the (height, width) the annotations speak of: the
-    EXIF orientation is applied, unless only the picture as stored has that size. `reduce` (1, 2, 4 or 8) decodes a JPEG
-    at that fraction, pixel i covering pixels i*reduce to (i+1)*reduce of it; other formats come whole (factor 1).
+    Grey, palette, CMYK (Adobe's inverted one too) and 16-bit pictures come out as 8-bit RGB, of 16 bits the upper 8;
+    alpha is dropped, the colours under it stay. `size` is the (height, width) the annotations speak of: the EXIF
+    orientation is applied, unless only the picture as stored has that size. `reduce` (1, 2, 4 or 8) decodes a JPEG at
+    that fraction, pixel i covering pixels i*reduce to (i+1)*reduce of it; other formats come whole (factor 1).
     UserError: the file is missing, empty, cut short, not an image, or of another size.
     """
     try:
@@ -36,20 +42,59 @@ def read_image(path: str, size: tuple[int, int] | None = None, reduce: int = 1) 
         raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
     if fault := _fault_of_content(content):
         raise UserError(f"the image {path} {fault}; replace it or take it out of the data set")
-    if not content.startswith(_JPEG_START):
+    decode = _decoder(content)
+    if not content.startswith(_JPEG_START) or decode is not _decode:
         reduce = 1
-    image = _decode(content, _REDUCED[reduce], path)
+    image = decode(content, _REDUCED[reduce], path)
     if size is None:
         return image, reduce
     wanted = (math.ceil(size[0] / reduce), math.ceil(size[1] / reduce))
     if image.shape[:2] != wanted:
         upright = image.shape[:2]
-        image = _decode(content, _REDUCED[reduce] | cv2.IMREAD_IGNORE_ORIENTATION, path)
+        image = decode(content, _REDUCED[reduce] | cv2.IMREAD_IGNORE_ORIENTATION, path)
         if image.shape[:2] != wanted:
             found = f"{upright[1] * reduce}x{upright[0] * reduce}"
             said = f"{size[1]}x{size[0]}"
             raise UserError(f"the image {path} is {found} px but its annotation file says {said}; correct one of them")
     return image, reduce
+
+
+def _decoder(content: bytes) -> Callable[[bytes, int, str], np.ndarray]:
+    """OpenCV, but for what it gets wrong: CMYK that is not inverted, and alpha in a TIFF, which it blends with black."""
+    if content.startswith(_TIFF_STARTS):
+        return _decode_tiff
+    if content.startswith(_JPEG_START):
+        header = jpeg_header(content)
+        if header is not None and header.components == 4 and not header.adobe:
+            return _decode_plain_cmyk
+    return _decode
+
+
+def _decode_tiff(content: bytes, flags: int, path: str) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode in ("RGBA", "RGBX", "LA", "PA"):
+                return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError):
+        pass
+    return _decode(content, flags, path)
+
+
+def _decode_plain_cmyk(content: bytes, flags: int, path: str) -> np.ndarray:
+    """A CMYK JPEG without Adobe's marker: 255 is full ink. Pillow inverts all of them, as Adobe's need it."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            upright = image if flags & cv2.IMREAD_IGNORE_ORIENTATION else ImageOps.exif_transpose(image)
+            light = np.asarray(upright).astype(np.uint16)  # Pillow's ink, 255 less what is stored: here, the light left
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not an image that can be read; replace it or take it out of the data set"
+        ) from error
+    return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
 
 
 def _decode(content: bytes, flags: int, path: str) -> np.ndarray:
@@ -109,3 +154,32 @@ def check_images(paths: Sequence[str], source: str) -> None:
         raise UserError(
             f"the image {path}, listed in {source}, {fault}{others}; replace it or take it out of the data set"
         )
+
+
+def measure_images(paths: Sequence[str], source: str, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes (N, 2) of image files by their headers, height and width px as `read_image` gives them; which are good (N,).
+
+    For formats that do not say sizes. `source` is where the files are listed. UserError: a file is missing, empty, cut
+    short or no image; while gathering, all such files are recorded and counted as not good.
+    """
+    if not faults.gather:
+        check_images(paths, source)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(_size_or_fault, paths, chunksize=256))
+    for path, one in zip(paths, found, strict=True):
+        if isinstance(one, str):
+            sentence = f"the image {path}, listed in {source}, {one}; replace it or take it out of the data set"
+            faults.refuse(f"images that cannot be used: {one}", Place(path), sentence)
+    good = np.array([not isinstance(one, str) for one in found], bool)
+    return np.array([(0, 0) if isinstance(one, str) else one for one in found], np.int32).reshape(-1, 2), good
+
+
+def _size_or_fault(path: str) -> tuple[int, int] | str:
+    if fault := _fault_of_file(path):
+        return fault
+    try:
+        return image_size(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except ValueError as error:
+        return str(error)

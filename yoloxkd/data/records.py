@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from yoloxkd.data.faults import Faults
 from yoloxkd.data.images import read_image
+from yoloxkd.data.strings import Strings
 
-
-@dataclass(slots=True)
-class Faults:
-    """What was wrong with a data set and mended or left out: counts and first examples by kind.
-
-    A kind is a phrase that follows a number: "dropped, of zero or negative size", "clipped to the image".
-    """
-
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    kept_examples: int = 5
-
-    def add(self, kind: str, examples: Iterable[str], count: int | None = None) -> None:
-        """Count `count` (default: the number of examples) faults of a kind; the first few examples are kept."""
-        found = list(examples)
-        number = len(found) if count is None else count
-        if number:
-            self.counts[kind] = self.counts.get(kind, 0) + number
-            shown = self.examples.setdefault(kind, [])
-            shown.extend(found[: self.kept_examples - len(shown)])
-
-    def __len__(self) -> int:
-        return sum(self.counts.values())
-
-    def describe(self) -> str:
-        """One line: every kind with its count and its first example; empty when there is no fault."""
-        parts = [
-            f"{count} {kind} (e.g. {self.examples[kind][0]})" if self.examples.get(kind) else f"{count} {kind}"
-            for kind, count in self.counts.items()
-        ]
-        return "annotations: " + ", ".join(parts) if parts else ""
+_BOX_COLUMNS = (
+    "boxes",
+    "labels",
+    "crowd",
+    "areas",
+    "annotation_ids",
+    "difficult",
+    "unclipped",
+    "visible",
+    "head_boxes",
+)
 
 
 @dataclass(slots=True)
@@ -52,19 +34,28 @@ class DetectionData:
     image_ids       (N,) int64
     paths           N file names
     sizes           (N, 2) int32, height and width of the image as stored (upright, when EXIF says it is turned)
-    boxes           (M, 4) float32, xyxy px of the stored image
+    boxes           (M, 4) float64, xyxy px of the stored image, clipped to it
     labels          (M,) int64
-    crowd           (M,) bool: a region to ignore, not an object
+    crowd           (M,) bool: to be ignored, neither an object nor background
     areas           (M,) float64, px^2: the annotated area (of the segment, for COCO), else that of the box
     annotation_ids  (M,) int64, unique, 1 or more
     offsets         (N + 1,) int64
     faults          what the reader dropped or clipped
+    format          the format it was read from, a key of `data.FORMATS`
+    category_ids    (K,) int64, the file's own number of each class; None: label + 1
+
+    What only some data have, None elsewhere:
+    difficult       (M,) bool, rows of `crowd` that are one object too hard to judge, not a region of many
+    unclipped       (M, 4) float64 xyxy px, boxes as annotated, beyond the image's borders
+    visible         (M, 4) float64 xyxy px, the part of an object that shows; NaN where it is not annotated
+    head_boxes      (M, 4) float64 xyxy px, a person's head, likewise
+    unseen          (N,) int64, objects whose box lies wholly outside the image: not in `boxes`, but missed by a detector
     """
 
     names: list[str]
     split: str
     image_ids: np.ndarray
-    paths: list[str]
+    paths: Sequence[str]
     sizes: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
@@ -73,6 +64,17 @@ class DetectionData:
     annotation_ids: np.ndarray
     offsets: np.ndarray
     faults: Faults = field(default_factory=Faults)
+    format: str = "coco"
+    category_ids: np.ndarray | None = None
+    difficult: np.ndarray | None = None
+    unclipped: np.ndarray | None = None
+    visible: np.ndarray | None = None
+    head_boxes: np.ndarray | None = None
+    unseen: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.paths, Strings):
+            self.paths = Strings(self.paths)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -82,24 +84,29 @@ class DetectionData:
         rows = slice(self.offsets[index], self.offsets[index + 1])
         return self.boxes[rows], self.labels[rows], self.crowd[rows]
 
+    def image_of_box(self) -> np.ndarray:
+        """(M,) position of each box's image."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
     def head(self, n: int) -> DetectionData:
         """The first n images (all, when there are fewer) with their boxes; the faults stay those of the whole split."""
         n = min(n, len(self))
         m = int(self.offsets[n])
-        columns = (self.boxes, self.labels, self.crowd, self.areas, self.annotation_ids)
-        boxes, labels, crowd, areas, ids = (column[:m] for column in columns)
+        columns = {name: getattr(self, name) for name in _BOX_COLUMNS}
+        rows: dict[str, Any] = {name: None if column is None else column[:m] for name, column in columns.items()}
         return replace(
             self,
             image_ids=self.image_ids[:n],
             paths=self.paths[:n],
             sizes=self.sizes[:n],
-            boxes=boxes,
-            labels=labels,
-            crowd=crowd,
-            areas=areas,
-            annotation_ids=ids,
             offsets=self.offsets[: n + 1],
+            unseen=None if self.unseen is None else self.unseen[:n],
+            **rows,
         )
+
+    def categories(self) -> list[int]:
+        """The file's own number of each class, label + 1 where the format has none."""
+        return list(range(1, len(self.names) + 1)) if self.category_ids is None else self.category_ids.tolist()
 
     def read(self, index: int) -> np.ndarray:
         """The picture as uint8 (h, w, 3) RGB of the size in `sizes`. UserError: missing, broken, or of another size."""
@@ -111,11 +118,11 @@ class DetectionData:
         return read_image(self.paths[index], (height, width), reduce)
 
     def ground_truth(self) -> dict[str, Any]:
-        """The split in COCO's format, for the metric; category ids are label + 1."""
-        image_of_box = np.repeat(self.image_ids, np.diff(self.offsets))
-        corners = self.boxes.astype(np.float64)
-        xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        columns = (self.annotation_ids, image_of_box, self.labels + 1, xywh, self.areas, self.crowd.astype(np.int64))
+        """The split in COCO's format, for the metric; category ids are those of `categories`."""
+        image_ids = self.image_ids[self.image_of_box()]
+        ids = np.array(self.categories(), np.int64)
+        xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
+        columns = (self.annotation_ids, image_ids, ids[self.labels], xywh, self.areas, self.crowd.astype(np.int64))
         keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
         rows = zip(*(column.tolist() for column in columns), strict=True)
         images = zip(self.image_ids.tolist(), self.paths, self.sizes.tolist(), strict=True)
@@ -123,7 +130,7 @@ class DetectionData:
             "info": {},
             "images": [{"id": i, "file_name": path, "height": size[0], "width": size[1]} for i, path, size in images],
             "annotations": [dict(zip(keys, row, strict=True)) for row in rows],
-            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(self.names)],
+            "categories": [{"id": i, "name": name} for i, name in zip(ids.tolist(), self.names, strict=True)],
         }
 
     def summary(self) -> str:
@@ -135,5 +142,5 @@ class DetectionData:
             shown.append("...")
         text = f"{self.split}: {len(self)} images ({empty} without a box), {objects.sum()} boxes"
         text += f" ({', '.join(shown)})" if shown else ""
-        text += f", {int(self.crowd.sum())} crowd regions" if self.crowd.any() else ""
+        text += f", {int(self.crowd.sum())} to ignore" if self.crowd.any() else ""
         return text + (f"; {self.faults.describe()}" if len(self.faults) else "")

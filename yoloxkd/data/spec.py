@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml, validate
 from yoloxkd.config.strict import Strict
 from yoloxkd.data import FORMATS
+from yoloxkd.data.faults import Faults
+from yoloxkd.data.formats import SplitSource
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.shapes import CLASSES, SHAPES, shapes_folder
+from yoloxkd.data.ultralytics import from_ultralytics, guess_format, is_flat
 from yoloxkd.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test")
@@ -22,15 +26,22 @@ _KEYS = (
     "names",
     "download",
     *SPLITS,
-    *(f"{s}.{k}" for s in SPLITS for k in ("images", "annotations")),
+    *(f"{s}.{k}" for s in SPLITS for k in ("images", "annotations", "labels", "list")),
 )
 
 
 class SplitFiles(Strict):
-    """A split's image folder and annotation file, relative to the data set's path."""
+    """A split's files and folders, relative to the data set's path; each key takes one name or several."""
 
-    images: str
-    annotations: str
+    images: list[str] = Field([], description="image folders; for YOLO also list files")
+    annotations: list[str] = Field([], description="annotation file, for VOC the folder of XML files")
+    labels: list[str] = Field([], description="YOLO: folder of label files, where they are not beside the images")
+    lists: list[str] = Field([], alias="list", description="VOC: the ImageSets file")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class DataSpec(Strict):
@@ -94,12 +105,21 @@ def find_data(name_or_file: str | Path) -> DataSpec:
     raise UserError(f"unknown data set '{name}'; {nearest(name, [*cfg_names('data'), SHAPES])} or give a data YAML")
 
 
-def load_split(spec: DataSpec, split: str) -> DetectionData:
+def load_split(spec: DataSpec, split: str, faults: Faults | None = None) -> DetectionData:
     """Read one split: train, val or test. UserError: the data set has no such split, or what its reader raises."""
     if split not in spec.splits:
         raise UserError(f"the data set {spec.name} has no split '{split}'; it has {', '.join(spec.splits)}")
-    files: SplitFiles = getattr(spec, split)
-    return FORMATS[spec.format](spec.root / files.images, spec.root / files.annotations, spec.names, split)
+    source = _source(spec, getattr(spec, split))
+    return FORMATS[spec.format].read(source, spec.names, split, Faults() if faults is None else faults)
+
+
+def _source(spec: DataSpec, files: SplitFiles) -> SplitSource:
+    def placed(names: list[str]) -> tuple[Path, ...]:
+        return tuple(spec.root / name for name in names)
+
+    return SplitSource(
+        spec.root, placed(files.images), placed([*files.annotations, *files.labels]), placed(files.lists)
+    )
 
 
 def _shapes() -> DataSpec:
@@ -108,27 +128,52 @@ def _shapes() -> DataSpec:
     return _placed(DataSpec.model_validate({"path": str(folder), "names": list(CLASSES), **files}), SHAPES, folder)
 
 
-def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:
+def read_spec(file: Path, name: str, base: Path) -> DataSpec:
+    """The description in a data YAML, wherever the data set itself is; `base` is where its `path` starts."""
     content = read_yaml(file)
     where = f"data set {name}"
-    kind = str(content.get("format", "coco"))
-    flat = [split for split in SPLITS if isinstance(content.get(split), str | list)]
-    if kind not in FORMATS or ("format" not in content and flat):
-        said = (
-            f"the format '{kind}'" if "format" in content else f"'{flat[0]}' without annotations, as YOLO's format does"
-        )
-        raise UserError(f"the {where} has {said}; known formats: {', '.join(sorted(FORMATS))}")
-    if flat:
-        raise UserError(f"the {where} should say '{flat[0]}: {{images: FOLDER, annotations: FILE}}', not a bare path")
-    spec = validate(DataSpec, content, where, known=_KEYS)
+    if is_flat(content, SPLITS):
+        content = from_ultralytics(content, SPLITS, where, base)
+    content = {key: value for key, value in content.items() if value is not None}
+    return validate(DataSpec, _with_format(content, where), where, known=_KEYS)
+
+
+def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:
+    spec = read_spec(file, name, base)
+    where = f"data set {name}"
     if not spec.splits:
         raise UserError(f"the {where} lacks its splits: give at least one of train, val, test")
+    for split in spec.splits:
+        _check_keys(spec, split, where)
     root = base / Path(spec.path).expanduser()
     if not root.is_dir():
         how = f"to get it, {' '.join(spec.download.split())}" if spec.download else "correct its 'path'"
         tail = f"; or use '{SHAPES}', which needs no download" if spec.download else ""
         raise UserError(f"the {where} is not on disk: there is no folder {root}; {how}{tail}")
     return _placed(spec, name, root)
+
+
+def _with_format(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The content with its format, said or guessed, and the format's own names where it gives none."""
+    kind = content.get("format") or guess_format(content, SPLITS)
+    if kind not in FORMATS:
+        raise UserError(f"the {where} has the format '{kind}'; known formats: {', '.join(sorted(FORMATS))}")
+    names = FORMATS[kind].names
+    return {**({"names": list(names)} if names else {}), **content, "format": kind}
+
+
+def _check_keys(spec: DataSpec, split: str, where: str) -> None:
+    """Refuse a split that lacks what its format reads, or has what it does not."""
+    format = FORMATS[spec.format]
+    given = {key: names for key, names in getattr(spec, split).model_dump(by_alias=True).items() if names}
+    for key in format.required:
+        if key not in given:
+            raise UserError(f"the {where} lacks the key '{split}.{key}'")
+    for key, names in given.items():
+        if key not in format.required + format.optional:
+            raise UserError(f"the {where} is in the format {spec.format}, which reads no '{split}.{key}'; take it out")
+        if len(names) > 1 and key not in format.several:
+            raise UserError(f"key '{split}.{key}' in the {where} should be one name, got {len(names)}")
 
 
 def _placed(spec: DataSpec, name: str, root: Path) -> DataSpec:

@@ -1,0 +1,161 @@
+"""Annotated boxes as columns: what every reader fills, and the checks that are the same for all formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.strings import Strings
+
+UNKNOWN, UNWANTED = -2, -1
+"""Labels of rows whose class does not exist, or exists and is not among the data set's names."""
+# A box may stick out of its image by this much without being called a fault: annotations are rounded.
+_ROUNDING_PX = 0.5
+
+
+@dataclass(slots=True)
+class Pictures:
+    """The images of a split: ids (N,) int64, N paths, sizes (N, 2) height and width px."""
+
+    ids: np.ndarray
+    paths: Strings
+    sizes: np.ndarray
+
+
+@dataclass(slots=True)
+class BoxTable:
+    """M annotated boxes before they are checked.
+
+    image       (M,) position of the image, -1: of no image there is
+    label       (M,) class, UNKNOWN or UNWANTED
+    boxes       (M, 4) float64 xyxy px, NaN where what is annotated is no box
+    ignore      (M,) bool; difficult (M,) bool, those of them that are one object
+    line        (M,) line of the annotation file, 0: it has none
+    files       the annotation files, by name; file (M,) which of them, None: the only one
+    ids         (M,) the file's own numbers of the boxes; None: there are none
+    area        (M,) px², NaN: that of the box; None: of all boxes
+    visible, head_boxes  (M, 4) xyxy px, NaN where not annotated; None: nowhere
+    keep        (M,) bool, rows that are still wanted
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    boxes: np.ndarray
+    ignore: np.ndarray
+    difficult: np.ndarray
+    line: np.ndarray
+    files: Sequence[str]
+    file: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    area: np.ndarray | None = None
+    visible: np.ndarray | None = None
+    head_boxes: np.ndarray | None = None
+    keep: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keep = np.ones(len(self.image), bool)
+
+    def drop(self, rows: np.ndarray, kind: str, faults: Faults) -> None:
+        """Stop keeping `rows` (a mask) and count those that were still kept."""
+        self.count(rows, f"dropped, {kind}", faults)
+        self.keep &= ~rows
+
+    def count(self, rows: np.ndarray, kind: str, faults: Faults) -> None:
+        found = np.flatnonzero(rows & self.keep)
+        faults.add(kind, [self.place(i) for i in found[: faults.room(len(found))].tolist()], len(found))
+
+    def place(self, row: int) -> Place:
+        file = self.files[0 if self.file is None else int(self.file[row])]
+        note = "" if self.ids is None else f"annotation {self.ids[row]}"
+        return Place(file, int(self.line[row]) or None, note)
+
+    def finish(self, names: list[str], split: str, pictures: Pictures, faults: Faults, format: str) -> DetectionData:
+        """The rows that can be trained on, in the images' order; the others are counted in `faults`."""
+        self.drop(self.image < 0, "of an unknown image", faults)
+        self.drop(self.label == UNKNOWN, "of an unknown category", faults)
+        self.drop(self.label == UNWANTED, "of a category that is not in names", faults)
+        whole, clipped, unseen = self._check_boxes(pictures, faults)
+        if faults.gather:
+            self.count(self._repeated(whole), "repeated: the same box of the same class again (kept)", faults)
+        kept = np.flatnonzero(self.keep)
+        kept = kept[np.argsort(self.image[kept], kind="stable")]
+        boxes = clipped[kept]
+        areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+        if self.area is not None:
+            said = self.area[kept]
+            areas = np.where(np.isfinite(said), said, areas)
+        beyond = np.abs(whole[kept] - boxes).max(initial=0) > 0
+        counts = np.bincount(self.image[kept], minlength=len(pictures.ids))
+        return DetectionData(
+            names=list(names),
+            split=split,
+            image_ids=pictures.ids,
+            paths=pictures.paths,
+            sizes=pictures.sizes,
+            boxes=boxes,
+            labels=self.label[kept].astype(np.int64),
+            crowd=self.ignore[kept],
+            areas=areas,
+            annotation_ids=self._usable_ids()[kept],
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            faults=faults,
+            format=format,
+            difficult=self.difficult[kept] if self.difficult.any() else None,
+            unclipped=whole[kept] if beyond else None,
+            visible=None if self.visible is None else self.visible[kept],
+            head_boxes=None if self.head_boxes is None else self.head_boxes[kept],
+            unseen=unseen if unseen.any() else None,
+        )
+
+    def _check_boxes(self, pictures: Pictures, faults: Faults) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes as annotated and clipped, (M, 4) each, and objects without a box in their image (N,)."""
+        finite = np.isfinite(self.boxes).all(axis=1)
+        self.drop(~finite, "whose box is not four finite numbers", faults)
+        whole = np.where(finite[:, None], self.boxes, 0.0)
+        before = self.keep.copy()
+        self.drop(np.any(whole[:, 2:] <= whole[:, :2], axis=1), "of zero or negative size", faults)
+        limits = pictures.sizes[self.image][:, [1, 0, 1, 0]].astype(np.float64)
+        clipped: np.ndarray = np.clip(whole, 0.0, limits)
+        self.drop(np.any(clipped[:, 2:] <= clipped[:, :2], axis=1), "outside the image", faults)
+        self.count(np.any(np.abs(clipped - whole) > _ROUNDING_PX, axis=1), "clipped to the image", faults)
+        unseen = np.bincount(self.image[before & ~self.keep & ~self.ignore], minlength=len(pictures.ids))
+        return whole, clipped, unseen
+
+    def _repeated(self, whole: np.ndarray) -> np.ndarray:
+        """(M,) bool: kept rows equal to an earlier one."""
+        rows = np.flatnonzero(self.keep)
+        columns = np.column_stack([self.image, self.label, self.ignore, np.round(whole, 6)])[rows]
+        _, first = np.unique(columns, axis=0, return_index=True)
+        repeated = np.zeros(len(self.keep), bool)
+        repeated[np.delete(rows, first)] = True
+        return repeated
+
+    def _usable_ids(self) -> np.ndarray:
+        """(M,) ids an evaluator can use: it takes 0 for "no match", and needs them to be unique."""
+        ids = self.ids
+        if ids is None or (len(ids) and (ids.min() <= 0 or len(np.unique(ids)) < len(ids))):
+            return np.arange(1, len(self.image) + 1, dtype=np.int64)
+        return ids
+
+
+def numbers(values: Sequence[object], shape: tuple[int, ...] = ()) -> np.ndarray:
+    """float64 (n, *shape); NaN where a value is missing, no number, or of another shape."""
+    try:
+        array = np.array(values, np.float64)
+        if array.shape == (len(values), *shape):
+            return array
+    except (TypeError, ValueError):
+        pass
+    out = np.full((len(values), *shape), np.nan)
+    for row, value in enumerate(values):
+        try:
+            array = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            continue
+        if array.shape == shape:
+            out[row] = array
+    return out

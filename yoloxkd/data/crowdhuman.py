@@ -1,0 +1,119 @@
+"""CrowdHuman's .odgt (Shao et al. 2018): one JSON object a line and image; the full body is the box that is trained.
+
+`fbox`, `vbox` and `hbox` are xywh px of the full body (guessed behind what hides it, and beyond the picture), of the part
+that shows, and of the head. A box with another tag than `person`, or with `extra.ignore`, is to be ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yoloxkd.data.box_table import BoxTable, Pictures, numbers
+from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.find_images import by_stem
+from yoloxkd.data.formats import Format, SplitSource
+from yoloxkd.data.images import measure_images
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.strings import Strings
+from yoloxkd.errors import UserError
+
+PERSON, MASK = "person", "mask"
+
+
+def read_crowdhuman(
+    images: Path, annotations: Path, names: list[str], split: str, faults: Faults | None = None
+) -> DetectionData:
+    """One split from an .odgt file and the folder of its images, `<ID>.jpg`.
+
+    `names` holds the one class. A `person` with `extra.ignore` is difficult, every other tag a region. Sizes come from
+    the pictures.
+    UserError: more than one name, the file cannot be read, a line is not as described, two lines have one ID, an image
+    is missing or broken.
+    """
+    if len(names) != 1:
+        raise UserError(f"CrowdHuman has one class, and the data YAML names {len(names)}: write 'names: [person]'")
+    faults = Faults() if faults is None else faults
+    lines = list(_lines(annotations, faults))
+    if not lines:
+        raise UserError(f"the annotation file {annotations} lists no image")
+    paths = by_stem(images, [row["ID"] for _, row in lines])
+    sizes, good = measure_images(paths, str(annotations), faults)
+    lines = [line for line, g in zip(lines, good, strict=True) if g]
+    pictures = Pictures(
+        np.arange(1, len(lines) + 1), Strings(p for p, g in zip(paths, good, strict=True) if g), sizes[good]
+    )
+    boxes = [(i, line, box) for i, (line, row) in enumerate(lines) for box in row["gtboxes"]]
+    person = np.array([box.get("tag") == PERSON for _, _, box in boxes], bool)
+    ignored = np.array([is_ignored(box) for _, _, box in boxes], bool)
+    table = BoxTable(
+        image=np.array([i for i, _, _ in boxes], np.int64),
+        label=np.zeros(len(boxes), np.int64),
+        boxes=_corners(boxes, "fbox"),
+        ignore=ignored,
+        difficult=ignored & person,
+        line=np.array([line for _, line, _ in boxes], np.int64),
+        files=[str(annotations)],
+        visible=_corners(boxes, "vbox"),
+        head_boxes=_corners(boxes, "hbox"),
+    )
+    return table.finish(names, split, pictures, faults, "crowdhuman")
+
+
+def is_ignored(box: dict[str, Any]) -> bool:
+    """Whether a box of `gtboxes` is none that a detector has to find."""
+    extra = box.get("extra")
+    return box.get("tag") != PERSON or bool(isinstance(extra, dict) and extra.get("ignore", 0))
+
+
+def _lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, its object) of an .odgt file."""
+    seen: dict[str, int] = {}
+    try:
+        with file.open(encoding="utf-8") as stream:
+            for number, text in enumerate(stream, start=1):
+                if not text.strip():
+                    continue
+                row, fault = _row(text)
+                if row is None:
+                    sentence = f"line {number} of {file} {fault}; correct it"
+                    faults.refuse(f"lines that cannot be read: {fault}", Place(str(file), number), sentence)
+                elif row["ID"] in seen:
+                    sentence = f"line {number} of {file} has the ID of line {seen[row['ID']]}; remove one of them"
+                    faults.refuse("lines whose ID was there before", Place(str(file), number), sentence)
+                else:
+                    seen[row["ID"]] = number
+                    yield number, row
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the annotation file {file} is not text: {error}") from error
+
+
+def _row(text: str) -> tuple[dict[str, Any] | None, str]:
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return None, "is not JSON"
+    if not isinstance(row, dict) or not isinstance(row.get("ID"), str) or "/" in row["ID"]:
+        return None, "has no usable 'ID'"
+    boxes = row.get("gtboxes")
+    if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
+        return None, "has no list 'gtboxes'"
+    return row, ""
+
+
+def _corners(boxes: list[tuple[int, int, dict[str, Any]]], key: str) -> np.ndarray:
+    xywh = numbers([box.get(key) for _, _, box in boxes], (4,))
+    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+
+
+def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:
+    return read_crowdhuman(source.images[0], source.annotations[0], names, split, faults)
+
+
+CROWDHUMAN = Format(_read, names=(PERSON,))

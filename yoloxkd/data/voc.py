@@ -1,0 +1,199 @@
+"""Pascal VOC XML (Everingham et al. 2010): read into arrays, and written.
+
+Corners are pixels counted from 1, both inside the box: xmin = 1 is the picture's first column, so a box covers
+x from xmin - 1 to xmax. `difficult` objects are to be ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.parsers import expat
+
+import numpy as np
+
+from yoloxkd.data.box_table import UNWANTED, BoxTable, Pictures, numbers
+from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.find_images import by_stem, images_of, read_lines
+from yoloxkd.data.formats import Format, SplitSource
+from yoloxkd.data.images import check_images, measure_images
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.strings import Strings
+from yoloxkd.errors import UserError
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(slots=True)
+class VocObject:
+    """One object of a file: the line it starts on, and what its elements say, by name."""
+
+    line: int
+    said: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class VocFile:
+    """What is read of an annotation file: height and width px (0: not given), and the objects."""
+
+    height: int = 0
+    width: int = 0
+    objects: list[VocObject] = field(default_factory=list)
+
+
+def read_voc(
+    images: Sequence[Path],
+    annotations: Sequence[Path],
+    lists: Sequence[Path],
+    names: list[str],
+    split: str,
+    faults: Faults | None = None,
+) -> DetectionData:
+    """One split from folders of images and of XML files.
+
+    lists  files of `ImageSets`: a name without suffix a line, each for the folders of its place; with none, all images
+           of the folders
+    Sizes are those of the files, of the picture where a file gives none. An image without a file has no object.
+    UserError: a place is missing, an XML file cannot be read, none is there, an image is missing or broken.
+    """
+    faults = Faults() if faults is None else faults
+    paths, files = _pairs(images, annotations, lists, split)
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda file: _parsed(file, faults), files, chunksize=256))
+    if all(one is None for one in read):
+        raise UserError(f"none of the {len(paths)} images of '{split}' has an annotation file; looked for {files[0]}")
+    if missing := [Place(file) for file, one in zip(files, read, strict=True) if one is None]:
+        faults.add("images without an annotation file, taken as without objects", missing)
+    content = [one or VocFile() for one in read]
+    sizes, good = _sizes(paths, content, str(lists[0] if lists else annotations[0]), faults)
+    keep = np.flatnonzero(good).tolist()
+    paths, files, content = [paths[i] for i in keep], [files[i] for i in keep], [content[i] for i in keep]
+    pictures = Pictures(np.arange(1, len(paths) + 1), Strings(paths), sizes[good])
+    return _table(content, files, names).finish(names, split, pictures, faults, "voc")
+
+
+def _pairs(
+    images: Sequence[Path], annotations: Sequence[Path], lists: Sequence[Path], split: str
+) -> tuple[list[str], list[str]]:
+    """Image files and their annotation files."""
+    paths: list[str] = []
+    files: list[str] = []
+    if lists:
+        for place, (folder, xml) in zip(lists, _folders(images, annotations, lists), strict=True):
+            stems = [line.split()[0] for line in read_lines(place) if line]
+            if not stems:
+                raise UserError(f"the list {place} names no image")
+            paths += by_stem(folder, stems)
+            files += [str(xml / f"{stem}.xml") for stem in stems]
+        return paths, files
+    if not images or len(images) != len(annotations):
+        raise UserError(
+            f"the split '{split}' should have a 'list' (an ImageSets file), or as many folders of 'images' as of "
+            "'annotations'; correct the data YAML"
+        )
+    for folder, xml in zip(images, annotations, strict=True):
+        here = images_of([folder], folder)
+        paths += here
+        files += [str(xml / Path(path).relative_to(folder).with_suffix(".xml")) for path in here]
+    return paths, files
+
+
+def _folders(images: Sequence[Path], annotations: Sequence[Path], lists: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Image and annotation folder of each list; left out, those of the VOC tree that the list lies in."""
+    roots = [place.parents[2] if len(place.parents) > 2 else place.parent for place in lists]
+    pictures = list(images) or [root / "JPEGImages" for root in roots]
+    xml = list(annotations) or [root / "Annotations" for root in roots]
+    pictures, xml = (folders * len(lists) if len(folders) == 1 else folders for folders in (pictures, xml))
+    if not len(pictures) == len(xml) == len(lists):
+        raise UserError(f"{len(lists)} lists need as many image and annotation folders, or one for all, or none")
+    return list(zip(pictures, xml, strict=True))
+
+
+def _parsed(file: str, faults: Faults) -> VocFile | None:
+    """None: there is no such file."""
+    try:
+        return parse_voc(Path(file).read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {file}: {error.strerror or error}") from error
+    except expat.ExpatError as error:
+        what = expat.ErrorString(error.code)
+        sentence = f"the annotation file {file} is not valid XML: {what}, line {error.lineno}"
+        faults.refuse(f"annotation files that are not XML: {what}", Place(file, error.lineno), sentence)
+        return VocFile()
+
+
+def parse_voc(content: bytes) -> VocFile:
+    """Read an annotation file with the line of each object. expat.ExpatError: it is not XML."""
+    out = VocFile()
+    path: list[str] = []
+    text: list[str] = []
+    parser = expat.ParserCreate()
+
+    def start(tag: str, _: dict[str, str]) -> None:
+        path.append(tag)
+        text.clear()
+        if path[1:] == ["object"]:
+            out.objects.append(VocObject(parser.CurrentLineNumber))
+
+    def end(tag: str) -> None:
+        value = "".join(text).strip()
+        if path[1:2] == ["object"] and (len(path) == 3 or path[2:3] == ["bndbox"]) and value:
+            out.objects[-1].said[tag] = value
+        elif path[1:] in (["size", "height"], ["size", "width"]) and value.isdigit():
+            setattr(out, tag, int(value))
+        path.pop()
+        text.clear()
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = text.append
+    parser.Parse(content, True)
+    return out
+
+
+def _sizes(
+    paths: Sequence[str], content: Sequence[VocFile], source: str, faults: Faults
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes (N, 2) as the files say, else as the pictures say; and which images are usable (N,)."""
+    sizes = np.array([(one.height, one.width) for one in content], np.int32)
+    unsaid = np.flatnonzero((sizes <= 0).any(1))
+    good = np.ones(len(paths), bool)
+    if len(unsaid):
+        sizes[unsaid], good[unsaid] = measure_images([paths[i] for i in unsaid.tolist()], source, faults)
+    if not faults.gather:
+        check_images(paths, source)
+    return sizes, good
+
+
+def _table(content: Sequence[VocFile], files: Sequence[str], names: list[str]) -> BoxTable:
+    objects = [(i, one) for i, file in enumerate(content) for one in file.objects]
+    label_of = {name: label for label, name in enumerate(names)}
+    corners = numbers([[one.said.get(corner) for corner in CORNERS] for _, one in objects], (4,))
+    difficult = np.array([one.said.get("difficult", "0") not in ("0", "") for _, one in objects], bool)
+    image = np.array([i for i, _ in objects], np.int64)
+    return BoxTable(
+        image=image,
+        label=np.array([label_of.get(one.said.get("name", ""), UNWANTED) for _, one in objects], np.int64),
+        boxes=corners - (1.0, 1.0, 0.0, 0.0),
+        ignore=difficult,
+        difficult=difficult,
+        line=np.array([one.line for _, one in objects], np.int64),
+        files=files,
+        file=image,
+    )
+
+
+def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:
+    return read_voc(source.images, source.annotations, source.lists, names, split, faults)
+
+
+VOC = Format(
+    _read,
+    required=(),
+    optional=("images", "annotations", "list"),
+    several=("images", "annotations", "list"),
+)

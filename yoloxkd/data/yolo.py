@@ -1,0 +1,169 @@
+"""YOLO text labels, as Ultralytics lays them out: read into arrays, and written.
+
+A line is `class x y w h`: the class as an index, centre and size as fractions of the picture. A polygon
+(`class x1 y1 x2 y2 x3 y3 ...`) counts as the box around it. A picture without a label file has no object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures
+from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.find_images import images_of
+from yoloxkd.data.formats import Format, SplitSource
+from yoloxkd.data.images import measure_images
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.strings import Strings
+from yoloxkd.errors import UserError
+
+_TOO_LARGE = 2.0
+"""A coordinate beyond this is no fraction of a picture that a box may stick out of: it is in pixels."""
+
+
+def read_yolo(
+    images: Sequence[Path],
+    labels: Path | None,
+    names: list[str],
+    split: str,
+    root: Path,
+    faults: Faults | None = None,
+) -> DetectionData:
+    """One split from image folders or list files and the label files that belong to the images.
+
+    labels  folder of the label files, laid out as the image folder; None: beside the images, where the last folder
+            `images` of a path becomes `labels`, as Ultralytics has it
+    Sizes come from the pictures. Lines that cannot be used are dropped and counted with file and line.
+    UserError: a place is missing, no image has a label file, an image is missing or broken.
+    """
+    faults = Faults() if faults is None else faults
+    paths = images_of(images, root)
+    sizes, good = measure_images(paths, str(images[0]), faults)
+    paths, sizes = [p for p, g in zip(paths, good, strict=True) if g], sizes[good]
+    files = [_label_file(path, images, labels) for path in paths]
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(_text, files, chunksize=256))
+    if paths and all(text is None for text in texts):
+        raise UserError(
+            f"none of the {len(paths)} images of '{split}' has a label file; looked for {files[0]} and the like: "
+            "put the labels there, or name their folder as 'labels' in the data YAML"
+        )
+    rows = _Rows(faults)
+    for image, (file, text) in enumerate(zip(files, texts, strict=True)):
+        if text:
+            rows.add(image, file, text)
+    if faults.gather:
+        _unused(files, faults)
+    pictures = Pictures(np.arange(1, len(paths) + 1), Strings(paths), sizes)
+    return rows.table(sizes, len(names), files).finish(names, split, pictures, faults, "yolo")
+
+
+def _label_file(image: str, places: Sequence[Path], labels: Path | None) -> str:
+    file = Path(image)
+    if labels is None:
+        folders = list(file.parts[:-1])
+        if "images" in folders:
+            folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+        return str(Path(*folders, file.stem + ".txt"))
+    folder = next((place for place in places if place in file.parents), file.parent)
+    return str(labels / file.relative_to(folder).with_suffix(".txt"))
+
+
+def _text(file: str) -> str | None:
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read the label file {file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the label file {file} is not text: {error}") from error
+
+
+def _unused(files: Sequence[str], faults: Faults) -> None:
+    """Label files beside those of the images that belong to no image."""
+    known = set(files)
+    for folder in sorted({Path(file).parent for file in files}):
+        there = sorted(str(p) for p in folder.glob("*.txt"))
+        lost = [Place(file) for file in there if file not in known and Path(file).name != "classes.txt"]
+        faults.add("label files without an image", lost)
+
+
+class _Rows:
+    """The lines of the label files, gathered file by file."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.values: list[np.ndarray] = []
+        self.images: list[np.ndarray] = []
+        self.lines: list[np.ndarray] = []
+
+    def add(self, image: int, file: str, text: str) -> None:
+        rows = text.splitlines()
+        parts = text.split()
+        values: np.ndarray
+        try:
+            values = np.array(parts, np.float64).reshape(-1, 5)
+            lines = np.arange(1, len(values) + 1)
+            plain = len(values) == len(rows) and all(len(row.split()) == 5 for row in rows)
+        except ValueError:
+            plain = False
+        if not plain:
+            values, lines = self._line_by_line(file, rows)
+        self.values.append(values)
+        self.lines.append(lines)
+        self.images.append(np.full(len(values), image))
+
+    def _line_by_line(self, file: str, rows: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Of a file that holds anything else than five numbers a line."""
+        values, lines = [], []
+        for number, row in enumerate(rows, start=1):
+            if not row.strip():
+                continue
+            try:
+                found = np.array(row.split(), np.float64)
+            except ValueError:
+                found = np.zeros(0)
+            if len(found) > 6 and len(found) % 2:
+                x, y = found[1::2], found[2::2]
+                low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
+                found = np.array([found[0], *((low + high) / 2), *(high - low)])
+            if len(found) != 5:
+                self.faults.add("dropped, lines that are not 'class x y w h' or a polygon", [Place(file, number)])
+                continue
+            values.append(found)
+            lines.append(number)
+        return np.array(values).reshape(-1, 5), np.array(lines, np.int64)
+
+    def table(self, sizes: np.ndarray, classes: int, files: Sequence[str]) -> BoxTable:
+        values = np.concatenate([np.zeros((0, 5)), *self.values])
+        image = np.concatenate([np.zeros(0, np.int64), *self.images]).astype(np.int64)
+        centre, half = values[:, 1:3], values[:, 3:5] / 2
+        scale = sizes[image][:, [1, 0, 1, 0]].astype(np.float64) if len(image) else np.zeros((0, 4))
+        known = np.isin(values[:, 0], np.arange(classes))
+        none = np.zeros(len(values), bool)
+        table = BoxTable(
+            image=image,
+            label=np.where(known, values[:, 0], UNKNOWN).astype(np.int64),
+            boxes=np.concatenate([centre - half, centre + half], axis=1) * scale,
+            ignore=none,
+            difficult=none,
+            line=np.concatenate([np.zeros(0, np.int64), *self.lines]).astype(np.int64),
+            files=files,
+            file=image,
+        )
+        in_pixels = np.nan_to_num(np.abs(values[:, 1:]).max(1, initial=0)) > _TOO_LARGE
+        table.drop(in_pixels, "whose values are not fractions of the picture (0 to 1)", self.faults)
+        return table
+
+
+def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:
+    labels = source.annotations[0] if source.annotations else None
+    return read_yolo(source.images, labels, names, split, source.root, faults)
+
+
+YOLO = Format(_read, required=("images",), optional=("labels",), several=("images",))
