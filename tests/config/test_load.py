@@ -33,6 +33,11 @@ def test_yaml_off_and_exponents_become_what_was_meant() -> None:
     assert recipe.optim.lr_per_image == 1e-3
 
 
+def test_a_rule_about_several_keys_names_them_and_no_section() -> None:
+    with pytest.raises(UserError, match=r"^the recipe: augment\.mixup .*needs augment\.mosaic above 0$"):
+        validate(Recipe, merge(MINIMAL, {"augment": {"mixup": 1.0, "mosaic": 0.0}}), "recipe")
+
+
 def test_put_makes_sections_and_refuses_to_go_through_a_value() -> None:
     tree: dict = {}
     put(tree, "a.b.c", 1)

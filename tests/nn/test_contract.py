@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from tests.nn.contract import DetectorContract
 from tests.nn.fpn import narrow
 from yoloxkd.nn import DETECTORS
@@ -54,3 +56,9 @@ class TestATSS(DetectorContract):
 def test_no_family_is_left_out() -> None:
     assert {YOLOX, FCOS, GFL, ATSS} == set(DETECTORS.values())
     assert {name: kind.family for name, kind in DETECTORS.items()} == {name: name for name in DETECTORS}
+
+
+def test_a_group_of_one_value_is_its_bias() -> None:
+    """A small picture's coarsest map has one cell; with as many groups as channels each group is that one number."""
+    model = narrow(GFL, ["cat"], channels=8, groups=8).eval()
+    assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).boxes.isfinite().all()

@@ -68,13 +68,20 @@ class FPNConfig(Strict):
         return replace(found, pad_value=grey(found.mean[::-1] if found.bgr else found.mean))
 
 
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` that also takes a group of a single value, as one channel of a 1x1 map is; it becomes the bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class TowerBlock(nn.Module):
     """3x3 convolution, group norm, ReLU; the attribute names are those of mmdetection's keys."""
 
     def __init__(self, channels: int, groups: int, *, bias: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
-        self.gn = nn.GroupNorm(groups, channels)
+        self.gn = GroupNorm(groups, channels)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
