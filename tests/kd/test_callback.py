@@ -194,6 +194,20 @@ def test_zero_missing_and_overwhelming_terms_are_said() -> None:
     assert "times the task loss" in text
 
 
+def test_a_term_that_stays_zero_is_said_once_and_again_after_it_was_not() -> None:
+    callback, state, said = start({"pgd": PGDConfig()})
+    callback.on_batch_start(state)
+    names = state.aux["kd"].names
+
+    def warned(value: float) -> bool:
+        said.clear()
+        state.epoch_losses = {"cls": 1.0, **dict.fromkeys(names, 5.0), names[0]: value}
+        callback.on_epoch_end(state)
+        return any("exactly 0" in line for line in said)
+
+    assert [warned(v) for v in (0.0, 0.0, 1.0, 0.0)] == [True, False, False, True]
+
+
 def test_terms_that_are_not_finite_are_named_and_stop_the_run() -> None:
     callback, state, said = start({"fgd": FGDConfig(max_nonfinite=9)}, teacher=Broken(6))
     epoch(callback, state, steps=2)

@@ -52,6 +52,7 @@ class Distill(Callback):
         self.modules: list[WithTeacher] = []
         self.weights: dict[str, MethodWeight] = {}
         self.reported: list[int] = []
+        self.silent: set[str] = set()  # terms that were zero throughout their last epoch, said once
 
     @property
     def names(self) -> list[str]:
@@ -214,8 +215,9 @@ class Distill(Callback):
         zero = [n for n, v in found.items() if v == 0.0]
         if missing:
             state.say(f"warning: {', '.join(missing)} did not reach the loss in epoch {state.epoch + 1}")
-        if zero:
-            state.say(f"warning: {', '.join(zero)} was exactly 0 throughout epoch {state.epoch + 1}")
+        if new := [n for n in zero if n not in self.silent]:
+            state.say(f"warning: {', '.join(new)} was exactly 0 throughout epoch {state.epoch + 1}")
+        self.silent = (self.silent - set(names)) | set(zero)
         own = math.fsum(v for v in found.values() if v is not None)
         everything = math.fsum(state.epoch_losses.values())
         if everything > 0:
