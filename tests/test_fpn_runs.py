@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,10 @@ def teacher(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         callbacks=[Hear()],
     ).fit()
     assert "starts UNTRAINED" in said[0]
+    lines = (out / "train.log").read_text().splitlines()
+    assert sum("starts UNTRAINED" in line for line in lines) == 2
+    assert "starts UNTRAINED" in lines[-1]  # once more beside the result
+    assert "starts UNTRAINED" in json.loads((out / "environment.json").read_text())["backbone"]
     return out / "best.pt"
 
 

@@ -120,14 +120,15 @@ def prepare(
     section = recipe.student.model_dump() if resume is None else dict(resume["student"])
     student = build_detector(section, spec.names)
     check_size(recipe.train.imgsz, student.size_multiple)
+    start: str | None = None
     train, val = load_split(spec, "train"), load_split(spec, recipe.val.split)
     say(f"data {recipe.data}: {train.summary()}; {val.summary()}")
     if recipe.student.weights and resume is None:
         say(
             f"student weights from {recipe.student.weights}: {load_student(student, recipe.student.weights).describe()}"
         )
-    elif resume is None and (note := student.pretrain()):
-        say(note)
+    elif resume is None and (start := student.pretrain()):
+        say(start)
         section |= student.cfg.model_dump(by_alias=True)
     teachers = [open_model(reference) for reference in recipe.teacher.models]
     loader = train_loader(
@@ -150,6 +151,8 @@ def prepare(
         say=say,
         evaluate=_evaluator(recipe, val, device),
     )
+    if start:
+        state.extra["backbone"] = start
     own = [
         RunFolder(write_yaml(recipe.model_dump(by_alias=True, mode="json")), __version__),
         *_distillation(recipe, teachers, say),

@@ -42,11 +42,12 @@ class RunFolder(Callback):
             "threads": torch.get_num_threads(),
             "command": sys.argv,
         }
-        if "kd" in state.extra:
-            about["kd"] = state.extra["kd"]
+        about |= {key: state.extra[key] for key in ("backbone", "kd") if key in state.extra}
         write_text(state.out / "environment.json", json.dumps(about, indent=2, default=str) + "\n")
 
     def on_fit_end(self, state: State) -> None:
         best = state.extra.get("best_metrics", state.metrics)
         final = dict(best) | {"epoch": state.extra.get("best_epoch", state.epoch) + 1, "split": state.recipe.val.split}
         write_text(state.out / "metrics.json", json.dumps(final, indent=2) + "\n")
+        if str(state.extra.get("backbone", "")).startswith("warning"):
+            state.say(state.extra["backbone"])  # once more beside the result that it changes
