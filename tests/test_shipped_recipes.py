@@ -1,0 +1,143 @@
+"""Every shipped recipe trains: two steps of it on pictures and networks of a size for tests, all else as the file has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import write_toy
+from tests.nn.fpn import BACKBONE
+from yoloxkd import Trainer
+from yoloxkd.build.models import build_detector
+from yoloxkd.build.recipes import resolve
+from yoloxkd.config.files import cfg_names
+from yoloxkd.config.recipe import Recipe
+from yoloxkd.engine.checkpoint import save_checkpoint
+from yoloxkd.engine.events import Callback, State
+
+NARROW: dict[str, dict[str, Any]] = {
+    "yolox": {"width": 0.125, "depth": 0.33},
+    "fpn": {"backbone": BACKBONE, "backbone_weights": "none", "channels": 16, "groups": 4, "stacked_convs": 1},
+}
+
+
+def narrow_keys(name: str) -> dict[str, Any]:
+    return NARROW["yolox" if name.startswith("yolox") else "fpn"]
+
+
+class Watch(Callback):
+    """Keeps what a recipe decides and a run's folder does not tell."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.sizes: list[tuple[int, int]] = []
+
+    def on_fit_start(self, state: State) -> None:
+        assert state.optimizer is not None
+        self.averaged = state.ema is not None
+        self.groups = {g["name"]: g for g in state.optimizer.param_groups}
+        norms = [m for m in state.detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        self.norms_learn = any(p.requires_grad for m in norms for p in m.parameters())
+
+    def on_step(self, state: State) -> None:
+        assert state.batch is not None
+        self.rates.append(state.lr)
+        self.sizes.append((state.batch.images.shape[2], state.batch.images.shape[3]))
+        self.losses = {name: float(value.detach()) for name, value in state.losses.items()}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("recipes") / "toy", images=8)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A file with an untrained, narrow detector of a named architecture."""
+    folder = tmp_path_factory.mktemp("teachers")
+
+    def file(name: str) -> Path:
+        path = folder / f"{name}.pt"
+        if not path.exists():
+            torch.manual_seed(1)
+            section = {"name": name} | narrow_keys(name)
+            model = build_detector(section, ["red", "blue"])
+            header = {"kind": "student", "version": "0", "student": section, "names": model.names, "imgsz": 64}
+            save_checkpoint(header | {"model": model.state_dict()}, path)
+        return path
+
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cfg_names("recipes"))
+def test_two_steps(name: str, pictures: Path, teacher_file: Callable[[str], Path], tmp_path: Path) -> None:
+    recipe = resolve(recipe=name)
+    narrow = {f"student.{key}": value for key, value in narrow_keys(recipe.student.name).items()}
+    teachers = [str(teacher_file(model.partition("@")[0])) for model in recipe.teacher.models]
+    watch = Watch()
+    fit = Trainer(
+        recipe=name, teacher=teachers or None, data=str(pictures), epochs=1, batch=4, imgsz=64, device="cpu",
+        set=narrow | {"engine.workers": 0, "teacher.min_ap": 0}, out=tmp_path / "run", callbacks=[watch],
+    ).fit()  # fmt: skip
+    assert fit.best.is_file()
+    assert len(watch.rates) == 2
+    assert all(math.isfinite(value) for value in watch.losses.values())
+    for method in recipe.kd:
+        terms = [value for term, value in watch.losses.items() if term.startswith(f"{method}/")]
+        assert sum(value > 0 for value in terms) > len(terms) / 2
+    assert bool(recipe.kd) == bool(teachers) == ("-r101-" in name or name.endswith("-l-m"))
+    assert watch.averaged == recipe.ema.enabled == ("yolox" in name)
+    as_the_papers(name, recipe, watch)
+
+
+def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
+    """What the files say reached the optimizer."""
+    peak = recipe.optim.lr_per_image * 4
+    keys = recipe.student.model_extra or {}
+    if "yolox" in name:
+        assert (recipe.optim.lr_per_image, recipe.optim.weight_decay) == (0.01 / 64, 5e-4)
+        assert watch.rates == [0, pytest.approx(peak / 4)]
+        assert recipe.optim.clip_norm is None
+        return
+    assert (recipe.optim.lr_per_image, recipe.optim.weight_decay) == (0.02 / 32, 1e-4)
+    assert watch.rates == [pytest.approx(peak)] * 2  # a tenth of two steps is no warm-up
+    assert watch.groups["weights"]["nesterov"] is False
+    biases = watch.groups["biases"]
+    fcos_of_fgd = name == "fgd-fcos-r101-r50"
+    assert (biases["lr_factor"], biases["weight_decay"]) == ((2.0, 0.0) if fcos_of_fgd else (1.0, 1e-4))
+    assert recipe.optim.clip_norm == (None if recipe.train.epochs == 36 else 35)
+    assert watch.norms_learn  # an untrained backbone frozen would learn nothing, so it is not
+    assert bool(keys["norm_frozen"]) == (name.startswith("pgd") or name.endswith("r101") or fcos_of_fgd)
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher", "baseline", "distilled"),
+    [
+        ("fgd-fcos-r101-r50", "fcos-r50", "fcos-r101", "38.5", "42.7"),
+        ("fgd-gfl-r101-r50", "gfl-r50", "gfl-r101", "40.2", "43.5"),
+        ("fgd-yolox-l-m", "yolox-m", "yolox-l", "45.1", "46.6"),
+        ("pgd-fcos-r101-r50", "fcos-r50", "fcos-r101", "38.2", "42.5"),
+        ("pgd-fcos-r101-mobilenetv2", "fcos-mobilenetv2", "fcos-r101", "32.8", "37.3"),
+        ("pgd-gfl-r101-r50", "gfl-r50", "gfl-r101", "40.2", "43.8"),
+        ("pgd-atss-r101-r50", "atss-r50", "atss-r101", "39.6", "44.2"),
+        ("pgd-atss-r101-mobilenetv2", "atss-mobilenetv2", "atss-r101", "33.5", "38.3"),
+    ],
+)
+def test_a_row_names_its_pair_and_its_figures(
+    name: str, student: str, teacher: str, baseline: str, distilled: str
+) -> None:
+    from yoloxkd.build.recipes import recipe_file
+
+    recipe = resolve(recipe=name)
+    method = name.partition("-")[0]
+    assert (recipe.student.name, recipe.teacher.models, list(recipe.kd)) == (student, [f"{teacher}@coco"], [method])
+    assert recipe.kd[method]["inherit"] == ("yolox" not in name)
+    first = recipe_file(name).read_text().splitlines()[0]
+    assert f"student {baseline}" in first
+    assert f"with {method.upper()} {distilled}" in first
