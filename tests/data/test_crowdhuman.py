@@ -54,13 +54,13 @@ def test_full_bodies_are_trained_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert data.head_boxes is not None
     assert data.head_boxes[0].tolist() == [-5, 4, -1, 8]
     assert data.unseen is not None
-    assert data.unseen.tolist() == [0, 0, 1]
+    assert data.unseen.tolist() == [[2, 90, 0, 99, 9]]
     assert data.faults.counts == {"dropped, outside the image": 1, "clipped to the image": 1}
     assert data.faults.examples["dropped, outside the image"][0].line == 3
     assert (data.format, data.offsets.tolist()) == ("crowdhuman", [0, 3, 3, 4])
     head = data.head(1)
     assert head.visible is not None
-    assert (len(head.visible), head.unseen is not None and head.unseen.tolist()) == (3, [0])
+    assert (len(head.visible), head.unseen is not None and head.unseen.tolist()) == (3, [])
 
 
 def test_names_may_be_left_out_and_are_one(tmp_path: Path) -> None:

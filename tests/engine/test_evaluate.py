@@ -12,7 +12,9 @@ from torch import nn
 
 from tests.engine.scenes import scene
 from tests.exporters.tiny import TinyDetector
+from yoloxkd.cli.report import metrics_table
 from yoloxkd.data.coco import read_coco
+from yoloxkd.data.crowdhuman import read_crowdhuman
 from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate, to_original
@@ -119,6 +121,40 @@ def test_results_are_in_the_format_of_coco(tmp_path: Path) -> None:
         "bbox": pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-3),
         "score": 1.0,
     }
+
+
+def test_results_carry_the_file_s_own_category_ids(coco_mini: Path) -> None:
+    data = coco_val(coco_mini).head(6)
+    result = evaluate(Oracle(data, 96, data.names), eval_loader(data, imgsz=96, batch=3), data)
+    said = json.loads((coco_mini / "annotations" / "val.json").read_text())
+    name_of = {c["id"]: c["name"] for c in said["categories"]}
+    found = [name_of[row["category_id"]] for row in result.coco_results()]
+    assert found == [data.names[k] for k in result.detections.labels]
+    assert max(row["category_id"] for row in result.coco_results()) > 80
+
+
+def test_crowdhuman_data_are_measured_by_its_own_metrics(tmp_path: Path) -> None:
+    (tmp_path / "Images").mkdir()
+    data = scene(tmp_path, names=("red",))
+    lines = []
+    for i, path in enumerate(data.paths):
+        Path(path).rename(tmp_path / "Images" / f"{i}.png")
+        corners, _, crowd = data.annotations(i)
+        xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+        tags = ["mask" if c else "person" for c in crowd]
+        boxes = [{"tag": t, "fbox": b} for t, b in zip(tags, xywh.tolist(), strict=True)]
+        boxes.append({"tag": "person", "fbox": [500, 0, 9, 9]})  # nobody can find it
+        lines.append(json.dumps({"ID": str(i), "gtboxes": boxes}))
+    (tmp_path / "a.odgt").write_text("\n".join(lines))
+    data = read_crowdhuman(tmp_path / "Images", tmp_path / "a.odgt", ["person"], "val")
+    result = evaluate(Oracle(data, 120, data.names), eval_loader(data, imgsz=120, batch=2), data)
+    real = int((~data.crowd).sum())
+    recall = real / (real + 4)
+    assert set(result.metrics) == {"AP", "MR", "JI", "per_class"}
+    assert result.metrics["AP"] == pytest.approx(recall - 1 / (real + 4))  # from the first point on
+    assert result.metrics["MR"] == pytest.approx(1 - recall)
+    assert result.metrics["per_class"]["person"]["JI"] == result.metrics["JI"]
+    assert "MR" in metrics_table(result.metrics)
 
 
 def test_every_module_is_back_in_its_own_mode() -> None:

@@ -186,3 +186,34 @@ def test_both_backends_agree_on_real_detections(shared: Path) -> None:
     truth, names, found = real_detections(shared)
     fast = coco_metrics(truth, found, names=names, backend="hotcoco")
     assert fast == coco_metrics(truth, found, names=names, backend="pycocotools")
+
+
+def moved_truths(truth: dict[str, Any], names: list[str], seed: int) -> COCODetections:
+    """Detections of real ground truth: most objects, moved by some percent, some twice, some of a wrong class, tied scores."""
+    rng = np.random.default_rng(seed)
+    label = {c["id"]: names.index(c["name"]) for c in truth["categories"]}
+    rows = rng.choice(len(truth["annotations"]), 2 * len(truth["annotations"]))
+    chosen = [truth["annotations"][i] for i in rows.tolist()]
+    xywh = np.array([a["bbox"] for a in chosen], np.float64)
+    xywh += rng.normal(0, 0.12, xywh.shape) * xywh[:, [2, 3, 2, 3]]
+    xywh[:, 2:] = np.abs(xywh[:, 2:])
+    labels = np.array([label[a["category_id"]] for a in chosen])
+    labels = np.where(rng.random(len(labels)) < 0.1, rng.integers(0, len(names), len(labels)), labels)
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+    image_ids = np.array([a["image_id"] for a in chosen])
+    return COCODetections(image_ids, boxes, np.round(rng.random(len(rows)), 2), labels)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("place", ["coco_mini/annotations/val", "coco_mini/annotations/train", "bccd/annotations/test"])
+def test_both_backends_agree_on_real_truth(shared: Path, place: str, seed: int) -> None:
+    file = shared / "data" / f"{place}.json"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there (set YOLOXKD_SHARED)")
+    truth = json.loads(file.read_text())
+    names = [c["name"] for c in truth["categories"]]
+    found = moved_truths(truth, names, seed)
+    fast = coco_metrics(truth, found, names=names, backend="hotcoco")
+    assert fast == coco_metrics(truth, found, names=names, backend="pycocotools")
+    assert fast["AP50"] > 0.1
+    assert any(a["iscrowd"] for a in truth["annotations"]) == place.startswith("coco_mini")

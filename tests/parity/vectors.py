@@ -16,12 +16,12 @@ from torch import Tensor
 TESTS = Path(__file__).resolve().parent.parent
 
 
-def vectors_folder(name: str) -> Path:
-    """The folder of one vector set, in the first place that has its index."""
+def vectors_folder(name: str, index: str = "index.json") -> Path:
+    """The folder of one vector set, in the first place that has its index (a pattern)."""
     if "YOLOXKD_VECTORS" in os.environ:
         return Path(os.environ["YOLOXKD_VECTORS"]) / name
     beside = TESTS.parent.parent / "shared" / "vectors" / name
-    return beside if (beside / "index.json").is_file() else TESTS / "vectors" / name
+    return beside if any(beside.glob(index)) else TESTS / "vectors" / name
 
 
 @dataclass(frozen=True)

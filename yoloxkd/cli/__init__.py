@@ -98,7 +98,7 @@ def val(
         list[str] | None, typer.Option("--set", help="val.conf, val.iou, val.max_det, val.backend.")
     ] = None,
 ) -> None:
-    """Measure a model on a data set with the COCO metrics."""
+    """Measure a model on a data set: the COCO metrics, or CrowdHuman's on data of that format."""
     from yoloxkd.api import Detector
     from yoloxkd.cli.report import metrics_table, val_options, write_json
 

@@ -19,7 +19,7 @@ from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
 from yoloxkd.config.recipe import ValSection
 from yoloxkd.engine.callbacks.run_folder import write_text
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.metrics.coco import METRIC_NAMES
+from yoloxkd.metrics.measure import overall
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.detector import DenseDetector
@@ -44,14 +44,15 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], **options: Any
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """All twelve COCO numbers and the per-class AP."""
-    shown = [("-" if metrics[name] < 0 else f"{metrics[name]:.4f}") for name in METRIC_NAMES]
-    text = _table(METRIC_NAMES, [shown])
-    rows = [
-        [name, *(("-" if v < 0 else f"{v:.4f}") for v in (c["AP"], c["AP50"]))]
-        for name, c in metrics["per_class"].items()
-    ]
-    return text + "\n" + _table(["class", "AP", "AP50"], rows)
+    """The numbers over all classes (COCO's twelve, or CrowdHuman's three) and those of each class."""
+
+    def shown(values: Mapping[str, float]) -> list[str]:
+        return ["-" if value < 0 else f"{value:.4f}" for value in values.values()]
+
+    whole = overall(metrics)
+    rows = [[name, *shown(values)] for name, values in metrics["per_class"].items()]
+    columns: Mapping[str, float] = next(iter(metrics["per_class"].values()), {})
+    return _table(list(whole), [shown(whole)]) + "\n" + _table(["class", *columns], rows)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -108,11 +108,11 @@ class BoxTable:
             unclipped=whole[kept] if beyond else None,
             visible=None if self.visible is None else self.visible[kept],
             head_boxes=None if self.head_boxes is None else self.head_boxes[kept],
-            unseen=unseen if unseen.any() else None,
+            unseen=unseen if len(unseen) else None,
         )
 
     def _check_boxes(self, pictures: Pictures, faults: Faults) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes as annotated and clipped, (M, 4) each, and objects without a box in their image (N,)."""
+        """Boxes as annotated and clipped, (M, 4) each, and objects without a box in their image (U, 5)."""
         finite = np.isfinite(self.boxes).all(axis=1)
         self.drop(~finite, "whose box is not four finite numbers", faults)
         whole = np.where(finite[:, None], self.boxes, 0.0)
@@ -122,8 +122,8 @@ class BoxTable:
         clipped: np.ndarray = np.clip(whole, 0.0, limits)
         self.drop(np.any(clipped[:, 2:] <= clipped[:, :2], axis=1), "outside the image", faults)
         self.count(np.any(np.abs(clipped - whole) > _ROUNDING_PX, axis=1), "clipped to the image", faults)
-        unseen = np.bincount(self.image[before & ~self.keep & ~self.ignore], minlength=len(pictures.ids))
-        return whole, clipped, unseen
+        unseen = before & ~self.keep & ~self.ignore
+        return whole, clipped, np.column_stack([self.image[unseen], whole[unseen]])
 
     def _repeated(self, whole: np.ndarray) -> np.ndarray:
         """(M,) bool: kept rows equal to an earlier one."""

@@ -49,7 +49,8 @@ class DetectionData:
     unclipped       (M, 4) float64 xyxy px, boxes as annotated, beyond the image's borders
     visible         (M, 4) float64 xyxy px, the part of an object that shows; NaN where it is not annotated
     head_boxes      (M, 4) float64 xyxy px, a person's head, likewise
-    unseen          (N,) int64, objects whose box lies wholly outside the image: not in `boxes`, but missed by a detector
+    unseen          (U, 5) float64: position of the image, and xyxy px as annotated, of objects whose box shows nothing of
+                    the picture. They are not in `boxes`, but a metric may count them as missed
     """
 
     names: list[str]
@@ -100,7 +101,7 @@ class DetectionData:
             paths=self.paths[:n],
             sizes=self.sizes[:n],
             offsets=self.offsets[: n + 1],
-            unseen=None if self.unseen is None else self.unseen[:n],
+            unseen=None if self.unseen is None else self.unseen[self.unseen[:, 0] < n],
             **rows,
         )
 

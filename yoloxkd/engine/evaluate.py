@@ -1,11 +1,11 @@
-"""A detector on a data set: predictions mapped back to the original images, and the COCO numbers."""
+"""A detector on a data set: predictions mapped back to the original images, and the numbers they reach."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from yoloxkd.data.records import DetectionData
 from yoloxkd.errors import UserError
-from yoloxkd.metrics.coco import COCODetections, coco_metrics
+from yoloxkd.metrics.coco import COCODetections
+from yoloxkd.metrics.measure import measure
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Batch, Detections, ImageMeta, Predictor
@@ -83,11 +84,12 @@ def to_original(found: Detections, meta: ImageMeta) -> Detections:
 class EvalResult:
     """What an evaluation found.
 
-    metrics     the keys of `metrics.coco.coco_metrics`
+    metrics     the keys of `metrics.coco.coco_metrics`, or for CrowdHuman data of `metrics.crowdhuman.crowdhuman_metrics`
     detections  in px of the original images, labels in the data set's order
     names       class names of the data set
     images      how many images were evaluated
     seconds     spent in the predictor, reading of images and the metric not counted
+    categories  the annotation file's own id of each class
     """
 
     metrics: dict[str, Any]
@@ -95,15 +97,17 @@ class EvalResult:
     names: list[str]
     images: int
     seconds: float
+    categories: list[int] = field(default_factory=list)
 
     def coco_results(self) -> list[dict[str, Any]]:
-        """The detections in COCO's result format; category ids are label + 1, as in `DetectionData.ground_truth`."""
+        """The detections in COCO's result format, with the annotation file's own category ids."""
         d = self.detections
+        ids = self.categories
         wh = d.boxes[:, 2:] - d.boxes[:, :2]
         rows = np.concatenate([d.boxes[:, :2], wh], axis=1).astype(np.float64).round(3).tolist()
         scores = d.scores.astype(np.float64).round(6).tolist()
         return [
-            {"image_id": image, "category_id": label + 1, "bbox": box, "score": score}
+            {"image_id": image, "category_id": ids[label], "bbox": box, "score": score}
             for image, label, box, score in zip(d.image_id.tolist(), d.labels.tolist(), rows, scores, strict=True)
         ]
 
@@ -128,8 +132,8 @@ def evaluate(
             seen.append(meta.image_id)
             parts.append(_renamed(to_original(one, meta), meta.image_id, label_of))
     detections = _joined(parts)
-    metrics = coco_metrics(_restricted(data.ground_truth(), seen), detections, names=data.names, backend=backend)
-    return EvalResult(metrics, detections, list(data.names), len(seen), seconds)
+    metrics = measure(data, seen, detections, backend)
+    return EvalResult(metrics, detections, list(data.names), len(seen), seconds, data.categories())
 
 
 def _class_map(model: list[str], data: list[str]) -> np.ndarray:
@@ -165,15 +169,3 @@ def _joined(parts: list[COCODetections]) -> COCODetections:
         np.concatenate([p.scores for p in parts]),
         np.concatenate([p.labels for p in parts]),
     )
-
-
-def _restricted(ground_truth: dict[str, Any], image_ids: list[int]) -> dict[str, Any]:
-    """The ground truth of these images alone: a loader may have given only some of them."""
-    wanted = set(image_ids)
-    if len(wanted) == len(ground_truth["images"]):
-        return ground_truth
-    return {
-        **ground_truth,
-        "images": [image for image in ground_truth["images"] if image["id"] in wanted],
-        "annotations": [a for a in ground_truth["annotations"] if a["image_id"] in wanted],
-    }

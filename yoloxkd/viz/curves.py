@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_METRICS = ("AP", "AP50", "AP75", "AR100")
+_METRICS = ("AP", "AP50", "AP75", "AR100", "MR", "JI")
 
 
 def draw_curves(rows: Sequence[Mapping[str, str]], output: Path) -> Path:
     """Draw losses, metrics, learning rate and speed over the epochs into one PNG; returns its path.
 
     rows are those of a results.csv, as text, one an epoch: `epoch`, `lr`, `images_per_s`, `loss`, `loss/<term>` and
-    metrics by their COCO names; empty cells are gaps, and a metric of -1 (nothing to measure) is one too. ValueError
+    metrics by their names; empty cells are gaps, and a metric of -1 (nothing to measure) is one too. ValueError
     without rows.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from yoloxkd.engine.events import Callback, State
-from yoloxkd.metrics.coco import METRIC_NAMES
+from yoloxkd.metrics.measure import overall
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
@@ -37,7 +37,7 @@ class CsvLog(Callback):
             "loss": f"{sum(state.epoch_losses.values()):.6g}",
         }
         row |= {f"loss/{name}": f"{value:.6g}" for name, value in state.epoch_losses.items()}
-        row |= {name: f"{state.metrics[name]:.6f}" if evaluated else "" for name in METRIC_NAMES}
+        row |= {name: f"{value:.6f}" if evaluated else "" for name, value in overall(state.metrics).items()}
         self.rows.append(row)
         columns = list(dict.fromkeys(key for r in self.rows for key in r))
         text = io.StringIO()

@@ -62,7 +62,8 @@ class ProgressReport(Callback):
         parts = [f"epoch {state.epoch + 1}/{state.epochs}", f"{state.images_per_second:.1f} images/s"]
         parts += [f"lr {state.lr:.2e}", _line(state.epoch_losses)]
         if state.extra.get("evaluated") == state.epoch:
-            parts.append(f"AP {state.metrics['AP']:.4f} AP50 {state.metrics['AP50']:.4f}")
+            shown = [name for name in ("AP", "AP50", "MR", "JI") if name in state.metrics]
+            parts.append(" ".join(f"{name} {state.metrics[name]:.4f}" for name in shown))
         state.say("  ".join(parts))
 
     def on_exception(self, state: State, error: BaseException) -> None:
