@@ -4,13 +4,14 @@ VENV := .venv
 RUN := $(VENV)/bin
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help setup check test demo clean
+.PHONY: help setup check test bench demo clean
 
 help:
 	@echo "make setup   install yoloxkd and its development tools into $(VENV)"
 	@echo "make demo    teacher, distilled and plain student, ONNX: the whole way on a generated data set"
 	@echo "make check   lint, types, import floors"
 	@echo "make test    the test suite"
+	@echo "make bench   every claim about speed, measured; writes benchmarks/results.md (about 15 minutes on two cores)"
 
 setup: $(VENV)/.installed
 
@@ -28,6 +29,9 @@ check: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2
+
+bench: setup
+	$(RUN)/python -m benchmarks.run
 
 demo: setup
 	$(RUN)/python examples/demo.py
