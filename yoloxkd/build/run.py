@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.engine.callbacks.checkpoints import Checkpoints
 from yoloxkd.engine.callbacks.csv_log import CsvLog
+from yoloxkd.engine.callbacks.final_metrics import FinalMetrics
+from yoloxkd.engine.callbacks.finite import FiniteGuard
 from yoloxkd.engine.callbacks.plots import Plots
 from yoloxkd.engine.callbacks.progress import ProgressReport
 from yoloxkd.engine.callbacks.run_folder import RunFolder
@@ -76,6 +79,9 @@ def check_out(out: Path) -> None:
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file, not a folder")
+    nearest_there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(nearest_there, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(f"--out {out} cannot be written: {nearest_there} is read-only for you; give another --out")
 
 
 def newest_run(runs: Path = RUNS) -> Path:
@@ -95,10 +101,9 @@ def read_resume(path: str) -> tuple[Recipe, Path, dict[str, Any]]:
     if not is_own(raw) or raw.get("kind") != "run":
         raise UserError(f"{file} is not the last.pt of a run, so it cannot be resumed")
     recipe = check(raw["recipe"])
-    if (file.parent / "metrics.json").is_file() and raw["run"]["epoch"] >= recipe.train.epochs:
-        raise UserError(
-            f"{file.parent} holds a finished run ({recipe.train.epochs} epochs); there is nothing to resume"
-        )
+    done = raw["run"]["epoch"]
+    if (file.parent / "metrics.json").is_file() and (done >= recipe.train.epochs or raw["run"].get("stop")):
+        raise UserError(f"{file.parent} holds a finished run ({done} epochs); there is nothing to resume")
     return recipe, file.parent, raw
 
 
@@ -153,15 +158,19 @@ def prepare(
     )
     if start:
         state.extra["backbone"] = start
-    own = [
-        RunFolder(write_yaml(recipe.model_dump(by_alias=True, mode="json")), __version__),
+    # in the order they are called (see `engine.events`): what a checkpoint keeps must be decided before it is written
+    order = [
+        RunFolder(write_yaml(recipe.model_dump(by_alias=True, mode="json"))),
         *_distillation(recipe, teachers, say),
+        FiniteGuard(recipe.engine.max_nonfinite),
+        *callbacks,
         CsvLog(),
-        Checkpoints(_header(recipe, section, student)),
         ProgressReport(console),
+        Checkpoints(_header(recipe, section, student)),
         Plots(val),
+        FinalMetrics(),
     ]
-    return Fit(state, loader, [*own, *callbacks], resume)
+    return Fit(state, loader, order, resume)
 
 
 def _header(recipe: Recipe, section: dict[str, Any], student: DenseDetector) -> dict[str, Any]:

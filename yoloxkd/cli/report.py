@@ -17,7 +17,7 @@ from yoloxkd.build.recipes import recipe_file, resolve
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
 from yoloxkd.config.recipe import ValSection
-from yoloxkd.engine.callbacks.run_folder import write_text
+from yoloxkd.engine.atomic import write_text
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.metrics.measure import overall
 from yoloxkd.nn.coco_names import COCO_NAMES
@@ -57,11 +57,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, making the folder; a path that cannot be written is a UserError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(value, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def val_options(sets: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -165,14 +166,38 @@ def collate(samples: Sequence[Sample | UserError]) -> Batch | UserError:
     return Batch(as_tensor(images), targets, content, [sample.meta for sample in good])
 
 
+def dead_worker(error: BaseException) -> str | None:
+    """The sentence for a loader process that died, or None for any other error.
+
+    torch notices such a death by a signal, so its error may come up anywhere in the program, not only while waiting for
+    a batch.
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader worker"):
+        return None
+    if "Bus error" in text:
+        return (
+            "a loader process ran out of shared memory; lower --workers or --batch, or give the system more of it "
+            "(for Docker: --shm-size)"
+        )
+    signal = re.search(r"killed by signal: (\w+)", text)
+    how = f"was killed ({signal[1]})" if signal else "died"
+    return f"a loader process {how}, mostly for want of memory; lower --workers, --batch or --imgsz"
+
+
 class Loader(DataLoader[Any]):
-    """A DataLoader of batches; a UserError met by a worker is raised here with its own sentence."""
+    """A DataLoader of batches; what happens to a worker (a picture it cannot read, its death) is raised as a UserError."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if (reason := dead_worker(error)) is None:
+                raise
+            raise UserError(reason) from error
 
     def set_epoch(self, epoch: int, strong: bool = True, start_batch: int = 0) -> None:
         """Passed to the EpochSampler of a training loader."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -12,37 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from yoloxkd.errors import UserError
+from yoloxkd.engine.atomic import replacing
 
 FORMAT = "yoloxkd-checkpoint-1"
 
 
 def save_checkpoint(value: dict[str, Any], path: Path) -> None:
-    """Write atomically: to a temporary name in the same folder, flushed to disk, then renamed.
+    """Write atomically (see `atomic.replacing`).
 
     When the disk is full or the folder read-only the previous file survives and a UserError says so.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT} | value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch reports a failed write as a RuntimeError of its zip writer
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        kept = "; the previous checkpoint is intact" if path.exists() else ""
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise UserError(
-            f"could not write {path}: {reason} (is the disk full or the folder read-only?){kept}"
-        ) from error
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with replacing(path) as file:
+        torch.save({"format": FORMAT} | value, file)
 
 
 def is_own(raw: Any) -> bool:

@@ -19,6 +19,9 @@ class RunLog:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         self.waiting += [f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {part}\n" for part in line.splitlines()]
         if self.file.parent.is_dir():
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.writelines(self.waiting)
+            try:
+                with open(self.file, "a", encoding="utf-8") as file:
+                    file.writelines(self.waiting)
+            except OSError:  # full or read-only: kept for the next line; what must be written says so itself
+                return
             self.waiting = []

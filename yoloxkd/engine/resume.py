@@ -20,6 +20,7 @@ def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]
         "sums": {k: float(v) for k, v in state.sums.items()} if step_in_epoch else {},
         "best": state.best,
         "metrics": state.metrics,
+        "stop": state.stop,
         "aux": state.aux.state_dict(),
         "optimizer": state.optimizer.state_dict() if state.optimizer else None,
         "scaler": state.scaler.state_dict() if state.scaler else None,
@@ -42,5 +43,6 @@ def restore(state: State, saved: dict[str, Any]) -> None:
         state.ema.load_state_dict(run["ema"])
     state.epoch, state.step_in_epoch, state.iteration = run["epoch"], run["step_in_epoch"], run["iteration"]
     state.best, state.metrics, state.lr = run["best"], run["metrics"], run["lr"]
+    state.stop = run.get("stop", False)
     state.sums = {k: next(state.detector.parameters()).new_tensor(v) for k, v in run["sums"].items()}
     restore_random_state(run["rng"])

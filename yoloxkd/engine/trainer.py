@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import Callback, State
+from yoloxkd.engine.failures import explain, memory_advice
 from yoloxkd.engine.multiscale import resize_batch, size_at
 from yoloxkd.engine.optim import learning_rate, sgd
 from yoloxkd.engine.resume import restore
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.errors import GateError, Interrupted, UserError
+from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.types import Batch
-
-CHECK_EVERY = 10  # steps between looks at the device's non-finite counter
 
 
 class TrainLoader(Protocol):
@@ -67,7 +66,6 @@ class Fit:
         self.recipe: Recipe = state.recipe
         self.schedule = Schedule.of(self.recipe)
         self.signal: int | None = None
-        self.nonfinite = torch.zeros((), device=state.device)
 
     def run(self) -> State:
         """Train to the last epoch; errors and interruptions pass through `on_exception` and are raised again."""
@@ -77,15 +75,28 @@ class Fit:
                 self._setup()
                 self._call("on_fit_start")
                 for epoch in range(state.epoch, state.epochs):
-                    self._epoch(epoch)
                     if state.stop:
                         break
+                    self._epoch(epoch)
                 self._call("on_fit_end")
             except BaseException as error:
-                for callback in self.callbacks:
-                    callback.on_exception(state, error)
+                told = explain(error, state.out)
+                self._tell(told or error)
+                if told is not None:
+                    raise told from error
                 raise
         return state
+
+    def _tell(self, error: BaseException) -> None:
+        """`on_exception` of every callback, also after one of them has failed; the first such failure is raised."""
+        failed: Exception | None = None
+        for callback in self.callbacks:
+            try:
+                callback.on_exception(self.state, error)
+            except Exception as further:
+                failed = failed or further
+        if failed is not None:
+            raise failed from error
 
     def _setup(self) -> None:
         state, recipe = self.state, self.recipe
@@ -133,13 +144,16 @@ class Fit:
             self._batch(batch)
             self._check_interrupted()
         steps = state.step_in_epoch
-        self._check_finite()
         seconds = max(time.perf_counter() - started, 1e-9)
         state.images_per_second = (steps - first) * self.recipe.train.batch / seconds
         state.epoch_losses = {name: float(total) / max(steps, 1) for name, total in state.sums.items()}
         if self.schedule.evaluates(epoch):
             model = state.ema.module if state.ema else state.detector
-            state.metrics = state.evaluate(model, None)
+            with memory_advice(
+                f"an evaluation of {self.recipe.train.batch} images of {self.recipe.train.imgsz} px at a time",
+                "lower --batch or --imgsz",
+            ):
+                state.metrics = state.evaluate(model, None)
             self._call("on_eval_end")
         state.step_in_epoch = 0
         self._call("on_epoch_end")
@@ -161,11 +175,13 @@ class Fit:
         for group in state.optimizer.param_groups:
             group["lr"] = state.lr * group.get("lr_factor", 1.0)
         self._call("on_batch_start")
-        with _memory_advice(size, recipe.train.batch):
+        with memory_advice(
+            f"a training step of {recipe.train.batch} images of {size} px",
+            "lower --batch or --imgsz, or use --amp bf16",
+        ):
             state.losses = self.step(state.batch)
             self._call("on_losses")
             total = torch.stack([v.float() for v in state.losses.values()]).sum()
-            self.nonfinite += ~torch.isfinite(total.detach())
             self._backward(total, state.optimizer)
         for name, value in state.losses.items():
             state.sums[name] = state.sums.get(name, 0.0) + value.detach()
@@ -173,8 +189,6 @@ class Fit:
         state.iteration += 1
         if state.ema:
             state.ema.update(state.detector)
-        if state.iteration % CHECK_EVERY == 0:
-            self._check_finite()
         self._call("on_step")
 
     def _backward(self, total: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -193,17 +207,6 @@ class Fit:
 
     def _lr(self, iteration: int) -> float:
         return learning_rate(self.recipe, iteration, self.state.iters_per_epoch)
-
-    def _check_finite(self) -> None:
-        count = int(self.nonfinite)
-        # a scaler skips the steps it cannot use, so a few are normal there; without one the weights are already lost
-        if count > (self.recipe.engine.max_nonfinite if self.state.scaler else 0):
-            bad = [k for k, v in self.state.losses.items() if not bool(torch.isfinite(v))]
-            names = f" ({', '.join(bad)})" if bad else ""
-            raise GateError(
-                f"{count} step(s) up to step {self.state.iteration} had a loss that is not finite{names}; "
-                "lower optim.lr_per_image or set optim.clip_norm, and resume from the last checkpoint"
-            )
 
     def _check_interrupted(self) -> None:
         if self.signal is not None:
@@ -226,16 +229,6 @@ def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "fp16" and device.type != "cuda":
         raise UserError("engine.amp fp16 needs a CUDA device; use bf16 or off on the CPU")
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-
-
-@contextmanager
-def _memory_advice(size: int, batch: int) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of device memory in a step of {batch} images of {size} px; lower --batch or --imgsz, or use --amp"
-        ) from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from yoloxkd.engine.checkpoint import save_checkpoint
@@ -33,15 +34,20 @@ class Checkpoints(Callback):
             save_checkpoint(value, state.out / "best.pt")
 
     def on_epoch_end(self, state: State) -> None:
-        self._save_last(state, state.epoch + 1, 0)
+        self._save_last(state, _plain(state.detector.state_dict()), state.epoch + 1, 0)
 
     def on_exception(self, state: State, error: BaseException) -> None:
         # an interruption between epochs finds step_in_epoch at 0 and last.pt already written
-        if isinstance(error, Interrupted) and state.step_in_epoch:
-            self._save_last(state, state.epoch, state.step_in_epoch)
+        if not isinstance(error, Interrupted) or not state.step_in_epoch:
+            return
+        model = _plain(state.detector.state_dict())
+        if all(bool(torch.isfinite(v).all()) for v in model.values()):
+            self._save_last(state, model, state.epoch, state.step_in_epoch)
+        else:  # the guard looks at the losses every few steps only
+            state.say("warning: the weights are no longer finite, so last.pt was left as it was")
 
-    def _save_last(self, state: State, epoch: int, step: int) -> None:
-        value = self.header | {"kind": "run", "model": _plain(state.detector.state_dict())}
+    def _save_last(self, state: State, model: dict[str, Tensor], epoch: int, step: int) -> None:
+        value = self.header | {"kind": "run", "model": model}
         save_checkpoint(value | {"run": run_state(state, epoch=epoch, step_in_epoch=step)}, state.out / "last.pt")
 
 

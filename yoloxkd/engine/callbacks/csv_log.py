@@ -7,6 +7,7 @@ import io
 import os
 from typing import Any
 
+from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.metrics.measure import overall
 
@@ -44,9 +45,7 @@ class CsvLog(Callback):
         writer = csv.DictWriter(text, columns, restval="")
         writer.writeheader()
         writer.writerows(self.rows)
-        temporary = state.out / ".results.csv.part"
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(temporary, state.out / "results.csv")
+        write_text(state.out / "results.csv", text.getvalue())
 
     def on_eval_end(self, state: State) -> None:
         state.extra["evaluated"] = state.epoch

@@ -1,53 +1,69 @@
-"""The run's folder: the resolved recipe at the start, `metrics.json` at the end."""
+"""The run's folder at its start: the resolved recipe, and what the run was started with and on."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from yoloxkd.engine.atomic import clear_leftovers, write_text
 from yoloxkd.engine.events import Callback, State
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+from yoloxkd.engine.provenance import now, provenance
+from yoloxkd.errors import Interrupted
 
 
 class RunFolder(Callback):
     """Makes the folder when training is about to start, so that a run refused before leaves nothing behind.
 
     recipe_text  YAML of the resolved recipe
+
+    `environment.json` holds what `provenance` says of the first start; each resume adds one such entry to its list
+    `resumed`.
     """
 
-    def __init__(self, recipe_text: str, version: str) -> None:
-        self.recipe_text, self.version = recipe_text, version
+    def __init__(self, recipe_text: str) -> None:
+        self.recipe_text = recipe_text
 
     def on_fit_start(self, state: State) -> None:
-        state.out.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(state.out)
         write_text(state.out / "recipe.yaml", self.recipe_text)
-        about: dict[str, Any] = {
-            "yoloxkd": self.version,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "device": str(state.device),
-            "threads": torch.get_num_threads(),
-            "command": sys.argv,
-        }
+        file = state.out / "environment.json"
+        here = provenance(state.device)
+        about = _read(file) if state.iteration else {}
+        if about:
+            about["resumed"] = [*about.get("resumed", []), here | {"epoch": state.epoch + 1}]
+        else:
+            about = here
         about |= {key: state.extra[key] for key in ("backbone", "kd") if key in state.extra}
-        write_text(state.out / "environment.json", json.dumps(about, indent=2, default=str) + "\n")
+        _write(file, about)
 
     def on_fit_end(self, state: State) -> None:
-        best = state.extra.get("best_metrics", state.metrics)
-        final = dict(best) | {"epoch": state.extra.get("best_epoch", state.epoch) + 1, "split": state.recipe.val.split}
-        write_text(state.out / "metrics.json", json.dumps(final, indent=2) + "\n")
+        file = state.out / "environment.json"
+        _write(file, _read(file) | {"finished": now()})
         if str(state.extra.get("backbone", "")).startswith("warning"):
             state.say(state.extra["backbone"])  # once more beside the result that it changes
+
+    def on_exception(self, state: State, error: BaseException) -> None:
+        """Keep the reason in train.log, and say where the run can go on."""
+        log, last = state.out / "train.log", state.out / "last.pt"
+        if not log.is_file():
+            return
+        try:
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(f"{now()}  ended by {type(error).__name__}: {error}\n")
+        except OSError:  # a full disk is no reason to lose the sentence on the screen
+            return
+        if last.is_file() and not isinstance(error, Interrupted):
+            state.say(f"the last checkpoint is {last}; continue with: --resume {state.out}")
+
+
+def _write(file: Path, about: dict[str, Any]) -> None:
+    write_text(file, json.dumps(about, indent=2, default=str) + "\n")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
