@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -16,6 +17,8 @@ from yoloxkd.data.headers import image_size, jpeg_header
 from yoloxkd.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+Result = TypeVar("Result")
+_PORTION = 256  # files a thread takes at a time
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 _TIFF_STARTS = (b"II*\0", b"MM\0*")
@@ -140,13 +143,22 @@ def _fault_of_file(path: str) -> str | None:
         return f"cannot be read ({error.strerror or error})"
 
 
+def in_threads(function: Callable[[str], Result], files: Sequence[str]) -> list[Result]:
+    """function of every file, in order; threads hide the latency of network file systems."""
+
+    def some(start: int) -> list[Result]:
+        return [function(files[i]) for i in range(start, min(start + _PORTION, len(files)))]
+
+    with ThreadPoolExecutor(8) as pool:
+        return [one for part in pool.map(some, range(0, len(files), _PORTION)) for one in part]
+
+
 def check_images(paths: Sequence[str], source: str) -> None:
     """Refuse a data set with missing, empty or cut image files before a run starts on it.
 
     `source` is the annotation file, for the sentence. UserError: the first such file, its fault, and their number.
     """
-    with ThreadPoolExecutor(8) as pool:  # threads hide the latency of network file systems
-        faults = list(pool.map(_fault_of_file, paths, chunksize=256))
+    faults = in_threads(_fault_of_file, paths)
     bad = [(path, fault) for path, fault in zip(paths, faults, strict=True) if fault]
     if bad:
         path, fault = bad[0]
@@ -164,8 +176,7 @@ def measure_images(paths: Sequence[str], source: str, faults: Faults) -> tuple[n
     """
     if not faults.gather:
         check_images(paths, source)
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(_size_or_fault, paths, chunksize=256))
+    found = in_threads(_size_or_fault, paths)
     for path, one in zip(paths, found, strict=True):
         if isinstance(one, str):
             sentence = f"the image {path}, listed in {source}, {one}; replace it or take it out of the data set"

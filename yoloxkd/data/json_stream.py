@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from json.scanner import make_scanner
 from pathlib import Path
 from typing import Any
 
 _BLOCK = 1 << 22  # characters read at a time
 _ROWS = 4096
+_AFTER = tuple(",]} \t\n\r")  # what ends a number or a word
 _space = re.compile(r"[ \t\n\r]*").match
-_decode = json.JSONDecoder().raw_decode
+_comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*").match
+_decode, _scan = json.JSONDecoder().raw_decode, make_scanner(json.JSONDecoder())  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
@@ -74,13 +78,35 @@ class _Text:
             except json.JSONDecodeError as error:
                 fault = error
             else:
-                if end < len(self.text) or isinstance(value, dict | list | str) or not self.more():
+                done = isinstance(value, dict | list | str) or self.text[end : end + 1] in _AFTER
+                if done or not self.more():
                     self.advance(end)
                     return value
                 continue  # a number or a word may go on in the next block
             self.block *= 2
             if not self.more():
                 raise self.fault(fault.msg, fault.pos)
+
+    def run(self, values: list[Any], lines: list[int]) -> None:
+        """Append the values that lie whole, with the comma after them, in this block, up to a portion of rows."""
+        text, at, starts = self.text, self.at, []
+        for _ in range(_ROWS - len(values)):
+            try:
+                value, end = _scan(text, at)
+            except (StopIteration, ValueError):
+                break
+            comma = _comma(text, end)
+            if comma is None:
+                break
+            values.append(value)
+            starts.append(at)
+            at = comma.end()
+        if text.find("\n", self.at, at) < 0:
+            lines += [self.line] * len(starts)
+        else:
+            breaks = [match.start() for match in re.finditer("\n", text[self.at : at])]
+            lines += [self.line + bisect_left(breaks, start - self.at) for start in starts]
+        self.advance(at)
 
     def fault(self, message: str, at: int | None = None) -> ValueError:
         place = self.at if at is None else at
@@ -128,12 +154,14 @@ def _list(text: _Text, key: str) -> Iterator[Rows]:
     lines: list[int] = []
     more = text.look() != "]"
     while more:
-        text.look()
-        lines.append(text.line)
-        values.append(text.value())
-        more = text.look() == ","
-        if more:
-            text.take(",")
+        text.run(values, lines)
+        if len(values) < _ROWS:  # the run met the block's end, or the list's
+            text.look()
+            lines.append(text.line)
+            values.append(text.value())
+            more = text.look() == ","
+            if more:
+                text.take(",")
         if len(values) == _ROWS and more:
             yield Rows(key, values, lines)
             values, lines = [], []

@@ -7,7 +7,6 @@ x from xmin - 1 to xmax. `difficult` objects are to be ignored.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
@@ -18,7 +17,7 @@ from yoloxkd.data.box_table import UNWANTED, BoxTable, Pictures, numbers
 from yoloxkd.data.faults import Faults, Place
 from yoloxkd.data.find_images import by_stem, images_of, read_lines
 from yoloxkd.data.formats import Format, SplitSource
-from yoloxkd.data.images import check_images, measure_images
+from yoloxkd.data.images import check_images, in_threads, measure_images
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.strings import Strings
 from yoloxkd.errors import UserError
@@ -60,8 +59,7 @@ def read_voc(
     """
     faults = Faults() if faults is None else faults
     paths, files = _pairs(images, annotations, lists, split)
-    with ThreadPoolExecutor(8) as pool:
-        read = list(pool.map(lambda file: _parsed(file, faults), files, chunksize=256))
+    read = in_threads(lambda file: _parsed(file, faults), files)
     if all(one is None for one in read):
         raise UserError(f"none of the {len(paths)} images of '{split}' has an annotation file; looked for {files[0]}")
     if missing := [Place(file) for file, one in zip(files, read, strict=True) if one is None]:

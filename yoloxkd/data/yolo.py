@@ -7,7 +7,6 @@ A line is `class x y w h`: the class as an index, centre and size as fractions o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures
 from yoloxkd.data.faults import Faults, Place
 from yoloxkd.data.find_images import images_of
 from yoloxkd.data.formats import Format, SplitSource
-from yoloxkd.data.images import measure_images
+from yoloxkd.data.images import in_threads, measure_images
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.strings import Strings
 from yoloxkd.errors import UserError
@@ -45,8 +44,7 @@ def read_yolo(
     sizes, good = measure_images(paths, str(images[0]), faults)
     paths, sizes = [p for p, g in zip(paths, good, strict=True) if g], sizes[good]
     files = [_label_file(path, images, labels) for path in paths]
-    with ThreadPoolExecutor(8) as pool:
-        texts = list(pool.map(_text, files, chunksize=256))
+    texts = in_threads(_text, files)
     if paths and all(text is None for text in texts):
         raise UserError(
             f"none of the {len(paths)} images of '{split}' has a label file; looked for {files[0]} and the like: "
