@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from yoloxkd.build.models import build_detector
 from yoloxkd.nn.coco_names import COCO_NAMES
+from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.nn.yolox import decode
 from yoloxkd.ops.points import locations
 from yoloxkd.types import Batch, DenseOutput, Targets
@@ -57,3 +59,9 @@ def dense_output(images: int, size: int, seed: int = 0, channels: int = 0, class
         levels=LEVELS,
         image_size=(size, size),
     )
+
+
+def detector(name: str, seed: int = 0) -> DenseDetector:
+    """An untrained detector of COCO's classes."""
+    torch.manual_seed(seed)
+    return build_detector({"name": name}, COCO_NAMES)

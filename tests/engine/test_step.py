@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from yoloxkd.build.models import build_detector
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd import DISTILLERS, regions
 from yoloxkd.kd.base import WithTeacher
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import Batch, Targets
@@ -68,7 +68,8 @@ def test_the_watch_sees_what_waits() -> None:
 
 
 @pytest.mark.parametrize("methods", [(), ("fgd", "pgd", "cwd", "mgd")], ids=["plain", "distilled"])
-def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...]) -> None:
+def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "LIST_DEVICES", ())  # the path of every device that can be waited for
     one, data = step(methods), batch()
     one(data)  # grids are built once per size
     with Waits() as waits:

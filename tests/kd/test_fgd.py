@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kd.fakes import TinyDetector, make_batch
+from tests.kd.plain import fgd_terms_by_image
 from yoloxkd.kd import fgd
 from yoloxkd.kd.base import Context
 from yoloxkd.kd.fgd import FGD, FGDConfig, GlobalContext, NonLocal, fgd_focal_terms, fgd_masks, fgd_relation
@@ -57,20 +58,6 @@ def plain_masks(boxes: Tensor, rows: Tensor, h: int, w: int, image: tuple[int, i
     return [fg, bg]
 
 
-def plain_terms(s: Tensor, t: Tensor, fg: Tensor, bg: Tensor, tau: float) -> dict[str, Tensor]:
-    """Image by image, as the equations are printed."""
-    totals = {"fg": [], "bg": [], "attention": []}
-    for b in range(len(s)):
-        c, h, w = s[b].shape
-        p = [h * w * torch.softmax((f[b].abs().mean(0) / tau).flatten(), 0).view(h, w) for f in (s, t)]
-        a = [c * torch.softmax(f[b].abs().mean((1, 2)) / tau, 0) for f in (s, t)]
-        error = p[1] * a[1][:, None, None] * (s[b] - t[b]) ** 2
-        totals["fg"].append((fg[b] * error).sum())
-        totals["bg"].append((bg[b] * error).sum())
-        totals["attention"].append((p[0] - p[1]).abs().sum() + (a[0] - a[1]).abs().sum())
-    return {k: torch.stack(v).mean() for k, v in totals.items()}
-
-
 @given(**SCENES)
 @settings(max_examples=60, deadline=None)
 def test_masks_equal_a_plain_reading(images: int, boxes: int, h: int, w: int, seed: int) -> None:
@@ -88,7 +75,7 @@ def test_terms_and_gradients_equal_a_plain_reading(images: int, boxes: int, h: i
     torch.manual_seed(seed)
     s, t = torch.randn(2, images, 3, h, w, dtype=torch.float64)
     s.requires_grad_()
-    ours, plain = fgd_focal_terms(s, t, *masks, 0.5), plain_terms(s, t, *masks, 0.5)
+    ours, plain = fgd_focal_terms(s, t, *masks, 0.5), fgd_terms_by_image(s, t, *masks, 0.5)
     for name, value in plain.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-12)
         if value.requires_grad:

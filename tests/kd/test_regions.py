@@ -15,6 +15,9 @@ from yoloxkd.kd.regions import (
     COVARIANCE_EPS,
     STRATEGIES,
     Predictions,
+    _inside,
+    best_of_pairs,
+    best_of_table,
     inside_any,
     pgd_weights,
     quality,
@@ -112,6 +115,23 @@ def test_equals_a_plain_reading(images: int, boxes: int, seed: int, strategy: st
         found = pgd_weights(*args, xi=XI, k=k, strategy=strategy, order=order)
         for ours, xi in zip(found.expand(2, -1, -1), XI, strict=True):
             torch.testing.assert_close(ours, plain(*args, xi, k, strategy, order), rtol=1e-6, atol=1e-9)
+
+
+@given(st.integers(1, 3), st.integers(0, 5), st.integers(0, 5000), st.booleans(), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_list_and_table_choose_the_same(images: int, boxes: int, seed: int, tied: bool, k: int) -> None:
+    seen, at, labels, rows = scene(images, boxes, seed)
+    if tied:  # many equal qualities, many of them zero
+        seen = Predictions(
+            seen.points, (seen.probability * 2).round() / 2, at.new_tensor([8.0, 8, 48, 48]).expand_as(seen.boxes)
+        )
+    candidates = _inside(seen.points, at) & rows[..., None]
+    by_table, by_list = (f(seen, at, labels, candidates, XI, k) for f in (best_of_table, best_of_pairs))
+    for best, index in (by_table, by_list):
+        assert best.shape == index.shape == (2, images, boxes, min(k, len(seen.points)))
+        index.masked_fill_(best == -torch.inf, -1)
+    for a, b in zip(by_table, by_list, strict=True):
+        torch.testing.assert_close(a.sort(-1).values, b.sort(-1).values, rtol=1e-12, atol=0)
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40), st.integers(1, 12))

@@ -56,10 +56,10 @@ def pgd_cls_terms(
     PGD eq. (5) and (8) with the normalisations of the published code: att sums the spatial part over cells, and
     averages the channel part over cells.
     """
-    ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
+    ours, theirs = _cells(student), _cells(teacher.detach())
     error, distance, strength = local_error_and_attention(ours, theirs, tau)
     images, cells = error.shape
-    p_teacher = spatial_attention(theirs.abs().mean(1), tau)
+    p_teacher = spatial_attention(theirs.abs().mean(2), tau)
     spatial = (p_teacher - spatial_attention(strength, tau)).abs().sum()
     error = error * p_teacher
     return {
@@ -77,13 +77,18 @@ def pgd_reg_terms(student: Tensor, teacher: Tensor, weight: Tensor, tau: float) 
     PGD eq. (6) and (9) with the normalisations of the published code: fea is the mean over channels, att the sum, and
     both are means over the cells of an image with a weight; an image without such cells counts as 0.
     """
-    ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
+    ours, theirs = _cells(student), _cells(teacher.detach())
     error, distance, _ = local_error_and_attention(ours, theirs, tau)
-    images, channels = ours.shape[:2]
+    images, _, channels = ours.shape
     return {
         "fea": (_shared(weight, error) * error).sum() / (images * channels),
         "att": (_shared(weight != 0, error) * distance).sum() / images,
     }
+
+
+def _cells(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h w, C), contiguous: a view of a map in channels_last, as those of the training loop are."""
+    return full_precision(x).flatten(2).transpose(1, 2).contiguous()
 
 
 def _shared(weight: Tensor, like: Tensor) -> Tensor:
@@ -147,9 +152,10 @@ class PGD(Distiller):
         """
         cfg, targets = self.cfg, batch.targets
         pieces = self._pieces(teacher)
+        probability = context.teacher.class_probability(teacher)
         seen = Predictions(
             torch.cat([teacher.points[p] for p in pieces]),
-            torch.cat([context.teacher.class_probability(teacher)[:, p] for p in pieces], 1),
+            torch.cat([probability[:, p] for p in pieces], 1),
             torch.cat([teacher.boxes[:, p] for p in pieces], 1),
         )
         ignored = inside_any(seen.points, targets.boxes, targets.ignore)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from yoloxkd.kd.precision import full_precision, without_autocast
+from yoloxkd.ops.boxes import paired_iou
 
 Strategy = Literal["box", "box-gauss", "centre", "quality", "topk-eq", "kde", "gauss"]
 Order = Literal["paper", "release"]
@@ -25,6 +26,8 @@ CENTRE_SHARE = 0.2
 MIN_UNION = 1e-6
 PAIR_BUDGET = 3_000_000
 """Elements of a (B, boxes, A) intermediate; more boxes than fit are taken in several goes."""
+LIST_DEVICES = ("cpu",)
+"""Where candidates are listed: elsewhere the host would have to wait for the length of the list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,11 @@ def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, .
     index = labels.clamp_min(0)[..., None].expand(-1, -1, by_class.shape[2])
     log_p = torch.where(labels[..., None] < 0, 1.0, by_class.gather(1, index)).log_()
     log_iou = _overlap(full_precision(boxes), full_precision(seen.boxes)).log_()
+    return _blend(log_p, log_iou, xi)
+
+
+def _blend(log_p: Tensor, log_iou: Tensor, xi: tuple[float, ...]) -> Tensor:
+    """(...) each -> log of p^(1 - xi) IoU^xi (X, ...)."""
     out = []
     for value in xi:
         if value in (0.0, 1.0):  # 0 * log 0 would be NaN where 0^0 is 1
@@ -149,14 +157,12 @@ def _by_quality(
     det_eps: float,
 ) -> Tensor:
     """(X, B, A) weights from the teacher's quality."""
-    q = quality(seen, boxes, labels, xi)
     inside = _inside(points, boxes)
-    q.masked_fill_(
-        ~(rows[..., None] & inside) if order == "paper" or strategy == "quality" else ~rows[..., None], -torch.inf
-    )
+    candidates = inside & rows[..., None] if order == "paper" or strategy == "quality" else rows[..., None]
     if strategy == "quality":
-        return q.exp_().amax(2)
-    best, index = topk_low(q, k)
+        return quality(seen, boxes, labels, xi).masked_fill_(~candidates, -torch.inf).exp_().amax(2)
+    best_of = best_of_pairs if order == "paper" and points.device.type in LIST_DEVICES else best_of_table
+    best, index = best_of(seen, boxes, labels, candidates, xi, k)
     at = points[index]  # (X, B, G, K, 2)
     there = best > -torch.inf
     if strategy == "topk-eq":
@@ -166,9 +172,56 @@ def _by_quality(
     else:
         weight = gaussian_importance(at, there, eps, det_eps)[0]
     if order == "release":
-        weight = weight * inside.expand_as(q).gather(-1, index)
-    out = weight.new_zeros(*q.shape[:2], q.shape[3])
+        weight = weight * inside.expand(len(xi), -1, -1, -1).gather(-1, index)
+    out = weight.new_zeros(len(xi), len(boxes), len(points))
     return out.scatter_reduce(2, index.flatten(2), weight.flatten(2), "amax")
+
+
+def best_of_table(
+    seen: Predictions, boxes: Tensor, labels: Tensor, candidates: Tensor, xi: tuple[float, ...], k: int
+) -> tuple[Tensor, Tensor]:
+    """The k candidates (B, G, A) of each object with the highest quality: its logarithm and index into A (X, B, G, K).
+
+    Fewer candidates, and those of quality zero, are -inf. Ties go to the lower index.
+    """
+    return topk_low(quality(seen, boxes, labels, xi).masked_fill_(~candidates, -torch.inf), k)
+
+
+def best_of_pairs(
+    seen: Predictions, boxes: Tensor, labels: Tensor, candidates: Tensor, xi: tuple[float, ...], k: int
+) -> tuple[Tensor, Tensor]:
+    """The same as `best_of_table` from a list of the candidates alone, which is short where boxes are small.
+
+    Quality is computed for (object, location) pairs that are candidates. Two stable sorts, by quality and then by object,
+    leave each object's pairs side by side, best first.
+    """
+    images, rows, cells = candidates.shape
+    image, row, cell = candidates.nonzero(as_tuple=True)
+    q = _pair_quality(seen, boxes, labels, image, row, cell, xi)
+    owner = image * rows + row  # ascending, so that it is its own sorted version
+    order = q.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, owner[order].argsort(dim=1, stable=True))
+    count = candidates.sum(-1).flatten()
+    rank = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
+    kept = (rank < k).nonzero().flatten()
+    slot, pair, k = owner[kept] * min(k, cells) + rank[kept], order[:, kept], min(k, cells)
+    best = q.new_full((len(xi), images * rows * k), -torch.inf)
+    index = torch.zeros(best.shape, dtype=torch.int64, device=q.device)
+    best[:, slot], index[:, slot] = q.gather(1, pair), cell[pair]
+    return best.view(len(xi), images, rows, k), index.view(len(xi), images, rows, k)
+
+
+def _pair_quality(
+    seen: Predictions, boxes: Tensor, labels: Tensor, image: Tensor, row: Tensor, cell: Tensor, xi: tuple[float, ...]
+) -> Tensor:
+    """`quality` of P pairs of box and location given by index: (X, P); not a number counts as zero quality."""
+    assert seen.probability is not None
+    assert seen.boxes is not None
+    label = labels[image, row]
+    p = full_precision(seen.probability[image, cell, label.clamp_min(0)])
+    log_p = torch.where(label < 0, 1.0, p).log_()
+    log_iou = paired_iou(full_precision(boxes)[image, row], full_precision(seen.boxes[image, cell]), MIN_UNION).log_()
+    return _blend(log_p, log_iou, xi).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def topk_low(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

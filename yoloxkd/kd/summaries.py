@@ -102,38 +102,53 @@ def shifted_error(student: Tensor, teacher: Tensor, shift: Tensor) -> Tensor:
 
 
 class _LocalErrorAndAttention(Function):
+    """The gradient is linear in what comes in for each cell, so that the forward pass writes down its two maps."""
+
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+        channels = student.shape[2]
         buffer = student.abs()
-        cells = buffer.mean(1)
-        own = buffer.div_(tau).softmax(1).mul_(student.shape[1])
-        theirs = torch.abs(teacher, out=buffer).div_(tau).softmax(1).mul_(student.shape[1])
-        ctx.save_for_backward(student, teacher, own, theirs)
+        cells = buffer.mean(2)
+        own = buffer.mul_(1 / tau).softmax(2)
+        theirs = torch.abs(teacher, out=buffer).mul_(1 / tau).softmax(2)
+        difference = torch.sub(student, teacher, out=buffer)
+        apart = own - theirs
+        weighted = theirs.mul_(difference)
+        error = difference.mul_(weighted).sum(2).mul_(channels)
+        distance = torch.linalg.vector_norm(apart, 1, dim=2).mul_(channels)
+        # through the softmax: dz = A (dA - sum over channels of dA A)
+        pull = apart.sign_()
+        pull.sub_(torch.mul(pull, own, out=buffer).sum(2, keepdim=True)).mul_(own)
+        ctx.save_for_backward(student, weighted, pull.mul_(torch.sign(student, out=buffer)))
         ctx.tau = tau
-        torch.sub(student, teacher, out=buffer)
-        error = buffer.mul_(buffer).mul_(theirs).sum(1)
-        distance = torch.sub(own, theirs, out=buffer).abs_().sum(1)
+        ctx.set_materialize_grads(False)
         return error, distance, cells
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        error, distance, cells = (g[:, None] for g in grads)
-        student, teacher, own, theirs = ctx.saved_tensors
-        channels = student.shape[1]
-        # through the softmax: dz = A (dA - mean over channels of dA A), with A its C-fold
-        strength = torch.sub(own, theirs).sign_().mul_(distance)
-        buffer = torch.mul(strength, own)
-        strength.sub_(buffer.mean(1, keepdim=True)).mul_(own).div_(ctx.tau).add_(cells / channels)
-        strength.mul_(torch.sign(student, out=buffer))
-        torch.sub(student, teacher, out=buffer).mul_(theirs).mul_(2 * error)
-        return strength.add_(buffer), None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        error, distance, cells = grads
+        student, weighted, pull = ctx.saved_tensors
+        channels = student.shape[2]
+        parts = []
+        if error is not None:
+            parts.append((weighted, error * (2 * channels)))
+        if distance is not None:
+            parts.append((pull, distance * (channels / ctx.tau)))
+        if cells is not None:
+            parts.append((student.sign(), cells / channels))
+        if not parts:
+            return None, None, None
+        grad = parts[0][0] * parts[0][1][:, :, None]
+        for values, factor in parts[1:]:
+            grad.addcmul_(values, factor[:, :, None])
+        return grad, None, None
 
 
 def local_error_and_attention(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
     """Squared error of each cell under the teacher's local channel attention, and how far the two attentions are apart.
 
-    With A(F) = C softmax over channels of |F| / tau; student, teacher (B, C, N)
+    With A(F) = C softmax over channels of |F| / tau; student, teacher (B, N, C), fastest with C contiguous
     -> over channels, (B, N) each: sum of A_T (S - T)², sum of |A_T - A_S|, mean of |S|
     """
     found: tuple[Tensor, Tensor, Tensor] = _LocalErrorAndAttention.apply(student, teacher, tau)
