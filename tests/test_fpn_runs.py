@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ import torch
 from tests.nn.fpn import BACKBONE
 from yoloxkd import Detector, Trainer
 from yoloxkd.build.models import read_weights
+from yoloxkd.build.recipes import resolve
+from yoloxkd.cli.report import describe
 from yoloxkd.engine.events import Callback, State
+from yoloxkd.errors import UserError
 
 TINY = {
     "student.backbone": BACKBONE,
@@ -106,3 +110,49 @@ def test_val_and_export(teacher: Path, toy: Path, tmp_path: Path) -> None:
     path = detector.export(tmp_path / "x.onnx", verify=str(toy))
     assert Detector(path).stride == 32
     assert len(Detector(path).val(str(toy), split="test", workers=0)) == len(metrics)
+
+
+def test_two_sides(toy: Path, tmp_path: Path) -> None:
+    """A size of two sides through training, distillation, checkpoint, evaluation, prediction and the refusal to export."""
+    keys = TINY | {"train.imgsz": [64, 96], "augment.mosaic": 0, "augment.short_sides": [48, 80]}
+    run = {"data": str(toy), "epochs": 1, "batch": 4, "device": "cpu"}
+    shapes: list[tuple[int, ...]] = []
+
+    class See(Callback):
+        def on_step(self, state: State) -> None:
+            assert state.batch is not None
+            assert state.batch.targets.content is not None
+            shapes.append(tuple(state.batch.images.shape[2:]))
+
+    first = Trainer(student="gfl-mobilenetv2", set=keys, out=tmp_path / "a", callbacks=[See()], **run).fit()  # type: ignore[arg-type]
+    assert len(shapes) == 6
+    assert {side % 32 for shape in shapes for side in shape} == {0}
+    fit = Trainer(
+        student="atss-mobilenetv2", teacher=str(first.best), kd="fgd", set=keys, out=tmp_path / "b", **run,  # type: ignore[arg-type]
+    ).fit()  # fmt: skip
+    assert (tmp_path / "b" / "plots" / "predictions.png").is_file()
+    detector = Detector(fit.best, "cpu")
+    assert detector.imgsz == (64, 96)
+    metrics = detector.val(str(toy), workers=0)
+    assert metrics["AP"] == pytest.approx(fit.metrics["AP"], abs=1e-9)
+    assert len(detector.predict(toy.parent / "images" / "val" / "0.png", conf=0.0)[0].boxes)
+    assert "64x96 px" in describe(str(fit.best))
+    with pytest.raises(UserError, match=r"short side of 64 and a long side of 96 px.*--imgsz N, such as 64"):
+        detector.export(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({}, "keeps the aspect ratio.*augment.mosaic=0 and augment.multiscale=0"),
+        ({"augment.mosaic": 0}, "keeps the aspect ratio"),
+        ({"train.imgsz": 640, "augment.short_sides": [480, 800]}, "short_sides draws.*train.imgsz is one number"),
+        ({"train.imgsz": [1333, 800]}, "'train.imgsz'.*the short one first"),
+        ({"train.imgsz": [0, 800]}, "'train.imgsz'.*at least 32 px"),
+        ({"augment.short_sides": [800, 480]}, "'augment.short_sides'.*lowest first"),
+        ({"augment.mosaic": 0, "augment.multiscale": 0, "augment.short_sides": [480, 1400]}, "above the long side"),
+    ],
+)
+def test_sizes_that_cannot_be(keys: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        resolve(student="yolox-nano", sets={"train.imgsz": [800, 1333]} | keys)

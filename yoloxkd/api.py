@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from yoloxkd.build.models import open_model
+from yoloxkd.build.models import image_size, open_model
 from yoloxkd.build.recipes import recipe_file, resolve
 from yoloxkd.build.run import check_out, check_size, choose_device, new_run_folder, newest_run, prepare, read_resume
 from yoloxkd.config.files import cfg_names
@@ -22,14 +22,14 @@ from yoloxkd.data.images import read_image
 from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
-from yoloxkd.data.transforms import letterbox
+from yoloxkd.data.transforms import network_input, up_to_multiple
 from yoloxkd.engine.evaluate import EvalResult, TorchPredictor, evaluate, to_original
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import export_checked
 from yoloxkd.exporters.runtime import OnnxPredictor
-from yoloxkd.types import Detections, ImageMeta, Predictor
+from yoloxkd.types import Detections, ImageMeta, ImageSize, Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Trainer:
         data: str | None = None,
         epochs: int | None = None,
         batch: int | None = None,
-        imgsz: int | None = None,
+        imgsz: ImageSize | None = None,
         device: str | None = None,
         amp: str | None = None,
         seed: int | None = None,
@@ -124,6 +124,8 @@ class Detector:
     device  auto, cpu, cuda or a CUDA index; an .onnx runs on the CPU
     """
 
+    imgsz: ImageSize
+
     def __init__(self, model: str | Path | None = None, device: str = "auto") -> None:
         self.source = str(model) if model is not None else str(newest_run())
         self.device = choose_device(device)
@@ -146,7 +148,7 @@ class Detector:
         images: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
         conf: float = 0.25,
         iou: float = 0.65,
-        imgsz: int | None = None,
+        imgsz: ImageSize | None = None,
     ) -> list[Detections]:
         """Detections of each image (a file, or a uint8 RGB array of shape (h, w, 3)), boxes in px of that image."""
         listed: Sequence[str | Path | np.ndarray] = [images] if isinstance(images, str | Path | np.ndarray) else images
@@ -159,7 +161,7 @@ class Detector:
                 raise UserError(
                     f"an image array must be uint8 RGB of shape (h, w, 3), got {pixels.dtype} {pixels.shape}"
                 )
-            boxed, scale, left, top = letterbox(pixels, (size, size), self.pad_value)
+            boxed, scale, left, top = network_input(pixels, size, self.stride, self.pad_value)
             tensor = torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1))[None])
             found = predictor(tensor)[0]
             out.append(to_original(found, ImageMeta(0, "", pixels.shape[0], pixels.shape[1], scale, left, top)))
@@ -170,7 +172,7 @@ class Detector:
         data: str,
         split: str = "val",
         batch: int = 16,
-        imgsz: int | None = None,
+        imgsz: ImageSize | None = None,
         workers: int = 2,
         **options: Any,
     ) -> dict[str, Any]:
@@ -178,20 +180,27 @@ class Detector:
         return self.evaluate(data, split, batch, imgsz, workers, **options).metrics
 
     def evaluate(
-        self, data: str, split: str = "val", batch: int = 16, imgsz: int | None = None, workers: int = 2, **options: Any
+        self,
+        data: str,
+        split: str = "val",
+        batch: int = 16,
+        imgsz: ImageSize | None = None,
+        workers: int = 2,
+        **options: Any,
     ) -> EvalResult:
         """As `val`, with the detections and the time as well."""
         settings = ValSection.model_validate({"split": split} | options)
         split_data = load_split(find_data(data), split)
         predictor = self._predictor(settings.conf, settings.iou, settings.max_det)
-        return _measure(predictor, split_data, self._size(imgsz), batch, workers, settings.backend)
+        size = self._size(imgsz, settings.rect)
+        return _measure(predictor, split_data, size, batch, workers, settings)
 
     def export(
         self,
         path: str | Path | None = None,
         nms: bool = True,
         dynamic: bool = False,
-        imgsz: int | None = None,
+        imgsz: ImageSize | None = None,
         half: bool = False,
         verify: str | None = None,
         say: Any = print,
@@ -206,6 +215,11 @@ class Detector:
         if target.is_dir():
             raise UserError(f"--output {target} is a folder; give a file name")
         size = self._size(imgsz)
+        if isinstance(size, tuple):
+            raise UserError(
+                f"{self.source} was trained at a short side of {size[0]} and a long side of {size[1]} px, and an exported "
+                f"file is meant for one square size: give --imgsz N, such as {up_to_multiple(size[0], self.stride)}"
+            )
         data = self._verification(verify)
         options = ExportOptions(imgsz=size, nms=nms, dynamic=dynamic, half=half)
         return export_checked(
@@ -234,11 +248,17 @@ class Detector:
         recipe = Path(self.source).parent / "recipe.yaml"
         return str(read_yaml(recipe)["data"]) if recipe.is_file() else None
 
-    def _size(self, imgsz: int | None) -> int:
-        size = self.imgsz if imgsz is None else imgsz
+    def _size(self, imgsz: ImageSize | None, rect: bool = False) -> ImageSize:
+        size = image_size(imgsz) or self.imgsz
         check_size(size, self.stride)
-        if self.onnx and size != self.imgsz and not self._runtime.dynamic_size:
-            raise UserError(f"{self.source} was exported for {self.imgsz} px; export it again with --imgsz {size}")
+        if self.onnx and not self._runtime.dynamic_size:
+            if rect or isinstance(size, tuple):
+                raise UserError(
+                    f"{self.source} takes inputs of {self.imgsz}x{self.imgsz} px alone; for inputs of other shapes "
+                    "export it again with --dynamic"
+                )
+            if size != self.imgsz:
+                raise UserError(f"{self.source} was exported for {self.imgsz} px; export it again with --imgsz {size}")
         return size
 
     def _predictor(self, conf: float, iou: float, max_det: int) -> Predictor:
@@ -248,18 +268,26 @@ class Detector:
 
 
 def _measure(
-    predictor: Predictor, data: DetectionData, size: int, batch: int, workers: int, backend: str
+    predictor: Predictor, data: DetectionData, size: ImageSize, batch: int, workers: int, settings: ValSection
 ) -> EvalResult:
     one = isinstance(predictor, OnnxPredictor) and not predictor.dynamic_batch
-    loader = eval_loader(data, imgsz=size, batch=1 if one else batch, workers=workers, pad_value=predictor.pad_value)
-    return evaluate(predictor, loader, data, backend=backend)
+    loader = eval_loader(
+        data,
+        imgsz=size,
+        batch=1 if one else batch,
+        rect=settings.rect,
+        multiple=predictor.stride,
+        workers=workers,
+        pad_value=predictor.pad_value,
+    )
+    return evaluate(predictor, loader, data, backend=settings.backend)
 
 
-def default_size(name: str) -> int:
-    """The input size (px) that a named model's own recipe trains at."""
+def default_size(name: str) -> ImageSize:
+    """The input size that a named model's own recipe trains at."""
     if name not in cfg_names("recipes"):
         return DEFAULT_SIZE
-    return int(read_yaml(recipe_file(name)).get("train", {}).get("imgsz", DEFAULT_SIZE))
+    return image_size(read_yaml(recipe_file(name)).get("train", {}).get("imgsz")) or DEFAULT_SIZE
 
 
 def _list(value: str | Sequence[str] | None) -> list[str] | None:

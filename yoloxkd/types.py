@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+ImageSize = int | tuple[int, int]
+"""Size of a network input, px: the side of a square that pictures are letterboxed into, or (short, long), the sides that a
+picture is fitted within with its aspect kept; the input is as large as its largest picture then."""
+
 
 @dataclass(slots=True)
 class Targets:
@@ -27,12 +31,15 @@ class Targets:
     labels  (B, G) int64, class index in the data set's name order; 0 on padding rows
     mask    (B, G) bool, True on boxes that are trained on
     ignore  (B, G) bool, True on crowd and ignore regions: neither positive nor background
+    content (B, 4) xyxy px, the part of the input that is picture, from its top left corner: a location outside is neither
+            positive nor background. None: padding, if there is any, is background like any other
     """
 
     boxes: Tensor
     labels: Tensor
     mask: Tensor
     ignore: Tensor
+    content: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -68,7 +75,8 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         t = self.targets
-        targets = Targets(function(t.boxes), function(t.labels), function(t.mask), function(t.ignore))
+        content = None if t.content is None else function(t.content)
+        targets = Targets(function(t.boxes), function(t.labels), function(t.mask), function(t.ignore), content)
         return Batch(function(self.images), targets, function(self.content), self.meta)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from tests.data.conftest import NAMES, MakeSet
 from yoloxkd.config.augment import Augment
 from yoloxkd.data.coco import read_coco
-from yoloxkd.data.loader import EpochSampler, EvalSamples, TrainSamples, collate, eval_loader, train_loader
+from yoloxkd.data.loader import Collate, eval_loader, train_loader
+from yoloxkd.data.order import EpochSampler
 from yoloxkd.data.records import DetectionData
+from yoloxkd.data.samples import EvalSamples, TrainSamples
 from yoloxkd.data.transforms import Sample
 from yoloxkd.errors import UserError
 from yoloxkd.types import Batch
 
-SIZE = (64, 64)
+SIZE = 64
 
 
 @pytest.fixture
@@ -79,16 +81,16 @@ def test_a_flip_keeps_padding_at_the_right(data: DetectionData) -> None:
 
 
 def test_eval_samples_carry_the_way_back(data: DetectionData) -> None:
-    sample = EvalSamples(data, (32, 48), (1, 2, 3))[0]
+    sample = EvalSamples(data, 48, (1, 2, 3))[0]
     assert isinstance(sample, Sample)
     assert (sample.meta.image_id, sample.meta.height, sample.meta.width) == (30, 48, 64)
-    assert sample.meta.scale == 32 / 48
+    assert sample.meta.scale == 48 / 64
     np.testing.assert_allclose(sample.boxes / sample.meta.scale, data.annotations(0)[0], rtol=1e-6)
-    assert (sample.image[:, 43:] == (1, 2, 3)).all()
+    assert (sample.image[36:] == (1, 2, 3)).all()
 
 
 def test_collate_pads_and_marks(data: DetectionData) -> None:
-    batch = collate([EvalSamples(data, SIZE)[i] for i in range(3)])
+    batch = Collate()([EvalSamples(data, SIZE)[i] for i in range(3)])
     assert isinstance(batch, Batch)
     assert (batch.images.shape, batch.images.dtype) == ((3, 3, 64, 64), torch.uint8)
     targets = batch.targets
@@ -113,7 +115,7 @@ def test_padded_rows_come_in_few_sizes(data: DetectionData) -> None:
     for n, rows in ((0, 8), (8, 8), (9, 16)):
         sample.boxes, sample.labels = np.zeros((n, 4), np.float32), np.zeros(n, np.int64)
         sample.crowd = np.zeros(n, bool)
-        batch = collate([sample])
+        batch = Collate()([sample])
         assert isinstance(batch, Batch)
         assert batch.targets.boxes.shape[1] == rows
 
@@ -148,7 +150,7 @@ def test_what_workers_get_can_be_pickled(data: DetectionData) -> None:
     assert fingerprint(samples[0, 0, True]) == fingerprint(sample_of(original, 0, 0, True))
     loader = train_loader(data, imgsz=64, batch=2, augment=Augment(), seed=0, workers=1)
     pickle.dumps((loader.collate_fn, loader.worker_init_fn))
-    batch = collate([samples[0, 0, False]])
+    batch = Collate()([samples[0, 0, False]])
     assert isinstance(batch, Batch)
     assert same_batch(pickle.loads(pickle.dumps(batch)), batch)
 

@@ -22,8 +22,8 @@ from yoloxkd.kd.regions import (
     pgd_weights,
     quality,
     topk_low,
-    within_content,
 )
+from yoloxkd.ops.points import within_content
 
 XI = (0.8, 0.6)
 

@@ -141,6 +141,27 @@ class DetectorContract:
         assert len(smaller) == 1
         assert len(same) == len(plain) - 1
 
+    def test_padding_is_neither_positive_nor_background(self) -> None:
+        """No gradient reaches a location outside the picture, not even beside a box at the picture's edge."""
+        side = self.size + 32
+        out = self.model.train()(pictures(2, side, side))
+        targets = boxes_of(2, 6, self.size)
+        targets.boxes[:, 0] = torch.tensor([self.size - 20.0, self.size - 20.0, self.size, self.size])
+        targets.boxes[:, 1] = torch.tensor([self.size - 6.0, 5.0, self.size, 15.0])
+        targets.content = torch.tensor([[0.0, 0.0, self.size, self.size]] * 2)
+        read = [t for t in (out.cls_logits, out.box_raw, out.quality) if t is not None]
+        total = torch.stack(list(self.model.losses(out, targets).values())).sum()
+        grads = torch.autograd.grad(total, read, allow_unused=True)
+        outside = (out.points >= self.size).any(-1)
+        assert outside.any()
+        for grad in grads:
+            assert grad is not None
+            assert not grad[:, outside].any()
+        assert any(bool(grad[:, ~outside].any()) for grad in grads if grad is not None)
+        targets.content = None
+        losses = self.model.losses(out, targets)
+        assert torch.stack(list(losses.values())).sum() > total
+
     def test_an_image_does_not_depend_on_its_neighbours(self) -> None:
         images = pictures(3, self.size, self.size)
         together = self.forward(images)

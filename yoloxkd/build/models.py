@@ -19,6 +19,7 @@ from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.nn.download import cache_folder, fetch
 from yoloxkd.nn.mmdet_weights import dense_state
 from yoloxkd.nn.weights import PUBLISHED, LoadReport, load_checkpoint_file, load_into, official_state
+from yoloxkd.types import ImageSize
 
 
 def model_names() -> list[str]:
@@ -49,14 +50,14 @@ class Weights:
 
     section  the model they belong to ({name, further keys}); name is None when the layout is known but the size is not
     names    class names
-    imgsz    input size the model was trained at, px, where the file says so
+    imgsz    input size the model was trained at, where the file says so
     kind     "yoloxkd", "megvii" or "mmdetection"
     """
 
     section: dict[str, Any]
     names: list[str]
     state: dict[str, Tensor]
-    imgsz: int | None
+    imgsz: ImageSize | None
     kind: str
     path: Path
     digest: str
@@ -73,6 +74,11 @@ class Opened:
     @property
     def name(self) -> str:
         return str(self.weights.section["name"])
+
+
+def image_size(value: Any) -> ImageSize | None:
+    """An input size as a file holds it: a number, two of them, or nothing."""
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def find_weights(reference: str) -> Path:
@@ -101,7 +107,8 @@ def read_weights(reference: str) -> Weights:
     if is_own(raw):
         ema = raw["run"]["ema"] if raw["kind"] == "run" else None
         state = ema["module"] if ema else raw["model"]
-        return Weights(dict(raw["student"]), list(raw["names"]), state, raw.get("imgsz"), "yoloxkd", path, digest)
+        size = image_size(raw.get("imgsz"))
+        return Weights(dict(raw["student"]), list(raw["names"]), state, size, "yoloxkd", path, digest)
     found = official_state(raw)
     if found is not None:
         names = _plain_names(found.num_classes)

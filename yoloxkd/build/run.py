@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from yoloxkd.kd.base import Teacher
 from yoloxkd.kd.callback import Distill
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.nn.weights import load_checkpoint_file
+from yoloxkd.types import ImageSize
 from yoloxkd.version import __version__
 
 RUNS = Path("runs")
@@ -52,8 +54,14 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"unknown device '{name}'; known: auto, cpu, cuda, or a CUDA index such as 0") from error
 
 
-def check_size(imgsz: int, stride: int) -> None:
-    """Refuse an input size that is not a multiple of the model's `size_multiple`."""
+def check_size(imgsz: ImageSize, stride: int) -> None:
+    """Refuse a square input size that is not a multiple of the model's `size_multiple`; others are padded to one."""
+    if isinstance(imgsz, tuple):
+        if not stride <= imgsz[0] <= imgsz[1]:
+            raise UserError(
+                f"imgsz {imgsz} should be a short side of at least {stride} px and a long side not below it"
+            )
+        return
     if imgsz < stride or imgsz % stride:
         near = max(stride, round(imgsz / stride) * stride)
         raise UserError(f"--imgsz {imgsz} is not a multiple of the model's stride {stride}; the nearest is {near}")
@@ -142,6 +150,7 @@ def prepare(
         batch=recipe.train.batch,
         augment=recipe.augment,
         seed=recipe.train.seed,
+        multiple=math.lcm(student.size_multiple, *(o.detector.size_multiple for o in teachers)),
         workers=recipe.engine.workers,
         pad_value=student.input.pad_value,
         pin_memory=device.type == "cuda",
@@ -204,7 +213,7 @@ def _distillation(recipe: Recipe, teachers: Sequence[Opened], say: RunLog) -> li
             methods,
             min_ap=section.min_ap,
             gate_images=section.gate_images,
-            nominal_size=recipe.train.imgsz,
+            nominal_size=recipe.train.imgsz if isinstance(recipe.train.imgsz, int) else None,
             seed=recipe.train.seed,
         )
     ]
@@ -221,6 +230,8 @@ def _evaluator(
             data,
             imgsz=recipe.train.imgsz,
             batch=recipe.train.batch,
+            rect=recipe.val.rect,
+            multiple=model.size_multiple,
             workers=recipe.engine.workers,
             pad_value=model.input.pad_value,
             pin_memory=device.type == "cuda",

@@ -17,6 +17,7 @@ from yoloxkd.build.recipes import recipe_file, resolve
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
 from yoloxkd.config.recipe import ValSection
+from yoloxkd.data.transforms import largest_input
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.metrics.measure import overall
@@ -25,6 +26,7 @@ from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.nn.download import cache_folder
 from yoloxkd.nn.weights import PUBLISHED
+from yoloxkd.types import ImageSize
 
 
 def render(table: Table) -> str:
@@ -107,14 +109,16 @@ def _recipe(name: str, tree: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _model(name: str, detector: DenseDetector, size: int) -> str:
-    cost = complexity(detector, size)
+def _model(name: str, detector: DenseDetector, size: ImageSize) -> str:
+    height, width = largest_input(size, detector.size_multiple)
+    cost = complexity(detector, (height, width))
+    shown = height if height == width else f"{height}x{width}"
     taps = detector.taps
     return "\n".join(
         [
             f"model       {name} ({detector.family})",
             f"parameters  {cost.parameters / 1e6:.2f} M",
-            f"FLOPs       {cost.flops / 1e9:.2f} G at {size} px (two for each multiply-add)",
+            f"FLOPs       {cost.flops / 1e9:.2f} G at {shown} px (two for each multiply-add)",
             f"strides     {', '.join(map(str, detector.levels))}",
             f"input       {detector.input.describe()}",
             f"taps        features {taps.features}, cls_features {taps.cls_features}, reg_features {taps.reg_features}",

@@ -33,6 +33,19 @@ class Augment(Strict):
         description="the input size of a batch varies by this many steps of 32 px, lowest and highest; 0: fixed",
     )
 
+    short_sides: list[int] = Field(
+        default_factory=list,
+        description="for a train.imgsz of two sides, the short side of each picture: two, anything from the first to the "
+        "second; more, one of them; none, that of train.imgsz",
+    )
+
+    @field_validator("short_sides")
+    @classmethod
+    def _sides(cls, value: list[int]) -> list[int]:
+        if any(side < 32 for side in value) or (len(value) == 2 and value[0] > value[1]):
+            raise ValueError("should be sides of at least 32 px; two are a range, lowest first")
+        return value
+
     @field_validator("scale", "mixup_scale")
     @classmethod
     def _range(cls, value: tuple[float, float]) -> tuple[float, float]:

@@ -6,13 +6,14 @@ detector (`nn`) and of the distiller (`kd`) when the recipe is resolved, before 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from yoloxkd.config.augment import Augment
 from yoloxkd.config.schedule import ScheduleSection
 from yoloxkd.config.strict import Strict
+from yoloxkd.types import ImageSize
 
 Amp = Literal["off", "bf16", "fp16"]
 
@@ -44,10 +45,21 @@ class TrainSection(Strict):
 
     epochs: int = Field(300, ge=1)
     batch: int = Field(16, ge=1, description="images a step")
-    imgsz: int = Field(
-        640, ge=32, description="px, height and width of the network input; a multiple of the coarsest stride"
+    imgsz: ImageSize = Field(
+        640,
+        description="px: height and width of the network input, a multiple of the coarsest stride; or [short, long], "
+        "within which pictures keep their aspect ratio",
     )
     seed: int = Field(0, ge=0, description="fixes initial weights, sample order and augmentation")
+
+    @field_validator("imgsz", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        sides = [value] if isinstance(value, int) else value
+        whole = isinstance(sides, list | tuple) and all(type(side) is int and side >= 32 for side in sides)
+        if not whole or len(sides) not in (1, 2) or sides[0] > sides[-1]:
+            raise ValueError("should be a side of at least 32 px, or two such sides, the short one first")
+        return tuple(sides) if len(sides) == 2 else sides[0]
 
 
 class EngineSection(Strict):
@@ -102,6 +114,11 @@ class ValSection(Strict):
     conf: float = Field(0.01, ge=0, le=1)
     iou: float = Field(0.65, gt=0, le=1, description="NMS overlap")
     max_det: int = Field(300, ge=1, description="detections kept an image; the metric cuts to 100 a class")
+    rect: bool = Field(
+        False,
+        description="square sizes: pad each batch no further than its largest picture needs, pictures sorted by aspect "
+        "ratio; sizes of two sides always do so",
+    )
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
 
     def every(self, epochs: int) -> int:
@@ -122,3 +139,25 @@ class Recipe(Strict):
     ema: EmaSection = Field(default_factory=EmaSection)
     augment: Augment = Field(default_factory=Augment)
     val: ValSection = Field(default_factory=ValSection)
+
+    @model_validator(mode="after")
+    def _square_operations(self) -> Self:
+        if isinstance(self.train.imgsz, int):
+            if self.augment.short_sides:
+                raise ValueError(
+                    "augment.short_sides draws the short side of sizes of two sides, and train.imgsz is one number; "
+                    "set train.imgsz=[SHORT, LONG], or use augment.multiscale"
+                )
+            return self
+        if self.augment.mosaic > 0 or self.augment.multiscale != (0, 0):
+            raise ValueError(
+                f"train.imgsz {list(self.train.imgsz)} keeps the aspect ratio of pictures, which mosaics and multiscale "
+                "cannot: set augment.mosaic=0 and augment.multiscale=0 (augment.short_sides varies the size), or give "
+                "train.imgsz one number"
+            )
+        if any(side > self.train.imgsz[1] for side in self.augment.short_sides):
+            raise ValueError(
+                f"augment.short_sides {self.augment.short_sides} should not be above the long side of train.imgsz "
+                f"{list(self.train.imgsz)}"
+            )
+        return self

@@ -1,4 +1,4 @@
-"""Samples, their order, and the batches a run reads. A sample is a pure function of (seed, epoch, index, strong)."""
+"""The batches a run reads."""
 
 from __future__ import annotations
 
@@ -10,160 +10,69 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from yoloxkd.config.augment import Augment
-from yoloxkd.data.mosaic import mixup, mosaic
+from yoloxkd.data.order import EpochSampler
 from yoloxkd.data.records import DetectionData
-from yoloxkd.data.transforms import Color, Sample, Size, colour, flip, letterbox, worth_training
+from yoloxkd.data.samples import GREY, EvalSamples, TrainSamples
+from yoloxkd.data.transforms import Color, Sample, up_to_multiple
 from yoloxkd.errors import UserError
-from yoloxkd.types import Batch, ImageMeta, Targets
+from yoloxkd.types import Batch, ImageSize, Targets
 
-Key = tuple[int, int, bool]
-"""(epoch, index, strong): what names a training sample."""
-GREY: Color = (114, 114, 114)
 # Padded rows of a batch's boxes come in multiples of this, so that few shapes occur.
 _ROWS = 8
 
 
-@dataclass
-class TrainSamples(Dataset[Sample | UserError]):
-    """Augmented samples of a split by (epoch, index, strong).
+@dataclass(frozen=True)
+class Collate:
+    """Samples -> a Batch with padded targets; or the first error among them.
 
-    strong   mosaic and mixup, by their probabilities; without it, and where no mosaic is drawn: letterbox, colour, flip
-    imgsz    (H, W) of the network input, px
-    A picture that cannot be read is given back as its UserError: raised, it would lose its sentence between processes.
+    The batch is as large as its largest sample, up to a multiple of `multiple` px; smaller ones lie at the top left,
+    the rest is `pad_value`. With `mask_padding` the targets say where the picture ends, so that padding is not trained
+    as background.
     """
 
-    data: DetectionData
-    imgsz: Size
-    augment: Augment
-    seed: int
+    multiple: int = 1
     pad_value: Color = GREY
+    mask_padding: bool = False
 
-    def __post_init__(self) -> None:
-        counts = np.bincount(np.repeat(np.arange(len(self.data)), np.diff(self.data.offsets)), ~self.data.crowd)
-        self.with_boxes = np.flatnonzero(counts)
+    def __call__(self, samples: Sequence[Sample | UserError]) -> Batch | UserError:
+        good: list[Sample] = []
+        for sample in samples:
+            if isinstance(sample, UserError):
+                return sample
+            good.append(sample)
+        most = max(len(sample.boxes) for sample in good)
+        rows = max(_ROWS, up_to_multiple(most, _ROWS))
+        boxes = np.zeros((len(good), rows, 4), np.float32)
+        labels = np.zeros((len(good), rows), np.int64)
+        mask, ignore = np.zeros((len(good), rows), bool), np.zeros((len(good), rows), bool)
+        for b, sample in enumerate(good):
+            n = len(sample.boxes)
+            boxes[b, :n], labels[b, :n] = sample.boxes, sample.labels
+            mask[b, :n], ignore[b, :n] = ~sample.crowd, sample.crowd
+        as_tensor = torch.from_numpy
+        content = as_tensor(np.stack([sample.content for sample in good]))
+        targets = Targets(
+            as_tensor(boxes),
+            as_tensor(labels),
+            as_tensor(mask),
+            as_tensor(ignore),
+            content if self.mask_padding else None,
+        )
+        return Batch(as_tensor(self._images(good)), targets, content, [sample.meta for sample in good])
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, key: Key) -> Sample | UserError:
-        epoch, index, strong = key
-        rng = np.random.default_rng((self.seed, epoch, index, int(strong)))
-        try:
-            if strong and rng.random() < self.augment.mosaic:
-                sample = self._mosaic(index, rng)
-            else:
-                sample = plain(self.data, index, self.imgsz, self.pad_value)
-        except UserError as error:
-            return error
-        sample.image = colour(sample.image, self.augment, rng)
-        if rng.random() < self.augment.flip:
-            self._flip(sample)
-        keep = worth_training(sample.boxes, np.zeros(len(sample.boxes)))
-        sample.boxes, sample.labels, sample.crowd = sample.boxes[keep], sample.labels[keep], sample.crowd[keep]
-        return sample
-
-    def _mosaic(self, index: int, rng: np.random.Generator) -> Sample:
-        others = rng.integers(0, len(self.data), 3).tolist()
-        sample = mosaic(self.data, [index, *others], self.imgsz, self.augment, self.pad_value, rng)
-        if len(self.with_boxes) and rng.random() < self.augment.mixup:
-            other = int(rng.choice(self.with_boxes))
-            sample = mixup(sample, self.data, other, self.augment, self.pad_value, rng)
-        return sample
-
-    @staticmethod
-    def _flip(sample: Sample) -> None:
-        """Mirror the picture within its content, so that padding stays at the right and at the bottom."""
-        width, height = int(sample.content[2]), int(sample.content[3])
-        part, sample.boxes = flip(sample.image[:height, :width], sample.boxes, width)
-        sample.image[:height, :width] = part
-
-
-@dataclass
-class EvalSamples(Dataset[Sample | UserError]):
-    """Letterboxed samples of a split by index, nothing else done to them; imgsz is (H, W) px."""
-
-    data: DetectionData
-    imgsz: Size
-    pad_value: Color = GREY
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Sample | UserError:
-        try:
-            return plain(self.data, index, self.imgsz, self.pad_value)
-        except UserError as error:
-            return error
-
-
-def plain(data: DetectionData, index: int, imgsz: Size, pad_value: Color) -> Sample:
-    """One letterboxed picture with its boxes. UserError: it cannot be read."""
-    height, width = data.sizes[index].tolist()
-    image, scale, left, top = letterbox(data.read(index), imgsz, pad_value)
-    boxes, labels, crowd = data.annotations(index)
-    content = np.array([left, top, left + int(width * scale), top + int(height * scale)], np.float32)
-    moved = (boxes * scale + (left, top, left, top)).astype(np.float32)
-    meta = ImageMeta(int(data.image_ids[index]), data.paths[index], height, width, scale, left, top)
-    return Sample(image, moved, labels, crowd, content, meta)
-
-
-class EpochSampler(Sampler[list[Key]]):
-    """Batches of sample keys for one epoch and one process; the order is a function of (seed, epoch) alone.
-
-    n      images of the split
-    batch  images a batch, of this process
-    An epoch has n // (batch * world) batches; images left over wait for another epoch. With fewer images than one batch
-    needs, an epoch is one batch of those there are, the same number in every process.
-    """
-
-    def __init__(self, n: int, batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.n, self.seed, self.rank, self.world = n, seed, rank, world
-        self.batch = min(batch, max(1, n // world))
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int, strong: bool = True, start_batch: int = 0) -> None:
-        """Choose what the next iteration gives; `start_batch` skips batches, for a run resumed within an epoch."""
-        self.epoch, self.strong, self.start_batch = epoch, strong, start_batch
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        return max(1, self.n // (self.batch * self.world))
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
-        step = self.batch * self.world
-        for number in range(self.start_batch, len(self)):
-            places = np.arange(number * step + self.rank, (number + 1) * step, self.world) % self.n
-            yield [(self.epoch, index, self.strong) for index in order[places].tolist()]
-
-
-def collate(samples: Sequence[Sample | UserError]) -> Batch | UserError:
-    """Samples of one size -> a Batch with padded targets; or the first error among them."""
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-        good.append(sample)
-    height, width = good[0].image.shape[:2]
-    most = max(len(sample.boxes) for sample in good)
-    rows = max(_ROWS, -(-most // _ROWS) * _ROWS)
-    images = np.empty((len(good), 3, height, width), np.uint8)
-    boxes = np.zeros((len(good), rows, 4), np.float32)
-    labels = np.zeros((len(good), rows), np.int64)
-    mask, ignore = np.zeros((len(good), rows), bool), np.zeros((len(good), rows), bool)
-    for b, sample in enumerate(good):
-        n = len(sample.boxes)
-        for channel in range(3):
-            cv2.extractChannel(sample.image, channel, images[b, channel])
-        boxes[b, :n], labels[b, :n] = sample.boxes, sample.labels
-        mask[b, :n], ignore[b, :n] = ~sample.crowd, sample.crowd
-    as_tensor = torch.from_numpy
-    targets = Targets(as_tensor(boxes), as_tensor(labels), as_tensor(mask), as_tensor(ignore))
-    content = as_tensor(np.stack([sample.content for sample in good]))
-    return Batch(as_tensor(images), targets, content, [sample.meta for sample in good])
+    def _images(self, samples: Sequence[Sample]) -> np.ndarray:
+        """(B, 3, H, W) uint8"""
+        height, width = (up_to_multiple(max(s.image.shape[axis] for s in samples), self.multiple) for axis in (0, 1))
+        images = np.empty((len(samples), 3, height, width), np.uint8)
+        for sample, planes in zip(samples, images, strict=True):
+            h, w = sample.image.shape[:2]
+            for channel, plane in enumerate(planes):
+                cv2.extractChannel(sample.image, channel, plane[:h, :w])
+                plane[h:], plane[:h, w:] = self.pad_value[channel], self.pad_value[channel]
+        return images
 
 
 def dead_worker(error: BaseException) -> str | None:
@@ -211,7 +120,9 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # parallel by processes already
 
 
-def _loader(samples: Dataset[Any], batches: Any, workers: int, pin_memory: bool, keep_workers: bool) -> Loader:
+def _loader(
+    samples: Dataset[Any], batches: Any, collate: Collate, workers: int, pin_memory: bool, keep_workers: bool
+) -> Loader:
     return Loader(
         samples,
         batch_sampler=batches,
@@ -227,10 +138,11 @@ def _loader(samples: Dataset[Any], batches: Any, workers: int, pin_memory: bool,
 def train_loader(
     data: DetectionData,
     *,
-    imgsz: int | Size,
+    imgsz: ImageSize,
     batch: int,
     augment: Augment,
     seed: int,
+    multiple: int = 32,
     workers: int = 0,
     pad_value: Color = GREY,
     pin_memory: bool = False,
@@ -239,33 +151,45 @@ def train_loader(
 ) -> Loader:
     """Shuffled, augmented batches; `batch` is per process. Call `set_epoch` before each epoch.
 
-    The batches do not depend on `workers`. UserError: the split has no image, or (while reading) a picture is broken.
+    Batches of a pair of sides hold pictures in landscape or in portrait, their height and width are multiples of
+    `multiple`, and their targets say where each picture ends. The batches do not depend on `workers`.
+    UserError: the split has no image, or (while reading) a picture is broken.
     """
     if not len(data):
         raise UserError(f"the split '{data.split}' has no image to train on")
-    samples = TrainSamples(data, _size(imgsz), augment, seed, pad_value)
-    return _loader(samples, EpochSampler(len(data), batch, seed, rank, world), workers, pin_memory, True)
+    samples = TrainSamples(data, imgsz, augment, seed, pad_value)
+    if isinstance(imgsz, int):
+        portrait, collate = None, Collate(pad_value=pad_value)
+    else:
+        portrait, collate = data.sizes[:, 0] > data.sizes[:, 1], Collate(multiple, pad_value, mask_padding=True)
+    order = EpochSampler(len(data), batch, seed, rank, world, portrait)
+    return _loader(samples, order, collate, workers, pin_memory, True)
 
 
 def eval_loader(
     data: DetectionData,
     *,
-    imgsz: int | Size,
+    imgsz: ImageSize,
     batch: int,
+    rect: bool = False,
+    multiple: int = 32,
     workers: int = 0,
     pad_value: Color = GREY,
     pin_memory: bool = False,
     rank: int = 0,
     world: int = 1,
 ) -> Loader:
-    """Letterboxed batches of every image once, in order (every `world`-th one from `rank`); the last may be smaller.
+    """Batches of every image once (every `world`-th one from `rank`), letterboxed and in order; the last may be smaller.
 
-    UserError (while reading): a picture is broken.
+    With a pair of sides, or with `rect`, images come sorted by aspect ratio and a batch is no larger than its pictures
+    need, up to a multiple of `multiple` px. UserError (while reading): a picture is broken.
     """
-    mine = list(range(rank, len(data), world))
-    batches = [mine[i : i + batch] for i in range(0, len(mine), batch)]
-    return _loader(EvalSamples(data, _size(imgsz), pad_value), batches, workers, pin_memory, False)
-
-
-def _size(imgsz: int | Size) -> Size:
-    return (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    rect = rect or isinstance(imgsz, tuple)
+    mine = np.arange(rank, len(data), world)
+    if rect:
+        height, width = data.sizes[mine].T
+        mine = mine[np.argsort(height / width, kind="stable")]
+    batches = [part.tolist() for part in np.split(mine, range(batch, len(mine), batch)) if len(part)]
+    samples = EvalSamples(data, imgsz, pad_value, padded=not rect)
+    collate = Collate(multiple if rect else 1, pad_value)
+    return _loader(samples, batches, collate, workers, pin_memory, False)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from yoloxkd.config.augment import Augment
-from yoloxkd.types import ImageMeta
+from yoloxkd.types import ImageMeta, ImageSize
 
 Size = tuple[int, int]
 """(H, W) of the network input, px."""
@@ -50,6 +50,43 @@ def fit(height: int, width: int, size: Size) -> tuple[float, int, int]:
     """Scale, new height, new width of a picture that fits `size` with its aspect kept; rounded down, as YOLOX does."""
     scale = min(size[0] / height, size[1] / width)
     return scale, max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def fit_within(height: int, width: int, short: int, long: int) -> tuple[float, int, int]:
+    """Scale, new height, new width of a picture as large as its two sides may be, rounded to the nearest, as in mmdetection."""
+    scale = min(short / min(height, width), long / max(height, width))
+    return scale, max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def fit_size(height: int, width: int, imgsz: ImageSize) -> tuple[float, int, int]:
+    """Scale, new height, new width of a picture for inputs of `imgsz`."""
+    return fit(height, width, (imgsz, imgsz)) if isinstance(imgsz, int) else fit_within(height, width, *imgsz)
+
+
+def up_to_multiple(length: int, multiple: int) -> int:
+    """The smallest multiple that is not below a length."""
+    return -(-length // multiple) * multiple
+
+
+def largest_input(imgsz: ImageSize, multiple: int) -> Size:
+    """(H, W) of the largest input of `imgsz`, as a picture in landscape has it."""
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    return up_to_multiple(height, multiple), up_to_multiple(width, multiple)
+
+
+def network_input(
+    image: np.ndarray, imgsz: ImageSize, multiple: int, pad_value: Color
+) -> tuple[np.ndarray, float, float, float]:
+    """The input of one picture (h, w, 3), and scale, left, top as of `letterbox`.
+
+    A square size letterboxes; a pair fits the picture within its sides and pads to a multiple of `multiple` px.
+    """
+    if isinstance(imgsz, int):
+        return letterbox(image, (imgsz, imgsz), pad_value)
+    scale, height, width = fit_within(image.shape[0], image.shape[1], *imgsz)
+    out = blank((up_to_multiple(height, multiple), up_to_multiple(width, multiple)), pad_value)
+    out[:height, :width] = cv2.resize(image, (width, height))
+    return out, scale, 0.0, 0.0
 
 
 def blank(size: Size, pad_value: Color) -> np.ndarray:

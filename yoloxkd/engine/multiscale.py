@@ -34,7 +34,8 @@ def resize_batch(batch: Batch, size: int) -> Batch:
     images = functional.interpolate(batch.images.float(), size=(size, size), mode="bilinear", align_corners=False)
     factor = torch.tensor([size / width, size / height] * 2, device=batch.images.device)
     targets = batch.targets
-    scaled = Targets(targets.boxes * factor, targets.labels, targets.mask, targets.ignore)
+    content = None if targets.content is None else targets.content * factor
+    scaled = Targets(targets.boxes * factor, targets.labels, targets.mask, targets.ignore, content)
     return Batch(_round(images), scaled, batch.content * factor, batch.meta)
 
 

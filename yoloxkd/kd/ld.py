@@ -16,9 +16,10 @@ from yoloxkd.errors import UserError
 from yoloxkd.kd.base import Context, Distiller, KDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.kd.regions import inside_any, within_content
+from yoloxkd.kd.regions import inside_any
 from yoloxkd.nn.assigners.atss import TOPK, atss_match, near_misses
 from yoloxkd.nn.assigners.match import Positives
+from yoloxkd.ops.points import within_content
 from yoloxkd.types import Batch, DenseOutput
 
 

@@ -17,8 +17,9 @@ from yoloxkd.kd.attention import spatial_attention
 from yoloxkd.kd.base import Context, Distiller, KDConfig
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.kd.regions import COVARIANCE_EPS, Order, Predictions, Strategy, inside_any, pgd_weights, within_content
+from yoloxkd.kd.regions import COVARIANCE_EPS, Order, Predictions, Strategy, inside_any, pgd_weights
 from yoloxkd.kd.summaries import local_error_and_attention
+from yoloxkd.ops.points import within_content
 from yoloxkd.types import Batch, DenseOutput
 
 Branch = Literal["neck", "cls", "reg"]

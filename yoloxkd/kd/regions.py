@@ -53,12 +53,6 @@ def inside_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
-def within_content(points: Tensor, content: Tensor) -> Tensor:
-    """(A, 2) points, (B, 4) picture area -> (B, A) bool; the left and top edge belong to the picture."""
-    x, y = points[:, 0], points[:, 1]
-    return (x >= content[:, 0:1]) & (y >= content[:, 1:2]) & (x < content[:, 2:3]) & (y < content[:, 3:4])
-
-
 @torch.no_grad()
 @without_autocast
 def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, ...]) -> Tensor:

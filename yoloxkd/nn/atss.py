@@ -94,8 +94,8 @@ class ATSS(FPNDetector):
     def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
         """Training losses over the batch; n is its number of positives, where an image without any counts as 1.
 
-        cls     focal loss of every location and class, divided by n. A location in an ignore region (`targets.ignore`)
-                that is not positive is left out
+        cls     focal loss of every location and class, divided by n. A location in an ignore region or in padding
+                (`targets.ignore`, `targets.content`) that is not positive is left out
         box     2 (1 - GIoU) of positives weighted by the centre-ness they should have, divided by the sum of the weights
                 (at least 1)
         centre  binary cross entropy of positives' centre-ness, divided by n

@@ -125,8 +125,8 @@ class FCOS(FPNDetector):
     def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
         """Training losses over the batch; n is its number of positives, at least 1.
 
-        cls     focal loss of every location and class, divided by n. A location in an ignore region (`targets.ignore`)
-                that is not positive is left out
+        cls     focal loss of every location and class, divided by n. A location in an ignore region or in padding
+                (`targets.ignore`, `targets.content`) that is not positive is left out
         box     `box_loss` of positives weighted by the centre-ness they should have, divided by the sum of the weights.
                 Boxes are compared in the unit of `box_raw`
         centre  binary cross entropy of positives' centre-ness, divided by n

@@ -18,7 +18,7 @@ from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
 from yoloxkd.nn.necks import FPN
 from yoloxkd.nn.timm_backbone import Style, TimmBackbone, grey, input_convention
-from yoloxkd.ops.points import centres_inside
+from yoloxkd.ops.points import centres_inside, within_content
 from yoloxkd.types import DenseOutput, Targets
 
 PRIOR = 0.01
@@ -197,6 +197,8 @@ class FPNDetector(DenseDetector):
         """The head on the FPN's maps of an input of `image_size` (H, W) px."""
 
     def ignored(self, match: Match, targets: Targets, out: DenseOutput, offset: float) -> Tensor:
-        """(B, A) bool: locations in an ignore region that answer for no box; they are no background."""
+        """(B, A) bool: locations in an ignore region or in padding that answer for no box; they are no background."""
         inside = centres_inside(targets.boxes, targets.ignore, out.sizes, out.levels, offset)
+        if targets.content is not None:
+            inside = inside | ~within_content(out.points, targets.content)
         return inside & ~match.fg

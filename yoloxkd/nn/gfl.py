@@ -124,7 +124,8 @@ class GFL(FPNDetector):
         """Training losses over the batch.
 
         cls  quality focal loss of every location and class, divided by the number of positives, where an image without
-             any counts as 1. A location in an ignore region (`targets.ignore`) that is not positive is left out
+             any counts as 1. A location in an ignore region or in padding (`targets.ignore`, `targets.content`) that is
+             not positive is left out
         box  2 (1 - GIoU), and dfl: 0.25 times the mean over the sides of the distribution focal loss, of positives,
              both weighted by the location's largest class probability and divided by the sum of these weights (at least 1)
         """

@@ -17,7 +17,7 @@ from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
 from yoloxkd.nn.necks import PAFPN
 from yoloxkd.ops.boxes import to_centre, to_corners
 from yoloxkd.ops.losses import full_precision, soft_class_loss, squared_iou_loss
-from yoloxkd.ops.points import centres_inside, compact, locations
+from yoloxkd.ops.points import centres_inside, compact, locations, within_content
 from yoloxkd.types import DenseOutput, Targets
 
 PRIOR = 1e-2
@@ -168,7 +168,8 @@ class YOLOX(DenseDetector):
         Each is a sum over the batch divided by the batch's number of positives (at least 1):
         box  5 (1 - IoU²) of positives
         obj  binary cross entropy of every cell, target 1 on positives. A cell whose centre lies inside an ignore
-             region (`targets.ignore`) and that is not positive is left out; the release knows no such regions.
+             region (`targets.ignore`) or in padding (outside `targets.content`) and that is not positive is left out;
+             the release knows no such regions and trains padding as background.
         cls  binary cross entropy of positives, target one-hot times the overlap with the matched box
         l1   |box_raw - code of the matched box| of positives
         """
@@ -183,8 +184,10 @@ class YOLOX(DenseDetector):
         assert out.quality is not None
         logits = full_precision(out.quality)
         loss = F.binary_cross_entropy_with_logits(logits, match.fg.to(logits.dtype), reduction="none")
-        ignored = centres_inside(targets.boxes, targets.ignore, out.sizes, out.levels) & ~match.fg
-        return loss.masked_fill(ignored, 0).sum()
+        ignored = centres_inside(targets.boxes, targets.ignore, out.sizes, out.levels)
+        if targets.content is not None:
+            ignored = ignored | ~within_content(out.points, targets.content)
+        return loss.masked_fill(ignored & ~match.fg, 0).sum()
 
     def _positives(self, out: DenseOutput, targets: Targets, match: SimOTAMatch) -> dict[str, Tensor]:
         """Sums over positive cells, gathered into as many slots as the boxes can have positives."""

@@ -65,3 +65,9 @@ def centres_inside(
         covered = table.view(-1, h + 1, w + 1).cumsum(1).cumsum(2)[:, :h, :w] > 0
         inside.append(covered.flatten(1))
     return torch.cat(inside, dim=1)
+
+
+def within_content(points: Tensor, content: Tensor) -> Tensor:
+    """(A, 2) points, (B, 4) picture area -> (B, A) bool; the left and top edge belong to the picture."""
+    x, y = points[:, 0], points[:, 1]
+    return (x >= content[:, 0:1]) & (y >= content[:, 1:2]) & (x < content[:, 2:3]) & (y < content[:, 3:4])

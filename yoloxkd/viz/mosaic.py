@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from yoloxkd.data.records import DetectionData
-from yoloxkd.data.transforms import fit, letterbox
-from yoloxkd.types import Detections, Predictor
+from yoloxkd.data.transforms import fit_size, network_input
+from yoloxkd.types import Detections, ImageSize, Predictor
 from yoloxkd.viz.draw import draw_boxes, draw_detections
 
 _PAPER = 245
@@ -49,7 +49,13 @@ def truth_beside_prediction(
 
 
 def draw_comparison(
-    predictor: Predictor, data: DetectionData, indices: Iterable[int], imgsz: int, output: Path, *, cell: int = 416
+    predictor: Predictor,
+    data: DetectionData,
+    indices: Iterable[int],
+    imgsz: ImageSize,
+    output: Path,
+    *,
+    cell: int = 416,
 ) -> Path:
     """Write a sheet of some images of a data set: ground truth beside what `predictor` finds at `imgsz` px.
 
@@ -60,8 +66,8 @@ def draw_comparison(
     images, truths, predictions = [], [], []
     for index in indices:
         picture = data.read(index)
-        boxed, scale, left, top = letterbox(picture, (imgsz, imgsz), predictor.pad_value)
-        _, height, width = fit(picture.shape[0], picture.shape[1], (imgsz, imgsz))
+        boxed, scale, left, top = network_input(picture, imgsz, predictor.stride, predictor.pad_value)
+        _, height, width = fit_size(picture.shape[0], picture.shape[1], imgsz)
         corner = np.array([left, top, left, top], dtype=np.float32)
         x, y = int(left), int(top)
         images.append(boxed[y : y + height, x : x + width])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from yoloxkd.data.records import DetectionData
-from yoloxkd.data.transforms import letterbox
+from yoloxkd.data.transforms import network_input
 from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.engine.evaluate import TorchPredictor, to_original
 from yoloxkd.engine.events import Callback, State
@@ -47,7 +47,7 @@ class Plots(Callback):
         for i in range(min(PICTURES, len(self.val))):
             pixels = self.val.read(i)
             boxes, labels, _ = self.val.annotations(i)
-            boxed, scale, left, top = letterbox(pixels, (size, size), predictor.pad_value)
+            boxed, scale, left, top = network_input(pixels, size, predictor.stride, predictor.pad_value)
             found = predictor(torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1))[None]))[0]
             meta = ImageMeta(0, "", pixels.shape[0], pixels.shape[1], scale, left, top)
             images.append(pixels)

@@ -45,7 +45,8 @@ def atss_match(
     """Match anchors to boxes: reads boxes and mask of `targets`.
 
     points (A, 2) px, the anchors' centres; strides (A,) px; sizes L x (h, w).
-    area  (B, 2) height and width px of each image inside the batch; anchors with their centre beyond it take no part
+    area  (B, 2) height and width px of each image inside the batch; anchors with their centre beyond it take no part.
+          None: `targets.content` says it, where it is given
 
     Candidates of a box are the `topk` anchors of each level with the nearest centres. Those with an overlap of at least
     the mean plus the standard deviation (n - 1) of all candidates' overlaps, and with their centre inside the box, are
@@ -55,6 +56,7 @@ def atss_match(
     if rows == 0:
         return no_match(images, points.shape[0], points.device)
     largest = max(h * w for h, w in sizes)
+    area = _picture(targets) if area is None else area
     parts = []
     for part in image_parts(images, rows * largest, points.device, budget):
         usable = None if area is None else within(points, area[part])
@@ -84,15 +86,22 @@ def near_misses(
     out = points.new_zeros(images, points.shape[0], dtype=full_precision(targets.boxes).dtype)
     if rows == 0:
         return out
+    area = _picture(targets)
     for part in image_parts(images, rows * points.shape[0], points.device, budget):
         boxes, mask = full_precision(targets.boxes[part]), targets.mask[part]
         at = points.to(boxes.dtype)
-        threshold = _statistics(at, strides, sizes, boxes, mask, topk, None)[3]
+        usable = None if area is None else within(points, area[part])
+        threshold = _statistics(at, strides, sizes, boxes, mask, topk, usable)[3]
         anchors, gt = square_anchors(at, strides.to(boxes.dtype)), boxes.unsqueeze(2)
         distance = paired_diou(anchors, gt, MIN_UNION)
         near = (distance < threshold) & (distance >= low * threshold) & mask.unsqueeze(-1)
         out[part] = (paired_iou(anchors, gt, MIN_UNION) * near).amax(1)
     return out
+
+
+def _picture(targets: Targets) -> Tensor | None:
+    """(B, 2) height and width px of the pictures inside the batch; None: padding is not told apart."""
+    return None if targets.content is None else targets.content[:, [3, 2]]
 
 
 def _match(

@@ -50,7 +50,7 @@ class SimOTAMatch:
 
 @torch.no_grad()
 def simota(out: DenseOutput, targets: Targets, *, budget: int | None = None) -> SimOTAMatch:
-    """Match cells to boxes: reads cls_logits, quality and boxes of `out`, and boxes, labels and mask of `targets`.
+    """Match cells to boxes: reads cls_logits, quality and boxes of `out`, and boxes, labels, mask and content of `targets`.
 
     Images without boxes, and batches with G = 0, have no positives. `budget` bounds the memory (default: BUDGET of the
     device, and at least one image); it changes nothing in the result. `out.quality` holds objectness logits.
@@ -75,7 +75,13 @@ def simota(out: DenseOutput, targets: Targets, *, budget: int | None = None) -> 
                     out.quality[part],
                     full_precision(out.boxes[part]),
                     Targets(targets.boxes[part], targets.labels[part], targets.mask[part], targets.ignore[part]),
-                    *_near_cells(targets.boxes[part], targets.mask[part], out.sizes, out.levels),
+                    *_near_cells(
+                        targets.boxes[part],
+                        targets.mask[part],
+                        out.sizes,
+                        out.levels,
+                        None if targets.content is None else targets.content[part],
+                    ),
                     slots,
                 )
             )
@@ -85,9 +91,9 @@ def simota(out: DenseOutput, targets: Targets, *, budget: int | None = None) -> 
 
 
 def _near_cells(
-    boxes: Tensor, mask: Tensor, sizes: Sequence[tuple[int, int]], levels: Sequence[int]
+    boxes: Tensor, mask: Tensor, sizes: Sequence[tuple[int, int]], levels: Sequence[int], content: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The cells near each box: index (B, G, 9 L) into A, and whether that entry is one."""
+    """The cells near each box: index (B, G, 9 L) into A, and whether that entry is one; padding beyond `content` has none."""
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     around = torch.arange(-1, 2, device=boxes.device)
     indices, valid, first = [], [], 0
@@ -97,6 +103,8 @@ def _near_cells(
         close = ((at + 0.5) * stride - centre.unsqueeze(-1)).abs() < RADIUS * stride
         limit = torch.tensor([[w], [h]], device=boxes.device)
         close &= (at >= 0) & (at < limit)
+        if content is not None:
+            close &= (at + 0.5) * stride < content[:, None, 2:, None]
         x, y = at.long().unbind(-2)
         indices.append((first + y.unsqueeze(-1) * w + x.unsqueeze(-2)).flatten(-2))
         valid.append((close[..., 1, :, None] & close[..., 0, None, :]).flatten(-2))

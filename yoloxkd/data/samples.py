@@ -1,0 +1,131 @@
+"""Samples: what one index of a split becomes. A training sample is a pure function of (seed, epoch, index, strong)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from torch.utils.data import Dataset
+
+from yoloxkd.config.augment import Augment
+from yoloxkd.data.mosaic import mixup, mosaic
+from yoloxkd.data.order import Key
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.transforms import Color, Sample, colour, fit_size, flip, letterbox, worth_training
+from yoloxkd.errors import UserError
+from yoloxkd.types import ImageMeta, ImageSize
+
+GREY: Color = (114, 114, 114)
+
+
+@dataclass
+class TrainSamples(Dataset[Sample | UserError]):
+    """Augmented samples of a split by (epoch, index, strong).
+
+    strong   mosaic and mixup, by their probabilities; without it, and where no mosaic is drawn: letterbox, colour, flip
+    imgsz    size of the network input; samples of a pair are as large as their picture, not padded
+    A picture that cannot be read is given back as its UserError: raised, it would lose its sentence between processes.
+    """
+
+    data: DetectionData
+    imgsz: ImageSize
+    augment: Augment
+    seed: int
+    pad_value: Color = GREY
+
+    def __post_init__(self) -> None:
+        counts = np.bincount(np.repeat(np.arange(len(self.data)), np.diff(self.data.offsets)), ~self.data.crowd)
+        self.with_boxes = np.flatnonzero(counts)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: Key) -> Sample | UserError:
+        epoch, index, strong = key
+        rng = np.random.default_rng((self.seed, epoch, index, int(strong)))
+        try:
+            if isinstance(self.imgsz, tuple):
+                size = self._drawn_size(self.imgsz, rng)
+                sample = resized(self.data, index, size)
+            elif strong and rng.random() < self.augment.mosaic:
+                sample = self._mosaic(index, self.imgsz, rng)
+            else:
+                sample = plain(self.data, index, self.imgsz, self.pad_value)
+        except UserError as error:
+            return error
+        sample.image = colour(sample.image, self.augment, rng)
+        if rng.random() < self.augment.flip:
+            self._flip(sample)
+        keep = worth_training(sample.boxes, np.zeros(len(sample.boxes)))
+        sample.boxes, sample.labels, sample.crowd = sample.boxes[keep], sample.labels[keep], sample.crowd[keep]
+        return sample
+
+    def _drawn_size(self, sides: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+        """The pair with the short side that the recipe draws for a picture."""
+        choices = self.augment.short_sides
+        if not choices:
+            return sides
+        short = rng.integers(choices[0], choices[1] + 1) if len(choices) == 2 else rng.choice(choices)
+        return int(short), sides[1]
+
+    def _mosaic(self, index: int, side: int, rng: np.random.Generator) -> Sample:
+        others = rng.integers(0, len(self.data), 3).tolist()
+        sample = mosaic(self.data, [index, *others], (side, side), self.augment, self.pad_value, rng)
+        if len(self.with_boxes) and rng.random() < self.augment.mixup:
+            other = int(rng.choice(self.with_boxes))
+            sample = mixup(sample, self.data, other, self.augment, self.pad_value, rng)
+        return sample
+
+    @staticmethod
+    def _flip(sample: Sample) -> None:
+        """Mirror the picture within its content, so that padding stays at the right and at the bottom."""
+        width, height = int(sample.content[2]), int(sample.content[3])
+        part, sample.boxes = flip(sample.image[:height, :width], sample.boxes, width)
+        sample.image[:height, :width] = part
+
+
+@dataclass
+class EvalSamples(Dataset[Sample | UserError]):
+    """Samples of a split by index, resized and nothing else; `padded`: letterboxed into a square `imgsz`."""
+
+    data: DetectionData
+    imgsz: ImageSize
+    pad_value: Color = GREY
+    padded: bool = True
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample | UserError:
+        try:
+            if self.padded and isinstance(self.imgsz, int):
+                return plain(self.data, index, self.imgsz, self.pad_value)
+            return resized(self.data, index, self.imgsz)
+        except UserError as error:
+            return error
+
+
+def plain(data: DetectionData, index: int, side: int, pad_value: Color) -> Sample:
+    """One picture letterboxed into a square, with its boxes. UserError: it cannot be read."""
+    image, scale, _, _ = letterbox(data.read(index), (side, side), pad_value)
+    height, width = data.sizes[index].tolist()
+    return _placed(data, index, image, scale, (int(height * scale), int(width * scale)))
+
+
+def resized(data: DetectionData, index: int, imgsz: ImageSize) -> Sample:
+    """One picture at its own size for inputs of `imgsz`, not padded. UserError: it cannot be read."""
+    image = data.read(index)
+    scale, height, width = fit_size(image.shape[0], image.shape[1], imgsz)
+    if image.shape[:2] != (height, width):
+        image = np.asarray(cv2.resize(image, (width, height)))
+    return _placed(data, index, image, scale, (height, width))
+
+
+def _placed(data: DetectionData, index: int, image: np.ndarray, scale: float, shown: tuple[int, int]) -> Sample:
+    """The sample of a picture scaled and put at the top left, where it takes `shown` (height, width) px."""
+    height, width = data.sizes[index].tolist()
+    boxes, labels, crowd = data.annotations(index)
+    content = np.array([0, 0, shown[1], shown[0]], np.float32)
+    meta = ImageMeta(int(data.image_ids[index]), data.paths[index], height, width, scale)
+    return Sample(image, (boxes * scale).astype(np.float32), labels, crowd, content, meta)
