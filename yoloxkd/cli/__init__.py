@@ -95,7 +95,7 @@ def val(
     json_file: JsonOption = None,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="val.conf, val.iou, val.max_det, val.backend.")
+        list[str] | None, typer.Option("--set", help="val.conf, val.iou, val.max_det, val.rect, val.backend.")
     ] = None,
 ) -> None:
     """Measure a model on a data set: the COCO metrics, or CrowdHuman's on data of that format."""

@@ -177,14 +177,10 @@ class Fit:
         for group in state.optimizer.param_groups:
             group["lr"] = state.lr * group.get("lr_factor", 1.0)
         self._call("on_batch_start")
-<<<<<<< HEAD
         with memory_advice(
-            f"a training step of {recipe.train.batch} images of {size} px",
+            f"a training step of {recipe.train.batch} images of {batch.images.shape[2]}x{batch.images.shape[3]} px",
             "lower --batch or --imgsz, or use --amp bf16",
         ):
-=======
-        with _memory_advice(batch):
->>>>>>> b329937 (Inputs of two sides for FPN detectors: the short-side rule, batches of one orientation, padding that no assigner sees, rectangular evaluation)
             state.losses = self.step(state.batch)
             self._call("on_losses")
             total = torch.stack([v.float() for v in state.losses.values()]).sum()
@@ -238,20 +234,6 @@ def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 @contextmanager
-<<<<<<< HEAD
-=======
-def _memory_advice(batch: Batch) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        images, _, height, width = batch.images.shape
-        raise UserError(
-            f"out of device memory in a step of {images} images of {height}x{width} px; lower --batch or --imgsz, or use --amp"
-        ) from error
-
-
-@contextmanager
->>>>>>> b329937 (Inputs of two sides for FPN detectors: the short-side rule, batches of one orientation, padding that no assigner sees, rectangular evaluation)
 def _signals(note: Callable[[int], None], watched: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the run after the current step; handlers are put back afterwards."""
     try:
