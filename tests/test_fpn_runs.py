@@ -89,8 +89,8 @@ def test_a_resumed_run_trains_what_was_trained(toy: Path, tmp_path: Path) -> Non
     """The stop comes after the backbone's freezing was lifted: the resumed run must lift it too, and end the same."""
 
     class Stop(Callback):
-        def on_epoch_end(self, state: State) -> None:
-            if state.epoch == 0:
+        def on_epoch_start(self, state: State) -> None:
+            if state.epoch == 1:
                 shutil.copytree(state.out, tmp_path / "cut", dirs_exist_ok=True)
 
     keys = {"student": "fcos-r50", "data": str(toy), "epochs": 2, "batch": 4, "imgsz": 64, "device": "cpu"}
