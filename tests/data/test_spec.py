@@ -103,7 +103,7 @@ def test_unknown_names_and_files(tmp_path: Path) -> None:
 def test_coco_that_is_not_on_disk_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "coco" in cfg_names("data")
-    with pytest.raises(UserError, match=r"datasets/coco; to get it, unpack train2017\.zip .* use 'shapes'"):
+    with pytest.raises(UserError, match=r"datasets/coco; to get it, run .*unpack train2017\.zip .* use 'shapes'"):
         find_data("coco")
     (tmp_path / "datasets" / "coco").mkdir(parents=True)
     spec = find_data("coco")

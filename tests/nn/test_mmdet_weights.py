@@ -14,9 +14,9 @@ from torch import Tensor
 
 from yoloxkd.build.models import open_model, read_weights
 from yoloxkd.build.recipes import resolve
+from yoloxkd.download import fetch
 from yoloxkd.errors import UserError
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.download import fetch
 from yoloxkd.nn.mmdet_files import AT_COCO, ZOO
 from yoloxkd.nn.mmdet_weights import dense_state, our_key
 from yoloxkd.nn.published import PUBLISHED, Published

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml, validate
+from yoloxkd.download import cache_folder, fetch
 from yoloxkd.engine.checkpoint import file_digest, is_own
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.nn.download import cache_folder, fetch
 from yoloxkd.nn.mmdet_weights import dense_state
 from yoloxkd.nn.weights import PUBLISHED, LoadReport, load_checkpoint_file, load_into, official_state
 from yoloxkd.types import ImageSize

@@ -11,6 +11,7 @@ os.environ.setdefault("TYPER_USE_RICH", "0")  # plain help: a third of the start
 
 import typer
 
+from yoloxkd.cli import data as data_commands
 from yoloxkd.errors import UserError
 from yoloxkd.version import __version__
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a detector under the guidance of a better one, and export it as a file proven to be the same model.",
 )
+
+app.add_typer(data_commands.app, name="data")
 
 ModelArgument = Annotated[
     str | None, typer.Argument(help="Model name, checkpoint or .onnx. Default: best of the newest run.")
@@ -100,7 +103,8 @@ def val(
 ) -> None:
     """Measure a model on a data set: the COCO metrics, or CrowdHuman's on data of that format."""
     from yoloxkd.api import Detector
-    from yoloxkd.cli.report import metrics_table, val_options, write_json
+    from yoloxkd.cli.report import metrics_table, val_options
+    from yoloxkd.cli.tables import write_json
 
     options = val_options(set_ or ())
     detector = Detector(model, device or "auto")

@@ -12,7 +12,7 @@ import cv2
 
 from yoloxkd.api import Detector
 from yoloxkd.build.models import model_names
-from yoloxkd.cli.report import write_json
+from yoloxkd.cli.tables import write_json
 from yoloxkd.data.images import IMAGE_SUFFIXES, read_image
 from yoloxkd.errors import UserError
 from yoloxkd.viz.draw import draw_detections

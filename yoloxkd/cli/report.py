@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from yoloxkd.api import default_size
 from yoloxkd.build.models import architecture, build_detector, model_names, open_model, read_weights
 from yoloxkd.build.recipes import recipe_file, resolve
+from yoloxkd.cli.tables import render, table
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
 from yoloxkd.config.recipe import ValSection
 from yoloxkd.data.transforms import largest_input
-from yoloxkd.engine.atomic import write_text
+from yoloxkd.download import cache_folder
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.metrics.measure import overall
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.nn.download import cache_folder
 from yoloxkd.nn.weights import PUBLISHED
 from yoloxkd.types import ImageSize
-
-
-def render(table: Table) -> str:
-    """A rich table as text."""
-    console = Console(file=io.StringIO(), width=110)
-    console.print(table)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], **options: Any) -> str:
-    table = Table(box=None, pad_edge=False, header_style="bold", **options)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return render(table)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
@@ -54,12 +35,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     whole = overall(metrics)
     rows = [[name, *shown(values)] for name, values in metrics["per_class"].items()]
     columns: Mapping[str, float] = next(iter(metrics["per_class"].values()), {})
-    return _table(list(whole), [shown(whole)]) + "\n" + _table(["class", *columns], rows)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, making the folder; a path that cannot be written is a UserError."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    return table(list(whole), [shown(whole)]) + "\n" + table(["class", *columns], rows)
 
 
 def val_options(sets: Sequence[str]) -> dict[str, Any]:

@@ -95,7 +95,9 @@ def validate(
         if fault["type"] == "missing":
             raise UserError(f"the {where} lacks the key '{key}'") from error
         reason = fault["msg"].removeprefix("Value error, ")
-        if isinstance(fault["input"], Mapping):  # a rule about several keys of a section; its sentence names them
+        if isinstance(fault["input"], Mapping) and key not in leaves(
+            model, prefix
+        ):  # a rule about several keys of a section; its sentence names them
             raise UserError(f"the {where}: {reason}") from error
         raise UserError(
             f"key '{key}' in the {where}: {reason[0].lower() + reason[1:]}, got {fault['input']!r}"

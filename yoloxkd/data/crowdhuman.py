@@ -7,7 +7,7 @@ that shows, and of the head. A box with another tag than `person`, or with `extr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,4 +116,33 @@ def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> 
     return read_crowdhuman(source.images[0], source.annotations[0], names, split, faults)
 
 
-CROWDHUMAN = Format(_read, names=(PERSON,))
+def write_crowdhuman(data: DetectionData, files: Sequence[str], folder: Path) -> dict[str, str]:
+    """annotation_<split>.odgt for pictures Images/<file>; the box is `fbox`, as annotated."""
+    boxes = data.boxes if data.unclipped is None else data.unclipped
+    columns = {"fbox": boxes, "vbox": data.visible, "hbox": data.head_boxes}
+    hard = np.zeros(len(boxes), bool) if data.difficult is None else data.difficult
+    lines = []
+    for i, file in enumerate(files):
+        found: list[dict[str, Any]] = []
+        for row in range(int(data.offsets[i]), int(data.offsets[i + 1])):
+            ignore = bool(data.crowd[row])
+            box: dict[str, Any] = {"tag": MASK if ignore and not hard[row] else PERSON}
+            for key, column in columns.items():
+                if column is not None and np.isfinite(column[row]).all():
+                    x1, y1, x2, y2 = column[row].tolist()
+                    box[key] = [round(v, 9) for v in (x1, y1, x2 - x1, y2 - y1)]
+            found.append(box | {"extra": {"box_id": len(found), "ignore": int(ignore)}})
+        lines.append(json.dumps({"ID": Path(file).stem, "gtboxes": found}) + "\n")
+    (folder / f"annotation_{data.split}.odgt").write_text("".join(lines), encoding="utf-8")
+    return {"images": "Images", "annotations": f"annotation_{data.split}.odgt"}
+
+
+CROWDHUMAN = Format(
+    _read,
+    write_crowdhuman,
+    names=(PERSON,),
+    pictures="Images",
+    one_folder=True,
+    keeps=frozenset({"regions", "difficult", "unclipped", "visible", "heads"}),
+    most_classes=1,
+)

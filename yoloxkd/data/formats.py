@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from yoloxkd.data.faults import Faults
 from yoloxkd.data.records import DetectionData
@@ -35,10 +36,22 @@ class Format:
     optional  further keys that it reads
     several   keys that may name more than one file or folder
     names     class names of a data YAML that gives none
+
+    write         (the split, its pictures' names, folder of the data set) -> the split's entry in a data YAML
+    pictures      folder of a split's pictures
+    one_folder    whether all splits share that folder
+    keeps         what it can hold beside boxes and classes: regions and difficult (to be ignored), areas, unclipped,
+                  visible, heads, names, numbers
+    most_classes  how many classes it can hold
     """
 
     read: Callable[[SplitSource, list[str], str, Faults], DetectionData]
+    write: Callable[[DetectionData, Sequence[str], Path], Any]
     required: tuple[str, ...] = ("images", "annotations")
     optional: tuple[str, ...] = ()
     several: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    pictures: str = "images/{split}"
+    one_folder: bool = False
+    keeps: frozenset[str] = frozenset()
+    most_classes: int = 10**6

@@ -30,6 +30,10 @@ _REDUCED = {
 }
 
 
+class WrongSize(UserError):
+    """A picture has another size than its annotation file says."""
+
+
 def read_image(path: str, size: tuple[int, int] | None = None, reduce: int = 1) -> tuple[np.ndarray, int]:
     """The picture as uint8 (h, w, 3) RGB, and the factor it was really reduced by.
 
@@ -43,6 +47,13 @@ def read_image(path: str, size: tuple[int, int] | None = None, reduce: int = 1) 
         content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
+    return decode_image(content, path, size, reduce)
+
+
+def decode_image(
+    content: bytes, path: str, size: tuple[int, int] | None = None, reduce: int = 1
+) -> tuple[np.ndarray, int]:
+    """As `read_image`, of a file's bytes; `path` is for the sentences. WrongSize: the picture has another size."""
     if fault := _fault_of_content(content):
         raise UserError(f"the image {path} {fault}; replace it or take it out of the data set")
     decode = _decoder(content)
@@ -58,7 +69,7 @@ def read_image(path: str, size: tuple[int, int] | None = None, reduce: int = 1) 
         if image.shape[:2] != wanted:
             found = f"{upright[1] * reduce}x{upright[0] * reduce}"
             said = f"{size[1]}x{size[0]}"
-            raise UserError(f"the image {path} is {found} px but its annotation file says {said}; correct one of them")
+            raise WrongSize(f"the image {path} is {found} px but its annotation file says {said}; correct one of them")
     return image, reduce
 
 

@@ -105,6 +105,13 @@ class DetectionData:
             **rows,
         )
 
+    def take(self, rows: np.ndarray) -> DetectionData:
+        """The same images with the boxes `rows` (M,) bool alone."""
+        columns = {name: getattr(self, name) for name in _BOX_COLUMNS}
+        kept: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
+        counts = np.bincount(self.image_of_box()[rows], minlength=len(self))
+        return replace(self, offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), **kept)
+
     def categories(self) -> list[int]:
         """The file's own number of each class, label + 1 where the format has none."""
         return list(range(1, len(self.names) + 1)) if self.category_ids is None else self.category_ids.tolist()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
+from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -189,9 +190,39 @@ def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> 
     return read_voc(source.images, source.annotations, source.lists, names, split, faults)
 
 
+def write_voc(data: DetectionData, files: Sequence[str], folder: Path) -> dict[str, str]:
+    """Annotations/<name>.xml for pictures JPEGImages/<file>, and ImageSets/Main/<split>.txt. What is to be ignored is
+    written as difficult. Corners that are no whole pixels keep their decimals."""
+    xml, listed = folder / "Annotations", folder / "ImageSets" / "Main" / f"{data.split}.txt"
+    for place in (xml, listed.parent):
+        place.mkdir(parents=True, exist_ok=True)
+    for i, file in enumerate(files):
+        height, width = data.sizes[i].tolist()
+        boxes, labels, crowd = data.annotations(i)
+        rows = zip((boxes + (1.0, 1.0, 0.0, 0.0)).round(9).tolist(), labels.tolist(), crowd.tolist(), strict=True)
+        objects = [_object(data.names[label], box, ignore) for box, label, ignore in rows]
+        size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+        head = f"<filename>{escape(file)}</filename>\n\t{size}"
+        text = f"<annotation>\n\t{head}\n{''.join(objects)}</annotation>\n"
+        (xml / file).with_suffix(".xml").write_text(text, encoding="utf-8")
+    listed.write_text("".join(f"{Path(file).stem}\n" for file in files), encoding="utf-8")
+    return {"list": f"ImageSets/Main/{data.split}.txt"}
+
+
+def _object(name: str, corners: Sequence[float], difficult: bool) -> str:
+    values = [str(int(v)) if v == int(v) else repr(v) for v in corners]
+    box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in zip(CORNERS, values, strict=True))
+    said = f"<name>{escape(name)}</name><difficult>{int(difficult)}</difficult>"
+    return f"\t<object>{said}<bndbox>{box}</bndbox></object>\n"
+
+
 VOC = Format(
     _read,
+    write_voc,
     required=(),
     optional=("images", "annotations", "list"),
     several=("images", "annotations", "list"),
+    pictures="JPEGImages",
+    one_folder=True,
+    keeps=frozenset({"difficult", "names"}),
 )

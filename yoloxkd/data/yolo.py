@@ -164,4 +164,26 @@ def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> 
     return read_yolo(source.images, labels, names, split, source.root, faults)
 
 
-YOLO = Format(_read, required=("images",), optional=("labels",), several=("images",))
+def write_yolo(data: DetectionData, files: Sequence[str], folder: Path) -> str:
+    """A label file under labels/<split> for each picture images/<split>/<file>; what is to be ignored is left out."""
+    labels = folder / "labels" / data.split
+    labels.mkdir(parents=True, exist_ok=True)
+    scale = data.sizes[:, [1, 0]].astype(np.float64)
+    for i, file in enumerate(files):
+        boxes, classes, crowd = data.annotations(i)
+        low, high = boxes[:, :2] / scale[i], boxes[:, 2:] / scale[i]
+        values = np.concatenate([(low + high) / 2, high - low], axis=1)[~crowd].tolist()
+        rows = zip(classes[~crowd].tolist(), values, strict=True)
+        text = "".join(f"{label} {' '.join(repr(v) for v in row)}\n" for label, row in rows)
+        (labels / file).with_suffix(".txt").write_text(text, encoding="utf-8")
+    return f"images/{data.split}"
+
+
+YOLO = Format(
+    _read,
+    write_yolo,
+    required=("images",),
+    optional=("labels",),
+    several=("images",),
+    keeps=frozenset({"names"}),
+)

@@ -2,23 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from yoloxkd.download import Published
 from yoloxkd.nn.mmdet_files import AT_COCO, ZOO
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One published checkpoint.
-
-    url, filename   where it is, and its name in the cache folder
-    size, sha256    bytes and hex digest (or its beginning) where they are known; a download is checked against them
-    """
-
-    url: str
-    filename: str
-    size: int | None = None
-    sha256: str | None = None
 
 
 def _zoo_file(name: str) -> Published:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml
+from yoloxkd.download import Published
 from yoloxkd.errors import UserError
 from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.nn.published import PUBLISHED, Published
+from yoloxkd.nn.published import PUBLISHED
 
 __all__ = [
     "PUBLISHED",

@@ -1,4 +1,4 @@
-"""Fetches published weights into a cache folder: resumable, checked, and never half there."""
+"""Fetches published files: resumable, checked, and never half there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
@@ -13,7 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from yoloxkd.errors import UserError
-from yoloxkd.nn.published import Published
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One published file.
+
+    url, filename  where it is, and its name in the folder it is kept in
+    size           bytes, where they are known
+    sha256, md5    hex digest (or its beginning), where one is known; a download is checked against it
+    """
+
+    url: str
+    filename: str
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+
 
 CHUNK = 1 << 18
 TIMEOUT = 30  # seconds without an answer
@@ -26,7 +43,7 @@ def cache_folder() -> Path:
 
 
 def fetch(published: Published, cache_dir: Path | None = None) -> Path:
-    """The local file of published weights, downloaded when it is not there yet.
+    """The local file of something published, in `cache_dir` (default: `cache_folder()`), downloaded when it is not there.
 
     A file of that name put into the folder by hand is used, after the same checks of size and digest. The download goes
     to `<filename>.part`, continues there after an interruption, and gets its name only when it is complete and right.
@@ -42,6 +59,8 @@ def fetch(published: Published, cache_dir: Path | None = None) -> Path:
     except OSError as error:
         raise UserError(
             f"cannot make the cache folder {folder} ({error.strerror}); set YOLOXKD_HOME to one that can be written"
+            if cache_dir is None
+            else f"cannot make the folder {folder} ({error.strerror})"
         ) from error
     part = folder / f"{published.filename}.part"
     try:
@@ -122,8 +141,9 @@ def _check(file: Path, published: Published, remedy: str) -> None:
     size = file.stat().st_size
     if published.size is not None and size != published.size:
         raise UserError(f"{file} has {size} bytes instead of {published.size}; {remedy}")
-    if published.sha256 is not None:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if not digest.startswith(published.sha256):
-            raise UserError(f"{file} has the sha256 {digest} instead of {published.sha256}; {remedy}")
+    for kind, wanted in (("sha256", published.sha256), ("md5", published.md5)):
+        if wanted is not None:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, kind).hexdigest()
+            if not digest.startswith(wanted):
+                raise UserError(f"{file} has the {kind} {digest} instead of {wanted}; {remedy}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from yoloxkd.download import Published, cache_folder, fetch
 from yoloxkd.errors import UserError
-from yoloxkd.nn.download import cache_folder, fetch
-from yoloxkd.nn.published import Published
 
 CONTENT = bytes(range(256)) * 2000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -70,13 +70,19 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server() as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with serving(monkeypatch) as server:
+        yield server
 
 
 def published(server: Server, size: int | None = None, sha256: str | None = None) -> Published:
@@ -156,10 +162,13 @@ def test_offline_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.
     assert left(tmp_path) == []
 
 
-def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, server: Server) -> None:
+def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="YOLOXKD_HOME"):
+    with pytest.raises(UserError, match="cannot make the folder"):
         fetch(published(server), tmp_path / "file" / "cache")
+    monkeypatch.setenv("YOLOXKD_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(UserError, match="YOLOXKD_HOME"):
+        fetch(published(server))
 
 
 def test_the_cache_folder_is_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,128 @@
+"""Everything that is wrong with a data set, for `yoloxkd data check`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.images import WrongSize, decode_image, in_threads
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.spec import DataSpec, load_split
+from yoloxkd.errors import UserError
+
+MISSING = "images that are missing"
+UNREADABLE = "images that cannot be read"
+OTHER_SIZE = "images of another size than their annotations say"
+TWICE = "images that are in the split before, byte for byte"
+NO_SPLIT = "split that cannot be read"
+LEAK = "images that are in another split too, byte for byte"
+
+
+@dataclass(slots=True)
+class SplitReport:
+    """One split: how much is in it, and what is wrong with it."""
+
+    split: str
+    images: int = 0
+    boxes: int = 0
+    ignored: int = 0
+    faults: Faults = field(default_factory=lambda: Faults(gather=True, kept=None))
+
+    @property
+    def breaking(self) -> int:
+        """Faults that training on the split would stop at."""
+        return sum(self.faults.counts[kind] for kind in self.faults.breaking)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: counts, and each kind of fault with its places."""
+        return {
+            "images": self.images,
+            "boxes": self.boxes,
+            "ignored": self.ignored,
+            "breaking": self.breaking,
+            "faults": {
+                kind: {
+                    "count": count,
+                    "breaking": kind in self.faults.breaking,
+                    "where": [
+                        {"file": p.file, "line": p.line, "note": p.note} for p in self.faults.examples.get(kind, [])
+                    ],
+                }
+                for kind, count in self.faults.counts.items()
+            },
+        }
+
+
+def check_data(spec: DataSpec, progress: Callable[[int, int], None] = lambda done, total: None) -> list[SplitReport]:
+    """Read every split and every picture of a data set whole; nothing stops at the first fault.
+
+    progress  called with pictures done and their number, split by split
+    Pictures are compared across splits by their bytes: a leak is told at both places.
+    """
+    reports: list[SplitReport] = []
+    places: dict[bytes, list[tuple[SplitReport, str]]] = {}
+    for split in spec.splits:
+        report = SplitReport(split)
+        reports.append(report)
+        try:
+            data = load_split(spec, split, report.faults)
+        except UserError as error:
+            report.faults.refuse(NO_SPLIT, Place(split, note=str(error)), "")
+            continue
+        report.images, report.ignored = len(data), int(data.crowd.sum())
+        report.boxes = len(data.boxes) - report.ignored
+        for path, digest in zip(data.paths, _look(data, report.faults, progress), strict=True):
+            if digest:
+                places.setdefault(digest, []).append((report, path))
+    for same in places.values():
+        if len(same) > 1:
+            _compare(same)
+    return reports
+
+
+def _compare(same: list[tuple[SplitReport, str]]) -> None:
+    """Tell of pictures with the same bytes, at each of their places."""
+    first: dict[str, str] = {}
+    for report, path in same:
+        if report.split in first:
+            report.faults.add(TWICE, [Place(path, note=f"the same as {first[report.split]}")])
+        else:
+            first[report.split] = path
+    if len(first) > 1:
+        for report, path in same:
+            if first[report.split] == path:
+                others = ", ".join(f"{there} of {split}" for split, there in first.items() if split != report.split)
+                report.faults.add(LEAK, [Place(path, note=f"the same as {others}")])
+
+
+def _look(data: DetectionData, faults: Faults, progress: Callable[[int, int], None]) -> list[bytes]:
+    """Decode every picture; its digest, empty where it cannot be read."""
+    sizes = dict(zip(data.paths, map(tuple, data.sizes.tolist()), strict=True))
+    done = 0
+
+    def one(path: str) -> tuple[bytes, str, str]:
+        nonlocal done
+        done += 1
+        progress(done, len(data))
+        try:
+            content = Path(path).read_bytes()
+        except FileNotFoundError:
+            return b"", MISSING, ""
+        except OSError as error:
+            return b"", UNREADABLE, str(error.strerror or error)
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        try:
+            decode_image(content, path, sizes[path])
+        except UserError as error:
+            return digest, OTHER_SIZE if isinstance(error, WrongSize) else UNREADABLE, str(error)
+        return digest, "", ""
+
+    found = in_threads(one, data.paths)
+    for path, (_, kind, note) in zip(data.paths, found, strict=True):
+        if kind:
+            faults.refuse(kind, Place(path, note=note), "")
+    return [digest for digest, _, _ in found]

@@ -1,0 +1,148 @@
+"""A data set from one annotation format into another."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yoloxkd.config.load import write_yaml
+from yoloxkd.data import FORMATS
+from yoloxkd.data.formats import Format
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.spec import DataSpec, load_split
+from yoloxkd.errors import UserError, nearest
+
+
+@dataclass(slots=True)
+class Converted:
+    """What a conversion wrote.
+
+    yaml   the data YAML of the new set
+    lines  a sentence for each split: how much was written, and what its format could not hold
+    """
+
+    yaml: Path
+    lines: list[str] = field(default_factory=list)
+
+
+def convert_data(
+    spec: DataSpec, to: str, output: Path, classes: Sequence[str] | None = None, link: bool = False
+) -> Converted:
+    """Write every split of a data set into the new folder `output`: pictures, annotations, data.yaml.
+
+    classes  class names to keep, in that order; None: all
+    link     symbolic links to the pictures instead of copies
+    The folder gets its name when it is complete. UserError: the format is unknown or cannot hold the classes, the
+    folder is there already or cannot be written, a split cannot be read.
+    """
+    if to not in FORMATS:
+        raise UserError(f"unknown format '{to}'; {nearest(to, FORMATS)}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is there already; give a new --output")
+    target = FORMATS[to]
+    part = output.with_name(output.name + ".part")
+    try:
+        if part.exists():
+            shutil.rmtree(part)
+        part.mkdir(parents=True)
+        result = _write(spec, target, to, part, classes, link)
+        if output.exists():
+            output.rmdir()
+        part.rename(output)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return Converted(output / "data.yaml", result)
+
+
+def _write(
+    spec: DataSpec, target: Format, to: str, folder: Path, classes: Sequence[str] | None, link: bool
+) -> list[str]:
+    names = list(spec.names if classes is None else classes)
+    if unknown := [name for name in names if name not in spec.names]:
+        raise UserError(f"the data set {spec.name} has no class '{unknown[0]}'; {nearest(unknown[0], spec.names)}")
+    if len(names) > target.most_classes:
+        raise UserError(
+            f"the format {to} holds one class, and the data set {spec.name} has {len(names)}: choose one with --classes"
+        )
+    content: dict[str, Any] = {"format": to} if to != "yolo" else {}
+    lines, used = [], Counter[str]()
+    for split in spec.splits:
+        data = select_classes(load_split(spec, split), names)
+        files = _new_names(data.paths, used if target.one_folder else Counter())
+        for source, name in zip(data.paths, files, strict=True):
+            _place(source, folder / target.pictures.format(split=split) / name, link)
+        content[split] = target.write(data, files, folder)
+        lost = "; ".join(describe_loss(data, target))
+        faults = f"; {data.faults.describe()}" if len(data.faults) else ""
+        lines.append(f"{split}: {len(data)} images, {len(data.boxes)} boxes{faults}{'; lost: ' + lost if lost else ''}")
+    content["names"] = dict(enumerate(names)) if to == "yolo" else names
+    (folder / "data.yaml").write_text(write_yaml(content), encoding="utf-8")
+    return lines
+
+
+def _new_names(paths: Sequence[str], used: Counter[str]) -> list[str]:
+    """A file name for each picture, unlike all before without regard to suffix: its own, numbered where it repeats."""
+    out = []
+    for path in paths:
+        file = Path(path)
+        stem, number = file.stem, 1
+        while used[stem]:
+            number += 1
+            stem = f"{file.stem}-{number}"
+        used[stem] += 1
+        out.append(stem + file.suffix)
+    return out
+
+
+def select_classes(data: DetectionData, names: list[str]) -> DetectionData:
+    """The boxes of some classes, numbered by their place in `names`; the images stay, all of them."""
+    if names == data.names:
+        return data
+    label_of = np.array([names.index(name) if name in names else -1 for name in data.names])
+    labels = label_of[data.labels]
+    picked = data.take(labels >= 0)
+    picked.labels, picked.names = labels[labels >= 0], list(names)
+    if data.category_ids is not None:
+        picked.category_ids = data.category_ids[[data.names.index(name) for name in names]]
+    return picked
+
+
+def describe_loss(data: DetectionData, target: Format) -> list[str]:
+    """What `target` cannot hold of this split, in words; empty when everything is kept."""
+    regions = data.crowd if data.difficult is None else data.crowd & ~data.difficult
+    single = int(data.crowd.sum()) - int(regions.sum())
+    beyond = 0 if data.unclipped is None else int((np.abs(data.unclipped - data.boxes).max(1) > 1e-6).sum())
+    areas = np.abs((data.boxes[:, 2:] - data.boxes[:, :2]).prod(1) - data.areas) > 1e-6 * np.maximum(data.areas, 1)
+    kept_as = " (written as difficult objects)" if "difficult" in target.keeps else " (they become background)"
+    unseen = 0 if data.unseen is None else len(data.unseen)
+    found = {
+        "regions": (int(regions.sum()), f"ignore regions{kept_as}"),
+        "difficult": (single, "difficult objects to ignore (they become background)"),
+        "areas": (int(areas.sum()), "areas that are not those of their boxes"),
+        "unclipped": (beyond, "boxes cut at the picture's border"),
+        "visible": (0 if data.visible is None else int(np.isfinite(data.visible).all(1).sum()), "visible boxes"),
+        "heads": (0 if data.head_boxes is None else int(np.isfinite(data.head_boxes).all(1).sum()), "head boxes"),
+        "names": (len(data.names), "class names, which become 'person'") if data.names != ["person"] else (0, ""),
+    }
+    lost = [f"{count} {words}" for key, (count, words) in found.items() if count and key not in target.keeps]
+    if data.format == "coco" and "numbers" not in target.keeps:
+        lost.append("the numbers of images, annotations and categories")
+    return lost + ([f"{unseen} objects wholly outside their picture"] if unseen else [])
+
+
+def _place(source: str, place: Path, link: bool) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        place.symlink_to(Path(source).resolve())
+    else:
+        shutil.copyfile(source, place)

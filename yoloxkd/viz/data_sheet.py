@@ -1,0 +1,94 @@
+"""What a data set looks like: samples with their boxes, and charts of its counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.stats import SIZES, SplitStats
+from yoloxkd.viz.draw import draw_boxes
+
+_PAPER, _GAP = 245, 8
+_MOST_CLASSES = 40  # bars of the chart
+
+
+def draw_samples(data: DetectionData, output: Path, count: int = 12, cell: int = 360, columns: int = 4) -> Path:
+    """A sheet of pictures spread over the split, with boxes and class names; those to be ignored are named so.
+
+    OSError: the file cannot be written. UserError: a picture cannot be read.
+    """
+    chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist()
+    columns = min(columns, len(chosen))
+    rows = -(-len(chosen) // columns)
+    step = cell + _GAP
+    sheet = np.full((rows * step + _GAP, columns * step + _GAP, 3), _PAPER, np.uint8)
+    for number, index in enumerate(chosen):
+        picture = _sample(data, index, cell)
+        h, w = picture.shape[:2]
+        y = _GAP + number // columns * step + (cell - h) // 2
+        x = _GAP + number % columns * step + (cell - w) // 2
+        sheet[y : y + h, x : x + w] = picture
+    return _save(sheet, output)
+
+
+def _sample(data: DetectionData, index: int, cell: int) -> np.ndarray:
+    picture = data.read(index)
+    scale = cell / max(picture.shape[:2])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    boxes, labels, crowd = data.annotations(index)
+    order = np.argsort((boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable")  # small boxes over large ones
+    names = [data.names[k] + (" (ignore)" if c else "") for k, c in zip(labels[order], crowd[order], strict=True)]
+    return draw_boxes(small, boxes[order] * scale, labels[order], names)
+
+
+def _save(sheet: np.ndarray, output: Path) -> Path:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(output), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"could not write {output}")
+    return output
+
+
+def draw_counts(splits: Sequence[SplitStats], output: Path) -> Path:
+    """Charts of every split: boxes by class and size, boxes an image, sides of boxes, sizes of pictures."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 1 + 4.2 * len(splits)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = figure.subplots(len(splits), 4, squeeze=False, width_ratios=(2.2, 1, 1, 1))
+    for panels, split in zip(rows, splits, strict=True):
+        _classes(panels[0], split)
+        _bars(panels[1], split.per_image, f"{split.split}: boxes an image")
+        _bars(panels[2], split.sides, "side of a box / side of its picture", (0.0, 1.0))
+        panels[3].hexbin(split.sizes[:, 1], split.sizes[:, 0], gridsize=24, bins="log", mincnt=1, cmap="viridis")
+        panels[3].set_title("pictures, width x height px", fontsize=10, loc="left")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
+    return output
+
+
+def _classes(panel: Any, split: SplitStats) -> None:
+    """Stacked bars, the most frequent classes first."""
+    order = np.argsort(-split.by_class.sum(1), kind="stable")[:_MOST_CLASSES]
+    base = np.zeros(len(order))
+    for column, (size, colour) in enumerate(zip(SIZES, ("#4c78a8", "#f58518", "#54a24b"), strict=True)):
+        values = split.by_class[order, column]
+        panel.bar(range(len(order)), values, bottom=base, color=colour, label=size, width=0.8)
+        base = base + values
+    panel.set_xticks(
+        range(len(order)), [split.names[k] for k in order], rotation=90 if len(order) > 6 else 0, fontsize=8
+    )
+    more = f", the {len(order)} most frequent of {len(split.names)}" if len(order) < len(split.names) else ""
+    panel.set_title(f"{split.split}: boxes by class{more}", fontsize=10, loc="left")
+    panel.legend(fontsize=8, framealpha=0.85)
+
+
+def _bars(panel: Any, values: np.ndarray, title: str, limits: tuple[float, float] | None = None) -> None:
+    panel.hist(values, bins=30, range=limits, color="#4c78a8")
+    panel.set_title(title, fontsize=10, loc="left")
