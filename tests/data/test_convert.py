@@ -94,7 +94,7 @@ def test_there_and_back(tmp_path: Path, there: str) -> None:
 def test_what_is_lost_is_said(tmp_path: Path) -> None:
     spec = rich_set(tmp_path / "source")
     said = {to: "\n".join(convert_data(spec, to, tmp_path / to).lines) for to in ("coco", "yolo", "voc")}
-    assert "lost" not in said["coco"]
+    assert "; lost:" not in said["coco"]
     for part in (
         "ignore regions (they become background)",
         "difficult objects",
