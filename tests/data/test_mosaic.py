@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from yoloxkd.config.augment import Augment
-from yoloxkd.data.mosaic import mixup, mosaic, paste
+from yoloxkd.data.mosaic import Boxes, Tile, boxes_of, draw, mixup, mosaic, new_canvas
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.transforms import Sample, blank
 from yoloxkd.types import ImageMeta
@@ -45,6 +45,15 @@ def painted(folder: Path, suffix: str, order: tuple[int, ...] = (0, 1, 2, 3)) ->
     )
 
 
+def paste(
+    data: DetectionData, index: int, matrix: np.ndarray, canvas: np.ndarray, cut: tuple[float, float, float, float]
+) -> Boxes:
+    """Draws one picture, and gives its boxes."""
+    tile = Tile(index, tuple(map(tuple, matrix[:2].tolist())), cut, 1.0)
+    draw(data, tile, canvas)
+    return boxes_of(data, [tile], canvas.shape[:2])
+
+
 def extent(image: np.ndarray, level: float) -> np.ndarray:
     shown = image[..., 0] > level
     rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
@@ -73,7 +82,7 @@ def test_a_pasted_box_lies_where_its_pixels_are(tmp_path: Path, name: str, suffi
     scale, degrees, (left, top) = MAPS[name]
     c, s = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
     matrix = np.array([[c, s, left], [-s, c, top], [0, 0, 1]])
-    canvas = blank((240, 300), BLACK)
+    canvas = new_canvas((240, 300), BLACK)
     height, width = SIZES[index]
     boxes, labels, _ = paste(data, index, matrix, canvas, (0, 0, width, height))
     assert labels.tolist() == [index]
@@ -84,7 +93,7 @@ def test_a_pasted_box_lies_where_its_pixels_are(tmp_path: Path, name: str, suffi
 
 def test_a_cut_limits_pixels_and_boxes(tmp_path: Path) -> None:
     data = painted(tmp_path, ".png")
-    canvas = blank((160, 192), BLACK)
+    canvas = new_canvas((160, 192), BLACK)
     boxes, _, _ = paste(data, 0, np.eye(3), canvas, (60, 0, 160, 70))
     assert boxes.tolist() == [[60, 40, 110, 70]]
     assert np.abs(extent(canvas, 50) - (60, 40, 110, 70)).max() <= 1
@@ -95,11 +104,11 @@ def test_a_cut_limits_pixels_and_boxes(tmp_path: Path) -> None:
 def test_a_picture_out_of_sight_is_not_even_read(tmp_path: Path) -> None:
     data = painted(tmp_path, ".png")
     Path(data.paths[0]).unlink()
-    canvas = blank((50, 50), BLACK)
+    canvas = new_canvas((50, 50), BLACK)
     away = np.array([[1.0, 0, 60], [0, 1, 0], [0, 0, 1]])
     boxes, labels, crowd = paste(data, 0, away, canvas, (0, 0, 160, 120))
     assert (boxes.shape, labels.shape, crowd.shape) == ((0, 4), (0,), (0,))
-    assert not canvas.any()
+    assert not canvas[..., :3].any()
 
 
 STILL = Augment(degrees=0, shear=0, translate=0, scale=(0.5, 0.5))

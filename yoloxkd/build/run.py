@@ -15,6 +15,7 @@ from yoloxkd.build.models import Opened, build_detector, load_student, open_mode
 from yoloxkd.build.recipes import check
 from yoloxkd.config.load import write_yaml
 from yoloxkd.config.recipe import Recipe
+from yoloxkd.data.caches import with_cache
 from yoloxkd.data.loader import eval_loader, train_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
@@ -135,7 +136,10 @@ def prepare(
     check_size(recipe.train.imgsz, student.size_multiple)
     start: str | None = None
     train, val = load_split(spec, "train"), load_split(spec, recipe.val.split)
+    train, val, note = with_cache(train, val, recipe.engine.cache, recipe.engine.workers)
     say(f"data {recipe.data}: {train.summary()}; {val.summary()}")
+    if note:
+        say(note)
     if recipe.student.weights and resume is None:
         say(
             f"student weights from {recipe.student.weights}: {load_student(student, recipe.student.weights).describe()}"

@@ -68,11 +68,14 @@ class EngineSection(Strict):
     device: str = Field("auto", description="auto, cpu, cuda or a CUDA index")
     amp: Amp = Field("off", description="autocast dtype; losses stay float32")
     workers: int = Field(2, ge=0, description="loader processes; samples do not depend on their number")
+    cache: Literal["off", "ram", "disk"] = Field(
+        "off", description="keep decoded pictures in memory or in files; samples are the same"
+    )
     channels_last: bool = Field(True, description="NHWC memory format for convolutions")
     compile: bool = Field(False, description="torch.compile the student")
     max_nonfinite: int = Field(10, ge=1, description="stop after this many steps with a non-finite loss")
 
-    @field_validator("amp", mode="before")
+    @field_validator("amp", "cache", mode="before")
     @classmethod
     def _yaml_off(cls, value: Any) -> Any:
         return "off" if value is False else value  # YAML reads a bare `off` as False

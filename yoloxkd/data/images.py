@@ -6,7 +6,6 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -44,7 +43,8 @@ def read_image(path: str, size: tuple[int, int] | None = None, reduce: int = 1) 
     UserError: the file is missing, empty, cut short, not an image, or of another size.
     """
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
     except OSError as error:
         raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
     return decode_image(content, path, size, reduce)

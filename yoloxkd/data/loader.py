@@ -61,17 +61,18 @@ class Collate:
             as_tensor(ignore),
             content if self.mask_padding else None,
         )
-        return Batch(as_tensor(self._images(good)), targets, content, [sample.meta for sample in good])
+        # as it lies in memory the batch is channels_last, which the networks run in
+        images = as_tensor(self._images(good)).permute(0, 3, 1, 2)
+        return Batch(images, targets, content, [sample.meta for sample in good])
 
     def _images(self, samples: Sequence[Sample]) -> np.ndarray:
-        """(B, 3, H, W) uint8"""
+        """(B, H, W, 3) uint8"""
         height, width = (up_to_multiple(max(s.image.shape[axis] for s in samples), self.multiple) for axis in (0, 1))
-        images = np.empty((len(samples), 3, height, width), np.uint8)
-        for sample, planes in zip(samples, images, strict=True):
+        images = np.empty((len(samples), height, width, 3), np.uint8)
+        for sample, image in zip(samples, images, strict=True):
             h, w = sample.image.shape[:2]
-            for channel, plane in enumerate(planes):
-                cv2.extractChannel(sample.image, channel, plane[:h, :w])
-                plane[h:], plane[:h, w:] = self.pad_value[channel], self.pad_value[channel]
+            image[:h, :w] = sample.image
+            image[h:], image[:h, w:] = self.pad_value, self.pad_value
         return images
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +25,12 @@ _BOX_COLUMNS = (
 )
 
 
+class PictureCache(Protocol):
+    """Decoded pictures by position and reduction, as `DetectionData.read_reduced` gives them; not to be written to."""
+
+    def read(self, index: int, reduce: int) -> tuple[np.ndarray, int]: ...
+
+
 @dataclass(slots=True)
 class DetectionData:
     """Images and boxes of one split. N images, M boxes; the boxes of image i are rows offsets[i] to offsets[i + 1].
@@ -43,6 +49,8 @@ class DetectionData:
     faults          what the reader dropped or clipped
     format          the format it was read from, a key of `data.FORMATS`
     category_ids    (K,) int64, the file's own number of each class; None: label + 1
+
+    cache           where decoded pictures are kept; None: nowhere
 
     What only some data have, None elsewhere:
     difficult       (M,) bool, rows of `crowd` that are one object too hard to judge, not a region of many
@@ -72,6 +80,7 @@ class DetectionData:
     visible: np.ndarray | None = None
     head_boxes: np.ndarray | None = None
     unseen: np.ndarray | None = None
+    cache: PictureCache | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.paths, Strings):
@@ -122,6 +131,8 @@ class DetectionData:
 
     def read_reduced(self, index: int, reduce: int) -> tuple[np.ndarray, int]:
         """The picture decoded at 1/reduce of its size where its format can, and the factor it was reduced by."""
+        if self.cache is not None:
+            return self.cache.read(index, reduce)
         height, width = self.sizes[index].tolist()
         return read_image(self.paths[index], (height, width), reduce)
 

@@ -117,8 +117,7 @@ def resized(data: DetectionData, index: int, imgsz: ImageSize) -> Sample:
     """One picture at its own size for inputs of `imgsz`, not padded. UserError: it cannot be read."""
     image = data.read(index)
     scale, height, width = fit_size(image.shape[0], image.shape[1], imgsz)
-    if image.shape[:2] != (height, width):
-        image = np.asarray(cv2.resize(image, (width, height)))
+    image = image.copy() if image.shape[:2] == (height, width) else np.asarray(cv2.resize(image, (width, height)))
     return _placed(data, index, image, scale, (height, width))
 
 

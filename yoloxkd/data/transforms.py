@@ -177,17 +177,6 @@ def affine_of_mosaic(augment: Augment, size: Size, rng: np.random.Generator) -> 
     return out
 
 
-def move_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """xyxy (n, 4) through an affine map (3, 3) -> the upright boxes (n, 4) around the moved corners, float64."""
-    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ matrix[:2, :2].T + matrix[:2, 2]
-    return np.concatenate([corners.min(1), corners.max(1)], axis=1)
-
-
-def clip_boxes(boxes: np.ndarray, region: tuple[float, float, float, float]) -> np.ndarray:
-    """xyxy (n, 4) cut at a region x1, y1, x2, y2; a box outside gets no size."""
-    return np.asarray(np.clip(boxes, np.array(region[:2] * 2), np.array(region[2:] * 2)))
-
-
 def worth_training(boxes: np.ndarray, whole_areas: np.ndarray) -> np.ndarray:
     """(n,) bool: boxes (n, 4) that cutting left large enough, absolutely and against their whole area (n,) px^2."""
     sides = boxes[:, 2:] - boxes[:, :2]
