@@ -90,6 +90,8 @@ TINY = {
     "augment.mosaic": 0.5,
     "engine.workers": 0,
     "teacher.min_ap": 0,
+    "callbacks.report": False,
+    "callbacks.plots.interval": 1000,
 }
 """Recipe keys of a run that takes seconds."""
 

@@ -122,5 +122,6 @@ def make_state(student: DenseDetector, **changes: Any) -> tuple[State, list[str]
         "iters_per_epoch": 4,
         "say": said.append,
         "evaluate": lambda model, limit: metrics(0.5, student.names),
+        "val": None,
     }
     return State(**(values | changes)), said

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yoloxkd.build.callbacks import callback_keys, check_callbacks
 from yoloxkd.build.models import architecture, model_names, section_of_checkpoint
 from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import leaves, merge, parse_set, put, read_yaml, validate
@@ -89,6 +90,7 @@ def check(tree: Mapping[str, Any]) -> Recipe:
         if method in DISTILLERS
         for key in leaves(DISTILLERS[method].Config)
     ]
+    known += callback_keys()
     recipe = validate(Recipe, tree, "recipe", known)
     extra = recipe.student.model_extra or {}
     full = validate(config, extra, f"recipe ({recipe.student.name})", known, "student.")
@@ -99,6 +101,7 @@ def check(tree: Mapping[str, Any]) -> Recipe:
             raise UserError(f"unknown distiller '{method}'; {nearest(method, DISTILLERS)}")
         checked = validate(DISTILLERS[method].Config, keys, f"recipe ({method})", known, "kd.")
         tree["kd"][method] = checked.model_dump(by_alias=True, mode="json")
+    tree["callbacks"] = check_callbacks(recipe.callbacks, known)
     resolved = validate(Recipe, tree, "recipe", known)
     given, weights = len(resolved.teacher.models), len(resolved.teacher.weight)
     if weights not in (0, given):

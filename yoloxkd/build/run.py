@@ -11,21 +11,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from yoloxkd.build.callbacks import ordered_callbacks
 from yoloxkd.build.models import Opened, build_detector, load_student, open_model
 from yoloxkd.build.recipes import check
-from yoloxkd.config.load import write_yaml
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.caches import with_cache
 from yoloxkd.data.loader import eval_loader, train_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
-from yoloxkd.engine.callbacks.checkpoints import Checkpoints
-from yoloxkd.engine.callbacks.csv_log import CsvLog
-from yoloxkd.engine.callbacks.final_metrics import FinalMetrics
-from yoloxkd.engine.callbacks.finite import FiniteGuard
-from yoloxkd.engine.callbacks.plots import Plots
-from yoloxkd.engine.callbacks.progress import ProgressReport
-from yoloxkd.engine.callbacks.run_folder import RunFolder
 from yoloxkd.engine.checkpoint import is_own
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.engine.events import Callback, State
@@ -168,21 +161,12 @@ def prepare(
         iters_per_epoch=len(loader),
         say=say,
         evaluate=_evaluator(recipe, val, device),
+        val=val,
     )
     if start:
         state.extra["backbone"] = start
-    # in the order they are called (see `engine.events`): what a checkpoint keeps must be decided before it is written
-    order = [
-        RunFolder(write_yaml(recipe.model_dump(by_alias=True, mode="json"))),
-        *_distillation(recipe, teachers, say),
-        FiniteGuard(recipe.engine.max_nonfinite),
-        *callbacks,
-        CsvLog(),
-        ProgressReport(console),
-        Checkpoints(_header(recipe, section, student)),
-        Plots(val),
-        FinalMetrics(),
-    ]
+    distillation = _distillation(recipe, teachers, say)
+    order = ordered_callbacks(recipe, _header(recipe, section, student), distillation, callbacks, console)
     return Fit(state, loader, order, resume)
 
 

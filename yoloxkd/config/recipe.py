@@ -142,6 +142,9 @@ class Recipe(Strict):
     ema: EmaSection = Field(default_factory=EmaSection)
     augment: Augment = Field(default_factory=Augment)
     val: ValSection = Field(default_factory=ValSection)
+    callbacks: dict[str, dict[str, Any] | bool | None] = Field(
+        default_factory=dict, description="{callback: its keys, true or nothing for the defaults, false for off}"
+    )
 
     @model_validator(mode="after")
     def _square_operations(self) -> Self:

@@ -1,15 +1,26 @@
 """The events of a training run, in order, and the state that callbacks read and change.
 
 on_setup        once; models exist, optimizer does not: the place to register auxiliary losses in `state.aux`
-on_fit_start    once; optimizer, EMA and loaders exist (after a resume they hold the resumed state)
-on_epoch_start  every epoch, before its first batch
+on_fit_start    once; optimizer, EMA and loaders exist (after a resume they hold the resumed state); the run's folder is there
+on_epoch_start  every epoch, before its first batch, and before the first of the rest of an epoch that is resumed
 on_batch_start  every batch, before the forward pass; `state.batch` is on the device
 on_losses       every batch, after the forward pass; `state.losses` holds every term (device tensors)
 on_step         every batch, after the optimizer and EMA have stepped
 on_eval_end     after each evaluation; `state.metrics` holds it
 on_epoch_end    every epoch, after its evaluation if it had one
 on_fit_end      once, after the last epoch
-on_exception    when the run ends by an error or an interruption, before it is raised again
+on_exception    when the run ends by an error or an interruption, before it is raised again; every callback is called, also
+                when one before it fails here
+
+Each event calls the callbacks in this order (`build.callbacks` makes it):
+
+run folder, distiller, guard against non-finite losses, early stopping
+                then the user's objects, in the order they were given
+learning-rate log, results.csv, progress
+checkpoints     after all that may change `state.extra`, `state.best` or `state.stop`, so that last.pt holds their decisions
+plots, TensorBoard, Weights & Biases, report
+                after the checkpoint, so that a failure here costs nothing; the later ones read what the earlier ones wrote
+metrics.json    last: with it a run counts as finished
 """
 
 from __future__ import annotations
@@ -22,13 +33,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yoloxkd.data.records import DetectionData
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.types import Batch
 
 
 @dataclass
 class State:
-    """Everything about a run that callbacks may read; they may change `aux` and `extra` and read the rest.
+    """Everything about a run that callbacks may read; they may change `aux`, `extra` and `stop` and read the rest.
 
     aux     modules called as module(output, batch) -> {name: scalar}; they train with the student and are wrapped by DDP
     losses  {name: scalar tensor} of the current batch, task losses and auxiliary ones; the training loss is their sum
@@ -36,6 +48,8 @@ class State:
     extra   {key: plain containers or tensors} that callbacks want kept in `last.pt`
     resumed what `extra` held in the checkpoint this run continues; empty for a fresh run
     say     prints one line on the screen and in train.log
+    val     the validation split
+    stop    set it to True to end the run after the epoch; it then counts as finished
     evaluate  evaluates a model on (at most n images of) the validation set: evaluate(model, n) -> metrics
     """
 
@@ -47,6 +61,7 @@ class State:
     iters_per_epoch: int
     say: Callable[[str], None]
     evaluate: Callable[[DenseDetector, int | None], dict[str, Any]]
+    val: DetectionData
     aux: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     epoch: int = 0
     iteration: int = 0

@@ -83,8 +83,8 @@ class Distill(Callback):
         state.extra["kd"] = {
             "teachers": [
                 {"source": t.source, "digest": t.digest, "share": t.share, "weight": t.weight, "ap": ap}
-                | {"plan": plan.as_dict()}
-                for t, ap, plan in zip(self.teachers, aps, self.plans, strict=True)
+                | {"plan": plan.as_dict(), "table": [list(row) for row in plan.describe(_taps(own))]}
+                for t, ap, plan, own in zip(self.teachers, aps, self.plans, methods, strict=True)
             ],
             "auto": dict(saved.get("auto", {})),
             "nonfinite": saved.get("nonfinite", []),
@@ -151,8 +151,7 @@ class Distill(Callback):
         for i, (teacher, plan, own) in enumerate(zip(self.teachers, self.plans, methods, strict=True)):
             if len(self.teachers) > 1:
                 state.say(f"teacher @{i + 1} of {len(self.teachers)}: {teacher.source}, weight {teacher.weight:g}")
-            taps = dict.fromkeys(tap for method in own.values() for tap in method.needs)
-            state.say(table(plan.describe(taps)))
+            state.say(table(plan.describe(_taps(own))))
 
     def _resumed(self, state: State) -> dict[str, Any]:
         saved: dict[str, Any] = state.resumed.get("kd", {})
@@ -227,6 +226,11 @@ class Distill(Callback):
                 f"warning: {method} is {own / max(task, 1e-12):.3g} times the task loss in epoch {state.epoch + 1}; "
                 "lower its weights, or use --set kd.weight=auto"
             )
+
+
+def _taps(methods: Mapping[str, Distiller]) -> list[str]:
+    """What the methods read of a detector, each once."""
+    return list(dict.fromkeys(tap for method in methods.values() for tap in method.needs))
 
 
 def _method(name: str) -> str:

@@ -1,56 +1,67 @@
-"""`plots/`: training curves, and predictions beside the ground truth, drawn once at the end of a run."""
+"""`plots/`: training curves, and predictions beside the ground truth, drawn during a run and at its end."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import cv2
-import numpy as np
-import torch
+from pydantic import Field
 
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.transforms import network_input
+from yoloxkd.config.strict import Strict
 from yoloxkd.engine.callbacks.csv_log import read_rows
-from yoloxkd.engine.evaluate import TorchPredictor, to_original
-from yoloxkd.engine.events import Callback, State
-from yoloxkd.types import Detections, ImageMeta
-
-PICTURES = 6
-SHOWN_ABOVE = 0.3  # score
+from yoloxkd.engine.callbacks.named import NamedCallback
+from yoloxkd.engine.evaluate import TorchPredictor
+from yoloxkd.engine.events import State
+from yoloxkd.errors import UserError
 
 
-class Plots(Callback):
-    """curves.png from results.csv, predictions.png from the last student (its averaged weights) on validation images.
+class PlotsConfig(Strict):
+    """What is drawn, and how often."""
 
-    A plot that cannot be written is a warning: the trained student matters more.
+    interval: int | None = Field(None, ge=1, description="epochs between drawings; None: a tenth of the run")
+    pictures: int = Field(6, ge=1, description="validation images on a sheet")
+    conf: float = Field(0.3, ge=0, le=1, description="least score of a drawn detection")
+
+
+class Plots(NamedCallback):
+    """curves.png from results.csv; predictions.png from the present student (its averaged weights) on validation images.
+
+    Sheets drawn during the run are kept as predictions-epoch-0010.png; predictions.png is the newest. A plot that cannot
+    be drawn is a warning: the trained student matters more.
     """
 
-    def __init__(self, val: DetectionData) -> None:
-        self.val = val
+    name = "plots"
+    Config = PlotsConfig
+    default = True
+    cfg: PlotsConfig
+
+    def on_epoch_end(self, state: State) -> None:
+        every = self.cfg.interval or max(1, state.epochs // 10)
+        if (state.epoch + 1) % every == 0:
+            self._draw(state)
 
     def on_fit_end(self, state: State) -> None:
-        from yoloxkd.viz.curves import draw_curves  # matplotlib costs a second to import
+        self._draw(state)
 
-        folder = state.out / "plots"
+    def _draw(self, state: State) -> None:
+        from yoloxkd.viz.curves import draw_curves  # matplotlib costs a second to import
+        from yoloxkd.viz.mosaic import draw_comparison
+
         try:
-            folder.mkdir(exist_ok=True)
-            draw_curves(read_rows(state.out / "results.csv"), folder / "curves.png")
-            cv2.imwrite(str(folder / "predictions.png"), cv2.cvtColor(self._sheet(state), cv2.COLOR_RGB2BGR))
-        except (OSError, cv2.error) as error:
+            rows = read_rows(state.out / "results.csv")
+            sheet = sheet_of(state.out, int(rows[-1]["epoch"]))
+            draw_curves(rows, state.out / "plots" / "curves.png")
+            if not sheet.is_file():  # at the end of a run its last epoch may have been drawn already
+                model = state.ema.module if state.ema else state.detector
+                predictor = TorchPredictor(model, conf=self.cfg.conf, max_det=100, device=state.device)
+                chosen = range(min(self.cfg.pictures, len(state.val)))
+                draw_comparison(predictor, state.val, chosen, state.recipe.train.imgsz, sheet)
+            shutil.copyfile(sheet, sheet.with_name("predictions.png"))
+        except (OSError, UserError, cv2.error) as error:
             state.say(f"warning: plots were not drawn ({error})")
 
-    def _sheet(self, state: State) -> np.ndarray:
-        from yoloxkd.viz.mosaic import truth_beside_prediction
 
-        model = state.ema.module if state.ema else state.detector
-        predictor = TorchPredictor(model, conf=SHOWN_ABOVE, max_det=100, device=state.device)
-        images, truths, predictions = [], [], []
-        size = state.recipe.train.imgsz
-        for i in range(min(PICTURES, len(self.val))):
-            pixels = self.val.read(i)
-            boxes, labels, _ = self.val.annotations(i)
-            boxed, scale, left, top = network_input(pixels, size, predictor.stride, predictor.pad_value)
-            found = predictor(torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1))[None]))[0]
-            meta = ImageMeta(0, "", pixels.shape[0], pixels.shape[1], scale, left, top)
-            images.append(pixels)
-            truths.append(Detections(boxes, np.ones(len(boxes), np.float32), labels, self.val.names))
-            predictions.append(to_original(found, meta))
-        return truth_beside_prediction(images, truths, predictions)
+def sheet_of(out: Path, epoch: int) -> Path:
+    """Where the sheet of predictions after an epoch (from 1) is kept."""
+    return out / "plots" / f"predictions-epoch-{epoch:04d}.png"
