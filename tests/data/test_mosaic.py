@@ -12,7 +12,7 @@ import pytest
 from yoloxkd.config.augment import Augment
 from yoloxkd.data.mosaic import Boxes, Tile, boxes_of, draw, mixup, mosaic, new_canvas
 from yoloxkd.data.records import DetectionData
-from yoloxkd.data.transforms import Sample, blank
+from yoloxkd.data.transforms import Sample, blank, worth_training
 from yoloxkd.types import ImageMeta
 
 BLACK = (0, 0, 0)
@@ -178,3 +178,12 @@ def test_mixup_is_half_and_half_with_the_boxes_of_both(tmp_path: Path, seed: int
     assert set(np.unique(mixed.image)) <= set(range(30, 81))
     other = mixed.image.astype(int) - 30  # half of the painted grey is 50
     assert np.abs(extent(other, 25) - mixed.boxes[1]).max() <= 1.0
+
+
+def test_a_cut_ignore_region_stays_one_while_any_of_it_shows(tmp_path: Path) -> None:
+    """An object of which a twentieth is left is dropped; of a region to ignore that part would become background."""
+    boxes = np.array([[0.0, 0, 5, 100], [0.0, 0, 1, 100]])
+    whole = np.array([10_000.0, 10_000.0])
+    assert worth_training(boxes, whole, np.array([False, False])).tolist() == [False, False]
+    assert worth_training(boxes, whole, np.array([True, True])).tolist() == [True, True]
+    assert worth_training(boxes * 0, whole, np.array([True, True])).tolist() == [False, False]

@@ -134,6 +134,6 @@ def test_which_clipped_boxes_are_kept() -> None:
     boxes = np.array([[-5.0, -5, 5, 5], [20, 20, 30, 30], [0, 0, 1.5, 9], [8.5, 0, 12, 40]])
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     clipped = np.clip(boxes, 0, 10)
-    assert worth_training(clipped, areas).tolist() == [True, False, False, False]
-    assert worth_training(np.array([[0.0, 0, 3, 3]]), np.array([91.0])).tolist() == [False]
-    assert worth_training(np.zeros((0, 4)), np.zeros(0)).shape == (0,)
+    assert worth_training(clipped, areas, np.zeros(4, bool)).tolist() == [True, False, False, False]
+    assert worth_training(np.array([[0.0, 0, 3, 3]]), np.array([91.0]), np.zeros(1, bool)).tolist() == [False]
+    assert worth_training(np.zeros((0, 4)), np.zeros(0), np.zeros(0, bool)).shape == (0,)

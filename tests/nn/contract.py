@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,36 @@ class DetectorContract:
         same = [name for name in plain if torch.equal(ignoring[name], plain[name])]
         assert len(smaller) == 1
         assert len(same) == len(plain) - 1
+
+    def test_what_is_said_in_an_ignore_region_changes_no_loss(self) -> None:
+        """Whatever the outputs there become: no loss moves, so nothing there is pushed up or down."""
+        out = self.forward(pictures(1, self.size, self.size))
+        half = self.size / 2
+        targets = Targets(
+            torch.tensor([[[4.0, 4.0, half - 8, half], [half, 0.0, self.size, self.size]]]),
+            torch.zeros(1, 2, dtype=torch.int64),
+            torch.tensor([[True, False]]),
+            torch.tensor([[False, True]]),
+        )
+        inside = (out.points[:, 0] >= half) & (out.points[:, 0] < self.size) & (out.points[:, 1] < self.size)
+        assert 0 < int(inside.sum()) < len(inside)
+
+        def said(value: Tensor | None, change: float) -> Tensor | None:
+            if value is None:
+                return None
+            changed = value.clone()
+            changed[:, inside] += change
+            return changed
+
+        with torch.no_grad():
+            before = self.model.losses(out, targets)
+            for change in (-6.0, 6.0):
+                probe = {n: said(getattr(out, n), change) for n in ("cls_logits", "quality", "box_raw", "boxes")}
+                after = self.model.losses(replace(out, **probe), targets)
+                for name, value in before.items():
+                    assert torch.equal(value, after[name]), name
+            targets.ignore[:] = False
+            assert any(not torch.equal(v, after[n]) for n, v in self.model.losses(out, targets).items())
 
     def test_padding_is_neither_positive_nor_background(self) -> None:
         """No gradient reaches a location outside the picture, not even beside a box at the picture's edge."""

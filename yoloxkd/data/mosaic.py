@@ -161,7 +161,7 @@ def boxes_of(data: DetectionData, tiles: list[Tile], size: Size) -> Boxes:
     moved = corners @ matrices[:, :, :2].swapaxes(1, 2) + matrices[:, None, :, 2]
     np.clip(moved, 0, (size[1], size[0]), out=moved)
     upright = np.concatenate([moved.min(1), moved.max(1)], axis=1)
-    keep = inside & worth_training(upright, areas)
+    keep = inside & worth_training(upright, areas, crowd)
     return upright[keep].astype(np.float32), labels[keep], crowd[keep]
 
 

@@ -57,7 +57,7 @@ class TrainSamples(Dataset[Sample | UserError]):
         sample.image = colour(sample.image, self.augment, rng)
         if rng.random() < self.augment.flip:
             self._flip(sample)
-        keep = worth_training(sample.boxes, np.zeros(len(sample.boxes)))
+        keep = worth_training(sample.boxes, np.zeros(len(sample.boxes)), sample.crowd)
         sample.boxes, sample.labels, sample.crowd = sample.boxes[keep], sample.labels[keep], sample.crowd[keep]
         return sample
 

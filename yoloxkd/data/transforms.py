@@ -177,7 +177,11 @@ def affine_of_mosaic(augment: Augment, size: Size, rng: np.random.Generator) -> 
     return out
 
 
-def worth_training(boxes: np.ndarray, whole_areas: np.ndarray) -> np.ndarray:
-    """(n,) bool: boxes (n, 4) that cutting left large enough, absolutely and against their whole area (n,) px^2."""
+def worth_training(boxes: np.ndarray, whole_areas: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """(n,) bool: boxes (n, 4) that cutting left large enough, absolutely and against their whole area (n,) px^2.
+
+    What is to be ignored (`crowd`, (n,) bool) is worth it while anything of it shows: else it would become background.
+    """
     sides = boxes[:, 2:] - boxes[:, :2]
-    return np.asarray((sides.min(1, initial=np.inf) > _MIN_SIDE_PX) & (sides.prod(1) > _MIN_PART * whole_areas))
+    least = sides.min(1, initial=np.inf)
+    return np.asarray(np.where(crowd, least > 0, (least > _MIN_SIDE_PX) & (sides.prod(1) > _MIN_PART * whole_areas)))

@@ -16,7 +16,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.kd.base import Context, Distiller, KDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.kd.regions import inside_any
+from yoloxkd.kd.regions import touched_by_any
 from yoloxkd.nn.assigners.atss import TOPK, atss_match, near_misses
 from yoloxkd.nn.assigners.match import Positives
 from yoloxkd.ops.points import within_content
@@ -134,7 +134,7 @@ class LD(Distiller):
     def _valuable(self, student: DenseOutput, batch: Batch) -> Tensor:
         """(B, A) weight of each of the student's locations in the valuable region; none on padding or ignore regions."""
         near = near_misses(student.points, student.strides, student.sizes, batch.targets, low=self.cfg.low)
-        ignored = inside_any(student.points, batch.targets.boxes, batch.targets.ignore)
+        ignored = touched_by_any(student.points, batch.targets.boxes, batch.targets.ignore)
         return near * (within_content(student.points, batch.content) & ~ignored)
 
     def _beside(self, values: Tensor, student: DenseOutput, teacher: DenseOutput) -> Tensor:

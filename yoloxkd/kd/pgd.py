@@ -17,7 +17,7 @@ from yoloxkd.kd.attention import spatial_attention
 from yoloxkd.kd.base import Context, Distiller, KDConfig
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.kd.regions import COVARIANCE_EPS, Order, Predictions, Strategy, inside_any, pgd_weights
+from yoloxkd.kd.regions import COVARIANCE_EPS, Order, Predictions, Strategy, inside_any, pgd_weights, touched_by_any
 from yoloxkd.kd.summaries import local_error_and_attention
 from yoloxkd.ops.points import within_content
 from yoloxkd.types import Batch, DenseOutput
@@ -159,7 +159,7 @@ class PGD(Distiller):
             torch.cat([probability[:, p] for p in pieces], 1),
             torch.cat([teacher.boxes[:, p] for p in pieces], 1),
         )
-        ignored = inside_any(seen.points, targets.boxes, targets.ignore)
+        ignored = touched_by_any(seen.points, targets.boxes, targets.ignore)
         counted = within_content(seen.points, batch.content) & ~ignored
         xi = tuple(cfg.xi_reg if branch == "reg" else cfg.xi_cls for branch in self.branches)
         values = tuple(dict.fromkeys(xi))

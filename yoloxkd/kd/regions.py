@@ -24,6 +24,8 @@ COVARIANCE_EPS = 0.1**2 / 12
 CENTRE_SHARE = 0.2
 """Sides of the `centre` region over the sides of its box."""
 MIN_UNION = 1e-6
+BORDER = 1e-2
+"""px: a location this near to a border lies on it."""
 PAIR_BUDGET = 3_000_000
 """Elements of a (B, boxes, A) intermediate; more boxes than fit are taken in several goes."""
 LIST_DEVICES = ("cpu",)
@@ -51,6 +53,11 @@ def inside_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
     for part in _parts(boxes.shape[0], boxes.shape[1], points.shape[0]):
         out |= (_inside(points, boxes[:, part]) & rows[:, part, None]).any(1)
     return out
+
+
+def touched_by_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
+    """As `inside_any`, borders included: a region to ignore that starts where the picture starts has locations on them."""
+    return inside_any(points, torch.cat((boxes[..., :2] - BORDER, boxes[..., 2:] + BORDER), -1), rows)
 
 
 @torch.no_grad()
