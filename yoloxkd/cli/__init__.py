@@ -165,6 +165,39 @@ def export(
 
 
 @app.command()
+def study(
+    recipe: Annotated[str, typer.Argument(help="Study YAML, or the name of a shipped one.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs. Default: runs/study/NAME.")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Folder of kept results: what it knows is not run again. Default: OUT/results."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    grid: Annotated[list[str] | None, typer.Option(help="Only this grid of the study; may be repeated.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where the study's data set is on this machine.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A checkpoint instead of the study's own teacher.")] = None,
+    device: DeviceOption = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Loader processes of a run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and what is done, and stop.")] = False,
+) -> None:
+    """Train the same students with and without each distiller, over several seeds, and compare."""
+    from yoloxkd.cli.studying import run_study
+
+    run_study(
+        recipe,
+        out=out,
+        results=results,
+        jobs=jobs,
+        grids=grid or (),
+        data=data,
+        teacher=teacher,
+        device=device,
+        workers=workers,
+        dry_run=dry_run,
+    )
+
+
+@app.command()
 def show(what: Annotated[str, typer.Argument(metavar="MODEL|RECIPE|FILE", help="What to look at.")]) -> None:
     """Print a model's size, strides and taps, and the resolved recipe."""
     from yoloxkd.cli.report import describe

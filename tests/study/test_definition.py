@@ -1,0 +1,108 @@
+"""What a study's YAML may say, what is refused and in which words, and the runs that come of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.study.conftest import write
+from yoloxkd.config.files import cfg_names
+from yoloxkd.errors import UserError
+from yoloxkd.study.definition import read_study
+from yoloxkd.study.plan import Key, differences, plan
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"epoch": 3}, "unknown key 'epoch' in the study study.yaml; did you mean 'epochs'"),
+    ({"methods": {"none": None, "pgd": {"kd": "pgd", "seting": {}}}}, "unknown key 'methods.pgd.seting'"),
+    ({"methods": {"none": None, "x": {"kd": "fdg"}}}, "method 'x' .* unknown distiller 'fdg'; did you mean 'fgd'"),
+    ({"methods": {"pgd": {"kd": "pgd"}}}, "no plain baseline .* no method of the study trains without kd"),
+    ({"baseline": "pgd"}, "no plain baseline .* 'baseline' is 'pgd', and it should be one of none"),
+    ({"teacher": None}, "method 'pgd' .* needs a teacher, and the study gives none"),
+    ({"teacher": {"file": "a.pt", "train": {"student": "yolox-nano"}}}, "either 'file' or 'train', and not both"),
+    ({"choose": "test"}, "chooses and reports on the same split"),
+    ({"seeds": []}, "key 'seeds'"),
+    ({"students": {"a/b": "yolox-nano"}}, "names become folders"),
+    ({"students": {"teacher": "yolox-nano"}}, "teacher's own row"),
+    ({"methods": {"none": {"teacher": "self"}}}, "method 'none' .* has a teacher and no kd"),
+    ({"grids": {"g": {"methods": ["none", "pdg"]}}}, "grid 'g' .* the method 'pdg'; did you mean 'pgd'"),
+    ({"grids": {"g": {"methods": ["pgd"]}}}, "grid 'g' .* has no baseline 'none' for student 'nano' and seed 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), MISTAKES)
+def test_mistakes_are_one_sentence(tiny: dict[str, Any], tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        read_study(write(tmp_path, tiny | change))
+
+
+def test_a_mistake_in_any_recipe_is_found_before_the_first_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["methods"]["pgd"] = {"kd": "pgd", "settings": {"kd.alhpa": 1}}
+    with pytest.raises(UserError, match=r"run nano/pgd-s0 of study tiny: unknown key 'kd\.alhpa'"):
+        plan(read_study(write(tmp_path, tiny)), tmp_path)
+
+
+def test_unknown_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no study 'bcd'.*did you mean 'bccd'"):
+        read_study("bcd")
+
+
+def test_order_and_contents_of_the_runs(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["methods"] = {
+        "pgd": {"kd": "pgd", "settings": {"kd.alpha": 0.5}},
+        "longer": {"epochs": 2},
+        "none": None,
+        "own": {"kd": ["pgd", "fgd"], "teacher": "self"},
+        "random": {"kd": "fgd", "teacher": "untrained"},
+    }
+    tiny["grids"] = {
+        "main": {"methods": ["pgd", "none"], "seeds": [3, 4]},
+        "more": {"methods": ["none", "longer", "own", "random"], "seeds": [3]},
+    }
+    runs = plan(read_study(write(tmp_path, tiny)), tmp_path, {"workers": 1})
+    order = [
+        "teacher",
+        *(f"nano/{r}" for r in ("none-s3", "pgd-s3", "none-s4", "pgd-s4", "longer-s3", "own-s3", "random-s3")),
+    ]
+    assert [key.path for key in runs] == order
+    at = {key.path: run for key, run in runs.items()}
+    pgd, own, random = (at[f"nano/{name}-s3"] for name in ("pgd", "own", "random"))
+    assert at["teacher"].recipe is None
+    assert pgd.recipe
+    assert own.recipe
+    assert random.recipe
+    assert pgd.recipe.kd["pgd"]["alpha"] == 0.5
+    assert pgd.recipe.train.seed == 3
+    assert pgd.recipe.engine.workers == 1
+    assert pgd.recipe.teacher.models == [tiny["teacher"]["file"]]
+    assert at["nano/none-s3"].recipe.kd == {}  # type: ignore[union-attr]
+    assert at["nano/none-s3"].recipe.teacher.models == []  # type: ignore[union-attr]
+    assert at["nano/longer-s3"].epochs == 2
+    assert list(own.recipe.kd) == ["pgd", "fgd"]
+    assert own.recipe.teacher.models == [str(tmp_path / "nano" / "none-s3" / "best.pt")]
+    assert own.needs == [Key("nano", "none", 3)]
+    assert random.recipe.teacher.min_ap == 0
+    # plain and distilled differ in nothing but the distillation
+    assert all(d.startswith("teacher") for d in differences(pgd.settings, at["nano/none-s3"].settings))
+    assert str(tmp_path) not in str(pgd.settings)
+
+
+def test_a_trained_teacher_is_a_run_of_its_own(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["teacher"] = {"train": {"student": "yolox-nano", "epochs": 2, "seed": 7, "settings": {"student.width": 0.25}}}
+    runs = plan(read_study(write(tmp_path, tiny)), tmp_path)
+    teacher = next(iter(runs.values()))
+    assert teacher.recipe is not None
+    assert (teacher.recipe.train.epochs, teacher.recipe.train.seed, teacher.folder) == (2, 7, tmp_path / "teacher")
+    pgd = runs[Key("nano", "pgd", 0)]
+    assert pgd.needs == [teacher.key]
+    assert pgd.recipe is not None
+    assert pgd.recipe.teacher.models == [str(tmp_path / "teacher" / "best.pt")]
+
+
+@pytest.mark.parametrize("name", cfg_names("studies"))
+def test_shipped_studies_resolve(name: str, tmp_path: Path) -> None:
+    study = read_study(name)
+    runs = plan(study, tmp_path)
+    assert len(runs) > len(study.methods)

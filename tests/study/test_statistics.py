@@ -1,0 +1,82 @@
+"""Means, deviations, intervals and pairing, against numbers worked out by hand and by scipy's own test."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.study.conftest import write
+from yoloxkd.study.definition import Definition, Grid, read_study
+from yoloxkd.study.plan import Key
+from yoloxkd.study.records import METRICS, Record
+from yoloxkd.study.report import gain_text, markdown, points_text, statistics_csv
+from yoloxkd.study.statistics import rows, spread, student_t
+
+
+def record(method: str, seed: int, ap: float, **more: Any) -> Record:
+    metrics = dict.fromkeys(METRICS, ap) | {"APs": -1.0}
+    return Record(Key("nano", method, seed), 1, metrics, 10.0, link=f"tiny/nano/{method}-s{seed}", **more)
+
+
+@pytest.fixture
+def study(tiny: dict[str, Any], tmp_path: Path) -> Definition:
+    return read_study(write(tmp_path, tiny | {"seeds": [0, 1, 2]}))
+
+
+def test_quantiles_of_student_s_t() -> None:
+    """Against the printed table: 1, 4 and 30 degrees of freedom, two-sided 95 %."""
+    assert [round(student_t(n), 3) for n in (1, 4, 30)] == [12.706, 2.776, 2.042]
+
+
+def test_spread_of_few_values() -> None:
+    nothing, one, three = spread([]), spread([2.0]), spread([1.0, 2.0, 6.0])
+    assert nothing.n == 0
+    assert math.isnan(nothing.mean)
+    assert one.mean == 2.0
+    assert math.isnan(one.deviation)
+    assert not one.sure
+    assert three.mean == 3.0
+    assert three.deviation == pytest.approx(math.sqrt(7.0))
+    assert three.half == pytest.approx(4.30265 * math.sqrt(7.0 / 3), rel=1e-5)
+
+
+def test_the_interval_is_that_of_the_paired_t_test(study: Definition) -> None:
+    from scipy.stats import ttest_rel
+
+    plain, taught = [0.30, 0.35, 0.28], [0.36, 0.40, 0.37]
+    records = {r.key: r for s in range(3) for r in (record("none", s, plain[s]), record("pgd", s, taught[s]))}
+    base, pgd = rows(study, Grid(), records)
+    expected = ttest_rel(taught, plain).confidence_interval(0.95)
+    gain = pgd.gains["AP"]
+    assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high))
+    assert gain.sure
+    assert base.gains == {}
+    assert pgd.metrics["APs"].n == 0  # -1 is no value
+    assert gain_text(gain).startswith("**+6.7 [+")
+    assert points_text(base.metrics["AP"]) == "31.0 ± 3.6"
+
+
+def test_only_seeds_that_both_have_are_paired(study: Definition) -> None:
+    found = [record("none", 0, 0.3), record("pgd", 0, 0.4), record("pgd", 1, 0.9)]
+    _, pgd = rows(study, Grid(), {r.key: r for r in found})
+    assert pgd.gains["AP"].n == 1
+    assert pgd.gains["AP"].mean == pytest.approx(0.1)
+    assert pgd.metrics["AP"].n == 2
+    assert gain_text(pgd.gains["AP"]) == "+10.0 (one pair)"
+
+
+def test_the_page_links_every_row_to_its_runs_and_says_what_is_missing(study: Definition) -> None:
+    found = [record("none", 0, 0.3, cpu_seconds=7.0, step_seconds=0.5), record("none", 1, 0.4), record("pgd", 0, 0.4)]
+    records = {r.key: r for r in found}
+    tables = {"all": rows(study, Grid(), records)}
+    page = markdown(study, tables, records, None)
+    assert "Unfinished: 3 of 6 runs are done." in page
+    assert "[0](tiny/nano/none-s0/) [1](tiny/nano/none-s1/) (2 of 3)" in page
+    assert "| 500 | 7 | 10 |" in page
+    table = statistics_csv(study, tables).splitlines()
+    assert len(table) == 3
+    assert table[1].endswith("tiny/nano/none-s0 tiny/nano/none-s1")
+    assert len({len(line.split(",")) for line in table}) == 1

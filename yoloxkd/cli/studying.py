@@ -1,0 +1,89 @@
+"""`yoloxkd study`: plan, run what is missing, keep the results, print the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from yoloxkd.cli.tables import table
+from yoloxkd.errors import UserError, nearest
+from yoloxkd.study.definition import Definition, TeacherPart, read_study
+from yoloxkd.study.plan import Key, plan
+from yoloxkd.study.records import Record
+from yoloxkd.study.report import gain_text, points_text, write_report
+from yoloxkd.study.runner import Runner
+from yoloxkd.study.statistics import rows
+
+RUNS = Path("runs/study")
+
+
+def run_study(
+    name: str,
+    *,
+    out: Path | None,
+    results: Path | None,
+    jobs: int,
+    grids: Sequence[str],
+    data: str | None,
+    teacher: str | None,
+    device: str | None,
+    workers: int | None,
+    dry_run: bool,
+) -> None:
+    """Do what is missing of a study; its tables are rewritten after every run, so they hold what is done so far."""
+    study = read_study(name)
+    _narrow(study, grids)
+    if teacher is not None:
+        study.teacher = TeacherPart(file=teacher, train=None)
+    out = out or RUNS / study.name
+    results = results or out / "results"
+    local = {"data": data, "device": device, "workers": workers}
+    runs = plan(study, out, {key: value for key, value in local.items() if value is not None})
+    runner = Runner(
+        study, runs, out, results, jobs=jobs, say=_say, on_record=lambda records: _report(study, records, results)
+    )
+    if dry_run:
+        todo = {run.key for run in runner.missing()}
+        for key in runs:
+            print(f"{'to do' if key in todo else 'done ' if key in runner.records else 'left '} {key.path}")
+        return
+    try:
+        runner.run()
+    finally:
+        if runner.records:
+            print(tables(study, runner.records))
+            print("written: " + ", ".join(str(path) for path in _report(study, runner.records, results)))
+
+
+def _narrow(study: Definition, grids: Sequence[str]) -> None:
+    for grid in grids:
+        if grid not in study.parts():
+            raise UserError(f"study {study.name} has no grid '{grid}'; {nearest(grid, study.parts())}")
+    if grids:
+        study.grids = {title: grid for title, grid in study.parts().items() if title in grids}
+
+
+def _report(study: Definition, records: Mapping[Key, Record], results: Path) -> list[Path]:
+    try:
+        return write_report(study, records, results)
+    except OSError as error:
+        raise UserError(f"cannot write to {results}: {error.strerror or error}") from error
+
+
+def tables(study: Definition, records: Mapping[Key, Record]) -> str:
+    """A table a grid for the screen, AP in points."""
+    head = ["student", "method", "seeds", "AP", "gain [95 %]", "AP50", "AP75", "APs", "APm", "APl", "step ms"]
+    texts = []
+    for title, grid in study.parts().items():
+        lines = []
+        for row in rows(study, grid, records):
+            cells = [row.student, row.method, f"{len(row.records)}/{row.planned}", points_text(row.metrics["AP"])]
+            cells.append(gain_text(row.gains["AP"]) if row.gains else "")
+            cells += [points_text(row.metrics[name]) for name in ("AP50", "AP75", "APs", "APm", "APl")]
+            lines.append([*cells, f"{1000 * row.step_seconds:.0f}" if row.step_seconds == row.step_seconds else ""])
+        texts.append(f"{grid.title or title}\n" + table(head, lines))
+    return "\n\n".join(texts)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,204 @@
+"""The YAML of a study: students x methods x seeds, a teacher, and what all runs share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from yoloxkd.config.files import cfg_folder, cfg_names
+from yoloxkd.config.load import leaves, read_yaml, validate
+from yoloxkd.config.strict import Strict
+from yoloxkd.errors import UserError, nearest
+from yoloxkd.kd import DISTILLERS
+
+Seed = Annotated[int, Field(ge=0)]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+GIVEN, SELF, UNTRAINED = "given", "self", "untrained"
+"""Who teaches: the study's teacher; the plain student of the same seed; the teacher's architecture with random weights."""
+
+
+class TeacherRun(Strict):
+    """A teacher that the study trains itself, before the students that need it."""
+
+    student: str = Field(description="architecture, NAME@coco or checkpoint file to start from")
+    recipe: str | None = Field(None, description="recipe name or file; None: the architecture's own")
+    epochs: int | None = Field(None, ge=1, description="None: the recipe's")
+    seed: Seed = 0
+    settings: dict[str, Any] = Field(default_factory=dict, description="dotted recipe keys, on top of the study's")
+
+
+class TeacherPart(Strict):
+    """Who teaches the students: a checkpoint, or a run to train first."""
+
+    file: str | None = Field(None, description="checkpoint file or NAME@coco")
+    train: TeacherRun | None = Field(None, description="the run that makes it")
+
+
+class StudentPart(Strict):
+    """One student of the study."""
+
+    student: str = Field(description="architecture, NAME@coco or checkpoint file to start from")
+    recipe: str | None = Field(None, description="recipe name or file; None: the architecture's own")
+    settings: dict[str, Any] = Field(default_factory=dict, description="dotted recipe keys for this student's runs")
+
+
+class MethodPart(Strict):
+    """One way to train a student. Without `kd` it trains alone."""
+
+    kd: list[str] = Field(default_factory=list, description="distillers; none: the student trains alone")
+    teacher: str = Field(
+        GIVEN, description="given, self (the plain student of the same seed), untrained, or a checkpoint"
+    )
+    epochs: int | None = Field(None, ge=1, description="None: the study's")
+    settings: dict[str, Any] = Field(default_factory=dict, description="dotted recipe keys, e.g. kd.alpha")
+    note: str = Field("", description="a few words for the tables")
+
+    @field_validator("kd", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        listed = [value] if isinstance(value, str) else value
+        return [] if listed in (None, ["none"]) else listed
+
+    @property
+    def plain(self) -> bool:
+        return not self.kd
+
+
+class Grid(Strict):
+    """A part of the study with a table of its own; what is left out is all of it."""
+
+    title: str = ""
+    students: list[str] | None = None
+    methods: list[str] | None = None
+    seeds: list[Seed] | None = Field(None, min_length=1)
+
+
+class Definition(Strict):
+    """A study. All runs share data, epochs and settings; a run is one student, one method, one seed.
+
+    The best epoch of a run is chosen on `choose`; what is reported is measured on `report` once, afterwards.
+    """
+
+    name: str = ""
+    data: str = Field(description="data YAML, a name, or shapes")
+    epochs: int = Field(ge=1)
+    seeds: list[Seed] = Field(min_length=1)
+    recipe: str | None = Field(None, description="recipe for every student that names none")
+    settings: dict[str, Any] = Field(default_factory=dict, description="dotted recipe keys for every run")
+    choose: str = Field("val", description="split that chooses the best epoch")
+    report: str = Field("test", description="split that is reported")
+    baseline: str = Field("none", description="the plain method that others are compared with, seed by seed")
+    teacher: TeacherPart | None = None
+    students: dict[str, StudentPart] = Field(min_length=1)
+    methods: dict[str, MethodPart] = Field(min_length=1)
+    grids: dict[str, Grid] = Field(default_factory=dict, description="none: one grid of everything")
+
+    @field_validator("students", "methods", mode="before")
+    @classmethod
+    def _empty(cls, value: Any) -> Any:
+        """`none:` without a value is a method with nothing set; `x: yolox-s` is a student with nothing set."""
+        if not isinstance(value, dict):
+            return value
+        return {k: {} if v is None else {"student": v} if isinstance(v, str) else v for k, v in value.items()}
+
+    def parts(self) -> dict[str, Grid]:
+        return self.grids or {"all": Grid()}
+
+
+def find_study(name: str) -> Path:
+    """A study by file name or by the name of one in `cfg/studies/`."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = cfg_folder() / "studies" / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise UserError(f"no study '{name}': neither a file nor a shipped study; {nearest(name, cfg_names('studies'))}")
+
+
+def read_study(name: str) -> Definition:
+    """The checked definition of a study. UserError: unknown keys, names that nothing bears, no plain baseline, ..."""
+    path = find_study(name)
+    where = f"study {path.name}"
+    known = [*leaves(Definition), *_inner()]
+    study = validate(Definition, read_yaml(path), where, known)
+    study.name = study.name or path.stem
+    _check_names(study, where)
+    _check_methods(study, where)
+    _check_baseline(study, where)
+    return study
+
+
+def _inner() -> list[str]:
+    """Keys below names that the user chooses, to suggest from."""
+    parts: dict[str, type[Strict]] = {"teacher": TeacherPart, "teacher.train": TeacherRun}
+    parts |= {"students.NAME": StudentPart, "methods.NAME": MethodPart, "grids.NAME": Grid}
+    return [f"{prefix}.{key}" for prefix, part in parts.items() for key in part.model_fields]
+
+
+def _check_names(study: Definition, where: str) -> None:
+    for kind, names in (("study", [study.name]), ("student", study.students), ("method", study.methods)):
+        for name in names:
+            if not NAME.fullmatch(str(name)):
+                raise UserError(
+                    f"the {where} calls a {kind} '{name}'; names become folders, so letters, digits, . _ + - are allowed"
+                )
+    if "teacher" in study.students:
+        raise UserError(f"the {where} calls a student 'teacher', which is the teacher's own row; rename it")
+    for title, grid in study.grids.items():
+        for kind, chosen, known in (
+            ("student", grid.students, study.students),
+            ("method", grid.methods, study.methods),
+        ):
+            for name in chosen or ():
+                if name not in known:
+                    raise UserError(f"grid '{title}' of the {where} names the {kind} '{name}'; {nearest(name, known)}")
+
+
+def _check_methods(study: Definition, where: str) -> None:
+    part = study.teacher
+    if part is not None and (part.file is None) == (part.train is None):
+        raise UserError(f"the teacher in the {where} needs either 'file' or 'train', and not both")
+    for name, method in study.methods.items():
+        for kd in method.kd:
+            if kd not in DISTILLERS:
+                raise UserError(
+                    f"method '{name}' in the {where} has the unknown distiller '{kd}'; {nearest(kd, DISTILLERS)}"
+                )
+        if method.plain and method.teacher != GIVEN:
+            raise UserError(
+                f"method '{name}' in the {where} has a teacher and no kd; give it a distiller, or drop both"
+            )
+        if part is None and not method.plain and method.teacher in (GIVEN, UNTRAINED):
+            raise UserError(f"method '{name}' in the {where} needs a teacher, and the study gives none")
+    if study.choose == study.report:
+        raise UserError(
+            f"the {where} chooses and reports on the same split '{study.report}'; what is reported would be too good"
+        )
+
+
+def _check_baseline(study: Definition, where: str) -> None:
+    base = study.methods.get(study.baseline)
+    if base is None or not base.plain:
+        plain = [name for name, method in study.methods.items() if method.plain]
+        raise UserError(
+            f"the {where} has no plain baseline for the paired differences: 'baseline' is '{study.baseline}', and "
+            + (f"it should be one of {', '.join(plain)}" if plain else "no method of the study trains without kd")
+        )
+    planned = {
+        (student, seed)
+        for grid in study.parts().values()
+        if study.baseline in (grid.methods or study.methods)
+        for student in grid.students or study.students
+        for seed in grid.seeds or study.seeds
+    }
+    for title, grid in study.parts().items():
+        for student in grid.students or study.students:
+            for seed in grid.seeds or study.seeds:
+                if (student, seed) not in planned:
+                    raise UserError(
+                        f"grid '{title}' of the {where} has no baseline '{study.baseline}' for student '{student}' and "
+                        f"seed {seed}; add it to the grid's methods"
+                    )

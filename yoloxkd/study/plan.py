@@ -1,0 +1,180 @@
+"""The runs of a study, each with its checked recipe, in the order in which they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yoloxkd.build.recipes import check, resolve
+from yoloxkd.config.load import read_yaml
+from yoloxkd.config.recipe import Recipe
+from yoloxkd.errors import UserError
+from yoloxkd.study.definition import GIVEN, SELF, UNTRAINED, Definition, MethodPart
+
+TEACHER = "teacher"
+UNTRAINED_FILE = "untrained-teacher.pt"
+LOCAL = ("engine.device", "engine.workers", "engine.compile", "engine.channels_last", "data", "teacher.models")
+"""Recipe keys that may differ between a run and what is planned: where it runs, where its data and its teacher are."""
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """Which run: student and method by the names in the study, and the seed. `/` joins them to a folder."""
+
+    student: str
+    method: str
+    seed: int
+
+    @property
+    def path(self) -> str:
+        return TEACHER if self.student == TEACHER else f"{self.student}/{self.method}-s{self.seed}"
+
+
+@dataclass
+class Run:
+    """One run to do.
+
+    out        the study's folder; the run trains in `folder` within it and leaves `best`
+    recipe     None for a teacher that comes as a file: it is only measured
+    best       the checkpoint that is measured
+    needs      runs whose best.pt it learns from
+    teacher    who teaches, as the study says it; "" where nobody does
+    settings   the recipe, flat, without what belongs to the machine: what a kept result is compared with
+    """
+
+    key: Key
+    out: Path
+    recipe: Recipe | None
+    best: str
+    needs: list[Key] = field(default_factory=list)
+    teacher: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.key.path
+
+    @property
+    def epochs(self) -> int:
+        return self.recipe.train.epochs if self.recipe else 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return portable(self.recipe) | {"teacher": self.teacher} if self.recipe else {}
+
+
+def plan(study: Definition, out: Path, overrides: Mapping[str, Any] | None = None) -> dict[Key, Run]:
+    """Every run of the study by its key: the teacher first, then grid by grid, seed by seed, the baseline first.
+
+    overrides  `data`, `device`, `workers` of this machine
+    All recipes are resolved here, so a mistake in any of them is found before the first run starts.
+    """
+    given = dict(overrides or {})
+    local = {"data": given.pop("data", study.data)} | {"sets": {f"engine.{k}": v for k, v in given.items()}}
+    runs: dict[Key, Run] = {}
+    teacher = _teacher(study, out, local)
+    if teacher is not None:
+        runs[teacher.key] = teacher
+    for student, name, seed in _order(study):
+        key = Key(student, name, seed)
+        if key not in runs:
+            runs[key] = _run(study, key, study.methods[name], teacher, out, local)
+    return runs
+
+
+def _order(study: Definition) -> Iterator[tuple[str, str, int]]:
+    for grid in study.parts().values():
+        methods = list(grid.methods or study.methods)
+        methods.sort(key=lambda name: name != study.baseline)
+        for seed in grid.seeds or study.seeds:
+            for student in grid.students or study.students:
+                for method in methods:
+                    yield student, method, seed
+
+
+def _teacher(study: Definition, out: Path, local: dict[str, Any]) -> Run | None:
+    part = study.teacher
+    if part is None:
+        return None
+    if part.train is None:
+        assert part.file is not None
+        return Run(Key(TEACHER, TEACHER, 0), out, None, part.file)
+    run = part.train
+    key = Key(TEACHER, TEACHER, run.seed)
+    recipe = _resolve(
+        f"the teacher of study {study.name}",
+        student=run.student,
+        recipe=run.recipe or study.recipe,
+        kd=["none"],
+        sets=study.settings | {"val.split": study.choose} | run.settings | local["sets"],
+        epochs=run.epochs,
+        seed=run.seed,
+        data=local["data"],
+    )
+    return Run(key, out, recipe, _best(out, key))
+
+
+def _run(study: Definition, key: Key, method: MethodPart, teacher: Run | None, out: Path, local: dict[str, Any]) -> Run:
+    part = study.students[key.student]
+    models, needs, sets = [], [], {}
+    if not method.plain:
+        if method.teacher == SELF:
+            base = Key(key.student, study.baseline, key.seed)
+            models, needs = [_best(out, base)], [base]
+        elif method.teacher in (GIVEN, UNTRAINED):
+            assert teacher is not None
+            models, needs = [teacher.best], [teacher.key]
+            if method.teacher == UNTRAINED:
+                models, sets = [str((out / UNTRAINED_FILE).absolute())], {"teacher.min_ap": 0}
+        else:
+            models = [method.teacher]
+    recipe = _resolve(
+        f"run {key.path} of study {study.name}",
+        student=part.student,
+        recipe=part.recipe or study.recipe,
+        teacher=models,
+        kd=method.kd or ["none"],
+        sets=study.settings | {"val.split": study.choose} | sets | part.settings | method.settings | local["sets"],
+        epochs=method.epochs or study.epochs,
+        seed=key.seed,
+        data=local["data"],
+    )
+    return Run(key, out, recipe, _best(out, key), needs, "" if method.plain else method.teacher)
+
+
+def _best(out: Path, key: Key) -> str:
+    return str((out / key.path / "best.pt").absolute())
+
+
+def _resolve(where: str, **options: Any) -> Recipe:
+    try:
+        return resolve(**options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def portable(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as flat dotted keys, without the machine; of weights to start from, only whether there are any."""
+    flat = dict(_flat(recipe.model_dump(by_alias=True, mode="json")))
+    for key in LOCAL:
+        flat.pop(key, None)
+    return flat | {"student.weights": "given" if flat["student.weights"] else None}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run that was begun, from its recipe.yaml."""
+    return portable(check(read_yaml(folder / "recipe.yaml")))
+
+
+def differences(found: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
+    """What two runs' settings differ in; keys that only one has (another version's) do not count."""
+    return [f"{k} {found[k]!r} instead of {planned[k]!r}" for k in planned if k in found and found[k] != planned[k]]

@@ -1,0 +1,163 @@
+"""What is kept of a finished run: a small folder a run, and one row a run in summary.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yoloxkd.engine.callbacks.csv_log import read_rows
+from yoloxkd.engine.callbacks.run_folder import write_text
+from yoloxkd.errors import UserError
+from yoloxkd.study.plan import Key, Run, differences
+from yoloxkd.version import __version__
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+SUMMARY = ("study", "student", "method", "seed", "epochs", *METRICS, "seconds")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run.
+
+    metrics       on the reported split, 0 to 1; -1 where nothing could be measured
+    chosen        AP of the best epoch on the choosing split, and that epoch (1 is the first); None: not known
+    seconds       wall time of the training, evaluations during it included
+    cpu_seconds   processor time of the same, loader processes included; None: not known
+    step_seconds  median over the epochs of the wall time of a step; None: not known
+    link          its folder, relative to the results' folder; None: only a row of summary.csv is known
+    """
+
+    key: Key
+    epochs: int
+    metrics: Mapping[str, float]
+    seconds: float
+    cpu_seconds: float | None = None
+    step_seconds: float | None = None
+    chosen: Mapping[str, float] | None = None
+    link: str | None = None
+
+
+def place(results: Path, study: str, key: Key) -> Path:
+    return results / study / key.path
+
+
+def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
+    """Copy what is worth keeping of a finished run into the results' folder: results.csv and run.json."""
+    folder = place(results, study, run.key)
+    folder.mkdir(parents=True, exist_ok=True)
+    test = _json(run.folder / "test.json")
+    about: dict[str, Any] = {
+        "study": study,
+        "student": run.key.student,
+        "method": run.key.method,
+        "seed": run.key.seed,
+        "epochs": run.epochs,
+        "split": report_split,
+        "metrics": {k: v for k, v in test.items() if k not in ("model", "data", "split")},
+        "version": __version__,
+    }
+    if run.recipe is not None:
+        rows = read_rows(run.folder / "results.csv")
+        chosen = _json(run.folder / "metrics.json")
+        cost = _json(run.folder / "cost.json") if (run.folder / "cost.json").is_file() else {}
+        speeds = [float(row["images_per_s"]) for row in rows]
+        environment = _json(run.folder / "environment.json")
+        about |= {
+            "chosen": {k: chosen[k] for k in (*METRICS, "epoch", "split")},
+            "seconds": round(cost.get("wall", 0.0), 1),
+            "cpu_seconds": round(cost["cpu"], 1) if cost else None,
+            "step_seconds": round(run.recipe.train.batch / max(statistics.median(speeds), 1e-9), 5),
+            "threads": environment.get("threads"),
+            "torch": environment.get("torch"),
+            "teacher_digests": [t["digest"] for t in environment.get("kd", {}).get("teachers", [])],
+            "settings": run.settings,
+        }
+        if (run.folder / "results.csv").resolve() != (folder / "results.csv").resolve():
+            shutil.copyfile(run.folder / "results.csv", folder / "results.csv")
+    write_text(folder / "run.json", json.dumps(about, indent=1) + "\n")
+    return _record(about, folder.relative_to(results).as_posix())
+
+
+def kept(results: Path, study: str) -> dict[Key, Record]:
+    """The runs of a study that a results' folder knows: by their own folders, else by their rows in summary.csv."""
+    found = {row.key: row for name, row in _summary(results / "summary.csv") if name == study}
+    for file in sorted((results / study).glob("**/run.json")):
+        record = _record(_json(file), file.parent.relative_to(results).as_posix())
+        found[record.key] = record
+    return found
+
+
+def check_kept(run: Run, record: Record, study: str, results: Path) -> None:
+    """Refuse a kept result that was not made as the study now says. UserError."""
+    where = f"the result of {run.key.path} in {results}"
+    unlike = [] if record.epochs == run.epochs else [f"epochs {record.epochs} instead of {run.epochs}"]
+    if record.link is not None:
+        unlike += differences(_json(results / record.link / "run.json").get("settings", {}), run.settings)
+    if unlike:
+        raise UserError(
+            f"{where} was made with other settings ({'; '.join(unlike[:3])}); give another --results folder, or remove "
+            "it there to have it run again"
+        )
+
+
+def write_summary(results: Path, study: str, records: Iterable[Record]) -> Path:
+    """One row a run in summary.csv, metrics 0 to 1; rows of other studies stay."""
+    path = results / "summary.csv"
+    rows = [(name, row) for name, row in _summary(path) if name != study] + [(study, row) for row in records]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(SUMMARY)
+    for name, row in rows:
+        values = [f"{row.metrics[metric]:.4f}" for metric in METRICS]
+        writer.writerow(
+            [name, row.key.student, row.key.method, row.key.seed, row.epochs, *values, f"{row.seconds:.1f}"]
+        )
+    results.mkdir(parents=True, exist_ok=True)
+    write_text(path, text.getvalue())
+    return path
+
+
+def _summary(path: Path) -> list[tuple[str, Record]]:
+    if not path.is_file():
+        return []
+    out = []
+    for number, row in enumerate(read_rows(path), 2):
+        try:
+            key = Key(row["student"], row["method"], int(row["seed"]))
+            metrics = {name: float(row[name]) for name in METRICS}
+            out.append((row["study"], Record(key, int(row["epochs"]), metrics, float(row["seconds"]))))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"line {number} of {path} is not a result: it needs {', '.join(SUMMARY)}") from error
+    return out
+
+
+def _record(about: Mapping[str, Any], link: str) -> Record:
+    return Record(
+        Key(about["student"], about["method"], about["seed"]),
+        about["epochs"],
+        {name: about["metrics"].get(name, -1.0) for name in METRICS},
+        about.get("seconds", 0.0),
+        about.get("cpu_seconds"),
+        about.get("step_seconds"),
+        about.get("chosen"),
+        link,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON object")
+    return value

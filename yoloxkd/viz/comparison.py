@@ -1,0 +1,59 @@
+"""Methods side by side with error bars: how good each is, and what each gains over the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Bar = tuple[float, float]
+"""Mean, and half the length of its error bar."""
+
+MEAN, GAIN = "tab:blue", "tab:green"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of the picture.
+
+    methods  names, top to bottom
+    values   of each method: its single results
+    means    of each method: mean and standard deviation
+    gains    of each method: mean paired difference to the plain one and half its interval; None for the plain one itself
+    """
+
+    title: str
+    methods: Sequence[str]
+    values: Sequence[Sequence[float]]
+    means: Sequence[Bar | None]
+    gains: Sequence[Bar | None]
+
+
+def draw_comparison(comparisons: Sequence[Comparison], output: Path, metric: str) -> Path:
+    """Draw a row of two panels for each comparison into one PNG; returns its path. ValueError without any."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not comparisons:
+        raise ValueError("nothing to compare")
+    heights = [1.0 + 0.32 * len(c.methods) for c in comparisons]
+    figure = Figure(figsize=(11, sum(heights) + 0.3), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(comparisons), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for (left, right), shown in zip(panels, comparisons, strict=True):
+        places = range(len(shown.methods))
+        for place, values in zip(places, shown.values, strict=True):
+            left.plot(values, [place] * len(values), "o", color="0.65", markersize=4, zorder=1)
+        for panel, bars, colour in ((left, shown.means, MEAN), (right, shown.gains, GAIN)):
+            for place, bar in zip(places, bars, strict=True):
+                if bar is not None:
+                    panel.errorbar(bar[0], place, xerr=bar[1] or None, fmt="D", color=colour, capsize=4, markersize=5)
+            panel.set_yticks(list(places), shown.methods if panel is left else [""] * len(shown.methods))
+            panel.set_ylim(len(shown.methods) - 0.5, -0.5)
+            panel.grid(True, axis="x", alpha=0.3)
+        right.axvline(0, color="0.3", linewidth=1)
+        left.set_title(f"{shown.title}: {metric}, mean ± standard deviation", fontsize=9, loc="left")
+        right.set_title("paired gain over the plain student, 95 % interval", fontsize=9, loc="left")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
+    return output
