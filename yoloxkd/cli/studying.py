@@ -40,7 +40,7 @@ def run_study(
     local = {"data": data, "device": device, "workers": workers}
     runs = plan(study, out, {key: value for key, value in local.items() if value is not None})
     runner = Runner(
-        study, runs, out, results, jobs=jobs, say=_say, on_record=lambda records: _report(study, records, results)
+        study, runs, out, results, jobs=jobs, say=_say, on_record=lambda records: write_report(study, records, results)
     )
     if dry_run:
         todo = {run.key for run in runner.missing()}
@@ -52,7 +52,7 @@ def run_study(
     finally:
         if runner.records:
             print(tables(study, runner.records))
-            print("written: " + ", ".join(str(path) for path in _report(study, runner.records, results)))
+            print("written: " + ", ".join(str(path) for path in write_report(study, runner.records, results)))
 
 
 def _narrow(study: Definition, grids: Sequence[str]) -> None:
@@ -61,13 +61,6 @@ def _narrow(study: Definition, grids: Sequence[str]) -> None:
             raise UserError(f"study {study.name} has no grid '{grid}'; {nearest(grid, study.parts())}")
     if grids:
         study.grids = {title: grid for title, grid in study.parts().items() if title in grids}
-
-
-def _report(study: Definition, records: Mapping[Key, Record], results: Path) -> list[Path]:
-    try:
-        return write_report(study, records, results)
-    except OSError as error:
-        raise UserError(f"cannot write to {results}: {error.strerror or error}") from error
 
 
 def tables(study: Definition, records: Mapping[Key, Record]) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.callbacks.csv_log import read_rows
-from yoloxkd.engine.callbacks.run_folder import write_text
 from yoloxkd.errors import UserError
 from yoloxkd.study.plan import Key, Run, differences
 from yoloxkd.version import __version__
@@ -74,8 +74,8 @@ def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
             "seconds": round(cost.get("wall", 0.0), 1),
             "cpu_seconds": round(cost["cpu"], 1) if cost else None,
             "step_seconds": round(run.recipe.train.batch / max(statistics.median(speeds), 1e-9), 5),
-            "threads": environment.get("threads"),
-            "torch": environment.get("torch"),
+            **{key: environment.get(key) for key in ("torch", "processor", "device", "threads")},
+            "commit": (environment.get("git") or {}).get("commit"),
             "teacher_digests": [t["digest"] for t in environment.get("kd", {}).get("teachers", [])],
             "settings": run.settings,
         }

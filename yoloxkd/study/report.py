@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from yoloxkd.engine.callbacks.run_folder import write_text
+from yoloxkd.engine.atomic import write_text
 from yoloxkd.study.definition import Definition, Grid
 from yoloxkd.study.plan import TEACHER, Key
 from yoloxkd.study.records import METRICS, Record, write_summary

@@ -16,7 +16,7 @@ import torch
 
 from yoloxkd.build.models import build_detector, open_model
 from yoloxkd.config.load import write_yaml
-from yoloxkd.engine.callbacks.run_folder import write_text
+from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.errors import GateError, Interrupted, UserError
 from yoloxkd.study.definition import UNTRAINED, Definition
