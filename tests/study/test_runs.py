@@ -20,12 +20,13 @@ import torch
 from tests.conftest import REPOSITORY
 from tests.study.conftest import definition, write
 from yoloxkd.cli import run
+from yoloxkd.cli.studying import check_grids
 from yoloxkd.errors import UserError
 from yoloxkd.study.definition import read_study
 from yoloxkd.study.plan import Key, plan
 from yoloxkd.study.processes import alone_in
-from yoloxkd.study.records import SUMMARY
-from yoloxkd.study.runner import Runner
+from yoloxkd.study.records import SUMMARY, write_summary
+from yoloxkd.study.runner import Runner, known
 
 
 @pytest.fixture
@@ -117,6 +118,24 @@ def test_what_is_done_is_not_done_again(done: Path, tmp_path: Path, capsys: pyte
     (tmp_path / "some" / "summary.csv").unlink()
     missing = Runner(study, plan(study, tmp_path / "new"), tmp_path / "new", tmp_path / "some").missing()
     assert [r.key.path for r in missing] == ["nano/none-s0", "nano/own-s0"]
+
+
+def test_a_grid_alone_and_the_rows_of_others_stay(done: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    tiny["grids"] = {"first": {"seeds": [0]}, "second": {"seeds": [0, 1]}}
+    study = read_study(write(tmp_path, tiny))
+    runs = plan(study, tmp_path)
+    missing = Runner(study, runs, tmp_path, tmp_path, grids=["first"]).missing()
+    assert [r.key.path for r in missing] == ["teacher", "nano/none-s0", "nano/pgd-s0"]
+    with pytest.raises(UserError, match=r"no grid 'secnd'; did you mean 'second'"):
+        check_grids(study, ["secnd"])
+    before = shutil.copy(done / "out" / "results" / "summary.csv", tmp_path)
+    records = known(read_study(str(done / "study.yaml")), plan(read_study(str(done / "study.yaml")), done), tmp_path)
+    text = Path(before).read_text()
+    one = {key: record for key, record in records.items() if key.method == "own"}
+    for name, count in (("tiny", 6), ("other", 7)):
+        write_summary(tmp_path, name, one)
+        assert len(Path(before).read_text().splitlines()) == count
+    assert set(text.splitlines()) <= set(Path(before).read_text().splitlines())
 
 
 def test_results_made_with_other_settings_are_refused(done: Path) -> None:

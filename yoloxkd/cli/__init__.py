@@ -173,7 +173,7 @@ def study(
         typer.Option(help="Folder of kept results: what it knows is not run again. Default: OUT/results."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
-    grid: Annotated[list[str] | None, typer.Option(help="Only this grid of the study; may be repeated.")] = None,
+    grid: Annotated[list[str] | None, typer.Option(help="Do only the runs of this grid; may be repeated.")] = None,
     data: Annotated[str | None, typer.Option(help="Where the study's data set is on this machine.")] = None,
     teacher: Annotated[str | None, typer.Option(help="A checkpoint instead of the study's own teacher.")] = None,
     device: DeviceOption = None,

@@ -30,9 +30,9 @@ def run_study(
     workers: int | None,
     dry_run: bool,
 ) -> None:
-    """Do what is missing of a study; its tables are rewritten after every run, so they hold what is done so far."""
+    """Do what is missing of a study (or of some grids); its tables are rewritten after every run, so they hold what is done so far."""
     study = read_study(name)
-    _narrow(study, grids)
+    check_grids(study, grids)
     if teacher is not None:
         study.teacher = TeacherPart(file=teacher, train=None)
     out = out or RUNS / study.name
@@ -40,7 +40,14 @@ def run_study(
     local = {"data": data, "device": device, "workers": workers}
     runs = plan(study, out, {key: value for key, value in local.items() if value is not None})
     runner = Runner(
-        study, runs, out, results, jobs=jobs, say=_say, on_record=lambda records: write_report(study, records, results)
+        study,
+        runs,
+        out,
+        results,
+        grids=grids or None,
+        jobs=jobs,
+        say=_say,
+        on_record=lambda records: write_report(study, records, results),
     )
     if dry_run:
         todo = {run.key for run in runner.missing()}
@@ -55,12 +62,10 @@ def run_study(
             print("written: " + ", ".join(str(path) for path in write_report(study, runner.records, results)))
 
 
-def _narrow(study: Definition, grids: Sequence[str]) -> None:
+def check_grids(study: Definition, grids: Sequence[str]) -> None:
     for grid in grids:
         if grid not in study.parts():
             raise UserError(f"study {study.name} has no grid '{grid}'; {nearest(grid, study.parts())}")
-    if grids:
-        study.grids = {title: grid for title, grid in study.parts().items() if title in grids}
 
 
 def tables(study: Definition, records: Mapping[Key, Record]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,21 +76,22 @@ def plan(study: Definition, out: Path, overrides: Mapping[str, Any] | None = Non
     teacher = _teacher(study, out, local)
     if teacher is not None:
         runs[teacher.key] = teacher
-    for student, name, seed in _order(study):
-        key = Key(student, name, seed)
+    for key in keys(study):
         if key not in runs:
-            runs[key] = _run(study, key, study.methods[name], teacher, out, local)
+            runs[key] = _run(study, key, study.methods[key.method], teacher, out, local)
     return runs
 
 
-def _order(study: Definition) -> Iterator[tuple[str, str, int]]:
-    for grid in study.parts().values():
-        methods = list(grid.methods or study.methods)
-        methods.sort(key=lambda name: name != study.baseline)
+def keys(study: Definition, grids: Collection[str] | None = None) -> Iterator[Key]:
+    """The runs of the students in some grids (None: in all), grid by grid and seed by seed, the baseline first."""
+    for title, grid in study.parts().items():
+        if grids is not None and title not in grids:
+            continue
+        methods = sorted(grid.methods or study.methods, key=lambda name: name != study.baseline)
         for seed in grid.seeds or study.seeds:
             for student in grid.students or study.students:
                 for method in methods:
-                    yield student, method, seed
+                    yield Key(student, method, seed)
 
 
 def _teacher(study: Definition, out: Path, local: dict[str, Any]) -> Run | None:

@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +107,11 @@ def check_kept(run: Run, record: Record, study: str, results: Path) -> None:
         )
 
 
-def write_summary(results: Path, study: str, records: Iterable[Record]) -> Path:
-    """One row a run in summary.csv, metrics 0 to 1; rows of other studies stay."""
+def write_summary(results: Path, study: str, records: Mapping[Key, Record]) -> Path:
+    """One row a run in summary.csv, metrics 0 to 1; rows of other studies, and of runs not among these, stay."""
     path = results / "summary.csv"
-    rows = [(name, row) for name, row in _summary(path) if name != study] + [(study, row) for row in records]
+    rows = [(name, row) for name, row in _summary(path) if name != study or row.key not in records]
+    rows += [(study, row) for row in records.values()]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(SUMMARY)

@@ -23,7 +23,7 @@ def write_report(study: Definition, records: Mapping[Key, Record], results: Path
     """Write summary.csv (a row a run), NAME.csv (a row a student and method), NAME.md and NAME.png; their paths."""
     tables = {title: rows(study, grid, records) for title, grid in study.parts().items()}
     page, table, picture = (results / f"{study.name}{suffix}" for suffix in (".md", ".csv", ".png"))
-    summary = write_summary(results, study.name, records.values())
+    summary = write_summary(results, study.name, records)
     write_text(table, statistics_csv(study, tables))
     written = [summary, table]
     drawn = _comparisons(study, tables)

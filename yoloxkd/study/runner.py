@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.errors import GateError, Interrupted, UserError
 from yoloxkd.study.definition import UNTRAINED, Definition
-from yoloxkd.study.plan import TEACHER, UNTRAINED_FILE, Key, Run, differences, read_settings
+from yoloxkd.study.plan import UNTRAINED_FILE, Key, Run, differences, keys, read_settings
 from yoloxkd.study.processes import Cost, Processes, alone_in
 from yoloxkd.study.records import Record, check_kept, keep, kept
 
@@ -32,6 +32,7 @@ class Runner:
     """Brings every run of a plan to its record.
 
     results    folder of kept results; what it already knows is not run again
+    grids      titles of the grids whose runs are to be done; None: all
     jobs       runs side by side
     on_record  called after every finished run with all records so far
     """
@@ -43,12 +44,14 @@ class Runner:
         out: Path,
         results: Path,
         *,
+        grids: Collection[str] | None = None,
         jobs: int = 1,
         say: Say = print,
         on_record: Callable[[dict[Key, Record]], object] | None = None,
     ) -> None:
         self.study, self.runs, self.out, self.results, self.jobs = study, dict(runs), out, results, jobs
         self.say, self.on_record = say, on_record
+        self.chosen = set(keys(study, grids))
         self.records = known(study, runs, results)
         self.failed: dict[Key, str] = {}
         self.processes = Processes(_environment(jobs))
@@ -59,7 +62,7 @@ class Runner:
 
         A teacher is neither trained nor measured when no run needs it any more.
         """
-        wanted = {key for key in self.runs if key not in self.records and key.student != TEACHER}
+        wanted = self.chosen - self.records.keys()
         for key in list(wanted):
             for need in self.runs[key].needs:
                 if need not in self.records or not self._here(need):
