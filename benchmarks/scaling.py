@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from benchmarks.scenes import batch_of
 from yoloxkd.build.models import architecture, build_detector
 from yoloxkd.build.recipes import resolve
 from yoloxkd.config.recipe import Recipe
+from yoloxkd.data.loader import TrainSamples
+from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.engine.multiscale import size_at
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import WithTeacher
@@ -45,7 +48,7 @@ BACKWARD = 2.0
 DEVICES = {"V100": 125e12, "A100": 312e12, "H100": 989e12}
 """Peak of dense half-precision products, FLOP/s, as their maker gives it."""
 
-USED = (0.15, 0.25, 0.35)
+USED = (0.05, 0.25)
 """Assumed share of that peak that training of a convolutional detector reaches."""
 
 PROBE = 160
@@ -157,7 +160,7 @@ def tables(budgets: Sequence[Budget]) -> str:
     for b in budgets:
         steps = b.images / b.batch
         hours = [
-            " to ".join(f"{b.distilled / peak / used / 3600:.0f}" for used in (USED[2], USED[0]))
+            " to ".join(f"{b.distilled / peak / used / 3600:.0f}" for used in (USED[1], USED[0]))
             for peak in DEVICES.values()
         ]
         cells = [
@@ -215,6 +218,20 @@ def measure(name: str, size: int, images: int, rounds: int) -> str:
     )
 
 
+def sample_cost(name: str, data: str, samples: int = 60) -> str:
+    """Processor time of one augmented training sample, and how many cores feed a device that computes at a rate."""
+    recipe = resolve(recipe=name)
+    images = load_split(find_data(data), "train")
+    source = TrainSamples(images, (recipe.train.imgsz, recipe.train.imgsz), recipe.augment, seed=0)
+    cv2.setNumThreads(1)
+    assert source[0, 0, True]
+    started = time.process_time()
+    for index in range(samples):
+        assert source[0, index % len(images), True]
+    each = (time.process_time() - started) / samples
+    return f"{name} on {data}: {1000 * each:.0f} ms of one core a training sample, {1 / each:.0f} samples/s a core"
+
+
 def matmul_peak() -> float:
     """FLOP/s of a large float32 product by processor time of this process."""
     a = torch.rand(1536, 1536)
@@ -229,11 +246,15 @@ def matmul_peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--measure", action="store_true", help="step times on this machine as well")
+    parser.add_argument("--data", default="shapes", help="whose training images are read for the cost of a sample")
+    options = parser.parse_args()
     torch.manual_seed(0)
     found = [budget(name) for name in RECIPES]
     found += [budget(name, WIDE) for name in RECIPES if "yolox" not in name]
     print(tables(found))
-    if parser.parse_args().measure:
+    if options.measure:
+        for name in ("fgd-yolox-l-m", "pgd-fcos-r101-r50"):
+            print(sample_cost(name, options.data))
         for name, size, images in (("fgd-yolox-l-m", 320, 2), ("pgd-yolox-l-m", 320, 2), ("pgd-fcos-r101-r50", 320, 2)):
             print(measure(name, size, images, rounds=3))
 
