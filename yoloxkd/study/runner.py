@@ -159,7 +159,9 @@ class Runner:
 
     def _measuring(self, run: Run) -> list[str]:
         like = run.recipe or next(other.recipe for other in self.runs.values() if other.recipe is not None)
-        options: list[Any] = ["--data", like.data, "--split", self.study.report, "--imgsz", like.train.imgsz]
+        options: list[Any] = ["--data", like.data, "--split", self.study.report]
+        if isinstance(like.train.imgsz, int):  # else the checkpoint's own
+            options += ["--imgsz", like.train.imgsz]
         options += ["--batch", like.train.batch, "--workers", like.engine.workers, "--device", like.engine.device]
         for key in ("conf", "iou", "max_det", "backend"):
             options += ["--set", f"val.{key}={getattr(like.val, key)}"]
