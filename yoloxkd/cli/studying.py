@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from yoloxkd.cli.tables import table
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.study.definition import Definition, TeacherPart, read_study
 from yoloxkd.study.plan import Key, plan
-from yoloxkd.study.records import Record
+from yoloxkd.study.records import METRICS, Record
 from yoloxkd.study.report import gain_text, points_text, write_report
 from yoloxkd.study.runner import Runner
-from yoloxkd.study.statistics import rows
+from yoloxkd.study.statistics import Row, rows
 
 RUNS = Path("runs/study")
 
@@ -69,18 +70,26 @@ def check_grids(study: Definition, grids: Sequence[str]) -> None:
 
 
 def tables(study: Definition, records: Mapping[Key, Record]) -> str:
-    """A table a grid for the screen, AP in points."""
-    head = ["student", "method", "seeds", "AP", "gain [95 %]", "AP50", "AP75", "APs", "APm", "APl", "step ms"]
+    """A table for each grid and student that has results, for the screen: AP in points, the page has the deviations."""
+    head = ["method", "seeds", "AP", "gain [95 %]", *METRICS[1:], "step ms", "CPU s"]
     texts = []
     for title, grid in study.parts().items():
-        lines = []
-        for row in rows(study, grid, records):
-            cells = [row.student, row.method, f"{len(row.records)}/{row.planned}", points_text(row.metrics["AP"])]
-            cells.append(gain_text(row.gains["AP"]) if row.gains else "")
-            cells += [points_text(row.metrics[name]) for name in ("AP50", "AP75", "APs", "APm", "APl")]
-            lines.append([*cells, f"{1000 * row.step_seconds:.0f}" if row.step_seconds == row.step_seconds else ""])
-        texts.append(f"{grid.title or title}\n" + table(head, lines))
+        found = rows(study, grid, records)
+        for student in dict.fromkeys(row.student for row in found if row.records):
+            lines = [_cells(row) for row in found if row.student == student]
+            texts.append(f"{grid.title or title}: {student}\n" + table(head, lines))
     return "\n\n".join(texts)
+
+
+def _cells(row: Row) -> list[str]:
+    cells = [row.method, f"{len(row.records)}/{row.planned}", points_text(row.metrics["AP"])]
+    cells.append(gain_text(row.gains["AP"]).strip("*") if row.gains else "")
+    cells += [_number(100 * row.metrics[name].mean, 1) for name in METRICS[1:]]
+    return [*cells, _number(1000 * row.step_seconds, 0), _number(row.cpu_seconds, 0)]
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _say(text: str) -> None:

@@ -47,13 +47,13 @@ class Processes:
             with self._lock:
                 if self.stopped_by is not None:
                     raise Interrupted(f"stopped by {signal.Signals(self.stopped_by).name}")
-                # a session of its own: Ctrl-C reaches it once, from here, and not a second time from the terminal
+                # a process group of its own: Ctrl-C reaches it once, from here, and not a second time from the terminal
                 process = subprocess.Popen(
                     list(command),
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=self.environment,
-                    start_new_session=True,
+                    process_group=0,
                     pass_fds=tuple(inherited),
                 )
                 self._running.add(process)

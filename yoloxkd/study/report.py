@@ -155,12 +155,12 @@ def _plain(value: float) -> str:
 
 
 def _comparisons(study: Definition, tables: Mapping[str, Sequence[Row]]) -> list[Comparison]:
-    """One panel a grid and student that has a finished run, in AP points."""
+    """One panel a grid and student that has something to compare, in AP points."""
     out = []
     for title, table in tables.items():
         for student in dict.fromkeys(row.student for row in table):
             part = [row for row in table if row.student == student and row.records]
-            if part:
+            if any(row.method != study.baseline for row in part):
                 heading = f"{study.parts()[title].title or title}: {student}"
                 out.append(
                     Comparison(

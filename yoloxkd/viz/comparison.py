@@ -36,7 +36,7 @@ def draw_comparison(comparisons: Sequence[Comparison], output: Path, metric: str
 
     if not comparisons:
         raise ValueError("nothing to compare")
-    heights = [1.0 + 0.32 * len(c.methods) for c in comparisons]
+    heights = [1.15 + 0.3 * len(c.methods) for c in comparisons]
     figure = Figure(figsize=(11, sum(heights) + 0.3), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(comparisons), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -52,8 +52,9 @@ def draw_comparison(comparisons: Sequence[Comparison], output: Path, metric: str
             panel.set_ylim(len(shown.methods) - 0.5, -0.5)
             panel.grid(True, axis="x", alpha=0.3)
         right.axvline(0, color="0.3", linewidth=1)
-        left.set_title(f"{shown.title}: {metric}, mean ± standard deviation", fontsize=9, loc="left")
-        right.set_title("paired gain over the plain student, 95 % interval", fontsize=9, loc="left")
+        left.set_title(shown.title, fontsize=9, loc="left")
+        left.set_xlabel(f"{metric}: mean ± standard deviation", fontsize=8)
+        right.set_xlabel("paired gain over the plain student: mean and 95 % interval", fontsize=8)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
     return output
