@@ -114,7 +114,7 @@ def make_state(student: DenseDetector, **changes: Any) -> tuple[State, list[str]
     """A run's state as callbacks see it, and the lines it was told."""
     said: list[str] = []
     values: dict[str, Any] = {
-        "recipe": SimpleNamespace(),
+        "recipe": SimpleNamespace(engine=SimpleNamespace(compile=False)),
         "detector": student,
         "device": torch.device("cpu"),
         "out": Path("unused"),

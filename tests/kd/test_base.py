@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.kd.fakes import TinyDetector, make_batch
+from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd.base import WithTeacher
 from yoloxkd.kd.fgd import FGD, FGDConfig
 from yoloxkd.kd.pairing import Pairing
@@ -152,3 +153,33 @@ def test_bfloat16_autocast_gives_float32_terms() -> None:
         losses = module(student(batch.images), batch)
     assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
     assert module.dtypes["pgd/s16"] == "student map bfloat16, teacher map bfloat16"
+
+
+def test_the_teacher_looks_once_a_step_and_before_the_student_holds_anything() -> None:
+    student, teacher, module = build()
+    order: list[str] = []
+    for model, name in ((student, "student"), (teacher, "teacher")):
+        model.register_forward_hook(lambda *_, name=name: order.append(name))
+    step = TrainStep(student, torch.nn.ModuleDict({"kd": module})).train()
+    first = step(make_batch())
+    assert order == ["teacher", "student"]
+    module.scales = {"fgd": 1.0, "pgd": 0.0}
+    order.clear()
+    assert step(make_batch(seed=1)).keys() == first.keys()
+    assert order == ["teacher", "student"]
+    module.scales = dict.fromkeys(module.scales, 0.0)
+    order.clear()
+    step(make_batch())
+    assert order == ["student"]
+
+
+def test_each_batch_meets_its_own_teacher_output() -> None:
+    """Looking first gives what running the teacher afterwards gives, batch after batch."""
+    student, _, module = build()
+    student.eval()
+    step = TrainStep(student, torch.nn.ModuleDict({"kd": module}))
+    for seed in (0, 1):
+        batch = make_batch(seed=seed)
+        found, plain = step(batch), module(student(batch.images), batch)
+        for name, value in plain.items():
+            assert torch.equal(found[name], value), name

@@ -72,7 +72,9 @@ class EngineSection(Strict):
         "off", description="keep decoded pictures in memory or in files; samples are the same"
     )
     channels_last: bool = Field(True, description="NHWC memory format for convolutions")
-    compile: bool = Field(False, description="torch.compile the student")
+    compile: bool = Field(
+        False, description="torch.compile student and teachers; give it a fixed size: augment.multiscale=0"
+    )
     max_nonfinite: int = Field(10, ge=1, description="stop after this many steps with a non-finite loss")
 
     @field_validator("amp", "cache", mode="before")

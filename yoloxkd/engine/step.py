@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor, nn
 
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.types import Batch
+
+
+@runtime_checkable
+class LooksFirst(Protocol):
+    """An auxiliary loss with work of its own on the batch: done before the student holds all that it keeps for backward."""
+
+    def look(self, batch: Batch) -> None: ...
 
 
 class TrainStep(nn.Module):
@@ -26,6 +35,9 @@ class TrainStep(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Every loss term by name, task losses first; the training loss is their sum."""
         with torch.autocast(batch.images.device.type, dtype=self.amp, enabled=self.amp is not None):
+            for module in self.aux.values():
+                if isinstance(module, LooksFirst):
+                    module.look(batch)
             out = self.detector(batch.images)
             losses = self.detector.losses(out, batch.targets)
             for module in self.aux.values():

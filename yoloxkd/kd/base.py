@@ -144,6 +144,7 @@ class WithTeacher(nn.Module):
         self.dtypes: dict[str, str] = {}
         self.nonfinite: Tensor | None = None
         self._faulty: Tensor | None = None
+        self._seen: DenseOutput | None = None
         for parameter in self.parameters():
             parameter.register_hook(self._cut)
 
@@ -160,10 +161,7 @@ class WithTeacher(nn.Module):
         running = [name for name in methods if self.runs(name)]
         terms: dict[str, Tensor] = {}
         if running:
-            if self.teacher.training:
-                self.teacher.eval()
-            with torch.no_grad():
-                seen = self.teacher(batch.images)
+            seen = self._take(batch)
             student = self._gated(student)
             context = Context(self.teacher, self.seed, self.step)
         for name, method in methods.items():
@@ -175,6 +173,28 @@ class WithTeacher(nn.Module):
                 found = _nothing(method, device)
             terms |= {f"{name}{self.tag}/{term}": found[term] for term in method.terms}
         return self._scaled(self._finite(terms))
+
+    def look(self, batch: Batch) -> None:
+        """Run the teacher, when a method of the coming step needs it, and keep the maps that are asked for.
+
+        Before the student's forward pass this costs no memory beyond what is kept; `forward` does it else.
+        """
+        running = [method for name, method in self.methods().items() if self.runs(name)]
+        if not running:
+            return
+        if self.teacher.training:
+            self.teacher.eval()
+        with torch.no_grad():
+            seen = self.teacher(batch.images)
+        unread = {"features", "cls_features", "reg_features"} - {tap for method in running for tap in method.needs}
+        self._seen = replace(seen, **dict.fromkeys(unread, ()))
+
+    def _take(self, batch: Batch) -> DenseOutput:
+        if self._seen is None:
+            self.look(batch)
+        seen, self._seen = self._seen, None
+        assert seen is not None
+        return seen
 
     def runs(self, name: str) -> bool:
         """Whether a method takes part in the coming step."""

@@ -94,12 +94,15 @@ class Distill(Callback):
             self.reported += counts.tolist()
 
     def on_fit_start(self, state: State) -> None:
-        """Give the teachers the student's memory format; the engine has chosen it by now."""
+        """Give the teachers the student's memory format, which the engine has chosen by now, and compile them likewise."""
         kernels = (p for p in state.detector.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1)
         kernel = next(kernels, None)
         if kernel is not None and kernel.is_contiguous(memory_format=torch.channels_last):
             for teacher in self.teachers:
                 teacher.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if state.recipe.engine.compile:
+            for teacher in self.teachers:
+                teacher.detector.compile()
 
     def on_batch_start(self, state: State) -> None:
         for name, weight in self.weights.items():

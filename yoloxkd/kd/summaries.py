@@ -119,7 +119,8 @@ class _LocalErrorAndAttention(Function):
         # through the softmax: dz = A (dA - sum over channels of dA A)
         pull = apart.sign_()
         pull.sub_(torch.mul(pull, own, out=buffer).sum(2, keepdim=True)).mul_(own)
-        ctx.save_for_backward(student, weighted, pull.mul_(torch.sign(student, out=buffer)))
+        sign = torch.sign(student, out=buffer)
+        ctx.save_for_backward(weighted, pull.mul_(sign), sign.to(torch.int8))  # int8: a map less to keep
         ctx.tau = tau
         ctx.set_materialize_grads(False)
         return error, distance, cells
@@ -128,15 +129,15 @@ class _LocalErrorAndAttention(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
         error, distance, cells = grads
-        student, weighted, pull = ctx.saved_tensors
-        channels = student.shape[2]
+        weighted, pull, sign = ctx.saved_tensors
+        channels = sign.shape[2]
         parts = []
         if error is not None:
             parts.append((weighted, error * (2 * channels)))
         if distance is not None:
             parts.append((pull, distance * (channels / ctx.tau)))
         if cells is not None:
-            parts.append((student.sign(), cells / channels))
+            parts.append((sign.to(cells.dtype), cells / channels))
         if not parts:
             return None, None, None
         grad = parts[0][0] * parts[0][1][:, :, None]
