@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,15 @@ from tests.data.conftest import NAMES, MakeSet
 from yoloxkd import Trainer
 from yoloxkd.config.augment import Augment
 from yoloxkd.data import caches
-from yoloxkd.data.caches import DiskCache, Kind, RamCache, picture_bytes, picture_folder, with_cache
+from yoloxkd.data.caches import (
+    DiskCache,
+    Kind,
+    RamCache,
+    RecentPictures,
+    picture_bytes,
+    picture_folder,
+    with_cache,
+)
 from yoloxkd.data.coco import read_coco
 from yoloxkd.data.loader import train_loader
 from yoloxkd.data.records import DetectionData
@@ -73,6 +82,23 @@ def test_memory_keeps_what_it_has_read(data: DetectionData, reduce: int) -> None
         assert not again.flags.writeable
     with pytest.raises(UserError, match="No such file"):
         cache.read(0, 4)
+
+
+def test_the_last_pictures_stay_until_there_are_too_many(data: DetectionData) -> None:
+    def read(cache: RecentPictures, *indices: int) -> list[tuple[int, int]]:
+        for index in indices:
+            np.testing.assert_array_equal(cache.read(index, 1)[0], data.read(index))
+        assert cache.bytes == sum(picture.nbytes for picture, _ in cache.kept.values())
+        return list(cache.kept)
+
+    assert read(RecentPictures(data, 2), 0, 1, 0, 2) == [(1, 1), (2, 1)]
+    assert read(RecentPictures(data, 9, limit=64 * 48 * 3 + 1), 1, 2, 0) == [(0, 1)]
+    assert read(RecentPictures(data, 9, limit=10), 0) == []
+    cache = RecentPictures(data, 9)
+    read(cache, 0, 1)
+    Path(data.paths[0]).unlink()
+    assert cache.read(0, 1)[0].shape == (48, 64, 3)
+    assert len(pickle.loads(pickle.dumps(cache)).kept) == 0
 
 
 def test_workers_fill_one_memory(data: DetectionData) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.conftest import NAMES, MakeSet
+from tests.data.conftest import CONTENT, NAMES, MakeSet
 from yoloxkd.config.augment import Augment
 from yoloxkd.data.coco import read_coco
+from yoloxkd.data.images import read_image
 from yoloxkd.data.loader import Collate, eval_loader, train_loader
-from yoloxkd.data.order import EpochSampler
+from yoloxkd.data.mosaic import mosaic
+from yoloxkd.data.order import EpochSampler, epoch_order
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.samples import EvalSamples, TrainSamples
 from yoloxkd.data.transforms import Sample
@@ -223,3 +226,44 @@ def test_epochs_differ_and_can_be_entered_midway() -> None:
     sampler.set_epoch(1, strong=False)
     assert {key[2] for batch in sampler for key in batch} == {False}
     assert keys_of(EpochSampler(40, 4, 1)) != first
+
+
+def reads_of(make_set: MakeSet, pool: int, n: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[set[int]], int]:
+    """The pictures of each mosaic of the first epoch, in its order, and how many files were decoded."""
+    row = {"file_name": "a.jpg", "height": 48, "width": 64}
+    content = copy.deepcopy(CONTENT) | {"images": [row | {"id": i} for i in range(n)], "annotations": []}
+    data = read_coco(*make_set(content), NAMES, "train")
+    shown: list[set[int]] = []
+    decoded: list[str] = []
+
+    def watched(data: DetectionData, indices: list[int], *rest: Any) -> Sample:
+        shown.append(set(indices))
+        return mosaic(data, indices, *rest)
+
+    def counted(path: str, *rest: Any) -> Any:
+        decoded.append(path)
+        return read_image(path, *rest)
+
+    monkeypatch.setattr("yoloxkd.data.samples.mosaic", watched)
+    for module in ("caches", "records"):
+        monkeypatch.setattr(f"yoloxkd.data.{module}.read_image", counted)
+    augment = Augment(mosaic_pool=pool, scale=(1.0, 1.0), hsv_prob=0)
+    list(train_loader(data, imgsz=64, batch=4, augment=augment, seed=0))
+    return shown, len(decoded)
+
+
+@pytest.mark.parametrize("pool", [0, 8])
+def test_a_mosaic_is_made_of_pictures_read_before(
+    make_set: MakeSet, pool: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = 60
+    shown, decoded = reads_of(make_set, pool, n, monkeypatch)
+    order = epoch_order(n, 0, 0).tolist()
+    away = [(place - order.index(i)) % n for place, indices in enumerate(shown) for i in indices]
+    assert len(shown) == n
+    if pool:
+        assert set(away) == set(range(pool + 1))
+        assert decoded <= n + 3 * pool  # the first mosaics look back to the end of the order
+    else:
+        assert max(away) > 40
+        assert decoded > 2 * n

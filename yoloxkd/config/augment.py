@@ -13,6 +13,12 @@ class Augment(Strict):
     """Augmentation of training pictures. Defaults are YOLOX's; the final epochs of a run use colour and flip alone."""
 
     mosaic: float = Field(1.0, ge=0, le=1, description="probability of a mosaic of four pictures")
+    mosaic_pool: int = Field(
+        64,
+        ge=0,
+        description="the other three pictures of a mosaic are among so many before it in the epoch's random order, which "
+        "are still in memory; 0: anywhere in the split",
+    )
     mixup: float = Field(0.0, ge=0, le=1, description="probability that a mosaic is blended with a picture")
     mixup_scale: tuple[float, float] = Field((0.5, 1.5), description="size of the blended picture, lowest and highest")
     degrees: float = Field(10.0, ge=0, le=180, description="a mosaic is turned by up to this many degrees, either way")

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,6 +32,7 @@ Kind = Literal["off", "ram", "disk"]
 REDUCTIONS = (1, 2, 4, 8)
 RAM_SHARE, DISK_SHARE = 0.8, 0.9
 """Of what is free, the most that a cache may take."""
+RECENT_BYTES = 256 * 2**20
 _EMPTY, _THERE, _WHOLE = 0, 1, 2
 _HEADER = struct.Struct("<8sQQIII")  # magic, bytes and mtime (ns) of the source, height, width, reduction
 _MAGIC = b"yoloxkd1"
@@ -77,6 +78,35 @@ class RamCache:
         view = self.block[start : start + height * width * 3].reshape(height, width, 3)
         view.flags.writeable = False
         return view
+
+
+class RecentPictures:
+    """The pictures that one process decoded last; the oldest goes first. A copy in another process starts empty.
+
+    count, limit  at most so many, and at most so many bytes
+    """
+
+    def __init__(self, data: DetectionData, count: int, limit: int = RECENT_BYTES) -> None:
+        self.paths, self.sizes, self.count, self.limit = data.paths, data.sizes, count, limit
+        self.kept: dict[tuple[int, int], tuple[np.ndarray, int]] = {}
+        self.bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"kept": {}, "bytes": 0}
+
+    def read(self, index: int, reduce: int) -> tuple[np.ndarray, int]:
+        """As `DetectionData.read_reduced`; the picture is not to be written to."""
+        found = self.kept.get((index, reduce))
+        if found is not None:
+            return found
+        size = (int(self.sizes[index, 0]), int(self.sizes[index, 1]))
+        found = read_image(self.paths[index], size, reduce)
+        found[0].flags.writeable = False
+        self.kept[index, reduce] = found
+        self.bytes += found[0].nbytes
+        while len(self.kept) > self.count or self.bytes > self.limit:
+            self.bytes -= self.kept.pop(next(iter(self.kept)))[0].nbytes
+        return found
 
 
 class DiskCache:

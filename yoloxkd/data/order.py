@@ -11,6 +11,11 @@ Key = tuple[int, int, bool]
 """(epoch, index, strong): what names a training sample."""
 
 
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """(n,) the order in which an epoch goes through the images of a split."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
 class EpochSampler(Sampler[list[Key]]):
     """Batches of sample keys for one epoch and one process; the order is a function of (seed, epoch) alone.
 
@@ -45,10 +50,10 @@ class EpochSampler(Sampler[list[Key]]):
             yield [(self.epoch, index, self.strong) for index in order[places].tolist()]
 
     def _order(self) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(self.n)
+        order = epoch_order(self.n, self.seed, self.epoch)
         if self.portrait is None:
             return order
+        rng = np.random.default_rng((self.seed, self.epoch, 1))
         step = self.batch * self.world
         kinds = [order[~self.portrait[order]], order[self.portrait[order]]]
         whole = [kind[: len(kind) // step * step].reshape(-1, step) for kind in kinds]

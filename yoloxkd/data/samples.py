@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
 from yoloxkd.config.augment import Augment
+from yoloxkd.data.caches import RecentPictures
 from yoloxkd.data.mosaic import mixup, mosaic
-from yoloxkd.data.order import Key
+from yoloxkd.data.order import Key, epoch_order
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.transforms import Color, Sample, colour, fit_size, flip, letterbox, worth_training
 from yoloxkd.errors import UserError
@@ -37,6 +38,11 @@ class TrainSamples(Dataset[Sample | UserError]):
     def __post_init__(self) -> None:
         counts = np.bincount(np.repeat(np.arange(len(self.data)), np.diff(self.data.offsets)), ~self.data.crowd)
         self.with_boxes = np.flatnonzero(counts)
+        self._epoch = -1
+        if self.data.cache is None and self.augment.mosaic and self.augment.mosaic_pool:
+            # half as many again: one that is decoded again, having been out of sight at first, must not push out a needed one
+            count = self.augment.mosaic_pool * 3 // 2
+            self.data = replace(self.data, cache=RecentPictures(self.data, count))
 
     def __len__(self) -> int:
         return len(self.data)
@@ -49,7 +55,7 @@ class TrainSamples(Dataset[Sample | UserError]):
                 size = self._drawn_size(self.imgsz, rng)
                 sample = resized(self.data, index, size)
             elif strong and rng.random() < self.augment.mosaic:
-                sample = self._mosaic(index, self.imgsz, rng)
+                sample = self._mosaic(epoch, index, self.imgsz, rng)
             else:
                 sample = plain(self.data, index, self.imgsz, self.pad_value)
         except UserError as error:
@@ -61,6 +67,20 @@ class TrainSamples(Dataset[Sample | UserError]):
         sample.boxes, sample.labels, sample.crowd = sample.boxes[keep], sample.labels[keep], sample.crowd[keep]
         return sample
 
+    def _others(self, epoch: int, index: int, rng: np.random.Generator) -> list[int]:
+        """Three pictures to go with one: of those before it in the epoch's order, or of all."""
+        n, pool = len(self.data), self.augment.mosaic_pool
+        if not 0 < pool < n:
+            anywhere: list[int] = rng.integers(0, n, 3).tolist()
+            return anywhere
+        if epoch != self._epoch:
+            self._order = epoch_order(n, self.seed, epoch)
+            self._place = np.empty(n, np.int64)
+            self._place[self._order] = np.arange(n)
+            self._epoch = epoch
+        before: list[int] = self._order[self._place[index] - rng.integers(1, pool + 1, 3)].tolist()
+        return before
+
     def _drawn_size(self, sides: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """The pair with the short side that the recipe draws for a picture."""
         choices = self.augment.short_sides
@@ -69,8 +89,8 @@ class TrainSamples(Dataset[Sample | UserError]):
         short = rng.integers(choices[0], choices[1] + 1) if len(choices) == 2 else rng.choice(choices)
         return int(short), sides[1]
 
-    def _mosaic(self, index: int, side: int, rng: np.random.Generator) -> Sample:
-        others = rng.integers(0, len(self.data), 3).tolist()
+    def _mosaic(self, epoch: int, index: int, side: int, rng: np.random.Generator) -> Sample:
+        others = self._others(epoch, index, rng)
         sample = mosaic(self.data, [index, *others], (side, side), self.augment, self.pad_value, rng)
         if len(self.with_boxes) and rng.random() < self.augment.mixup:
             other = int(rng.choice(self.with_boxes))
