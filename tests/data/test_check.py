@@ -14,6 +14,7 @@ import pytest
 from tests.data.test_convert import rich_set
 from yoloxkd.cli import run
 from yoloxkd.data import check
+from yoloxkd.data.faults import MISSING, UNREADABLE
 from yoloxkd.data.spec import load_split
 from yoloxkd.data.stats import split_stats
 
@@ -68,8 +69,8 @@ def test_every_fault_is_listed_with_file_and_line(broken: Path, capsys: pytest.C
         "dropped, of an unknown category": 1,
         "dropped, of an unknown image": 1,
         "repeated: the same box of the same class again (kept)": 1,
-        check.MISSING: 1,
-        check.UNREADABLE: 1,
+        MISSING: 1,
+        UNREADABLE: 1,
         check.OTHER_SIZE: 1,
         check.TWICE: 1,
         check.LEAK: 1,
@@ -84,8 +85,8 @@ def test_every_fault_is_listed_with_file_and_line(broken: Path, capsys: pytest.C
         assert (place["file"], place["line"]) == (str(file), line_of(file, text) - 1)
         assert f"{file}:{place['line']}, annotation" in shown.out
     assert {kind for kind, fault in train.items() if fault["breaking"]} == {
-        check.MISSING,
-        check.UNREADABLE,
+        MISSING,
+        UNREADABLE,
         check.OTHER_SIZE,
     }
     assert found["breaking"] == 3 == found["splits"]["train"]["breaking"]

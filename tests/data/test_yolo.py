@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.faults import UNREADABLE, Faults, Place
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.data.yolo import read_yolo
@@ -112,8 +112,8 @@ def test_gathering_goes_on_past_broken_pictures_and_sees_unused_labels(tmp_path:
     data = read_yolo([images], None, NAMES, "train", tmp_path, faults)
     assert (len(data), data.labels.tolist()) == (1, [1, 1])
     assert faults.counts == {
-        "images that cannot be used: is empty": 1,
-        "label files without an image": 2,
+        UNREADABLE: 1,
+        "label files without an image": 1,
         "repeated: the same box of the same class again (kept)": 1,
     }
-    assert faults.breaking == {"images that cannot be used: is empty"}
+    assert faults.breaking == {UNREADABLE}

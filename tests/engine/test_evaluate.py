@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.engine.scenes import scene
 from tests.exporters.tiny import TinyDetector
-from yoloxkd.cli.report import metrics_table
+from yoloxkd.cli.report import metrics_table, write_detections
 from yoloxkd.data.coco import read_coco
 from yoloxkd.data.crowdhuman import read_crowdhuman
 from yoloxkd.data.loader import eval_loader
@@ -155,6 +155,9 @@ def test_crowdhuman_data_are_measured_by_its_own_metrics(tmp_path: Path) -> None
     assert result.metrics["MR"] == pytest.approx(1 - recall)
     assert result.metrics["per_class"]["person"]["JI"] == result.metrics["JI"]
     assert "MR" in metrics_table(result.metrics)
+    rows = [json.loads(line) for line in write_detections(tmp_path / "out", result).read_text().splitlines()]
+    assert [(row["ID"], row["width"], row["height"]) for row in rows] == [(str(i), 120, 90) for i in range(4)]
+    assert sum(len(row["dtboxes"]) for row in rows) == len(result.detections)
 
 
 def test_every_module_is_back_in_its_own_mode() -> None:

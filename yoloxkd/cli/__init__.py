@@ -93,7 +93,8 @@ def val(
     imgsz: SizeOption = None,
     device: DeviceOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for metrics.json and detections.json (COCO results).")
+        Path | None,
+        typer.Option(help="Folder for metrics.json and the detections (COCO results; .odgt for CrowdHuman)."),
     ] = None,
     json_file: JsonOption = None,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
@@ -103,7 +104,7 @@ def val(
 ) -> None:
     """Measure a model on a data set: the COCO metrics, or CrowdHuman's on data of that format."""
     from yoloxkd.api import Detector
-    from yoloxkd.cli.report import metrics_table, val_options
+    from yoloxkd.cli.report import metrics_table, val_options, write_detections
     from yoloxkd.cli.tables import write_json
 
     options = val_options(set_ or ())
@@ -114,8 +115,7 @@ def val(
     print(metrics_table(result.metrics))
     if out is not None:
         write_json(out / "metrics.json", shown)
-        write_json(out / "detections.json", result.coco_results())
-        print(f"written: {out / 'metrics.json'}, {out / 'detections.json'}")
+        print(f"written: {out / 'metrics.json'}, {write_detections(out, result)}")
     if json_file is not None:
         write_json(json_file, shown)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from rich.table import Table
 from yoloxkd.api import default_size
 from yoloxkd.build.models import architecture, build_detector, model_names, open_model, read_weights
 from yoloxkd.build.recipes import recipe_file, resolve
-from yoloxkd.cli.tables import render, table
+from yoloxkd.cli.tables import render, table, write_json
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
 from yoloxkd.config.recipe import ValSection
 from yoloxkd.data.transforms import largest_input
 from yoloxkd.download import cache_folder
+from yoloxkd.engine.atomic import write_text
+from yoloxkd.engine.evaluate import EvalResult
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.metrics.measure import overall
 from yoloxkd.nn.coco_names import COCO_NAMES
@@ -36,6 +39,15 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     rows = [[name, *shown(values)] for name, values in metrics["per_class"].items()]
     columns: Mapping[str, float] = next(iter(metrics["per_class"].values()), {})
     return table(list(whole), [shown(whole)]) + "\n" + table(["class", *columns], rows)
+
+
+def write_detections(folder: Path, result: EvalResult) -> Path:
+    """Detections in the result format of the data: detections.odgt for CrowdHuman, else COCO's detections.json."""
+    if result.data.format != "crowdhuman":
+        write_json(folder / "detections.json", result.coco_results())
+        return folder / "detections.json"
+    write_text(folder / "detections.odgt", "".join(json.dumps(row) + "\n" for row in result.odgt_results()))
+    return folder / "detections.odgt"
 
 
 def val_options(sets: Sequence[str]) -> dict[str, Any]:

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.faults import MISSING, UNREADABLE, Faults, Place
 from yoloxkd.data.images import WrongSize, decode_image, in_threads
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import DataSpec, load_split
 from yoloxkd.errors import UserError
 
-MISSING = "images that are missing"
-UNREADABLE = "images that cannot be read"
 OTHER_SIZE = "images of another size than their annotations say"
 TWICE = "images that are in the split before, byte for byte"
 NO_SPLIT = "split that cannot be read"

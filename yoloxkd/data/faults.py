@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from yoloxkd.errors import UserError
 
+MISSING = "images that are missing"
+UNREADABLE = "images that cannot be read"
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

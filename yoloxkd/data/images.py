@@ -11,12 +11,13 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.faults import MISSING, UNREADABLE, Faults, Place
 from yoloxkd.data.headers import image_size, jpeg_header
 from yoloxkd.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 Result = TypeVar("Result")
+_MISSING = "is missing"
 _PORTION = 256  # files a thread takes at a time
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
@@ -149,7 +150,7 @@ def _fault_of_file(path: str) -> str | None:
             file.seek(0)
             return _fault_of_content(file.read())
     except FileNotFoundError:
-        return "is missing"
+        return _MISSING
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
 
@@ -191,7 +192,7 @@ def measure_images(paths: Sequence[str], source: str, faults: Faults) -> tuple[n
     for path, one in zip(paths, found, strict=True):
         if isinstance(one, str):
             sentence = f"the image {path}, listed in {source}, {one}; replace it or take it out of the data set"
-            faults.refuse(f"images that cannot be used: {one}", Place(path), sentence)
+            faults.refuse(MISSING if one == _MISSING else UNREADABLE, Place(path, note=one), sentence)
     good = np.array([not isinstance(one, str) for one in found], bool)
     return np.array([(0, 0) if isinstance(one, str) else one for one in found], np.int32).reshape(-1, 2), good
 

@@ -42,8 +42,11 @@ def read_yolo(
     faults = Faults() if faults is None else faults
     paths = images_of(images, root)
     sizes, good = measure_images(paths, str(images[0]), faults)
-    paths, sizes = [p for p, g in zip(paths, good, strict=True) if g], sizes[good]
     files = [_label_file(path, images, labels) for path in paths]
+    if faults.gather:
+        _unused(files, faults)
+    usable = np.flatnonzero(good).tolist()
+    paths, files, sizes = [paths[i] for i in usable], [files[i] for i in usable], sizes[good]
     texts = in_threads(_text, files)
     if paths and all(text is None for text in texts):
         raise UserError(
@@ -54,8 +57,6 @@ def read_yolo(
     for image, (file, text) in enumerate(zip(files, texts, strict=True)):
         if text:
             rows.add(image, file, text)
-    if faults.gather:
-        _unused(files, faults)
     pictures = Pictures(np.arange(1, len(paths) + 1), Strings(paths), sizes)
     return rows.table(sizes, len(names), files).finish(names, split, pictures, faults, "yolo")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,8 @@ class EvalResult:
     names       class names of the data set
     images      how many images were evaluated
     seconds     spent in the predictor, reading of images and the metric not counted
-    categories  the annotation file's own id of each class
+    data        the split that was evaluated
+    seen        ids of the images that were, in their order
     """
 
     metrics: dict[str, Any]
@@ -97,19 +99,37 @@ class EvalResult:
     names: list[str]
     images: int
     seconds: float
-    categories: list[int] = field(default_factory=list)
+    data: DetectionData
+    seen: list[int]
 
     def coco_results(self) -> list[dict[str, Any]]:
         """The detections in COCO's result format, with the annotation file's own category ids."""
+        ids = self.data.categories()
+        return [
+            {"image_id": image, "category_id": ids[label], "bbox": box, "score": score}
+            for image, label, box, score in self._rows()
+        ]
+
+    def odgt_results(self) -> list[dict[str, Any]]:
+        """The detections in CrowdHuman's result format, an object an image, named by its file without suffix."""
+        found: dict[int, list[dict[str, Any]]] = {image: [] for image in self.seen}
+        for image, _, box, score in self._rows():
+            found[image].append({"box": box, "score": score, "tag": 1})
+        place = {image: i for i, image in enumerate(self.data.image_ids.tolist())}
+        out = []
+        for image, boxes in found.items():
+            height, width = self.data.sizes[place[image]].tolist()
+            name = Path(self.data.paths[place[image]]).stem
+            out.append({"ID": name, "width": width, "height": height, "dtboxes": boxes})
+        return out
+
+    def _rows(self) -> Iterator[tuple[int, int, list[float], float]]:
+        """Image id, label, xywh px and score of each detection."""
         d = self.detections
-        ids = self.categories
         wh = d.boxes[:, 2:] - d.boxes[:, :2]
         rows = np.concatenate([d.boxes[:, :2], wh], axis=1).astype(np.float64).round(3).tolist()
         scores = d.scores.astype(np.float64).round(6).tolist()
-        return [
-            {"image_id": image, "category_id": ids[label], "bbox": box, "score": score}
-            for image, label, box, score in zip(d.image_id.tolist(), d.labels.tolist(), rows, scores, strict=True)
-        ]
+        return zip(d.image_id.tolist(), d.labels.tolist(), rows, scores, strict=True)
 
 
 def evaluate(
@@ -133,7 +153,7 @@ def evaluate(
             parts.append(_renamed(to_original(one, meta), meta.image_id, label_of))
     detections = _joined(parts)
     metrics = measure(data, seen, detections, backend)
-    return EvalResult(metrics, detections, list(data.names), len(seen), seconds, data.categories())
+    return EvalResult(metrics, detections, list(data.names), len(seen), seconds, data, seen)
 
 
 def _class_map(model: list[str], data: list[str]) -> np.ndarray:
