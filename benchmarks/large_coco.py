@@ -32,7 +32,9 @@ def write_set(folder: Path, images: int, boxes: int) -> Path:
             assert cv2.imwrite(str(file), random.integers(0, 255, (SIZE, SIZE, 3), np.uint8))
         else:
             os.link(first, file)
-    rows = ({"id": i + 1, "file_name": f"{i:012d}.jpg", "height": SIZE, "width": SIZE, "license": 1} for i in range(images))
+    rows = (
+        {"id": i + 1, "file_name": f"{i:012d}.jpg", "height": SIZE, "width": SIZE, "license": 1} for i in range(images)
+    )
     where, what = random.integers(0, images, boxes), random.integers(0, 80, boxes)
     corners, sides = random.uniform(0, 30, (boxes, 2)).round(2), random.uniform(4, 30, (boxes, 2)).round(2)
     found = (
