@@ -16,7 +16,8 @@ from yoloxkd.build.models import image_size, open_model
 from yoloxkd.build.recipes import recipe_file, resolve
 from yoloxkd.build.run import check_out, check_size, choose_device, new_run_folder, newest_run, prepare, read_resume
 from yoloxkd.config.files import cfg_names
-from yoloxkd.config.load import read_yaml
+from yoloxkd.config.load import read_yaml, validate
+from yoloxkd.config.quantization import Quantization
 from yoloxkd.config.recipe import Recipe, ValSection
 from yoloxkd.data.images import read_image
 from yoloxkd.data.loader import eval_loader
@@ -26,9 +27,12 @@ from yoloxkd.data.transforms import network_input, up_to_multiple
 from yoloxkd.engine.evaluate import EvalResult, TorchPredictor, evaluate, to_original
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import UserError
+from yoloxkd.exporters import EXPORTERS, check_format
+from yoloxkd.exporters.calibration import calibration_pictures
 from yoloxkd.exporters.onnx import ExportOptions
-from yoloxkd.exporters.parity import export_checked
-from yoloxkd.exporters.runtime import OnnxPredictor
+from yoloxkd.exporters.parity import Int8Recipe
+from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
+from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.types import Detections, ImageMeta, ImageSize, Predictor
 
 logger = logging.getLogger(__name__)
@@ -121,17 +125,18 @@ class Detector:
     """A trained detector: a run's best.pt or last.pt, an official checkpoint, a model name, or an exported .onnx.
 
     model   left out: the best student of the newest run under runs/
-    device  auto, cpu, cuda or a CUDA index; an .onnx runs on the CPU
+    device  auto, cpu, cuda or a CUDA index; an .onnx runs on the CPU, by ONNX Runtime or, with `openvino`, by OpenVINO
     """
 
     imgsz: ImageSize
 
     def __init__(self, model: str | Path | None = None, device: str = "auto") -> None:
         self.source = str(model) if model is not None else str(newest_run())
-        self.device = choose_device(device)
         self.onnx = self.source.endswith(".onnx")
+        by_runtime = self.onnx and device in RUNTIMES
+        self.device = choose_device("cpu" if by_runtime else device)
         if self.onnx:
-            self._runtime = runtime = OnnxPredictor(self.source)
+            self._runtime = runtime = OnnxPredictor(self.source, runtime=device if by_runtime else "onnxruntime")
             self.names, self.stride, self.imgsz = runtime.names, runtime.stride, runtime.imgsz
             self.pad_value = runtime.pad_value
         else:
@@ -153,7 +158,7 @@ class Detector:
         """Detections of each image (a file, or a uint8 RGB array of shape (h, w, 3)), boxes in px of that image."""
         listed: Sequence[str | Path | np.ndarray] = [images] if isinstance(images, str | Path | np.ndarray) else images
         predictor = self._predictor(conf, iou, ValSection().max_det)
-        size = self._size(imgsz)
+        size = self.size(imgsz)
         out = []
         for image in listed:
             pixels = image if isinstance(image, np.ndarray) else read_image(str(image))[0]
@@ -161,10 +166,8 @@ class Detector:
                 raise UserError(
                     f"an image array must be uint8 RGB of shape (h, w, 3), got {pixels.dtype} {pixels.shape}"
                 )
-            boxed, scale, left, top = network_input(pixels, size, self.stride, self.pad_value)
-            tensor = torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1))[None])
-            found = predictor(tensor)[0]
-            out.append(to_original(found, ImageMeta(0, "", pixels.shape[0], pixels.shape[1], scale, left, top)))
+            tensor, meta = one_input(pixels, size, predictor)
+            out.append(to_original(predictor(tensor)[0], meta))
         return out
 
     def val(
@@ -192,7 +195,7 @@ class Detector:
         settings = ValSection.model_validate({"split": split} | options)
         split_data = load_split(find_data(data), split)
         predictor = self._predictor(settings.conf, settings.iou, settings.max_det)
-        size = self._size(imgsz, settings.rect)
+        size = self.size(imgsz, settings.rect)
         return _measure(predictor, split_data, size, batch, workers, settings)
 
     def export(
@@ -202,34 +205,51 @@ class Detector:
         dynamic: bool = False,
         imgsz: ImageSize | None = None,
         half: bool = False,
+        int8: bool = False,
+        calib: str | None = None,
         verify: str | None = None,
+        format: str = "onnx",
         say: Any = print,
+        **options: Any,
     ) -> Path:
         """Write an ONNX file that is proven to detect what this model detects; GateError and no file otherwise.
 
-        verify  data set whose validation images the two are compared on; None: the run's own, else `shapes`
+        calib    for int8: a folder of pictures, or a data set whose train split is calibrated on
+        verify   data set whose validation images the two are compared on; None: the run's own, else `shapes`
+        options  of int8, as in `config.quantization.Quantization`: method, float_layers, sensitivity, ...
         """
         if self.onnx:
             raise UserError(f"{self.source} is an exported file already; export needs a checkpoint")
         target = Path(path) if path is not None else Path(self.source).with_suffix(".onnx")
         if target.is_dir():
             raise UserError(f"--output {target} is a folder; give a file name")
-        size = self._size(imgsz)
+        size = self.size(imgsz)
         if isinstance(size, tuple):
             raise UserError(
                 f"{self.source} was trained at a short side of {size[0]} and a long side of {size[1]} px, and an exported "
                 f"file is meant for one square size: give --imgsz N, such as {up_to_multiple(size[0], self.stride)}"
             )
-        data = self._verification(verify)
-        options = ExportOptions(imgsz=size, nms=nms, dynamic=dynamic, half=half)
-        return export_checked(
+        recipe = self._int8_recipe(int8, calib, size, options)
+        return EXPORTERS[check_format(format)](
             self._opened.detector.cpu(),
             target,
-            options,
-            data=data,
+            ExportOptions(imgsz=size, nms=nms, dynamic=dynamic, half=half, int8=int8),
+            data=self._verification(verify),
+            int8=recipe,
             source_digest=self._opened.weights.digest,
             say=say,
         )
+
+    def _int8_recipe(self, int8: bool, calib: str | None, size: int, options: dict[str, Any]) -> Int8Recipe | None:
+        if not int8:
+            given = [name for name, value in {"calib": calib, **options}.items() if value is not None]
+            if given:
+                raise UserError(f"{', '.join(given)}: these belong to int8; add --int8 or leave them out")
+            return None
+        settings = validate(Quantization, options, "options of int8", prefix="export.")
+        if calib is None:
+            raise UserError("--int8 needs --calib DATA: a data set or a folder of pictures like those it will see")
+        return Int8Recipe(calibration_pictures(calib, size, self.pad_value, settings.images), settings)
 
     def _verification(self, verify: str | None) -> DetectionData:
         """Validation images of the given data set, else of the run this checkpoint lies in, else of `shapes`."""
@@ -248,7 +268,8 @@ class Detector:
         recipe = Path(self.source).parent / "recipe.yaml"
         return str(read_yaml(recipe)["data"]) if recipe.is_file() else None
 
-    def _size(self, imgsz: ImageSize | None, rect: bool = False) -> ImageSize:
+    def size(self, imgsz: ImageSize | None = None, rect: bool = False) -> ImageSize:
+        """The input size (px) of a prediction: the one asked for, else the model's own. UserError: it cannot be."""
         size = image_size(imgsz) or self.imgsz
         check_size(size, self.stride)
         if self.onnx and not self._runtime.dynamic_size:
@@ -261,10 +282,34 @@ class Detector:
                 raise UserError(f"{self.source} was exported for {self.imgsz} px; export it again with --imgsz {size}")
         return size
 
+    @property
+    def network(self) -> DenseDetector:
+        """The PyTorch model. UserError: an exported file has none."""
+        if self.onnx:
+            raise UserError(f"{self.source} is an exported file; the PyTorch model is in its checkpoint")
+        return self._opened.detector
+
+    @property
+    def weights_file(self) -> Path:
+        """The file the model came from."""
+        return Path(self.source) if self.onnx else self._opened.weights.path
+
+    @property
+    def precision(self) -> str:
+        """fp32, or what an exported file says."""
+        return self._runtime.metadata.get("precision", "fp32") if self.onnx else "fp32"
+
     def _predictor(self, conf: float, iou: float, max_det: int) -> Predictor:
         if self.onnx:
             return self._runtime.tuned(conf, iou, max_det)
         return TorchPredictor(self._opened.detector, conf=conf, iou=iou, max_det=max_det, device=self.device)
+
+
+def one_input(pixels: np.ndarray, size: ImageSize, predictor: Predictor) -> tuple[torch.Tensor, ImageMeta]:
+    """A picture (h, w, 3) uint8 RGB as a batch of one (1, 3, H, W) uint8, and how it was letterboxed."""
+    boxed, scale, left, top = network_input(pixels, size, predictor.stride, predictor.pad_value)
+    tensor = torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1))[None])
+    return tensor, ImageMeta(0, "", pixels.shape[0], pixels.shape[1], scale, left, top)
 
 
 def _measure(

@@ -227,9 +227,13 @@ def test_help_and_mistakes_answer_at_once() -> None:
 
 def test_predict_needs_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path, toy_run: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused(capsys, ["predict", toy_run / "best.pt", tmp_path / "empty", "--out", tmp_path / "o"], "no image at")
+    refused(
+        capsys, ["predict", toy_run / "best.pt", tmp_path / "empty", "--out", tmp_path / "o"], "no image or video at"
+    )
     shutil.rmtree(tmp_path / "empty")
     refused(
-        capsys, ["predict", toy_run / "best.pt", tmp_path / "nothing-*.jpg", "--out", tmp_path / "o"], "no image at"
+        capsys,
+        ["predict", toy_run / "best.pt", tmp_path / "nothing-*.jpg", "--out", tmp_path / "o"],
+        "no image or video at",
     )
     assert not (tmp_path / "o").exists()

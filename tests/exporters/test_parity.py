@@ -22,6 +22,7 @@ from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters import parity
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import check_parity, export_checked, sample_images
+from yoloxkd.exporters.parity_report import FP16, ParityReport
 from yoloxkd.exporters.runtime import OnnxPredictor
 
 
@@ -85,7 +86,9 @@ def test_a_checked_export_leaves_the_file_and_its_note(tmp_path: Path, detector:
     assert (note["images"], note["locations"]) == (6, 480)
     assert [o.name for o in onnx.load(str(target)).graph.output] == ["boxes", "scores", "labels", "counts"]
     assert len(said) == 1
-    assert said[0].startswith("parity: 6 images")
+    head, *rows = said[0].splitlines()
+    assert head.split() == ["parity", "on", "6", "images", "found", "allowed"]
+    assert any(row.startswith("largest score difference") and row.endswith("0.001") for row in rows)
 
 
 def test_a_model_that_finds_nothing_is_compared_all_the_same(tmp_path: Path) -> None:
@@ -103,13 +106,12 @@ def test_a_failed_check_leaves_nothing_new(
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "old.onnx").write_bytes(b"an older file")
-    honest = parity.export_onnx
+    honest = parity.save_checked
 
-    def wrong(*args: object, **options: object) -> Path:
-        path = honest(*args, **options)  # type: ignore[arg-type]
-        return changed(path, path, "head.bias", lambda w: w + np.float32(0.2))
+    def wrong(model: onnx.ModelProto, path: Path) -> Path:
+        return changed(honest(model, path), path, "head.bias", lambda w: w + np.float32(0.2))
 
-    monkeypatch.setattr(parity, "export_onnx", wrong)
+    monkeypatch.setattr(parity, "save_checked", wrong)
     for name in ("new.onnx", "old.onnx"):
         with pytest.raises(GateError, match=rf"{name} was not written: .* raw score differs by"):
             export_checked(detector, folder / name, ExportOptions(64), data=data)
@@ -135,7 +137,7 @@ def test_fp16_is_judged_by_ap_too(tmp_path: Path, detector: TinyDetector) -> Non
 
 
 def test_a_fall_in_ap_is_a_fault() -> None:
-    report = parity.ParityReport(parity.FP16, images=1, model_ap=0.30, file_ap=0.297)
+    report = ParityReport(FP16, images=1, model_ap=0.30, file_ap=0.297)
     assert report.faults() == ["AP is 0.2970 instead of 0.3000 (allowed difference 0.002)"]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions
+from yoloxkd.exporters.operators import NETWORK, SUPPRESSION, operators
 from yoloxkd.exporters.parity import export_checked
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.ops.points import locations
@@ -260,11 +263,18 @@ class DetectorContract:
         torch._dynamo.reset()
 
     @pytest.mark.slow
-    def test_export_parity(self, toy: Path, tmp_path: Path) -> None:
-        """Any batch and size, with suppression in the graph."""
+    @pytest.mark.parametrize(("nms", "dynamic"), [(True, True), (True, False), (False, True), (False, False)])
+    def test_export_parity(self, nms: bool, dynamic: bool, toy: Path, tmp_path: Path) -> None:
+        """With and without suppression in the graph, of free and of fixed shape; simplified, of known operators."""
         data = load_split(find_data(str(toy)), "val")
-        options = ExportOptions(self.size, dynamic=True, conf=1e-5)
-        said: list[str] = []
-        path = export_checked(self.model.eval(), tmp_path / "x.onnx", options, data=data, say=said.append)
-        assert path.is_file()
-        assert " 0 detections" not in said[0]
+        options = ExportOptions(self.size, nms=nms, dynamic=dynamic, conf=1e-5)
+        path = export_checked(self.model.eval(), tmp_path / "x.onnx", options, data=data)
+        note = json.loads((tmp_path / "x.parity.json").read_text())
+        assert note["passed"]
+        assert note["found"]["detections"] > 0
+        assert sorted(f.name for f in tmp_path.iterdir()) == ["x.onnx", "x.parity.json"]  # no external data
+        model = onnx.load(str(path), load_external_data=False)
+        onnx.checker.check_model(model, full_check=True)
+        assert operators(model) <= (NETWORK | SUPPRESSION if nms else NETWORK)
+        read = {name for node in model.graph.node for name in node.input}
+        assert {array.name for array in model.graph.initializer} <= read  # nothing is left over

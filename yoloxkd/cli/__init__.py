@@ -31,7 +31,9 @@ ModelArgument = Annotated[
     str | None, typer.Argument(help="Model name, checkpoint or .onnx. Default: best of the newest run.")
 ]
 DataOption = Annotated[str | None, typer.Option(help="Data YAML, a name, or 'shapes' (built in, no download).")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or a CUDA index. Default: CUDA when there is one.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda or a CUDA index; openvino for an .onnx. Default: CUDA when there is one.")
+]
 SizeOption = Annotated[int | None, typer.Option(help="Input size in px, a multiple of the stride.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write what the screen shows to this file.")]
 
@@ -123,19 +125,28 @@ def val(
 @app.command()
 def predict(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="[MODEL] SOURCE...", help="Model, then images, folders or globs.")
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] SOURCE...", help="Model, then images, folders, globs, videos, or a camera's number."
+        ),
     ],
     conf: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.25,
     iou: Annotated[float, typer.Option(min=0, max=1, help="NMS overlap.")] = 0.65,
     imgsz: SizeOption = None,
     device: DeviceOption = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/predict"),
+    out: Annotated[Path, typer.Option(help="Folder for the drawn pictures and videos.")] = Path("runs/predict"),
     json_file: JsonOption = None,
+    coco_file: Annotated[Path | None, typer.Option("--coco", help="Write COCO's result format to this file.")] = None,
+    save_txt: Annotated[bool, typer.Option("--save-txt", help="YOLO text in OUT/labels/.")] = False,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video or camera. Default: all.")] = None,
 ) -> None:
-    """Detect objects on images and draw them."""
-    from yoloxkd.cli.predicting import predict_files
+    """Detect objects on images, videos or a camera, and draw them."""
+    from yoloxkd.cli.predicting import Wanted, predict_files
 
-    predict_files(arguments, conf=conf, iou=iou, imgsz=imgsz, device=device or "auto", out=out, json_file=json_file)
+    wanted = Wanted(out, json_file, coco_file, save_txt)
+    predict_files(
+        arguments, conf=conf, iou=iou, imgsz=imgsz, device=device or "auto", wanted=wanted, max_frames=max_frames
+    )
 
 
 @app.command()
@@ -151,16 +162,38 @@ def export(
         bool, typer.Option("--dynamic", help="Any batch size, height and width (multiples of the stride).")
     ] = False,
     half: Annotated[bool, typer.Option("--half", help="fp16 weights and arithmetic.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="int8 convolutions, calibrated on --calib.")] = False,
+    calib: Annotated[
+        str | None, typer.Option(help="For int8: data set (its train split) or folder of pictures to calibrate on.")
+    ] = None,
     verify: Annotated[
         str | None, typer.Option(help="Data set to compare on. Default: the run's own, else shapes.")
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="For int8: export.sensitivity=true, export.float_layers, export.method, ..."),
+    ] = None,
 ) -> None:
     """Export a model and prove that the file detects the same."""
-    from yoloxkd.api import Detector
     from yoloxkd.exporters import check_format
 
     check_format(format_)
-    path = Detector(model, "cpu").export(output, nms=nms, dynamic=dynamic, imgsz=imgsz, half=half, verify=verify)
+    from yoloxkd.api import Detector
+    from yoloxkd.cli.report import export_options
+
+    options = export_options(set_ or ())
+    path = Detector(model, "cpu").export(
+        output,
+        nms=nms,
+        dynamic=dynamic,
+        imgsz=imgsz,
+        half=half,
+        int8=int8,
+        calib=calib,
+        verify=verify,
+        format=format_,
+        **options,
+    )
     print(f"written: {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
@@ -194,6 +227,36 @@ def study(
         device=device,
         workers=workers,
         dry_run=dry_run,
+    )
+
+
+@app.command()
+def bench(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Checkpoints and exported files.")],
+    data: Annotated[str, typer.Option(help="Data set that AP is measured on.")] = "shapes",
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
+    calib: Annotated[
+        str | None, typer.Option(help="Data set or folder to calibrate int8 on; left out: no int8 row.")
+    ] = None,
+    imgsz: SizeOption = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed predictions of each variant.")] = 50,
+    threads: Annotated[int | None, typer.Option(min=1, help="Measured besides 1. Default: all cores.")] = None,
+    compiled: Annotated[bool, typer.Option("--compiled/--no-compiled", help="A row by torch.compile.")] = True,
+    json_file: JsonOption = None,
+) -> None:
+    """Compare the variants of a model: PyTorch, compiled, ONNX in fp32, fp16 and int8: size, latency, AP."""
+    from yoloxkd.cli.benching import bench as run_bench
+
+    run_bench(
+        models,
+        data=data,
+        split=split,
+        calib=calib,
+        imgsz=imgsz,
+        runs=runs,
+        threads=threads,
+        compiled=compiled,
+        json_file=json_file,
     )
 
 

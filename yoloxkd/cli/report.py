@@ -15,6 +15,7 @@ from yoloxkd.build.recipes import recipe_file, resolve
 from yoloxkd.cli.tables import render, table, write_json
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
+from yoloxkd.config.quantization import Quantization
 from yoloxkd.config.recipe import ValSection
 from yoloxkd.data.transforms import largest_input
 from yoloxkd.download import cache_folder
@@ -52,13 +53,22 @@ def write_detections(folder: Path, result: EvalResult) -> Path:
 
 def val_options(sets: Sequence[str]) -> dict[str, Any]:
     """`val.conf=0.1` texts -> keyword options of `Detector.val`."""
-    known = [f"val.{key}" for key in leaves(ValSection) if key not in ("split", "interval")]
+    return _section_options(sets, "val", [key for key in leaves(ValSection) if key not in ("split", "interval")])
+
+
+def export_options(sets: Sequence[str]) -> dict[str, Any]:
+    """`export.sensitivity=true` texts -> keyword options of `Detector.export`."""
+    return _section_options(sets, "export", list(leaves(Quantization)))
+
+
+def _section_options(sets: Sequence[str], section: str, keys: Sequence[str]) -> dict[str, Any]:
+    known = [f"{section}.{key}" for key in keys]
     out = {}
     for text in sets:
         key, value = parse_set(text)
         if key not in known:
-            raise UserError(f"unknown key '{key}' for val; {nearest(key, known)}")
-        out[key.removeprefix("val.")] = value
+            raise UserError(f"unknown key '{key}' for {section}; {nearest(key, known)}")
+        out[key.removeprefix(f"{section}.")] = value
     return out
 
 

@@ -44,20 +44,25 @@ class TorchPredictor:
         self.stride = detector.size_multiple
         self.pad_value = detector.input.pad_value
 
-    # no inference_mode: what a detector caches in it (point grids) could not be used in training afterwards
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Detections]:
         """images (B, 3, H, W) uint8 RGB -> one Detections per image, boxes in px of the network input."""
-        x = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        return self.detections(*self.run(self.prepare(images)))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The images as the network wants them, on its device."""
+        return images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+
+    # no inference_mode: what a detector caches in it (point grids) could not be used in training afterwards
+    @torch.no_grad()
+    def run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The network alone: boxes (B, A, 4), scores (B, A, K), float32."""
         with _evaluating(self.detector):
-            out = self.detector(x)
-            found = postprocess(
-                out.boxes.float(),
-                self.detector.scores(out).float(),
-                conf=self.conf,
-                iou=self.iou,
-                max_det=self.max_det,
-            )
+            out = self.detector(images)
+            return out.boxes.float(), self.detector.scores(out).float()
+
+    def detections(self, boxes: Tensor, scores: Tensor) -> list[Detections]:
+        """What `run` gave, suppressed."""
+        found = postprocess(boxes, scores, conf=self.conf, iou=self.iou, max_det=self.max_det)
         return [Detections(b.cpu().numpy(), s.cpu().numpy(), k.cpu().numpy(), self.names) for b, s, k in found]
 
 

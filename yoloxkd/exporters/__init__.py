@@ -4,21 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from yoloxkd.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    from yoloxkd.data.records import DetectionData
+    from yoloxkd.exporters.onnx import ExportOptions
+    from yoloxkd.exporters.parity import Int8Recipe
+    from yoloxkd.nn.detector import DenseDetector
 
-def _onnx(*args: Any, **options: Any) -> Path:
+
+class Exporter(Protocol):
+    """Writes a file that is checked against its model, and returns its path; see `exporters.parity.export_checked`."""
+
+    def __call__(
+        self,
+        detector: DenseDetector,
+        path: str | Path,
+        options: ExportOptions,
+        *,
+        data: DetectionData,
+        int8: Int8Recipe | None = None,
+        source_digest: str = "",
+        say: Callable[[str], None] | None = None,
+    ) -> Path: ...
+
+
+def _onnx(
+    detector: DenseDetector,
+    path: str | Path,
+    options: ExportOptions,
+    *,
+    data: DetectionData,
+    int8: Int8Recipe | None = None,
+    source_digest: str = "",
+    say: Callable[[str], None] | None = None,
+) -> Path:
     from yoloxkd.exporters.parity import export_checked  # torch and onnx cost seconds to import
 
-    return export_checked(*args, **options)
+    return export_checked(detector, path, options, data=data, int8=int8, source_digest=source_digest, say=say)
 
 
-EXPORTERS: dict[str, Callable[..., Path]] = {
+EXPORTERS: dict[str, Exporter] = {
     "onnx": _onnx,
 }
-"""Format -> function of (detector, path, options, ...) that writes a checked file and returns its path."""
+"""Format -> what writes it."""
 
 
 def check_format(name: str) -> str:

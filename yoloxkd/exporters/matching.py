@@ -17,11 +17,15 @@ class Tolerance:
 
     score, iou    of every detection: |difference| at most `score`, overlap above `iou`
     unmatched     share of detections that may have no counterpart within these
+    ap            largest difference of the AP (0 to 1); None: not measured
+    correlation   least correlation of the scores of the best locations; then single locations are not judged
     """
 
     score: float
     iou: float
     unmatched: float = 0.0
+    ap: float | None = None
+    correlation: float | None = None
 
 
 @dataclass(slots=True)

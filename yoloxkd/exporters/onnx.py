@@ -38,6 +38,7 @@ class ExportOptions:
     nms      suppression in the graph; else boxes and scores of every location
     dynamic  any batch size, height and width (multiples of the size the model needs); else one image of imgsz x imgsz
     half     fp16 weights and arithmetic in the network; inputs, outputs, box decoding and suppression stay float32
+    int8     int8 convolutions by static quantisation, the predictors in float32: see `exporters.int8`
     conf, iou, max_det   settings of the suppression. A user of the file can filter by a higher score, not by a lower
     """
 
@@ -45,12 +46,19 @@ class ExportOptions:
     nms: bool = True
     dynamic: bool = False
     half: bool = False
+    int8: bool = False
     conf: float = 0.01
     iou: float = 0.65
     max_det: int = 300
 
+    @property
+    def precision(self) -> str:
+        return "int8" if self.int8 else "fp16" if self.half else "fp32"
+
     def check(self, detector: DenseDetector) -> None:
         """UserError where the numbers make no file."""
+        if self.half and self.int8:
+            raise UserError("half and int8 exclude each other: choose one of them")
         stride = detector.size_multiple
         if self.imgsz < stride or self.imgsz % stride:
             raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, as the model needs")
@@ -70,17 +78,27 @@ def export_onnx(
     Input `images` (N, 3, imgsz, imgsz) float32 RGB 0..255. Outputs with nms: boxes (N, D, 4) xyxy px of the input,
     scores (N, D), labels (N, D) int64, counts (N,) int64, rows past the count zero and -1; without: boxes (N, A, 4),
     scores (N, A, K). source_digest is the SHA-256 of the checkpoint. `probes` adds the outputs raw_boxes and raw_scores
-    to a file with nms. The file is not compared with the model here: `exporters.parity.export_checked` does that.
+    to a file with nms. The file is not compared with the model here: `exporters.parity.export_checked` does that, and
+    it alone makes int8 files.
     """
-    import onnx
+    model = described_graph(detector, options, source_digest)
+    return save_checked(model if probes else without_probes(model), path)
 
+
+def described_graph(detector: DenseDetector, options: ExportOptions, source_digest: str = "") -> onnx.ModelProto:
+    """The graph with its metadata and with probes, in float32 or fp16; that of an int8 file is still in float32."""
     options.check(detector)
     model = _graph(detector, options)
     if options.half:
         model = to_half(model)
     _describe(model, detector, options, source_digest)
-    if not probes:
-        model = without_probes(model)
+    return model
+
+
+def save_checked(model: onnx.ModelProto, path: Path) -> Path:
+    """Write one file with the weights inside, after onnx's own check of it."""
+    import onnx
+
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     return path
@@ -160,7 +178,7 @@ def metadata(detector: DenseDetector, options: ExportOptions, source_digest: str
         "letterbox": json.dumps(LETTERBOX),
         "pad_value": json.dumps(list(detector.input.pad_value)),
         "dynamic": json.dumps(options.dynamic),
-        "precision": "fp16" if options.half else "fp32",
+        "precision": options.precision,
         "nms": json.dumps(options.nms),
         "conf": json.dumps(options.conf),
         "iou": json.dumps(options.iou),

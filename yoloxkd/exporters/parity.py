@@ -7,85 +7,35 @@ import copy
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from yoloxkd.config.quantization import Quantization
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.transforms import letterbox
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters.accuracy import Detect, average_precisions
-from yoloxkd.exporters.matching import Candidates, Comparison, Suppression, Tolerance, compare, overlaps
-from yoloxkd.exporters.onnx import PROBES, ExportOptions, export_onnx, without_probes
+from yoloxkd.exporters.int8_search import search_int8
+from yoloxkd.exporters.matching import Candidates, Suppression, Tolerance, compare, overlaps
+from yoloxkd.exporters.onnx import PROBES, ExportOptions, described_graph, save_checked, without_probes
+from yoloxkd.exporters.parity_report import FP32, TOLERANCES, ParityReport
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Detections
 
-FP32 = Tolerance(score=1e-3, iou=0.99)
-FP16 = Tolerance(score=0.1, iou=0.9, unmatched=0.02)
-"""Rounding of fp16 moves single scores by some hundredths; this finds overflow and mistakes, AP judges the rest."""
-FP16_AP = 0.002
+if TYPE_CHECKING:
+    import onnx
+
 AP_IMAGES = 100
 IMAGES = 16
 BEST = 100
 """Locations of an image that are compared whatever their score, so that a model without detections is compared too."""
-
-
-@dataclass(slots=True)
-class ParityReport:
-    """What the comparison of a file with its model found.
-
-    images       compared
-    locations    compared before suppression (the best of each image); 0 for a finished file with NMS, which hides them
-    max_location_score_difference, min_location_iou   over them
-    found        the detections, see `matching.Comparison`
-    model_ap, file_ap   measured for fp16, where the data set has the model's classes; they may differ by 0.002
-    """
-
-    tolerance: Tolerance
-    images: int = 0
-    locations: int = 0
-    max_location_score_difference: float = 0.0
-    min_location_iou: float = 1.0
-    found: Comparison = field(default_factory=Comparison)
-    model_ap: float | None = None
-    file_ap: float | None = None
-
-    def faults(self) -> list[str]:
-        """What lies outside the tolerance; empty when the file passes."""
-        t, f = self.tolerance, self.found
-        faults = []
-        if not self.images:
-            faults.append("no image was compared")
-        if f.unmatched > t.unmatched * f.detections:
-            faults.append(
-                f"{f.unmatched} detections (of {f.detections}) have no counterpart with a score within {t.score} and "
-                f"an overlap above {t.iou}; the worst pair differs by {f.max_score_difference:.2g} and overlaps by "
-                f"{f.min_iou:.4f}"
-            )
-        if not self.max_location_score_difference <= t.score:
-            faults.append(f"a raw score differs by {self.max_location_score_difference:.2g} (allowed {t.score})")
-        if not self.min_location_iou > t.iou:
-            faults.append(f"a raw box overlaps its counterpart by {self.min_location_iou:.4f} (needed {t.iou})")
-        if self.model_ap is not None and self.file_ap is not None:
-            difference = abs(self.model_ap - self.file_ap)
-            if not difference <= FP16_AP:
-                faults.append(f"AP is {self.file_ap:.4f} instead of {self.model_ap:.4f} (allowed difference {FP16_AP})")
-        return faults
-
-    def describe(self) -> str:
-        """One line."""
-        f = self.found
-        return (
-            f"{self.images} images, {f.detections} detections: largest score difference "
-            f"{max(f.max_score_difference, self.max_location_score_difference):.2g}, smallest overlap "
-            f"{min(f.min_iou, self.min_location_iou):.5f}, {f.borderline} borderline, {f.unmatched} unmatched"
-        ) + (f", AP {self.file_ap:.4f} (model {self.model_ap:.4f})" if self.file_ap is not None else "")
 
 
 def check_parity(
@@ -101,17 +51,21 @@ def check_parity(
     predictor, model = OnnxPredictor(path), _reference(detector)
     settings = Suppression(predictor.conf, predictor.iou, predictor.max_det)
     report = ParityReport(tolerance)
+    scores_of_both: list[np.ndarray] = []
     for batch in images:
         size = (batch.shape[2], batch.shape[3])
         for chunk in batch.split(len(batch) if predictor.dynamic_batch else 1):
             boxes, scores = model(chunk)
             outputs = predictor.run(chunk.numpy())
             report.images += len(chunk)
-            _compare_locations(report, boxes.numpy(), scores.numpy(), _raw(outputs, predictor.nms), size)
+            raw = _raw(outputs, predictor.nms)
+            if raw is not None:
+                scores_of_both += _compare_locations(report, boxes.numpy(), scores.numpy(), raw, size)
             pairs = zip(_suppressed(boxes, scores, settings), predictor.detections(outputs), strict=True)
             for i, (expected, found) in enumerate(pairs):
                 candidates = Candidates(boxes[i].numpy(), scores[i].numpy(), size)
                 compare(report.found, expected, found, candidates, settings, tolerance)
+    report.location_correlation = _correlation(scores_of_both)
     return report
 
 
@@ -141,19 +95,34 @@ def _compare_locations(
     report: ParityReport,
     boxes: np.ndarray,
     scores: np.ndarray,
-    raw: tuple[np.ndarray, np.ndarray] | None,
+    raw: tuple[np.ndarray, np.ndarray],
     size: tuple[int, int],
-) -> None:
-    """Boxes (B, A, 4) and scores (B, A, K) of both sides, at the model's best locations in images of size (H, W)."""
-    if raw is None:
-        return
+) -> list[np.ndarray]:
+    """Boxes (B, A, 4) and scores (B, A, K) of both sides, at the model's best locations in images of size (H, W).
+
+    Returns per image (2, n): the score of each such location's best class, of the model and of the file.
+    """
     best = np.argsort(-scores.max(axis=2), axis=1, kind="stable")[:, :BEST]
+    of_both = []
     for i, rows in enumerate(best):
         difference = np.abs(scores[i, rows] - raw[1][i, rows]).max()
         report.max_location_score_difference = _worse(report.max_location_score_difference, float(difference), max)
         iou = np.array([overlaps(boxes[i, r : r + 1], raw[0][i, r : r + 1], size)[0, 0] for r in rows]).min()
         report.min_location_iou = _worse(report.min_location_iou, float(iou), min)
         report.locations += len(rows)
+        labels = scores[i, rows].argmax(axis=1)
+        of_both.append(np.stack([scores[i, rows, labels], raw[1][i, rows, labels]]))
+    return of_both
+
+
+def _correlation(scores_of_both: list[np.ndarray]) -> float | None:
+    """Of the scores of all images' best locations; None: not seen, or all equal on one side."""
+    if not scores_of_both:
+        return None
+    model, file = np.concatenate(scores_of_both, axis=1).astype(np.float64)
+    if np.ptp(model) < 1e-6 or np.ptp(file) < 1e-6:
+        return None
+    return float(np.corrcoef(model, file)[0, 1])
 
 
 def _worse(a: float, b: float, choose: Callable[[float, float], float]) -> float:
@@ -178,44 +147,57 @@ def sample_images(
         size += dynamic
 
 
+@dataclass(frozen=True, slots=True)
+class Int8Recipe:
+    """What an int8 export needs besides the model: calibration pictures (1, 3, H, W) uint8, and how to quantise."""
+
+    pictures: list[np.ndarray]
+    settings: Quantization
+
+
 def export_checked(
     detector: DenseDetector,
     path: str | Path,
     options: ExportOptions,
     *,
     data: DetectionData,
+    int8: Int8Recipe | None = None,
     source_digest: str = "",
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Export to ONNX, compare with the model on images of `data`, and only then give the file its name.
 
-    say   prints the result in one line
+    int8  needed with `options.int8`
+    say   prints the table of the comparison, and the sensitivity report where it was asked for
 
-    In fp32 every detection must agree (score to 0.001, overlap above 0.99). In fp16 the AP must, to 0.002, on at most
-    100 images of `data`, where it has classes of the model; single detections only roughly (`FP16`). Beside `x.onnx`
-    lies `x.parity.json` afterwards. GateError: the file differs from the model; there is no file under the final
-    name then, and an older one is set aside as `x.previous.onnx`. UserError: the folder cannot be written to.
+    In fp32 every detection must agree (score to 0.001, overlap above 0.99). In fp16 and int8 the AP must, to 0.002 and
+    0.01, on at most 100 images of `data`, where it has classes of the model; single detections only roughly. Beside
+    `x.onnx` lies `x.parity.json` afterwards. GateError: the file differs from the model; there is no file under the
+    final name then, and an older one is set aside as `x.previous.onnx`. UserError: the folder cannot be written to, or
+    int8 cannot be judged because `data` has no object of the model's classes.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     note = path.with_suffix(".parity.json")
     note_part = part.with_suffix(".json")
-    images = list(
-        sample_images(data, options.imgsz, detector.size_multiple, detector.input.pad_value, dynamic=options.dynamic)
-    )
+    say = say or (lambda _: None)
+    options.check(detector)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        export_onnx(detector, part, options, source_digest=source_digest, probes=True)
-        report = check_parity(detector, part, images, FP16 if options.half else FP32)
-        _finish(part)
-        if options.half:
-            _measure(report, detector, part, data, options)
-        faults = report.faults() + check_parity(detector, part, images[:1], report.tolerance).faults()
+        part.touch()
+        judge = _Judge(detector, part, options, data)
+        graph = described_graph(detector, options, source_digest)
+        if options.int8:
+            assert int8 is not None
+            report = search_int8(graph, int8.pictures, int8.settings, judge, say)
+        else:
+            report = judge(graph)
+        faults = report.faults() + judge.finished_file_faults()
         if faults:
-            reason = "; ".join(faults)
             _set_aside(path, note)
+            reason = "; ".join(faults)
             raise GateError(f"{path} was not written: the export does not detect what the model detects: {reason}")
-        note_part.write_text(json.dumps(_note(report, options), indent=2) + "\n", encoding="utf-8")
+        note_part.write_text(json.dumps(_note(report, options, int8), indent=2) + "\n", encoding="utf-8")
         os.replace(part, path)
         os.replace(note_part, note)
     except OSError as error:
@@ -225,25 +207,54 @@ def export_checked(
         for leftover in (part, note_part):
             with contextlib.suppress(OSError):
                 leftover.unlink()
-    if say:
-        say(f"parity: {report.describe()}")
+    say(report.table())
     return path
 
 
-def _measure(
-    report: ParityReport, detector: DenseDetector, part: Path, data: DetectionData, options: ExportOptions
-) -> None:
-    """AP of the model and of the file, into the report."""
-    model, settings = _reference(detector), Suppression(options.conf, options.iou, options.max_det)
+class _Judge:
+    """Writes graphs to `part` and compares them with the model they came from."""
 
-    def detect(images: Tensor) -> list[Detections]:
-        return _suppressed(*model(images), settings)
+    def __init__(self, detector: DenseDetector, part: Path, options: ExportOptions, data: DetectionData) -> None:
+        self.detector, self.part, self.options, self.data = detector, part, options, data
+        self.tolerance = TOLERANCES[options.precision]
+        stride, pad_value = detector.size_multiple, detector.input.pad_value
+        self.images = list(sample_images(data, options.imgsz, stride, pad_value, dynamic=options.dynamic))
+        self.model_ap: float | None = None
 
-    pad_value = detector.input.pad_value
-    sides: list[Detect] = [detect, OnnxPredictor(part)]
-    found = average_precisions(sides, detector.names, data, options.imgsz, pad_value, AP_IMAGES)
-    if found is not None:
-        report.model_ap, report.file_ap = found
+    def __call__(self, graph: onnx.ModelProto) -> ParityReport:
+        """The report on a graph with probes; `part` holds the graph without them afterwards."""
+        save_checked(graph, self.part)
+        report = check_parity(self.detector, self.part, self.images, self.tolerance)
+        save_checked(without_probes(graph), self.part)
+        if self.tolerance.ap is not None:
+            self._measure(report)
+        return report
+
+    def finished_file_faults(self) -> list[str]:
+        """Of the file as it is given out, on the first images."""
+        return check_parity(self.detector, self.part, self.images[:1], self.tolerance).faults()
+
+    def _measure(self, report: ParityReport) -> None:
+        """AP of the model (once) and of the file, into the report."""
+        settings = Suppression(self.options.conf, self.options.iou, self.options.max_det)
+        model = _reference(self.detector)
+
+        def detect(images: Tensor) -> list[Detections]:
+            return _suppressed(*model(images), settings)
+
+        sides: list[Detect] = [OnnxPredictor(self.part)]
+        if self.model_ap is None:
+            sides.append(detect)
+        pad_value, names = self.detector.input.pad_value, self.detector.names
+        found = average_precisions(sides, names, self.data, self.options.imgsz, pad_value, AP_IMAGES)
+        if found is None and self.options.int8:
+            raise UserError(
+                "int8 is judged by AP, and the images to verify it on hold no object of the model's classes; "
+                "give --verify DATA that does"
+            )
+        if found is not None:
+            report.file_ap = found[0]
+            report.model_ap = self.model_ap = found[1] if self.model_ap is None else self.model_ap
 
 
 def _set_aside(path: Path, note: Path) -> None:
@@ -253,22 +264,15 @@ def _set_aside(path: Path, note: Path) -> None:
             os.replace(file, path.with_name(f"{path.stem}.previous{ending}"))
 
 
-def _finish(part: Path) -> None:
-    """Take the outputs that only the check read out of the file."""
-    import onnx
-
-    model = without_probes(onnx.load(str(part)))
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, str(part))
-
-
-def _note(report: ParityReport, options: ExportOptions) -> dict[str, Any]:
+def _note(report: ParityReport, options: ExportOptions, int8: Int8Recipe | None) -> dict[str, Any]:
     import onnxruntime
 
+    quantization = {} if int8 is None else {"quantization": int8.settings.model_dump()}
     return {
         "passed": not report.faults(),
         **asdict(report),
         "options": asdict(options),
+        **quantization,
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
     }

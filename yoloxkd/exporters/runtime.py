@@ -1,11 +1,12 @@
-"""Exported files as predictors, run by ONNX Runtime on the CPU."""
+"""Exported files as predictors, run on the CPU by ONNX Runtime or another runtime that reads ONNX."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,12 +16,47 @@ from yoloxkd.types import Detections
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+class Session(Protocol):
+    """A loaded file in some runtime.
+
+    metadata  of the file, as texts
+    outputs   names, in the file's order
+    """
+
+    metadata: dict[str, str]
+    outputs: list[str]
+
+    def run(self, images: np.ndarray) -> Sequence[np.ndarray]:
+        """images (N, 3, H, W) float32 -> the outputs."""
+        ...
+
+
+def _onnxruntime(path: Path, threads: int | None) -> Session:
+    from yoloxkd.exporters.onnxruntime_session import OnnxRuntimeSession
+
+    return OnnxRuntimeSession(path, threads)
+
+
+def _openvino(path: Path, threads: int | None) -> Session:
+    from yoloxkd.exporters.openvino_session import OpenVinoSession
+
+    return OpenVinoSession(path, threads)
+
+
+RUNTIMES: dict[str, Callable[[Path, int | None], Session]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+"""Runtime -> function of (file, threads or None for its own choice) that loads a file."""
+
 NEEDED = ("names", "size_multiple", "input_size", "pad_value", "dynamic", "nms", "conf", "iou", "max_det")
 
 
 class OnnxPredictor:
     """A `types.Predictor` around an ONNX file that this package wrote, with suppression in the graph or without.
 
+    runtime              a key of RUNTIMES
     conf, iou, max_det   None: as in the file's metadata. Where suppression is in the graph its settings are fixed: a
                          higher conf or a smaller max_det filters its output, anything else is a UserError
     threads              of the runtime; None: its own choice
@@ -38,10 +74,13 @@ class OnnxPredictor:
         iou: float | None = None,
         max_det: int | None = None,
         threads: int | None = None,
+        runtime: str = "onnxruntime",
     ) -> None:
         self.path = Path(path)
-        self.session = _session(self.path, threads)
-        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        if not self.path.is_file():
+            raise UserError(f"there is no file {path}")
+        self.session = RUNTIMES[runtime](self.path, threads)
+        self.metadata: dict[str, str] = dict(self.session.metadata)
         known = self._read_metadata()
         self.names: list[str] = known["names"]
         self.stride = int(known["size_multiple"])
@@ -68,7 +107,7 @@ class OnnxPredictor:
 
     def __call__(self, images: Tensor) -> list[Detections]:
         """images (B, 3, H, W) uint8 RGB -> one Detections per image, boxes in px of the network input."""
-        pixels = images.cpu().numpy()
+        pixels = self.prepare(images)
         self._check_size(pixels.shape[2], pixels.shape[3])
         step = max(len(pixels), 1) if self.dynamic_batch else 1
         found: list[Detections] = []
@@ -76,11 +115,14 @@ class OnnxPredictor:
             found += self.detections(self.run(pixels[at : at + step]))
         return found
 
+    def prepare(self, images: Tensor) -> np.ndarray:
+        """The images as the graph wants them: (N, 3, H, W) float32."""
+        return np.ascontiguousarray(images.cpu().numpy(), np.float32)
+
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """The graph itself: pixels (N, 3, H, W) of any dtype, RGB 0..255 -> its outputs by name."""
-        outputs = [output.name for output in self.session.get_outputs()]
-        results = self.session.run(outputs, {"images": np.ascontiguousarray(pixels, np.float32)})
-        return dict(zip(outputs, results, strict=True))
+        results = self.session.run(np.ascontiguousarray(pixels, np.float32))
+        return dict(zip(self.session.outputs, results, strict=True))
 
     def detections(self, outputs: dict[str, np.ndarray]) -> list[Detections]:
         """What `run` gave, as one Detections per image."""
@@ -141,19 +183,3 @@ class OnnxPredictor:
                 f"{self.path} was exported for {self.imgsz}x{self.imgsz}, not {height}x{width}; "
                 f"export it again with that --imgsz or with --dynamic"
             )
-
-
-def _session(path: Path, threads: int | None) -> Any:
-    import onnxruntime
-
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's own exception types have no common base
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is not an ONNX file that ONNX Runtime can open: {reason}") from error

@@ -1,0 +1,95 @@
+"""`yoloxkd predict` on an exported file: folders, globs, videos; pictures, JSON, COCO results, YOLO text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.cli.test_mistakes import refused
+from tests.exporters.tiny import TinyDetector
+from yoloxkd import Detector
+from yoloxkd.cli import run
+from yoloxkd.cli.results import Found, coco_results
+from yoloxkd.exporters.onnx import ExportOptions, export_onnx
+from yoloxkd.nn.coco_names import COCO_NAMES
+from yoloxkd.types import Detections
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    detector = TinyDetector(["red", "blue"]).eval()
+    return export_onnx(detector, tmp_path_factory.mktemp("model") / "tiny.onnx", ExportOptions(64))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures and a video of 6 frames at 12 frames a second."""
+    media = tmp_path / "media"
+    media.mkdir()
+    rng = np.random.default_rng(0)
+    frames = [cv2.resize(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8), (120, 90)) for _ in range(6)]
+    cv2.imwrite(str(media / "000000139.png"), frames[0])
+    cv2.imwrite(str(media / "000000285.png"), frames[1])
+    writer = cv2.VideoWriter(str(media / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 12.0, (120, 90))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    return media
+
+
+def test_a_folder_of_pictures_and_a_video(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ["--out", out, "--save-txt", "--json", out / "rows.json", "--coco", out / "coco.json"]
+    assert run([str(a) for a in ["predict", model, folder, *options]]) == 0
+    assert sorted(p.name for p in out.iterdir()) == [
+        "000000139.png", "000000285.png", "clip.mp4", "coco.json", "labels", "rows.json",
+    ]  # fmt: skip
+    rows = json.loads((out / "rows.json").read_text())
+    assert [(Path(r["image"]).name, r.get("frame")) for r in rows] == [
+        ("000000139.png", None), ("000000285.png", None), *[("clip.mp4", i) for i in range(6)],
+    ]  # fmt: skip
+    expected = Detector(model).predict(folder / "000000139.png")[0]
+    assert rows[0]["detections"] == expected.as_dicts()
+    assert len(expected) > 0
+    written = cv2.VideoCapture(str(out / "clip.mp4"))
+    assert (written.get(cv2.CAP_PROP_FRAME_COUNT), written.get(cv2.CAP_PROP_FPS)) == (6, 12)
+    plain = cv2.VideoCapture(str(folder / "clip.mp4")).read()[1].astype(int)
+    assert np.abs(written.read()[1].astype(int) - plain).max() > 60  # something is drawn
+    coco = json.loads((out / "coco.json").read_text())
+    first = [r for r in coco if Path(r["file_name"]).name == "000000139.png"]
+    x1, y1, x2, y2 = expected.boxes[0]
+    assert first[0]["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=2e-3)
+    assert first[0]["category_id"] == expected.labels[0] + 1
+    assert {r["image_id"] for r in coco} == set(range(1, 9))  # a video has no number: places in the list
+    label, cx, cy, w, h, score = (float(v) for v in (out / "labels" / "000000139.txt").read_text().split()[:6])
+    assert (label, score) == pytest.approx((expected.labels[0], expected.scores[0]), abs=1e-5)
+    box = [(cx - w / 2) * 120, (cy - h / 2) * 90, (cx + w / 2) * 120, (cy + h / 2) * 90]
+    assert box == pytest.approx(expected.boxes[0].tolist(), abs=1e-3)
+    assert (out / "labels" / "clip_000005.txt").is_file()
+    assert "6 frames" in capsys.readouterr().out
+
+
+def test_globs_keep_the_numbers_of_coco_pictures_and_videos_can_be_cut(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o"
+    assert run(["predict", str(model), str(folder / "0*.png"), "--out", str(out), "--coco", str(out / "c.json")]) == 0
+    assert {r["image_id"] for r in json.loads((out / "c.json").read_text())} == {139, 285}
+    arguments = ["predict", str(model), str(folder / "clip.mp4"), "--out", str(out), "--max-frames", "2"]
+    assert run(arguments) == 0
+    assert cv2.VideoCapture(str(out / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 2
+    (folder / "broken.mp4").write_bytes(b"not a video")
+    refused(capsys, ["predict", model, folder / "broken.mp4", "--out", out], "broken.mp4", "not a video")
+    refused(capsys, ["predict", model, "97", "--out", out], "camera 97 gives no picture")
+
+
+def test_the_categories_of_coco_are_its_own() -> None:
+    labels = np.array([0, 11, 79])
+    found = Detections(np.ones((3, 4), np.float32), np.ones(3, np.float32), labels, list(COCO_NAMES))
+    assert [r["category_id"] for r in coco_results([Found("a.jpg", None, (9, 9), found)])] == [1, 13, 90]

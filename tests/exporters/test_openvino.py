@@ -1,0 +1,33 @@
+"""OpenVINO, where it is installed, gives what ONNX Runtime gives."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from yoloxkd.errors import UserError
+from yoloxkd.exporters.runtime import OnnxPredictor
+
+INSTALLED = importlib.util.find_spec("openvino") is not None
+
+
+@pytest.mark.skipif(not INSTALLED, reason="the optional package openvino is not installed")
+@pytest.mark.parametrize("file", ["nms_file", "raw_file", "dynamic_file"])
+def test_the_same_detections(file: str, pixels: Tensor, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(file)
+    one, other = (OnnxPredictor(path, runtime=runtime)(pixels) for runtime in ("onnxruntime", "openvino"))
+    for a, b in zip(one, other, strict=True):
+        assert len(a) > 0
+        assert a.labels.tolist() == b.labels.tolist()
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-2)
+
+
+@pytest.mark.skipif(INSTALLED, reason="openvino is installed")
+def test_without_it_the_sentence_says_how_to_get_it(nms_file: Path) -> None:
+    with pytest.raises(UserError, match=r"pip install 'yoloxkd\[openvino\]'"):
+        OnnxPredictor(nms_file, runtime="openvino")

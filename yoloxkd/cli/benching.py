@@ -1,0 +1,146 @@
+"""`yoloxkd bench`: the variants of a model side by side: size, latency, AP."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yoloxkd.api import Detector
+from yoloxkd.cli.latency import CompiledPredictor, Timed, measure_latency
+from yoloxkd.cli.tables import table, write_json
+from yoloxkd.data.loader import eval_loader
+from yoloxkd.data.records import DetectionData
+from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.engine.evaluate import TorchPredictor, evaluate
+from yoloxkd.errors import GateError, UserError
+from yoloxkd.exporters.runtime import OnnxPredictor
+from yoloxkd.metrics.measure import overall
+
+CONF, IOU = 0.25, 0.65  # of the timed predictions, as `yoloxkd predict` has them; AP is measured as `yoloxkd val` does
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row of the table: `kind` is torch, compiled, or the runtime of an exported file."""
+
+    name: str
+    kind: str
+    file: Path
+
+
+def bench(
+    models: Sequence[str],
+    *,
+    data: str,
+    split: str,
+    calib: str | None,
+    imgsz: int | None,
+    runs: int,
+    threads: int | None,
+    compiled: bool,
+    json_file: Path | None,
+) -> None:
+    """Export what is not a file yet, measure all variants in turns, print the table."""
+    images = load_split(find_data(data), split)
+    many = threads or os.cpu_count() or 1
+    detectors = [Detector(model, "cpu") for model in models]
+    size = _common_size(detectors, imgsz)
+    with tempfile.TemporaryDirectory(prefix="yoloxkd-bench-") as folder:
+        variants: dict[Variant, Detector] = {}
+        for number, detector in enumerate(detectors):
+            label = Path(detector.source).name if len(models) > 1 else ""
+            place = Path(folder) / str(number)
+            variants |= dict.fromkeys(_variants(detector, label, place, size, data, calib, compiled), detector)
+        rows = _measure(variants, images, size, runs, many)
+    print(f"{', '.join(map(str, models))} at {size} px on {data} {split}: {len(images)} images, {runs} runs a variant")
+    print(_shown(rows, many))
+    if json_file is not None:
+        write_json(json_file, {"data": data, "split": split, "imgsz": size, "runs": runs, "variants": rows})
+
+
+def _common_size(detectors: Sequence[Detector], imgsz: int | None) -> int:
+    sizes = {detector.size(imgsz) for detector in detectors}
+    size = sizes.pop()
+    if sizes or isinstance(size, tuple):
+        raise UserError("the models are not all of one square input size; choose one by --imgsz")
+    return size
+
+
+def _variants(
+    detector: Detector, label: str, folder: Path, size: int, data: str, calib: str | None, compiled: bool
+) -> list[Variant]:
+    """Rows of one model. A checkpoint is exported in every precision; one that fails its gate is left out, and said."""
+    prefix = f"{label} " if label else ""
+    source = Path(detector.weights_file)
+    if detector.onnx:
+        return _of_file(f"{prefix}ONNX {detector.precision}", source)
+    found = [Variant(f"{prefix}PyTorch", "torch", source)]
+    if compiled:
+        found.append(Variant(f"{prefix}compiled", "compiled", source))
+    wanted: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"half": True}}
+    if calib is not None:
+        wanted["int8"] = {"int8": True, "calib": calib}
+    for precision, options in wanted.items():
+        target = folder / f"{precision}.onnx"
+        try:
+            detector.export(target, imgsz=size, verify=data, say=None, **options)
+        except GateError as error:
+            print(f"{prefix}{precision} is left out: {error}")
+        else:
+            found += _of_file(f"{prefix}ONNX {precision}", target)
+    return found
+
+
+def _of_file(name: str, file: Path) -> list[Variant]:
+    found = [Variant(name, "onnxruntime", file)]
+    if importlib.util.find_spec("openvino") is not None:
+        found.append(Variant(f"{name}, OpenVINO", "openvino", file))
+    return found
+
+
+def _predictor(variant: Variant, detector: Detector, conf: float, threads: int | None) -> Timed:
+    if variant.kind == "torch":
+        return TorchPredictor(detector.network, conf=conf, iou=IOU)
+    if variant.kind == "compiled":
+        return CompiledPredictor(detector.network, conf=conf, iou=IOU).compiled()
+    return OnnxPredictor(variant.file, conf=conf, threads=threads, runtime=variant.kind)
+
+
+def _measure(
+    variants: dict[Variant, Detector], images: DetectionData, size: int, runs: int, many: int
+) -> list[dict[str, Any]]:
+    picture = images.read(len(images) // 2)
+    rows = {v.name: {"variant": v.name, "size_mb": round(v.file.stat().st_size / 1e6, 3)} for v in variants}
+    for variant, detector in variants.items():
+        predictor = _predictor(variant, detector, 0.01, None)
+        loader = eval_loader(images, imgsz=size, batch=1, workers=0, pad_value=predictor.pad_value)
+        result = evaluate(predictor, loader, images)
+        rows[variant.name] |= {"AP": next(iter(overall(result.metrics).values()))}
+    for threads in sorted({1, many}):
+        predictors = {v.name: _predictor(v, detector, CONF, threads) for v, detector in variants.items()}
+        for name, latency in measure_latency(predictors, picture, size, runs, threads).items():
+            rows[name] |= {f"threads_{threads}": latency.summary()}
+    return list(rows.values())
+
+
+def _shown(rows: Sequence[dict[str, Any]], many: int) -> str:
+    """The table: AP and size, then per number of threads the parts of a prediction in ms."""
+    out = []
+    for threads in sorted({1, many}):
+        columns = ["variant", "MB", "AP", "before", "network", "after", "total", "p10 to p90", "total/network"]
+        cells = []
+        for row in rows:
+            t = row[f"threads_{threads}"]
+            times = [f"{t[f'{part}_ms']:.1f}" for part in ("before", "network", "after", "total")]
+            spread = f"{t['total_p10_ms']:.1f} to {t['total_p90_ms']:.1f}"
+            ap = "-" if row["AP"] < 0 or np.isnan(row["AP"]) else f"{row['AP']:.4f}"
+            cells.append([row["variant"], f"{row['size_mb']:.2f}", ap, *times, spread, f"{t['end_to_end']:.2f}"])
+        out.append(f"{threads} thread{'s' if threads > 1 else ''}, ms a picture:\n" + table(columns, cells))
+    return "\n".join(out)

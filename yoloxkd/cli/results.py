@@ -1,0 +1,89 @@
+"""What `yoloxkd predict` leaves: JSON rows, COCO results, YOLO text, videos with boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from yoloxkd.errors import UserError
+from yoloxkd.nn.coco_names import COCO_NAMES
+from yoloxkd.types import Detections
+
+_UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+_COCO_IDS = [i for i in range(1, 91) if i not in _UNUSED_COCO_IDS]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Detections of a picture (h, w), or of frame `frame` (0, 1, ...) of a video."""
+
+    source: str
+    frame: int | None
+    size: tuple[int, int]
+    detections: Detections
+
+    @property
+    def stem(self) -> str:
+        return Path(self.source).stem + ("" if self.frame is None else f"_{self.frame:06d}")
+
+    def row(self) -> dict[str, Any]:
+        """As `--json` writes it."""
+        frame = {} if self.frame is None else {"frame": self.frame}
+        return {"image": self.source, **frame, "detections": self.detections.as_dicts()}
+
+
+def coco_results(found: list[Found]) -> list[dict[str, Any]]:
+    """COCO's result format, a row a detection: image_id, category_id, bbox x y w h px, score; file_name and frame besides.
+
+    image_id is the number in the file's name where every one is a number and no two are the same (as COCO's are), else
+    the picture's place in the list from 1 on. category_id is COCO's for its 80 classes, else the label + 1.
+    """
+    numbers = [int(f.stem) if f.stem.isdigit() else None for f in found]
+    own = None not in numbers and len(set(numbers)) == len(numbers)
+    out = []
+    for place, (one, number) in enumerate(zip(found, numbers, strict=True), start=1):
+        d = one.detections
+        ids = _COCO_IDS if list(d.names) == list(COCO_NAMES) else list(range(1, len(d.names) + 1))
+        frame = {} if one.frame is None else {"frame": one.frame}
+        for (x1, y1, x2, y2), score, label in zip(d.boxes.tolist(), d.scores.tolist(), d.labels.tolist(), strict=True):
+            out.append(
+                {
+                    "image_id": number if own else place,
+                    "category_id": ids[label],
+                    "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
+                    "score": round(score, 6),
+                    "file_name": one.source,
+                    **frame,
+                }
+            )
+    return out
+
+
+def yolo_text(found: Found) -> str:
+    """A line a detection: label, centre x, centre y, width, height as parts of the picture, score."""
+    height, width = found.size
+    d = found.detections
+    lines = []
+    for (x1, y1, x2, y2), score, label in zip(d.boxes.tolist(), d.scores.tolist(), d.labels.tolist(), strict=True):
+        numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height, score)
+        lines.append(" ".join([str(label), *(f"{v:.6f}" for v in numbers)]) + "\n")
+    return "".join(lines)
+
+
+class VideoFile:
+    """Frames (h, w, 3) uint8 RGB of one size, written as MPEG-4 when `close` was called."""
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (size[1], size[0]))  # type: ignore[attr-defined]
+        if not self._writer.isOpened():
+            raise UserError(f"cannot write the video {path}; is the folder writable?")
+
+    def write(self, frame: np.ndarray) -> None:
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        self._writer.release()

@@ -1,0 +1,44 @@
+"""The pictures that int8 ranges are measured on: the user's own, as a data set or a plain folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from yoloxkd.data.find_images import images_of
+from yoloxkd.data.images import read_image
+from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.transforms import letterbox
+from yoloxkd.errors import UserError
+
+
+def calibration_pictures(source: str, imgsz: int, pad_value: tuple[int, int, int], count: int) -> list[np.ndarray]:
+    """At most `count` pictures (1, 3, imgsz, imgsz) uint8 RGB, letterboxed, evenly spread over what `source` holds.
+
+    source: a folder of pictures (with all below it), or a data set (YAML or name), of which the train split is taken,
+    else the first it has. UserError: there is no picture.
+    """
+    paths = _paths(source)
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)).tolist()
+    return [
+        np.ascontiguousarray(letterbox(read_image(paths[i])[0], (imgsz, imgsz), pad_value)[0].transpose(2, 0, 1)[None])
+        for i in chosen
+    ]
+
+
+def _paths(source: str) -> list[str]:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        try:
+            return images_of([folder], folder)
+        except UserError as error:
+            raise UserError(
+                f"--calib {source} holds no picture to calibrate int8 on; give a folder that does"
+            ) from error
+    spec = find_data(source)
+    split = "train" if "train" in spec.splits else spec.splits[0]
+    paths = list(load_split(spec, split).paths)
+    if not paths:
+        raise UserError(f"the {split} split of {source} holds no picture to calibrate int8 on")
+    return paths

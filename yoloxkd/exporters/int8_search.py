@@ -1,0 +1,60 @@
+"""From the sensitivity report to a file: the layers that cost most go back to float32 until the file passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from yoloxkd.config.quantization import Quantization
+from yoloxkd.errors import UserError, nearest
+from yoloxkd.exporters.int8 import Int8Maker
+from yoloxkd.exporters.parity_report import ParityReport
+from yoloxkd.exporters.sensitivity import LayerCost, describe_costs, layer_costs
+
+if TYPE_CHECKING:
+    import onnx
+
+SHARES = (0.02, 0.04, 0.08, 0.16, 0.32)
+"""Parts of the layers that are kept in float32, tried one after the other."""
+
+
+def search_int8(
+    graph: onnx.ModelProto,
+    pictures: Sequence[np.ndarray],
+    settings: Quantization,
+    judge: Callable[[onnx.ModelProto], ParityReport],
+    say: Callable[[str], None],
+) -> ParityReport:
+    """Quantise a float32 graph of ours; returns the report on the last graph judged, which may have faults.
+
+    With `settings.float_layers` those layers stay float32 and one graph is judged. Without, all layers are tried in
+    int8 first, then with more and more of the worst of the sensitivity report in float32.
+    """
+    maker = Int8Maker(graph, pictures, settings)
+    kept = [] if settings.float_layers is None else named_layers(maker.layers, settings.float_layers)
+    report = judge(maker.make(kept))
+    costs: list[LayerCost] = []
+    if settings.sensitivity or (report.faults() and settings.float_layers is None):
+        costs = layer_costs(maker, graph, pictures, settings.seconds)
+    if settings.float_layers is None:
+        order = [layer for cost in costs for layer in cost.layers]
+        for share in SHARES:
+            if not report.faults():
+                break
+            kept = order[: math.ceil(share * len(order))]
+            report = judge(maker.make(kept))
+    report.float_layers = kept
+    if settings.sensitivity:
+        say(describe_costs(costs, kept))
+    return report
+
+
+def named_layers(layers: Sequence[str], starts: Sequence[str]) -> list[str]:
+    """The layers whose names begin with one of `starts`. UserError: one of them begins no layer's name."""
+    for start in starts:
+        if not any(layer.startswith(start) for layer in layers):
+            raise UserError(f"export.float_layers: no layer's name begins with '{start}'; {nearest(start, layers)}")
+    return [layer for layer in layers if layer.startswith(tuple(starts))]
