@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from yoloxkd.data import FORMATS
 from yoloxkd.data.convert import convert_data
@@ -127,6 +128,26 @@ def test_one_class_alone_and_links(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "Images" / "0.png").is_symlink()
     # both splits have a picture 0.png, and share one folder
     assert (tmp_path / "out" / "Images" / "0-2.png").is_symlink()
+
+
+@pytest.mark.parametrize("to", ["yolo", "coco"])
+def test_a_turned_picture_keeps_its_boxes(tmp_path: Path, to: str) -> None:
+    """Boxes of the picture as stored, which EXIF would turn by a quarter."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "in").mkdir()
+    pixels = np.zeros((24, 40, 3), np.uint8)
+    pixels[4:12, 20:36] = 250
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.jpg", exif=exif, quality=95)
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 4, 16, 8]}
+    image = {"id": 1, "file_name": "a.jpg", "height": 24, "width": 40}
+    content = {"images": [image], "annotations": [row], "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "set.yaml").write_text("names: [x]\ntrain: {images: in, annotations: a.json}")
+    made = find_data(convert_data(find_data(tmp_path / "set.yaml"), to, tmp_path / "out").yaml)
+    data = load_split(made, "train")
+    assert data.read(0)[6:10, 24:32].min() > 200
+    np.testing.assert_allclose(data.boxes, [[20, 4, 36, 12]])
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from yoloxkd.config.load import write_yaml
 from yoloxkd.data import FORMATS
 from yoloxkd.data.formats import Format
+from yoloxkd.data.headers import image_size
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import DataSpec, load_split
 from yoloxkd.errors import UserError, nearest
@@ -79,8 +81,8 @@ def _write(
     for split in spec.splits:
         data = select_classes(load_split(spec, split), names)
         files = _new_names(data.paths, used if target.one_folder else Counter())
-        for source, name in zip(data.paths, files, strict=True):
-            _place(source, folder / target.pictures.format(split=split) / name, link)
+        for i, name in enumerate(files):
+            files[i] = _place(data, i, folder / target.pictures.format(split=split) / name, target, link)
         content[split] = target.write(data, files, folder)
         lost = "; ".join(describe_loss(data, target))
         faults = f"; {data.faults.describe()}" if len(data.faults) else ""
@@ -140,9 +142,20 @@ def describe_loss(data: DetectionData, target: Format) -> list[str]:
     return lost + ([f"{unseen} objects wholly outside their picture"] if unseen else [])
 
 
-def _place(source: str, place: Path, link: bool) -> None:
+def _place(data: DetectionData, index: int, place: Path, target: Format, link: bool) -> str:
+    """Bring a picture to its place; the name it got.
+
+    A picture that EXIF turns, and whose boxes are those of the picture as stored, is written anew, upright as its boxes
+    are, for a format that does not say sizes: there the picture's own size counts.
+    """
+    source = data.paths[index]
     place.parent.mkdir(parents=True, exist_ok=True)
-    if link:
+    if not target.says_sizes and image_size(source) != tuple(data.sizes[index].tolist()):
+        place = place.with_suffix(".png")
+        if not cv2.imwrite(str(place), cv2.cvtColor(data.read(index), cv2.COLOR_RGB2BGR)):
+            raise UserError(f"cannot write {place}")
+    elif link:
         place.symlink_to(Path(source).resolve())
     else:
         shutil.copyfile(source, place)
+    return place.name

@@ -145,4 +145,5 @@ CROWDHUMAN = Format(
     one_folder=True,
     keeps=frozenset({"regions", "difficult", "unclipped", "visible", "heads"}),
     most_classes=1,
+    says_sizes=False,
 )

@@ -43,6 +43,7 @@ class Format:
     keeps         what it can hold beside boxes and classes: regions and difficult (to be ignored), areas, unclipped,
                   visible, heads, names, numbers
     most_classes  how many classes it can hold
+    says_sizes    whether annotations give their picture's size
     """
 
     read: Callable[[SplitSource, list[str], str, Faults], DetectionData]
@@ -55,3 +56,4 @@ class Format:
     one_folder: bool = False
     keeps: frozenset[str] = frozenset()
     most_classes: int = 10**6
+    says_sizes: bool = True

@@ -187,4 +187,5 @@ YOLO = Format(
     optional=("labels",),
     several=("images",),
     keeps=frozenset({"names"}),
+    says_sizes=False,
 )

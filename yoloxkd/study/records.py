@@ -70,7 +70,7 @@ def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
         speeds = [float(row["images_per_s"]) for row in rows]
         environment = _json(run.folder / "environment.json")
         about |= {
-            "chosen": {k: chosen[k] for k in (*METRICS, "epoch", "split")},
+            "chosen": {k: chosen.get(k, -1.0) for k in METRICS} | {k: chosen[k] for k in ("epoch", "split")},
             "seconds": round(cost.get("wall", 0.0), 1),
             "cpu_seconds": round(cost["cpu"], 1) if cost else None,
             "step_seconds": round(run.recipe.train.batch / max(statistics.median(speeds), 1e-9), 5),
