@@ -81,7 +81,7 @@ def test_wrong_bytes_are_refused(server: Server, tmp_path: Path) -> None:
     server.content = server.content[:-1] + b"x"
     with pytest.raises(UserError, match=r"md5 .* instead of"):
         download_data("coco", say=str)
-    assert list((tmp_path / "datasets" / "coco").iterdir()) == []
+    assert not (tmp_path / "datasets" / "coco").exists()
 
 
 def test_offline_says_where_to_put_the_file(
@@ -91,6 +91,8 @@ def test_offline_says_where_to_put_the_file(
     monkeypatch.setattr(download, "ARCHIVES", {"coco": (closed,)})
     assert run(["data", "download", "coco"]) == 2
     assert f"put the file at {tmp_path / 'datasets' / 'coco' / 'set.zip'}" in capsys.readouterr().err
+    assert not (tmp_path / "datasets" / "coco").exists()
+    (tmp_path / "datasets" / "coco").mkdir()
     (tmp_path / "datasets" / "coco" / "set.zip").write_bytes(server.content)
     download_data("coco", say=str)
     assert (tmp_path / "datasets" / "coco" / "train2017" / "0.png").is_file()

@@ -139,7 +139,8 @@ def models_table() -> str:
         whole = (
             max(len(column), *(len(row[place]) for row in rows)) if column in ("model", "family", "weights") else None
         )
-        table.add_column(column, no_wrap=True, min_width=whole)  # what users type is never cut
+        most = 44 if column == "architecture" else None
+        table.add_column(column, no_wrap=True, min_width=whole, max_width=most)  # what users type is never cut
     for row in rows:
         table.add_row(*row)
     return render(table) + f"\nweights are kept in {cache_folder()} (YOLOXKD_HOME changes it)"

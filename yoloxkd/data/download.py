@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -69,7 +70,17 @@ def download_data(name: str, keep: bool = False, say: Callable[[str], None] = pr
         raise UserError(
             f"'{name}' cannot be downloaded by a program; to get it, {' '.join(spec.download.split())} ({folder})"
         )
-    for archive in ARCHIVES[name]:
+    try:
+        _bring(ARCHIVES[name], folder, keep, say)
+    except UserError:
+        with contextlib.suppress(OSError):  # an empty folder would pass for a data set
+            folder.rmdir()
+        raise
+    return folder
+
+
+def _bring(archives: Sequence[Published], folder: Path, keep: bool, say: Callable[[str], None]) -> None:
+    for archive in archives:
         done = folder / f".{archive.filename}.unpacked"
         if done.exists():
             say(f"{archive.filename}: there already")
@@ -82,7 +93,6 @@ def download_data(name: str, keep: bool = False, say: Callable[[str], None] = pr
         if not keep:
             file.unlink()
         say(f"{archive.filename}: {count} files in {folder}")
-    return folder
 
 
 def _check_room(folder: Path, archive: Published) -> None:
