@@ -56,7 +56,7 @@ class WeightsAndBiases(NamedCallback):
             )
         except self.module.Error as error:
             raise UserError(
-                f"Weights & Biases could not be started: {' '.join(str(error).split())}; run 'wandb login', or use "
+                f"Weights & Biases could not be started: {' '.join(str(error).split()).rstrip('.')}; run 'wandb login', or use "
                 "--set callbacks.wandb.mode=offline"
             ) from error
         state.extra["wandb"] = self.session.id
