@@ -19,7 +19,7 @@ from yoloxkd.data.caches import with_cache
 from yoloxkd.data.loader import eval_loader, train_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
-from yoloxkd.engine.checkpoint import is_own
+from yoloxkd.engine.checkpoint import is_own, seed_random
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.log import RunLog
@@ -121,7 +121,7 @@ def prepare(
     console = console or Console()
     say = RunLog(console, out)
     device = choose_device(recipe.engine.device)
-    torch.manual_seed(recipe.train.seed)
+    seed_random(recipe.train.seed)
     spec = find_data(recipe.data)
     # the student comes first after seeding: its initial weights do not depend on who teaches it
     section = recipe.student.model_dump() if resume is None else dict(resume["student"])

@@ -151,5 +151,5 @@ def _members(archive: Path) -> Iterator[list[Member]]:
 
 def _inside(name: str, archive: Path) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise UserError(f"{archive} holds '{name}', which leads out of its folder; it was not unpacked")
