@@ -130,7 +130,9 @@ def test_archives_are_unpacked_whole(tmp_path: Path, pack: object) -> None:
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:\\evil.txt", "."])
+@pytest.mark.parametrize(
+    "name", ["../evil.txt", "/etc/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:\\evil.txt", "."]
+)
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, pack: object, name: str) -> None:
     file = tmp_path / "a.bin"
     file.write_bytes(pack({"good.txt": b"x", name: b"x"}))  # type: ignore[operator]
