@@ -81,7 +81,9 @@ def test_a_loader_process_that_dies_is_a_sentence(toy: Path, tmp_path: Path) -> 
 def test_a_picture_that_becomes_unreadable_is_named(tmp_path: Path) -> None:
     toy = write_toy(tmp_path / "data", images=8)
     picture = tmp_path / "data" / "images" / "train" / "3.png"
-    sentence = fails(toy, tmp_path / "run", "on_epoch_start", lambda: picture.write_bytes(picture.read_bytes()[:500]))
+    cut = lambda: picture.write_bytes(picture.read_bytes()[:500])  # noqa: E731
+    # mosaics keep pictures in memory, and would not notice at once
+    sentence = fails(toy, tmp_path / "run", "on_epoch_start", cut, **{"augment.mosaic": 0})
     assert str(picture) in sentence
     assert "cut short" in sentence
 
