@@ -16,7 +16,18 @@ from pathlib import Path
 from benchmarks.peers import use_peers
 from benchmarks.report import FOLDER, table
 
-SCRIPTS = ("simota", "kd_losses", "steps", "train_step", "coco_eval", "data", "large_coco")
+SCRIPTS = (
+    "simota",
+    "kd_losses",
+    "steps",
+    "train_step",
+    "coco_eval",
+    "data",
+    "large_coco",
+    "start",
+    "growth",
+    "compiled",
+)
 RESULTS = Path(__file__).parent / "results.md"
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "hotcoco", "pycocotools")
 

@@ -61,7 +61,7 @@ def dense_output(images: int, size: int, seed: int = 0, channels: int = 0, class
     )
 
 
-def detector(name: str, seed: int = 0) -> DenseDetector:
-    """An untrained detector of COCO's classes."""
+def detector(name: str, seed: int = 0, **keys: object) -> DenseDetector:
+    """An untrained detector of COCO's classes; keys of its Config may be changed."""
     torch.manual_seed(seed)
-    return build_detector({"name": name}, COCO_NAMES)
+    return build_detector({"name": name, **keys}, COCO_NAMES)

@@ -66,16 +66,15 @@ def measure(quick: bool) -> Iterator[Row]:
                 f"teacher forward / student step, {student} ← {teacher}, {size} px, {images} images",
                 *ratio(samples["teacher"], samples["step"]),
             )
-    yield from memory(quick)
+    if not quick:
+        yield from memory()
 
 
-def memory(quick: bool) -> Iterator[Row]:
+def memory() -> Iterator[Row]:
     """The most that a step holds at once over what was there before it, nano under tiny."""
-    size = 64 if quick else 320
-    found = {mode: peak(mode, size) for mode in MODES if mode != "teacher" and (mode == "step" or not quick)}
+    size = 320
+    found = {mode: peak(mode, size) for mode in MODES if mode != "teacher"}
     for method in ("fgd", "pgd"):
-        if quick:
-            continue
         allowed = found["step"]["peak"] + found[method]["teacher"] + 1.3 * found[method]["maps"]
         yield Row(
             f"{method}: peak memory / (student step + teacher weights + 1.3 tapped maps), yolox-nano ← yolox-tiny, {size} px",
@@ -85,8 +84,6 @@ def memory(quick: bool) -> Iterator[Row]:
             f"{found[method]['maps']:.0f}), teacher {found[method]['teacher']:.0f}; live tensors of a step, by the "
             "allocator's events",
         )
-    if quick:
-        yield Row("peak memory of a student step", Spread.of([found["step"]["peak"]]), unit="MiB")
 
 
 def peak(mode: str, size: int) -> dict[str, float]:

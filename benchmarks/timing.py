@@ -7,6 +7,7 @@ are disturbed. CPU time (all threads) stands beside wall time, because waiting f
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -50,16 +51,23 @@ class Samples:
         return f"{self.seconds * 1e3:.3g} ms"
 
 
-def alternate(turns: dict[str, Turn], rounds: int, warmup: int = 1) -> dict[str, Samples]:
+def with_children() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def alternate(
+    turns: dict[str, Turn], rounds: int, warmup: int = 1, cpu_clock: Callable[[], float] = time.process_time
+) -> dict[str, Samples]:
     """Run every turn once a round, in an order that is reversed each round, after `warmup` rounds not counted."""
     samples = {name: Samples() for name in turns}
     for number in range(-warmup, rounds):
+        gc.collect()
         for name in list(turns) if number % 2 else list(reversed(turns)):
-            gc.collect()
             gc.disable()
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), cpu_clock()
             turns[name]()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            wall, cpu = time.perf_counter() - wall, cpu_clock() - cpu
             gc.enable()
             if number >= 0:
                 samples[name].wall.append(wall)

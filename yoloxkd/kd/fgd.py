@@ -20,7 +20,7 @@ from yoloxkd.kd.base import Context, Distiller, KDConfig
 from yoloxkd.kd.cells import box_cells, excluded_cells
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.kd.summaries import error_and_strength, pooled, shifted_error
+from yoloxkd.kd.summaries import differences, pooled, shifted_error
 from yoloxkd.types import Batch, DenseOutput
 
 ImageSize = tuple[int, int] | Tensor
@@ -84,8 +84,11 @@ def fgd_focal_terms(
     *,
     spatial: bool = True,
     channel: bool = True,
+    context: tuple[nn.Module, nn.Module] | None = None,
 ) -> dict[str, Tensor]:
     """Terms fg, bg and attention of a level before their weights, averaged over images. FGD eq. (9) and (10).
+
+    With the student's and the teacher's `GlobalContext` in `context`, global as well: `fgd_relation` in the same passes over the maps.
 
     student, teacher        (B, C, h, w), the student's after its adapter
     foreground, background  (B, h, w) of `fgd_masks`
@@ -95,20 +98,25 @@ def fgd_focal_terms(
     images, channels, _ = ours.shape
     strong = theirs.abs() if spatial or channel else theirs
     a_teacher = channel_attention(strong.mean(2), tau) if channel else theirs.new_ones(images, channels)
-    error, cells, per_channel = error_and_strength(ours, theirs, a_teacher)
+    seen = differences(ours, theirs, a_teacher)
+    error = seen.error
     foreground, background = foreground.flatten(1).to(error.dtype), background.flatten(1).to(error.dtype)
     attention = error.new_zeros(())
     if spatial:
         p_teacher = spatial_attention(strong.mean(1), tau)
-        attention = attention + (p_teacher - spatial_attention(cells, tau)).abs().sum()
+        attention = attention + (p_teacher - spatial_attention(seen.cells, tau)).abs().sum()
         error = error * p_teacher
     if channel:
-        attention = attention + (a_teacher - channel_attention(per_channel, tau)).abs().sum()
-    return {
+        attention = attention + (a_teacher - channel_attention(seen.channels, tau)).abs().sum()
+    terms = {
         "fg": (foreground * error).sum() / images,
         "bg": (background * error).sum() / images,
         "attention": attention / images,
     }
+    if context is not None:
+        shift = (context[0](student) - context[1](teacher.detach())).flatten(1)
+        terms["global"] = seen.shifted(shift, ours.shape[2]) / images
+    return terms
 
 
 class GlobalContext(nn.Module):
@@ -213,17 +221,24 @@ class FGD(Distiller):
         ours = self.adapters(student.features[level.student], theirs, "features", level)
         theirs = full_precision(theirs)
         found: dict[str, Tensor] = {}
+        key = f"s{level.stride}"
+        blocks = (self.student_blocks[key], self.teacher_blocks[key]) if "global" in self.weights else None
         if self.weights.keys() - {"global"}:
             size = (theirs.shape[2], theirs.shape[3])
             excluded = excluded_cells(batch, size, teacher.image_size)
             masks = fgd_masks(batch.targets.boxes, batch.targets.mask, size, teacher.image_size, excluded)
             cfg = self.cfg
-            found |= fgd_focal_terms(
-                ours, theirs, *masks, cfg.tau, spatial=cfg.spatial_attention, channel=cfg.channel_attention
+            found = fgd_focal_terms(
+                ours,
+                theirs,
+                *masks,
+                cfg.tau,
+                spatial=cfg.spatial_attention,
+                channel=cfg.channel_attention,
+                context=blocks if cfg.relation == "gc" else None,
             )
-        if "global" in self.weights:
-            key = f"s{level.stride}"
-            found["global"] = fgd_relation(ours, theirs, self.student_blocks[key], self.teacher_blocks[key])
+        if blocks is not None and "global" not in found:
+            found["global"] = fgd_relation(ours, theirs, *blocks)
         return found
 
     def _area_ratio(self, image_size: tuple[int, int]) -> float:

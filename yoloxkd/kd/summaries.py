@@ -8,6 +8,7 @@ Legend: B images, C channels, N cells. The teacher's map carries no gradient.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,37 +17,57 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
-class _ErrorAndStrength(Function):
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What FGD reads of two maps S and T: per cell (B, N), per channel (B, C).
+
+    error     sum over channels of weight (S - T)²
+    cells     mean over channels of |S|; channels: mean over cells of |S|
+    total     sum over cells of S - T, per channel
+    square    sum of (S - T)² of each image, (B,)
+    """
+
+    error: Tensor
+    cells: Tensor
+    channels: Tensor
+    total: Tensor
+    square: Tensor
+
+    def shifted(self, shift: Tensor, cells: int) -> Tensor:
+        """Sum of (S - T + shift)² over everything, with one shift a channel (B, C) and N cells."""
+        return self.square.sum() + (shift * (2 * self.total + cells * shift)).sum()
+
+
+class _Differences(Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, per_channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, per_channel: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(student, teacher, per_channel)
         buffer = student.abs()
         cells, channels = buffer.mean(1), buffer.mean(2)
         torch.sub(student, teacher, out=buffer)
-        error = torch.bmm(per_channel[:, None], buffer.mul_(buffer)).squeeze(1)
-        return error, cells, channels
+        total = buffer.sum(2)
+        rows = torch.stack([per_channel, torch.ones_like(per_channel)], 1)
+        error, plain = torch.bmm(rows, buffer.mul_(buffer)).unbind(1)
+        return error, cells, channels, total, plain.sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        error, cells, channels = grads
+        error, cells, channels, total, square = grads
         student, teacher, per_channel = ctx.saved_tensors
-        count = student.shape[1:]
+        shape = student.shape[1:]
         grad = torch.sub(student, teacher)
-        grad.mul_(2 * per_channel[:, :, None]).mul_(error[:, None])
-        sign = student.sign()
-        grad.addcmul_(sign, (cells / count[0])[:, None]).addcmul_(sign, (channels / count[1])[:, :, None])
+        weighted = grad * error[:, None]
+        grad.mul_(2 * square[:, None, None]).addcmul_(weighted, (2 * per_channel)[:, :, None])
+        grad.add_(total[:, :, None])
+        sign = torch.sign(student, out=weighted)
+        grad.addcmul_(sign, (cells / shape[0])[:, None]).addcmul_(sign, (channels / shape[1])[:, :, None])
         return grad, None, None
 
 
-def error_and_strength(student: Tensor, teacher: Tensor, per_channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared error of each cell and mean magnitudes of the student's map.
-
-    student, teacher (B, C, N), per_channel (B, C) weights without gradient
-    -> sum over channels of per_channel (S - T)² (B, N); mean over channels of |S| (B, N); mean over cells of |S| (B, C)
-    """
-    found: tuple[Tensor, Tensor, Tensor] = _ErrorAndStrength.apply(student, teacher, per_channel)
-    return found
+def differences(student: Tensor, teacher: Tensor, per_channel: Tensor) -> Differences:
+    """Student and teacher (B, C, N), per_channel (B, C) weights without gradient."""
+    return Differences(*_Differences.apply(student, teacher, per_channel))
 
 
 class _Pooled(Function):
@@ -54,7 +75,7 @@ class _Pooled(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         share = torch.bmm(weight.expand(x.shape[0], 1, -1), x).squeeze(1).softmax(1)
         ctx.save_for_backward(x, weight, share)
-        return torch.bmm(x, share[:, :, None]).squeeze(2)
+        return _over_cells(share, x)
 
     @staticmethod
     @once_differentiable
@@ -63,12 +84,17 @@ class _Pooled(Function):
         (grad,) = grads
         inner = torch.bmm(grad[:, None], x).squeeze(1)
         logit = share * (inner - (share * inner).sum(1, keepdim=True))
-        to_weight = torch.bmm(x, logit[:, :, None]).sum((0, 2))
+        to_weight = _over_cells(logit, x).sum(0)
         if not ctx.needs_input_grad[0]:
             return None, to_weight
-        # grad times share, plus weight times logit, written in one go
-        left = torch.stack([grad, weight.expand_as(grad)], 2)
-        return torch.bmm(left, torch.stack([share, logit], 1)), to_weight
+        # cells first: channels lie side by side in the maps of the training loop, and so they do in the gradient
+        by_cell = (share[:, :, None] * grad[:, None]).addcmul_(logit[:, :, None], weight)
+        return by_cell.transpose(1, 2), to_weight
+
+
+def _over_cells(row: Tensor, x: Tensor) -> Tensor:
+    """(B, N) . (B, C, N) -> (B, C). With the row on the left: ten times faster where channels lie side by side."""
+    return torch.bmm(row[:, None], x.transpose(1, 2)).squeeze(1)
 
 
 def pooled(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,0 +1,74 @@
+"""Every benchmark runs, in its quick form; both sides of each are checked for equal results inside."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from benchmarks.peak_memory import high_water
+from benchmarks.peers import PEERS, installed
+from benchmarks.report import Row
+from benchmarks.run import SCRIPTS
+from benchmarks.scenes import batch_of, detector
+from benchmarks.steps import turn
+from benchmarks.timing import Samples, Spread, alternate, ratio
+
+ALONE = ("kd_losses", "steps", "start", "growth")
+BESIDE_PEERS = ("simota", "train_step", "coco_eval")
+
+
+def rows(name: str) -> list[Row]:
+    return list(import_module(f"benchmarks.{name}").measure(quick=True))
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_it_runs(name: str) -> None:
+    found = rows(name)
+    assert found
+    assert all(row.value.low <= row.value.median <= row.value.high for row in found)
+
+
+@pytest.mark.parametrize("name", BESIDE_PEERS)
+def test_it_runs_beside_its_peer(name: str) -> None:
+    wanted = {package: version for package, version in PEERS.items() if version}
+    if not wanted.items() <= installed().items():
+        pytest.skip("the peers are installed by the benchmarks themselves, which needs the network: make bench")
+    assert all(row.value.median > 0 for row in rows(name))
+
+
+def test_every_script_is_run() -> None:
+    assert {*ALONE, *BESIDE_PEERS} <= set(SCRIPTS)
+    assert all(callable(import_module(f"benchmarks.{name}").measure) for name in SCRIPTS)
+
+
+def test_ratios_are_of_neighbours_and_orders_alternate() -> None:
+    order: list[str] = []
+    samples = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4)
+    assert "".join(order) == "abbaabbaab"
+    assert len(samples["a"].wall) == 4
+    wall, _ = ratio(Samples([2.0, 20.0, 6.0], [1.0] * 3), Samples([1.0, 10.0, 2.0], [1.0] * 3))
+    assert (wall.median, wall.low, wall.high) == (2.0, 2.0, 2.5)
+
+
+def test_a_goal_is_judged_by_the_median() -> None:
+    assert Row("x", Spread(10, 1, 20), at_least=10).met
+    assert not Row("x", Spread(9.9, 1, 20), at_least=10).met
+    assert Row("x", Spread(1, 1, 1), at_most=1.1).met
+    assert Row("x", Spread(1, 1, 1)).met is None
+
+
+def test_a_distilled_step_holds_little_more_than_the_student_and_what_is_tapped() -> None:
+    """The teacher's own intermediate maps are gone before the student's are there."""
+    images, size = 2, 128
+    batch = batch_of(images, 4, size)
+    peaks = {}
+    for mode in ("step", "fgd", "pgd"):
+        step = turn(mode, "yolox-nano", "yolox-tiny", batch)
+        step()
+        peaks[mode] = high_water(step)
+    teacher = detector("yolox-tiny", 1).eval()
+    out = teacher(batch.images)
+    tap = sum(m.nbytes for m in out.features) / 2**20
+    assert peaks["fgd"] - peaks["step"] < 4 * tap
+    assert peaks["pgd"] - peaks["step"] < 12 * tap
