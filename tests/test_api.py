@@ -56,6 +56,16 @@ def test_the_published_figure(coco_yaml: Path, nano_weights: Path) -> None:
     assert 100 * metrics["AP50"] == pytest.approx(47.55, abs=0.1)
 
 
+def test_rectangular_batches_find_what_squares_do(coco_yaml: Path, nano_weights: Path) -> None:
+    metrics = Detector(nano_weights, "cpu").val(str(coco_yaml), workers=0, batch=8, rect=True)
+    assert 100 * metrics["AP"] == pytest.approx(33.14, abs=0.05)
+
+
+def test_settings_that_cannot_be_are_one_sentence(toy: Path, toy_run: Path) -> None:
+    with pytest.raises(UserError, match=r"'val\.rect' in the settings of an evaluation.*boolean"):
+        Detector(toy_run / "best.pt", "cpu").val(str(toy), rect="maybe")
+
+
 def test_predict_takes_files_arrays_and_one_of_them(toy: Path, toy_run: Path) -> None:
     file = toy.parent / "images" / "val" / "0.png"
     array = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
@@ -113,6 +123,9 @@ def test_an_export_equals_its_model(toy: Path, toy_run: Path, tmp_path: Path) ->
     assert detector.val(str(toy), workers=0)["AP"] == pytest.approx(exported.val(str(toy), workers=0)["AP"], abs=1e-6)
     with pytest.raises(UserError, match="exported for 64 px"):
         exported.predict(picture, imgsz=96)
+    for shape in ({"rect": True}, {"imgsz": (32, 64)}):
+        with pytest.raises(UserError, match=r"takes inputs of 64x64 px alone.*--dynamic"):
+            exported.val(str(toy), **shape)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="exported file already"):
         exported.export(tmp_path / "y.onnx")
 

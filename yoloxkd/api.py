@@ -192,7 +192,7 @@ class Detector:
         **options: Any,
     ) -> EvalResult:
         """As `val`, with the detections and the time as well."""
-        settings = ValSection.model_validate({"split": split} | options)
+        settings = validate(ValSection, {"split": split} | options, "settings of an evaluation", prefix="val.")
         split_data = load_split(find_data(data), split)
         predictor = self._predictor(settings.conf, settings.iou, settings.max_det)
         size = self.size(imgsz, settings.rect)
