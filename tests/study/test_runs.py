@@ -83,6 +83,11 @@ def test_a_weight_of_zero_is_the_plain_run_bit_for_bit(done: Path) -> None:
     )
     assert plain["model"].keys() == zero["model"].keys()
     assert all(torch.equal(plain["model"][k], zero["model"][k]) for k in plain["model"])
+    kept = [
+        json.loads((done / "out/results/tiny/nano" / f"{name}-s0/run.json").read_text())
+        for name in ("none", "zero", "own")
+    ]
+    assert kept[0]["weights"] == kept[1]["weights"] != kept[2]["weights"]
     assert all(torch.equal(plain["run"]["ema"]["module"][k], v) for k, v in zero["run"]["ema"]["module"].items())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yoloxkd.build.models import read_weights
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.errors import UserError
@@ -61,6 +63,7 @@ def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
         "epochs": run.epochs,
         "split": report_split,
         "metrics": {k: v for k, v in test.items() if k not in ("model", "data", "split")},
+        "weights": weights_digest(run.best),
         "version": __version__,
     }
     if run.recipe is not None:
@@ -83,6 +86,14 @@ def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
             shutil.copyfile(run.folder / "results.csv", folder / "results.csv")
     write_text(folder / "run.json", json.dumps(about, indent=1) + "\n")
     return _record(about, folder.relative_to(results).as_posix())
+
+
+def weights_digest(checkpoint: str) -> str:
+    """SHA-256 of a checkpoint's weights alone, names and values: equal where two runs made the same model."""
+    digest = hashlib.sha256()
+    for name, value in sorted(read_weights(checkpoint).state.items()):
+        digest.update(name.encode() + str(value.dtype).encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def kept(results: Path, study: str) -> dict[Key, Record]:
