@@ -20,7 +20,7 @@ from benchmarks.scenes import batch_of
 from yoloxkd.build.models import architecture, build_detector
 from yoloxkd.build.recipes import resolve
 from yoloxkd.config.recipe import Recipe
-from yoloxkd.data.loader import TrainSamples
+from yoloxkd.data.samples import TrainSamples
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.engine.multiscale import size_at
 from yoloxkd.kd import DISTILLERS
@@ -40,7 +40,10 @@ RECIPES = (
 )
 COCO_IMAGES = 118_287
 WIDE = (800, 1344)
-"""Height and width, px, of the papers' 1333 x 800 after padding to the stride of 32: the largest batch there is."""
+"""Height and width, px, of the papers' 1333 x 800 after padding: the largest batch there is."""
+
+PADDING = 32
+"""Pictures that keep their ratio are padded to multiples of this, px."""
 
 BACKWARD = 2.0
 """FLOPs of a backward pass, in forward passes."""
@@ -95,25 +98,28 @@ class Budget:
 
 
 def budget(name: str, size: tuple[int, int] | None = None) -> Budget:
+    """A recipe's budget at its own size, or at another one (height, width)."""
     recipe = resolve(recipe=name)
     student = build_detector(recipe.student.model_dump(), COCO_NAMES)
     teacher = teacher_of(recipe)
-    shape = size or (recipe.train.imgsz, recipe.train.imgsz)
-    areas = [1.0] if size else drawn_areas(recipe, student.size_multiple)
+    own = recipe.train.imgsz
+    sides = (own, own) if isinstance(own, int) else tuple(PADDING * math.ceil(side / PADDING) for side in own)
+    height, width = size or sides
+    areas = drawn_areas(recipe, own, student.size_multiple) if isinstance(own, int) and size is None else [1.0]
     steps = recipe.train.epochs * (COCO_IMAGES // recipe.train.batch)
     return Budget(
         name,
-        shape,
+        (height, width),
         math.fsum(areas) / len(areas),
         max(areas),
         steps * recipe.train.batch,
         recipe.train.batch,
-        complexity(student, shape).flops,
-        complexity(teacher, shape).flops,
+        complexity(student, (height, width)).flops,
+        complexity(teacher, (height, width)).flops,
         sum(p.numel() for p in student.parameters()),
         sum(p.numel() for p in teacher.parameters()),
         4 if recipe.ema.enabled else 3,
-        activations(student, PROBE) * shape[0] * shape[1] / PROBE**2,
+        activations(student, PROBE) * height * width / PROBE**2,
     )
 
 
@@ -124,9 +130,9 @@ def teacher_of(recipe: Recipe) -> DenseDetector:
     return build_detector({"name": name}, COCO_NAMES).eval()
 
 
-def drawn_areas(recipe: Recipe, stride: int) -> list[float]:
-    """Areas of the sizes that multi-scale training draws, over the nominal one."""
-    nominal, steps = recipe.train.imgsz, recipe.augment.multiscale
+def drawn_areas(recipe: Recipe, nominal: int, stride: int) -> list[float]:
+    """Areas of the square sizes that multi-scale training draws, over the nominal one."""
+    steps = recipe.augment.multiscale
     sizes = [size_at(i, imgsz=nominal, steps=steps, stride=stride, seed=0) for i in range(0, 20_000, 10)]
     return [(size / nominal) ** 2 for size in sizes]
 
@@ -222,7 +228,7 @@ def sample_cost(name: str, data: str, samples: int = 60) -> str:
     """Processor time of one augmented training sample, and how many cores feed a device that computes at a rate."""
     recipe = resolve(recipe=name)
     images = load_split(find_data(data), "train")
-    source = TrainSamples(images, (recipe.train.imgsz, recipe.train.imgsz), recipe.augment, seed=0)
+    source = TrainSamples(images, recipe.train.imgsz, recipe.augment, seed=0)
     cv2.setNumThreads(1)
     assert source[0, 0, True]
     started = time.process_time()
@@ -250,7 +256,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     found = [budget(name) for name in RECIPES]
-    found += [budget(name, WIDE) for name in RECIPES if "yolox" not in name]
+    found += [budget(b.name, WIDE) for b in found if "yolox" not in b.name and b.size != WIDE]
     print(tables(found))
     if options.measure:
         for name in ("fgd-yolox-l-m", "pgd-fcos-r101-r50"):
