@@ -125,6 +125,14 @@ def test_what_is_done_is_not_done_again(done: Path, tmp_path: Path, capsys: pyte
     assert [r.key.path for r in missing] == ["nano/none-s0", "nano/own-s0"]
 
 
+def test_what_is_finished_can_be_collected(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["study", str(done / "study.yaml"), "--out", str(done / "out"), "--results", str(tmp_path), "--collect"]
+    assert run(words) == 0
+    assert "own" in capsys.readouterr().out
+    for name in ("tiny.md", "summary.csv", "tiny/nano/own-s0/run.json", "tiny/teacher/run.json"):
+        assert (tmp_path / name).read_text() == (done / "out" / "results" / name).read_text()
+
+
 def test_a_grid_alone_and_the_rows_of_others_stay(done: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
     tiny["grids"] = {"first": {"seeds": [0]}, "second": {"seeds": [0, 1]}}
     study = read_study(write(tmp_path, tiny))

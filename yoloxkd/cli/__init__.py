@@ -212,6 +212,9 @@ def study(
     device: DeviceOption = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Loader processes of a run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and what is done, and stop.")] = False,
+    collect: Annotated[
+        bool, typer.Option("--collect", help="Keep what is finished, write the tables, run nothing.")
+    ] = False,
 ) -> None:
     """Train the same students with and without each distiller, over several seeds, and compare."""
     from yoloxkd.cli.studying import run_study
@@ -227,6 +230,7 @@ def study(
         device=device,
         workers=workers,
         dry_run=dry_run,
+        collect=collect,
     )
 
 

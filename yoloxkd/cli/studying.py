@@ -30,6 +30,7 @@ def run_study(
     device: str | None,
     workers: int | None,
     dry_run: bool,
+    collect: bool,
 ) -> None:
     """Do what is missing of a study (or of some grids); its tables are rewritten after every run, so they hold what is done so far."""
     study = read_study(name)
@@ -56,7 +57,10 @@ def run_study(
             print(f"{'to do' if key in todo else 'done ' if key in runner.records else 'left '} {key.path}")
         return
     try:
-        runner.run()
+        if collect:
+            runner.collect()
+        else:
+            runner.run()
     finally:
         if runner.records:
             print(tables(study, runner.records))

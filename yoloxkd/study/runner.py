@@ -73,6 +73,15 @@ class Runner:
         """Whether others can learn from a run; a teacher that comes as a file is opened by those who do."""
         return self.runs[key].recipe is None or Path(self.runs[key].best).is_file()
 
+    def collect(self) -> dict[Key, Record]:
+        """Keep what is finished in the study's folder and not kept yet; run nothing."""
+        for key, run in self.runs.items():
+            whole = run.recipe is None or (run.folder / "metrics.json").is_file()
+            if key not in self.records and whole and (run.folder / "test.json").is_file():
+                _check_begun(run)
+                self.records[key] = keep(run, self.study.name, self.results, self.study.report)
+        return self.records
+
     def run(self) -> dict[Key, Record]:
         """Do what is missing. Interrupted: a signal came, everything is saved; GateError: some runs failed."""
         todo = {run.key: run for run in self.missing()}
