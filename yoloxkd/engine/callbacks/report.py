@@ -114,7 +114,7 @@ def _tiles(state: State, rows: Sequence[Mapping[str, str]], best: dict[str, Any]
     tiles.append(("epochs done", f"{rows[-1]['epoch']} / {state.epochs}"))
     speeds = [v for v in _column(rows, "images_per_s") if v > 0]
     if speeds:
-        tiles.append(("images/s, median", f"{median(speeds):.1f}"))
+        tiles.append(("images/s", f"{median(speeds):.1f}"))
     parameters = sum(p.numel() for p in state.detector.parameters())
     return [*tiles, ("parameters", f"{parameters / 1e6:.2f} M")]
 
