@@ -16,6 +16,7 @@ from benchmarks.timing import Samples, Spread, alternate, ratio
 
 ALONE = ("kd_losses", "steps", "start", "growth")
 BESIDE_PEERS = ("simota", "train_step", "coco_eval")
+NEEDS_BCCD = ("data",)
 
 
 def rows(name: str) -> list[Row]:
@@ -29,8 +30,10 @@ def test_it_runs(name: str) -> None:
     assert all(row.value.low <= row.value.median <= row.value.high for row in found)
 
 
-@pytest.mark.parametrize("name", BESIDE_PEERS)
-def test_it_runs_beside_its_peer(name: str) -> None:
+@pytest.mark.parametrize("name", [*BESIDE_PEERS, *NEEDS_BCCD])
+def test_it_runs_beside_its_peer(name: str, request: pytest.FixtureRequest) -> None:
+    if name in NEEDS_BCCD:
+        request.getfixturevalue("bccd")
     wanted = {package: version for package, version in PEERS.items() if version}
     if not wanted.items() <= installed().items():
         pytest.skip("the peers are installed by the benchmarks themselves, which needs the network: make bench")
@@ -38,7 +41,7 @@ def test_it_runs_beside_its_peer(name: str) -> None:
 
 
 def test_every_script_is_run() -> None:
-    assert {*ALONE, *BESIDE_PEERS} <= set(SCRIPTS)
+    assert {*ALONE, *BESIDE_PEERS, *NEEDS_BCCD} <= set(SCRIPTS)
     assert all(callable(import_module(f"benchmarks.{name}").measure) for name in SCRIPTS)
 
 
