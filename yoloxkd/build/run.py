@@ -26,6 +26,7 @@ from yoloxkd.engine.log import RunLog
 from yoloxkd.engine.trainer import Fit
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.at_scale import AtScale
 from yoloxkd.kd.base import Teacher
 from yoloxkd.kd.callback import Distill
 from yoloxkd.nn.detector import DenseDetector
@@ -192,10 +193,14 @@ def _distillation(recipe: Recipe, teachers: Sequence[Opened], say: RunLog) -> li
             say(f"warning: teacher {opened.weights.path}: {opened.report.describe()}")
     section = recipe.teacher
     methods = {name: DISTILLERS[name].Config.model_validate(keys) for name, keys in recipe.kd.items()}
+
+    def looking(detector: DenseDetector) -> DenseDetector:
+        return detector if section.scale == 1 else AtScale(detector, section.scale)
+
     return [
         Distill(
             [
-                Teacher(o.detector, str(o.weights.path), o.weights.digest, o.report.share, weight)
+                Teacher(looking(o.detector), str(o.weights.path), o.weights.digest, o.report.share, weight)
                 for o, weight in zip(teachers, section.weight or [1.0] * len(teachers), strict=True)
             ],
             methods,

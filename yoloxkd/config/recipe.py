@@ -34,6 +34,7 @@ class TeacherSection(Strict):
     weight: list[Annotated[float, Field(gt=0)]] = Field(
         default_factory=list, description="factor on what each of `models` teaches; empty: 1 each"
     )
+    scale: float = Field(1.0, gt=0, le=8, description="teachers see the batch at this multiple of its size")
     min_ap: float = Field(
         0.05, ge=0, le=1, description="refuse a teacher below this AP on the validation set; 0: no check"
     )

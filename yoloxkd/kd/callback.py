@@ -11,6 +11,7 @@ import torch
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.errors import GateError, UserError, nearest
 from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.at_scale import plain
 from yoloxkd.kd.base import Distiller, KDConfig, Teacher, WithTeacher
 from yoloxkd.kd.gate import check_teacher
 from yoloxkd.kd.inherit import inherit_from
@@ -170,7 +171,7 @@ class Distill(Callback):
     def _inherit(self, state: State) -> None:
         if not any(cfg.inherit for cfg in self.methods.values()):
             return
-        taken = inherit_from(self.teachers[0].detector, state.detector)
+        taken = inherit_from(plain(self.teachers[0].detector), state.detector)
         if taken:
             which = "the teacher" if len(self.teachers) == 1 else "teacher @1"
             state.say(f"inherited from {which}: {len(taken)} layers of neck and head: {', '.join(taken)}")

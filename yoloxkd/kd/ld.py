@@ -83,6 +83,11 @@ class LD(Distiller):
                 f"--kd ld needs distributions of equal length, and the student has {pairing.bins[0]} bins a side, the "
                 f"teacher {pairing.bins[1]}; give the student the teacher's reg_max"
             )
+        if pairing.teacher_scale != 1:
+            raise UserError(
+                f"--kd ld compares what both say at the same locations, and with teacher.scale {pairing.teacher_scale:g} the "
+                "teacher has others; set it to 1, or choose another --kd"
+            )
         self.cfg = cfg
         self.needs = ()
         weights = {"sides": cfg.alpha, "around": cfg.beta, "classes": cfg.delta}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from yoloxkd.errors import UserError
+from yoloxkd.kd.at_scale import AtScale, plain
 from yoloxkd.nn.detector import DenseDetector, Taps
 
 TAP_NAMES = {"features": "neck", "cls_features": "cls", "reg_features": "reg"}
@@ -33,6 +34,7 @@ class Pairing:
     taught        (student classes,) bool: classes whose objects this teacher answers for; all, but with several teachers
     bins          (student's, teacher's) logits of the distribution of each side of a box; None: predicted directly
     nominal_size  px, the side of the training input before multi-scale; None when it does not vary
+    teacher_scale the teacher sees the batch at this multiple of its size
     """
 
     levels: tuple[LevelPair, ...]
@@ -48,6 +50,7 @@ class Pairing:
     taught: Tensor = field(compare=False)
     bins: tuple[int | None, int | None] = (None, None)
     nominal_size: int | None = None
+    teacher_scale: float = 1.0
 
     @classmethod
     def between(cls, student: DenseDetector, teacher: DenseDetector, nominal_size: int | None = None) -> Pairing:
@@ -73,6 +76,7 @@ class Pairing:
             taught=torch.ones(len(student.names), dtype=torch.bool),
             bins=(_bins(student), _bins(teacher)),
             nominal_size=nominal_size,
+            teacher_scale=teacher.scale if isinstance(teacher, AtScale) else 1.0,
         )
 
     def channels(self, tap: str, level: LevelPair) -> tuple[int, int]:
@@ -102,6 +106,8 @@ class Pairing:
         if not bool(self.taught.all()):
             rows.append(("objects", str(n), "-", self._taught_note()))
         rows.append(("input", self.student_input, self.teacher_input, "each normalises the same RGB batch"))
+        if self.teacher_scale != 1:
+            rows.append(("size", "1", f"{self.teacher_scale:g}", "the student's maps are resized to the teacher's"))
         return rows
 
     def _class_note(self) -> str:
@@ -128,6 +134,7 @@ class Pairing:
             "student_input": self.student_input,
             "teacher_input": self.teacher_input,
             "nominal_size": self.nominal_size,
+            "teacher_scale": self.teacher_scale,
         }
 
 
@@ -150,7 +157,7 @@ def match_classes(student: Iterable[str], teacher: Iterable[str]) -> Tensor:
 
 
 def _bins(detector: DenseDetector) -> int | None:
-    reg_max = getattr(getattr(detector, "cfg", None), "reg_max", None)
+    reg_max = getattr(getattr(plain(detector), "cfg", None), "reg_max", None)
     return None if reg_max is None else reg_max + 1
 
 
