@@ -92,8 +92,9 @@ def test_two_steps(name: str, pictures: Path, teacher_file: Callable[[str], Path
         terms = [value for term, value in watch.losses.items() if term.startswith(f"{method}/")]
         assert sum(value > 0 for value in terms) > len(terms) / 2
     assert bool(recipe.kd) == bool(teachers) == ("-r101-" in name or name.endswith("-l-m"))
-    assert watch.averaged == recipe.ema.enabled == ("yolox" in name)
-    as_the_papers(name, recipe, watch)
+    assert watch.averaged == recipe.ema.enabled == ("yolox" in name or name == "small-data")
+    if name != "small-data":
+        as_the_papers(name, recipe, watch)
 
 
 def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:

@@ -121,13 +121,19 @@ class DetectorContract:
         for name in a:
             torch.testing.assert_close(a[name], b[name])
 
-    def test_an_image_without_boxes_adds_no_positives(self) -> None:
-        out = self.forward(pictures(2, self.size, self.size))
+    def test_an_image_without_boxes_has_no_box_to_learn(self) -> None:
+        """It is background for the classes; its boxes get no gradient, and those of its neighbour do."""
+        out = self.model.eval()(pictures(2, self.size, self.size))
         targets = boxes_of(2, 3, self.size)
         targets.mask[1] = False
-        with torch.no_grad():
-            losses = self.model.losses(out, targets)
+        losses = self.model.losses(out, targets)
         assert all(v.isfinite() for v in losses.values())
+        total = torch.stack(list(losses.values())).sum()
+        boxes, classes = torch.autograd.grad(total, (out.box_raw, out.cls_logits), allow_unused=True)
+        assert boxes[0].abs().sum() > 0
+        assert boxes[1].abs().sum() == 0
+        background = classes if out.quality is None or self.model.family != "yolox" else None
+        assert background is None or background[1].abs().sum() > 0  # YOLOX's background is in its objectness
 
     def test_an_ignore_region_is_no_background(self) -> None:
         out = self.forward(pictures(1, self.size, self.size))
@@ -203,6 +209,9 @@ class DetectorContract:
             alone = self.forward(images[i : i + 1])
             torch.testing.assert_close(alone.boxes[0], together.boxes[i], rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(alone.cls_logits[0], together.cls_logits[i], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                self.model.scores(alone)[0], self.model.scores(together)[i], rtol=1e-4, atol=1e-6
+            )
 
     @pytest.mark.parametrize("extra", [(0, 1), (16, 0), (-1, -1)])
     def test_odd_sizes_are_the_users_mistake(self, extra: tuple[int, int]) -> None:
