@@ -53,14 +53,6 @@ class TestATSS(DetectorContract):
         return model
 
 
-class TestOverlapATSS(DetectorContract):
-    """ATSS as in the release of PGD, on a MobileNetV2 with its last convolution."""
-
-    def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(ATSS, names, quality="iou", last_conv=True)
-        return model
-
-
 def test_no_family_is_left_out() -> None:
     assert {YOLOX, FCOS, GFL, ATSS} == set(DETECTORS.values())
     assert {name: kind.family for name, kind in DETECTORS.items()} == {name: name for name in DETECTORS}
