@@ -80,10 +80,14 @@ def test_two_steps(name: str, pictures: Path, teacher_file: Callable[[str], Path
     recipe = resolve(recipe=name)
     narrow = {f"student.{key}": value for key, value in narrow_keys(recipe.student.name).items()}
     teachers = [str(teacher_file(model.partition("@")[0])) for model in recipe.teacher.models]
+    size: dict[str, Any] = {"train.imgsz": 64}
+    if isinstance(recipe.train.imgsz, tuple):  # the short-side rule, on a tenth of the sides
+        size = {"train.imgsz": [side // 10 for side in recipe.train.imgsz]}
+        size["augment.short_sides"] = [side // 10 for side in recipe.augment.short_sides]
     watch = Watch()
     fit = Trainer(
-        recipe=name, teacher=teachers or None, data=str(pictures), epochs=1, batch=4, imgsz=64, device="cpu",
-        set=narrow | {"engine.workers": 0, "teacher.min_ap": 0}, out=tmp_path / "run", callbacks=[watch],
+        recipe=name, teacher=teachers or None, data=str(pictures), epochs=1, batch=4, device="cpu",
+        set=narrow | size | {"engine.workers": 0, "teacher.min_ap": 0}, out=tmp_path / "run", callbacks=[watch],
     ).fit()  # fmt: skip
     assert fit.best.is_file()
     assert len(watch.rates) == 2
@@ -114,6 +118,11 @@ def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
     assert (biases["lr_factor"], biases["weight_decay"]) == ((2.0, 0.0) if fcos_of_fgd else (1.0, 1e-4))
     assert recipe.optim.clip_norm == (None if recipe.train.epochs == 36 else 35)
     assert watch.norms_learn  # an untrained backbone frozen would learn nothing, so it is not
+    edge = name.endswith("effnet-lite0")
+    assert recipe.train.imgsz == (640 if edge else (800, 1333))
+    many = [480, 960] if name.endswith("r101") else [640, 800] if fcos_of_fgd else []
+    assert recipe.augment.short_sides == many
+    assert all(side % 32 == 0 for size in watch.sizes for side in size)
     assert bool(keys["norm_frozen"]) == (name.startswith("pgd") or name.endswith("r101") or fcos_of_fgd)
 
 

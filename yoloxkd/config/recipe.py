@@ -155,7 +155,7 @@ class Recipe(Strict):
             if self.augment.short_sides:
                 raise ValueError(
                     "augment.short_sides draws the short side of sizes of two sides, and train.imgsz is one number; "
-                    "set train.imgsz=[SHORT, LONG], or use augment.multiscale"
+                    "set train.imgsz=[SHORT, LONG], or augment.short_sides=[]"
                 )
             return self
         if self.augment.mosaic > 0 or self.augment.multiscale != (0, 0):
