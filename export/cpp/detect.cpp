@@ -1,0 +1,174 @@
+// Detects objects with a file written by `yoloxkd export`: detect MODEL.onnx IMAGE [least score, 0.25]
+// Prints JSON: size of the image, and detections (box x1 y1 x2 y2 in px of the image, score, label, name), best first.
+#include <onnxruntime_cxx_api.h>
+
+#define STB_IMAGE_IMPLEMENTATION
+#include <stb_image.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+using nlohmann::json;
+
+struct Image {
+    int width, height;
+    std::vector<uint8_t> rgb;  // height rows of width pixels
+};
+
+struct Detection {
+    std::array<float, 4> box;
+    float score;
+    int64_t label;
+};
+
+struct Settings {
+    std::vector<std::string> names;
+    int height, width;
+    std::array<int, 3> pad;
+    bool nms;
+    float conf, iou;
+    size_t max_det;
+};
+
+static Image read_image(const std::string& path) {
+    int width, height, channels;
+    uint8_t* pixels = stbi_load(path.c_str(), &width, &height, &channels, 3);
+    if (!pixels) throw std::runtime_error(path + " is not an image that can be read: " + stbi_failure_reason());
+    Image image{width, height, std::vector<uint8_t>(pixels, pixels + size_t(width) * height * 3)};
+    stbi_image_free(pixels);
+    return image;
+}
+
+static Settings read_settings(const Ort::Session& session, const std::string& path, float conf) {
+    Ort::AllocatorWithDefaultOptions allocator;
+    Ort::ModelMetadata metadata = session.GetModelMetadata();
+    auto get = [&](const char* key) {
+        Ort::AllocatedStringPtr text = metadata.LookupCustomMetadataMapAllocated(key, allocator);
+        if (!text) throw std::runtime_error(path + " has no metadata '" + key + "': `yoloxkd export` did not write it");
+        return json::parse(text.get());
+    };
+    Settings s{get("names"),   get("input_size")[0], get("input_size")[1], get("pad_value"), get("nms"),
+               get("conf"),    get("iou"),           get("max_det")};
+    if (s.nms && conf < s.conf)
+        throw std::runtime_error(path + " holds its own NMS, which drops scores below " + std::to_string(s.conf));
+    s.conf = conf;
+    return s;
+}
+
+// Bilinear, pixel centres at half: where in the source an output pixel lies, and how much of the next it takes.
+struct Step {
+    int first, second;
+    float part;
+};
+
+static std::vector<Step> steps(int from, int to) {
+    std::vector<Step> out(to);
+    for (int i = 0; i < to; ++i) {
+        float at = std::clamp((i + 0.5f) * from / to - 0.5f, 0.0f, float(from - 1));
+        int first = int(at);
+        out[i] = {first, std::min(first + 1, from - 1), at - first};
+    }
+    return out;
+}
+
+// The picture fitted into the input at the top left -> planes R, G, B of 0..255; returns the scale.
+static float letterbox(const Image& image, const Settings& s, std::vector<float>& planes) {
+    double scale = std::min(double(s.height) / image.height, double(s.width) / image.width);
+    int width = std::max(1, int(image.width * scale)), height = std::max(1, int(image.height * scale));
+    size_t area = size_t(s.height) * s.width;
+    planes.resize(3 * area);
+    for (int c = 0; c < 3; ++c) std::fill_n(planes.begin() + c * area, area, float(s.pad[c]));
+    std::vector<Step> columns = steps(image.width, width), rows = steps(image.height, height);
+    for (int y = 0; y < height; ++y)
+        for (int x = 0; x < width; ++x)
+            for (int c = 0; c < 3; ++c) {
+                auto at = [&](int row, int column) {
+                    return float(image.rgb[(size_t(row) * image.width + column) * 3 + c]);
+                };
+                const Step &h = columns[x], &v = rows[y];
+                float upper = at(v.first, h.first) * (1 - h.part) + at(v.first, h.second) * h.part;
+                float lower = at(v.second, h.first) * (1 - h.part) + at(v.second, h.second) * h.part;
+                planes[c * area + size_t(y) * s.width + x] = std::round(upper * (1 - v.part) + lower * v.part);
+            }
+    return float(scale);
+}
+
+static float overlap(const std::array<float, 4>& a, const std::array<float, 4>& b) {
+    float w = std::min(a[2], b[2]) - std::max(a[0], b[0]), h = std::min(a[3], b[3]) - std::max(a[1], b[1]);
+    float both = std::max(w, 0.0f) * std::max(h, 0.0f);
+    float either = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both;
+    return both / std::max(either, 1e-9f);
+}
+
+// Of every location its best class; of overlapping boxes of one class the best.
+static std::vector<Detection> suppress(const float* boxes, const float* scores, size_t locations, size_t classes,
+                                       const Settings& s) {
+    std::vector<Detection> found, kept;
+    for (size_t i = 0; i < locations; ++i) {
+        const float* row = scores + i * classes;
+        const float* best = std::max_element(row, row + classes);
+        if (*best >= s.conf)
+            found.push_back({{boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]}, *best, best - row});
+    }
+    std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.score > b.score; });
+    for (const Detection& d : found) {
+        bool covered = std::any_of(kept.begin(), kept.end(), [&](const Detection& k) {
+            return k.label == d.label && overlap(k.box, d.box) > s.iou;
+        });
+        if (!covered) kept.push_back(d);
+        if (kept.size() == s.max_det) break;
+    }
+    return kept;
+}
+
+static std::vector<Detection> detect(Ort::Session& session, const Settings& s, std::vector<float>& planes) {
+    std::array<int64_t, 4> shape{1, 3, s.height, s.width};
+    Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    Ort::Value input = Ort::Value::CreateTensor<float>(memory, planes.data(), planes.size(), shape.data(), shape.size());
+    const char* inputs[] = {"images"};
+    const char* outputs[] = {"boxes", "scores", "labels", "counts"};
+    std::vector<Ort::Value> out = session.Run({}, inputs, &input, 1, outputs, s.nms ? 4 : 2);
+    const float *boxes = out[0].GetTensorData<float>(), *scores = out[1].GetTensorData<float>();
+    if (!s.nms) {
+        std::vector<int64_t> dims = out[1].GetTensorTypeAndShapeInfo().GetShape();
+        return suppress(boxes, scores, dims[1], dims[2], s);
+    }
+    std::vector<Detection> found;
+    for (int64_t i = 0; i < *out[3].GetTensorData<int64_t>() && scores[i] >= s.conf; ++i)
+        found.push_back({{boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]}, scores[i],
+                         out[2].GetTensorData<int64_t>()[i]});
+    return found;
+}
+
+int main(int argc, char** argv) try {
+    if (argc < 3) throw std::runtime_error("usage: detect MODEL.onnx IMAGE [least score]");
+    Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "detect");
+    Ort::Session session(env, std::string(argv[1]).c_str(), Ort::SessionOptions{});
+    Settings settings = read_settings(session, argv[1], argc > 3 ? std::stof(argv[3]) : 0.25f);
+    Image image = read_image(argv[2]);
+    std::vector<float> planes;
+    float scale = letterbox(image, settings, planes);
+    json detections = json::array();
+    for (const Detection& d : detect(session, settings, planes)) {
+        float right = float(image.width), below = float(image.height);
+        detections.push_back({{"box",
+                               {std::clamp(d.box[0] / scale, 0.0f, right), std::clamp(d.box[1] / scale, 0.0f, below),
+                                std::clamp(d.box[2] / scale, 0.0f, right), std::clamp(d.box[3] / scale, 0.0f, below)}},
+                              {"score", d.score},
+                              {"label", d.label},
+                              {"name", settings.names.at(d.label)}});
+    }
+    json result = {{"image", argv[2]}, {"height", image.height}, {"width", image.width}, {"detections", detections}};
+    std::cout << result.dump(2) << "\n";
+    return 0;
+} catch (const std::exception& error) {
+    std::cerr << "detect: " << error.what() << "\n";
+    return 1;
+}

@@ -1,0 +1,84 @@
+// A picture into the network's input, its outputs into detections: the rule of predict.py.
+
+/** Where in `from` pixels each of `to` pixels lies: bilinear, pixel centres at half. */
+function steps(from, to) {
+  return Array.from({ length: to }, (_, i) => {
+    const at = Math.min(Math.max(((i + 0.5) * from) / to - 0.5, 0), from - 1);
+    const first = Math.floor(at);
+    return [first, Math.min(first + 1, from - 1), at - first];
+  });
+}
+
+/** ImageData -> planes R, G, B (Float32Array, 0..255) of the input with the picture at its top left, and the scale. */
+export function letterbox(image, { height, width, padValue }) {
+  const scale = Math.min(height / image.height, width / image.width);
+  const newWidth = Math.max(1, Math.floor(image.width * scale));
+  const newHeight = Math.max(1, Math.floor(image.height * scale));
+  const area = height * width;
+  const planes = new Float32Array(3 * area);
+  padValue.forEach((value, c) => planes.fill(value, c * area, (c + 1) * area));
+  const columns = steps(image.width, newWidth);
+  const rows = steps(image.height, newHeight);
+  const { data } = image;
+  for (let y = 0; y < newHeight; y++) {
+    const [top, bottom, v] = rows[y];
+    for (let x = 0; x < newWidth; x++) {
+      const [left, right, h] = columns[x];
+      for (let c = 0; c < 3; c++) {
+        const at = (row, column) => data[4 * (row * image.width + column) + c];
+        const upper = at(top, left) * (1 - h) + at(top, right) * h;
+        const lower = at(bottom, left) * (1 - h) + at(bottom, right) * h;
+        planes[c * area + y * width + x] = Math.round(upper * (1 - v) + lower * v);
+      }
+    }
+  }
+  return { planes, scale };
+}
+
+function overlap(a, b) {
+  const w = Math.max(Math.min(a[2], b[2]) - Math.max(a[0], b[0]), 0);
+  const h = Math.max(Math.min(a[3], b[3]) - Math.max(a[1], b[1]), 0);
+  const either = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h;
+  return (w * h) / Math.max(either, 1e-9);
+}
+
+/** Of every location its best class; of overlapping boxes of one class the best. */
+function suppress(boxes, scores, { names, iou, maxDet }, conf) {
+  const found = [];
+  for (let i = 0; i < boxes.length / 4; i++) {
+    const row = scores.subarray(i * names.length, (i + 1) * names.length);
+    const label = row.reduce((best, score, k) => (score > row[best] ? k : best), 0);
+    if (row[label] >= conf) found.push({ box: Array.from(boxes.subarray(4 * i, 4 * i + 4)), score: row[label], label });
+  }
+  found.sort((a, b) => b.score - a.score);
+  const kept = [];
+  for (const d of found) {
+    if (kept.length === maxDet) break;
+    if (!kept.some((k) => k.label === d.label && overlap(k.box, d.box) > iou)) kept.push(d);
+  }
+  return kept;
+}
+
+/** Runs a session of onnxruntime-web on ImageData -> [{box: [x1, y1, x2, y2] px of the image, score, label, name}]. */
+export async function detect(ort, session, metadata, image, conf) {
+  const { planes, scale } = letterbox(image, metadata);
+  const input = new ort.Tensor("float32", planes, [1, 3, metadata.height, metadata.width]);
+  const out = await session.run({ images: input });
+  let found;
+  if (metadata.nms) {
+    const count = Number(out.counts.data[0]);
+    found = Array.from({ length: count }, (_, i) => ({
+      box: Array.from(out.boxes.data.subarray(4 * i, 4 * i + 4)),
+      score: out.scores.data[i],
+      label: Number(out.labels.data[i]),
+    })).filter((d) => d.score >= conf);
+  } else {
+    found = suppress(out.boxes.data, out.scores.data, metadata, conf);
+  }
+  const limits = [image.width, image.height, image.width, image.height];
+  return found.map((d) => ({
+    ...d,
+    box: d.box.map((v, i) => Math.min(Math.max(v / scale, 0), limits[i])),
+    name: metadata.names[d.label],
+  }));
+}

@@ -1,0 +1,112 @@
+"""The consumers of `export/` in other languages find in a picture what the package finds with the same exported student."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from yoloxkd import Detector
+from yoloxkd.types import Detections
+
+EXPORT = Path(__file__).resolve().parents[2] / "export"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+CONF = 0.2
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["nms inside", "raw"])
+def student(request: pytest.FixtureRequest, toy: Path, toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("student") / "student.onnx"
+    return Detector(toy_run / "best.pt", "cpu").export(path, nms=request.param, verify=str(toy), say=None)
+
+
+@pytest.fixture
+def picture(student: Path, toy: Path, tmp_path: Path) -> Path:
+    """The one with most detections, cut to be wider than high: it is resized and padded."""
+    images = [cv2.imread(str(toy.parent / "images" / "val" / f"{i}.png"))[:80] for i in range(5)]
+    found = Detector(student).predict([cv2.cvtColor(i, cv2.COLOR_BGR2RGB) for i in images], conf=CONF)
+    cv2.imwrite(str(tmp_path / "wide.png"), images[int(np.argmax([len(one) for one in found]))])
+    return tmp_path / "wide.png"
+
+
+def assert_same(found: list[dict[str, Any]], wanted: Detections) -> None:
+    """One to one, but for one in ten: their own bilinear resizing moves what lies at a threshold to the other side."""
+    assert len(wanted) >= 3
+    left = list(range(len(wanted)))
+    odd = 0
+    for one in found:
+        errors = {i: np.abs(wanted.boxes[i] - one["box"]).max() for i in left if int(wanted.labels[i]) == one["label"]}
+        near = min(errors, key=lambda i: errors[i], default=None)
+        if near is None or errors[near] > 1:
+            odd += 1
+            continue
+        left.remove(near)
+        assert one["score"] == pytest.approx(wanted.scores[near], abs=0.02)
+        assert one["name"] == wanted.names[one["label"]]
+    assert odd + len(left) <= len(wanted) / 10
+    scores = [one["score"] for one in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_cpp_example(student: Path, picture: Path, tmp_path: Path) -> None:
+    if not (shutil.which("cmake") and shutil.which("c++")):
+        pytest.skip("there is no cmake or no C++ compiler")
+    root = os.environ.get("ONNXRUNTIME_ROOT", "")
+    configure = ["cmake", "-S", str(EXPORT / "cpp"), "-B", str(tmp_path / "build"), f"-DONNXRUNTIME_ROOT={root}"]
+    configured = subprocess.run(configure, capture_output=True, text=True, check=False)
+    if configured.returncode:
+        pytest.skip("ONNX Runtime (ONNXRUNTIME_ROOT), stb_image or nlohmann-json is not there to build with")
+    subprocess.run(["cmake", "--build", str(tmp_path / "build")], capture_output=True, check=True)
+    program = str(tmp_path / "build" / "detect")
+    done = subprocess.run([program, str(student), str(picture), str(CONF)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same(json.loads(done.stdout)["detections"], Detector(student).predict(picture, conf=CONF)[0])
+    wrong = subprocess.run([program, str(student), __file__], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1
+    assert "is not an image" in wrong.stderr
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The page with its packages, served on this machine: its address and folder."""
+    if CHROMIUM is None or shutil.which("npm") is None:
+        pytest.skip("there is no Chromium or no npm")
+    folder = tmp_path_factory.mktemp("web") / "web"
+    shutil.copytree(EXPORT / "web", folder, symlinks=True)
+    if not (folder / "node_modules").exists():
+        install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"]
+        if subprocess.run(install, cwd=folder, capture_output=True, timeout=300, check=False).returncode:
+            pytest.skip("npm could not install the page's packages")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", folder
+    server.shutdown()
+
+
+def test_the_page_in_a_browser(student: Path, picture: Path, page: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = page
+    command = ["node", "drop.mjs", f"{url}?conf={CONF}", str(student), str(picture), str(tmp_path / "shot.png")]
+    environment = os.environ | {"CHROMIUM": str(CHROMIUM)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same(json.loads(done.stdout), Detector(student).predict(picture, conf=CONF)[0])
+    assert cv2.imread(str(tmp_path / "shot.png")).std() > 1
