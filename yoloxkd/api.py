@@ -12,9 +12,19 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from yoloxkd.build.autobatch import with_measured_batch
 from yoloxkd.build.models import image_size, open_model
 from yoloxkd.build.recipes import recipe_file, resolve
-from yoloxkd.build.run import check_out, check_size, choose_device, new_run_folder, newest_run, prepare, read_resume
+from yoloxkd.build.run import (
+    check_out,
+    check_size,
+    fetch_weights,
+    new_run_folder,
+    newest_run,
+    prepare,
+    read_resume,
+    unfinished_before_restart,
+)
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import read_yaml, validate
 from yoloxkd.config.quantization import Quantization
@@ -24,6 +34,8 @@ from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.data.transforms import network_input, up_to_multiple
+from yoloxkd.engine import dist
+from yoloxkd.engine.device import choose_device
 from yoloxkd.engine.evaluate import EvalResult, TorchPredictor, evaluate, to_original
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import UserError
@@ -52,9 +64,10 @@ class FitResult:
 class Trainer:
     """One training run, checked when constructed and trained by `fit()`.
 
-    student, teacher, kd, data, epochs, batch, imgsz, device, amp, seed, workers, out, recipe, resume: as on the command
-    line; teacher and kd take one name or a list. `set` maps dotted recipe keys to values ({"kd.alpha": 0.1}), and
-    `callbacks` are objects with the methods of `yoloxkd.engine.events.Callback`.
+    student, teacher, kd, data, epochs, batch, imgsz, device, amp, seed, deterministic, workers, out, recipe, resume: as on
+    the command line (batch takes "auto" too); teacher and kd take one name or a list. `set` maps dotted recipe keys to values ({"kd.alpha": 0.1}), and
+    `callbacks` are objects with the methods of `yoloxkd.engine.events.Callback`. In a script that torchrun has started,
+    construct it in every process.
     """
 
     def __init__(
@@ -64,11 +77,12 @@ class Trainer:
         kd: str | Sequence[str] | None = None,
         data: str | None = None,
         epochs: int | None = None,
-        batch: int | None = None,
+        batch: int | str | None = None,
         imgsz: ImageSize | None = None,
         device: str | None = None,
         amp: str | None = None,
         seed: int | None = None,
+        deterministic: bool | None = None,
         workers: int | None = None,
         out: str | Path | None = None,
         recipe: str | None = None,
@@ -85,40 +99,68 @@ class Trainer:
             "device": device,
             "amp": amp,
             "seed": seed,
+            "deterministic": deterministic,
             "workers": workers,
         }
+        dist.start()
         self._checkpoint: dict[str, Any] | None = None
-        if resume is not None:
-            given = {
-                "student": student,
-                "teacher": teacher,
-                "kd": kd,
-                "recipe": recipe,
-                "out": out,
-                "set": set or None,
-            } | options
-            clash = [name for name, value in given.items() if value is not None]
-            if clash:
-                raise UserError(f"--resume continues a run as it was started; leave out --{', --'.join(clash)}")
-            self.recipe, self.out, self._checkpoint = read_resume(str(resume))
-        else:
-            self.recipe = resolve(
-                student=student,
-                teacher=_list(teacher) or (),
-                kd=_list(kd),
-                recipe=recipe,
-                sets=set,
-                **options,
-            )
-            self.out = Path(out) if out is not None else new_run_folder(self.recipe)
-            check_out(self.out)
+        self._notes: list[str] = []
+        with dist.guarded(), dist.together():
+            if resume is not None:
+                given: dict[str, object] = {
+                    "student": student,
+                    "teacher": teacher,
+                    "kd": kd,
+                    "recipe": recipe,
+                    "out": out,
+                }
+                everything: dict[str, object] = given | {"set": set or None} | options
+                if clash := [name for name, value in everything.items() if value is not None]:
+                    raise UserError(f"--resume continues a run as it was started; leave out --{', --'.join(clash)}")
+                self.recipe, self.out, self._checkpoint = read_resume(str(resume))
+            elif (own := unfinished_before_restart(out)) is not None:
+                self.recipe, self.out, self._checkpoint = read_resume(str(own))
+                self._notes.append(f"restarted by torchrun: the run in {own} goes on from its last checkpoint")
+            else:
+                self.recipe = resolve(
+                    student=student,
+                    teacher=_list(teacher) or (),
+                    kd=_list(kd),
+                    recipe=recipe,
+                    sets=set,
+                    **options,
+                )
+                self.out = Path(out) if out is not None else new_run_folder(self.recipe)
+                check_out(self.out)
+            choose_device(self.recipe.engine.device)
+        self.out = Path(dist.broadcast(str(self.out)))
+        run = self._checkpoint["run"] if self._checkpoint else {}
+        dist.check_alike(
+            (run.get("epoch"), run.get("step_in_epoch"), self.recipe.model_dump_json()),
+            f"the processes do not find the same run in {self.out}: that folder must be on storage that all machines share",
+        )
         self.callbacks, self.console = list(callbacks), console
 
     def fit(self) -> FitResult:
         """Train; returns when the last epoch is done and metrics.json is written."""
-        fit = prepare(self.recipe, self.out, resume=self._checkpoint, callbacks=self.callbacks, console=self.console)
-        state = fit.run()
-        return FitResult(dict(state.extra.get("best_metrics", state.metrics)), self.out / "best.pt", self.out)
+        with dist.guarded():
+            with dist.together(), dist.first_here():
+                fetch_weights(self.recipe)
+            if self.recipe.train.measure_batch:
+                self.recipe, reason = with_measured_batch(self.recipe)
+                self._notes.append(reason)
+            with dist.together():
+                fit = prepare(
+                    self.recipe,
+                    self.out,
+                    resume=self._checkpoint,
+                    callbacks=self.callbacks,
+                    console=self.console,
+                    notes=self._notes,
+                )
+            state = fit.run()
+            metrics = dist.broadcast(dict(state.extra.get("best_metrics", state.metrics)))
+        return FitResult(metrics, self.out / "best.pt", self.out)
 
 
 class Detector:
@@ -132,6 +174,8 @@ class Detector:
 
     def __init__(self, model: str | Path | None = None, device: str = "auto") -> None:
         self.source = str(model) if model is not None else str(newest_run())
+        if "," in device:
+            raise UserError(f"--device {device}: a model runs on one device here; several are for training")
         self.onnx = self.source.endswith(".onnx")
         by_runtime = self.onnx and device in RUNTIMES
         self.device = choose_device("cpu" if by_runtime else device)

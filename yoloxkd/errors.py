@@ -10,18 +10,22 @@ class UserError(Exception):
     """A mistake the user can mend. The command line prints its sentence without a traceback and exits 2."""
 
     exit_code = 2
+    agreed = False
+    """Whether every process of a distributed run raises the same; one of them prints it then."""
 
 
 class GateError(UserError):
     """A check that failed (export parity, teacher gate, non-finite losses). The command line exits 3."""
 
     exit_code = 3
+    agreed = True
 
 
 class Interrupted(UserError):
     """The run was asked to stop (Ctrl-C, SIGTERM); its state is in last.pt. The command line exits 130."""
 
     exit_code = 130
+    agreed = True
 
 
 def nearest(name: str, known: Iterable[str], say_all: int = 12) -> str:

@@ -9,7 +9,7 @@ Shape legend, used in every docstring of the package:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -66,21 +66,31 @@ class Batch:
     targets  Targets
     content  (B, 4) float32, xyxy px: the part of the input that is picture, not padding
     meta     one ImageMeta per image
+    place    (first, every): the images are number first, first + every, ... of the step's batch over all processes
     """
 
     images: Tensor
     targets: Targets
     content: Tensor
     meta: list[ImageMeta] = field(default_factory=list)
+    place: tuple[int, int] = (0, 1)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         t = self.targets
         content = None if t.content is None else function(t.content)
         targets = Targets(function(t.boxes), function(t.labels), function(t.mask), function(t.ignore), content)
-        return Batch(function(self.images), targets, function(self.content), self.meta)
+        return Batch(function(self.images), targets, function(self.content), self.meta, self.place)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def part(self, number: int, parts: int) -> Batch:
+        """Every `parts`-th image from `number` on; with 1 part the batch itself."""
+        if parts == 1:
+            return self
+        some = self._map(lambda x: x[number::parts])
+        first, every = self.place
+        return replace(some, meta=self.meta[number::parts], place=(first + every * number, every * parts))
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader when it pins memory."""

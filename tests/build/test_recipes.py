@@ -8,8 +8,9 @@ import pytest
 
 from yoloxkd.build.models import build_detector, model_names
 from yoloxkd.build.recipes import check, resolve
-from yoloxkd.build.run import check_size, choose_device
+from yoloxkd.build.run import check_size
 from yoloxkd.config.files import cfg_names
+from yoloxkd.engine.device import choose_device
 from yoloxkd.errors import UserError
 
 TEACHER = ["yolox-s@coco"]

@@ -9,11 +9,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.nn.fpn import narrow
 from yoloxkd.build.models import build_detector
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS, regions
 from yoloxkd.kd.base import WithTeacher
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.types import Batch, Targets
 
 # what makes the host wait for a device: reading a number, and shapes that depend on data
@@ -59,6 +62,15 @@ def step(methods: tuple[str, ...] = (), amp: torch.dtype | None = None) -> Train
     return TrainStep(student, aux, amp).train()
 
 
+def family(kind: str) -> tuple[DenseDetector, DenseDetector]:
+    """A narrow student of a kind of detector and a wider teacher of the same, untrained."""
+    torch.manual_seed(0)
+    if kind == "yolox":
+        student = build_detector({"name": "yolox-nano", "width": 0.125}, ["a", "b"])
+        return student, build_detector({"name": "yolox-nano"}, ["a", "b"])
+    return narrow(DETECTORS[kind], ["a", "b"], channels=8), narrow(DETECTORS[kind], ["a", "b"])
+
+
 def test_the_watch_sees_what_waits() -> None:
     x = torch.arange(4)
     with Waits() as waits:
@@ -76,6 +88,21 @@ def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...], monkeypat
         losses = one(data)
     assert waits.found == []
     assert {"box", "obj", "cls", "l1"} <= set(losses)
+
+
+@pytest.mark.parametrize("kind", ["fcos", "atss", "gfl"])
+def test_no_family_waits_for_the_device_under_any_method(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "LIST_DEVICES", ())
+    student, teacher = family(kind)
+    plan = Pairing.between(student, teacher)
+    methods = [m for m in DISTILLERS if m != "ld" or kind == "gfl"]
+    distilled = WithTeacher(teacher, {m: DISTILLERS[m](DISTILLERS[m].Config(), plan) for m in methods})
+    one, data = TrainStep(student, nn.ModuleDict({"kd": distilled})).train(), batch()
+    one(data)
+    with Waits() as waits:
+        losses = one(data)
+    assert waits.found == []
+    assert {name.partition("/")[0] for name in losses if "/" in name} == set(methods)
 
 
 @pytest.mark.parametrize("methods", [(), ("fgd", "pgd", "cwd", "mgd")], ids=["plain", "distilled"])

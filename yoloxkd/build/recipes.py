@@ -25,6 +25,7 @@ OPTIONS = {
     "batch": "train.batch",
     "imgsz": "train.imgsz",
     "seed": "train.seed",
+    "deterministic": "engine.deterministic",
     "device": "engine.device",
     "amp": "engine.amp",
     "workers": "engine.workers",

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from yoloxkd.build.callbacks import ordered_callbacks
-from yoloxkd.build.models import Opened, build_detector, load_student, open_model
+from yoloxkd.build.models import Opened, build_detector, find_weights, load_student, open_model
 from yoloxkd.build.recipes import check
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.caches import with_cache
@@ -20,6 +20,8 @@ from yoloxkd.data.loader import eval_loader, train_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.engine.checkpoint import is_own, seed_random
+from yoloxkd.engine.device import choose_device
+from yoloxkd.engine.dist import place, rank, share, world
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.log import RunLog
@@ -35,18 +37,6 @@ from yoloxkd.types import ImageSize
 from yoloxkd.version import __version__
 
 RUNS = Path("runs")
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" -> CUDA when there is one; "0" -> cuda:0."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"device '{name}' asks for CUDA, and torch finds none here; use --device cpu")
-    try:
-        return torch.device(f"cuda:{name}" if name.isdigit() else name)
-    except RuntimeError as error:
-        raise UserError(f"unknown device '{name}'; known: auto, cpu, cuda, or a CUDA index such as 0") from error
 
 
 def check_size(imgsz: ImageSize, stride: int) -> None:
@@ -87,6 +77,20 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out {out} cannot be written: {nearest_there} is read-only for you; give another --out")
 
 
+def unfinished_before_restart(out: str | Path | None) -> Path | None:
+    """The run that this launch had begun before torchrun restarted its processes; None: nothing to go on with.
+
+    UserError: restarts are allowed, and without --out the restarted processes could not find their run.
+    """
+    here = place()
+    if here.max_restarts and out is None:
+        raise UserError(
+            f"torchrun may restart this run up to {here.max_restarts} time(s), and it finds itself by its folder then: "
+            "give --out DIR"
+        )
+    return Path(out) if here.restarts and out is not None and (Path(out) / "last.pt").is_file() else None
+
+
 def newest_run(runs: Path = RUNS) -> Path:
     """best.pt of the newest run under `runs/`."""
     found = sorted(runs.glob("**/best.pt"), key=lambda p: p.stat().st_mtime)
@@ -110,6 +114,12 @@ def read_resume(path: str) -> tuple[Recipe, Path, dict[str, Any]]:
     return recipe, file.parent, raw
 
 
+def fetch_weights(recipe: Recipe) -> None:
+    """Download what the recipe names and is not on disk yet."""
+    for reference in [*recipe.teacher.models, *([recipe.student.weights] if recipe.student.weights else [])]:
+        find_weights(reference)
+
+
 def prepare(
     recipe: Recipe,
     out: Path,
@@ -117,10 +127,16 @@ def prepare(
     resume: dict[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
+    notes: Sequence[str] = (),
 ) -> Fit:
-    """Everything a run needs, checked before anything is written. `resume` is a loaded last.pt of the same recipe."""
+    """Everything a run needs, checked before anything is written. `resume` is a loaded last.pt of the same recipe.
+
+    notes  lines for the screen and the log, said first
+    """
     console = console or Console()
-    say = RunLog(console, out)
+    say = RunLog(console, out) if rank() == 0 else _nothing
+    for note in notes:
+        say(note)
     device = choose_device(recipe.engine.device)
     seed_random(recipe.train.seed)
     spec = find_data(recipe.data)
@@ -145,13 +161,15 @@ def prepare(
     loader = train_loader(
         train,
         imgsz=recipe.train.imgsz,
-        batch=recipe.train.batch,
+        batch=share_of_batch(recipe.train.batch, world(), recipe.train.accumulate, len(train)),
         augment=recipe.augment,
         seed=recipe.train.seed,
         multiple=math.lcm(student.size_multiple, *(o.detector.size_multiple for o in teachers)),
         workers=recipe.engine.workers,
         pad_value=student.input.pad_value,
         pin_memory=device.type == "cuda",
+        rank=rank(),
+        world=world(),
     )
     state = State(
         recipe=recipe,
@@ -163,12 +181,36 @@ def prepare(
         say=say,
         evaluate=_evaluator(recipe, val, device),
         val=val,
+        rank=rank(),
+        world=world(),
+        parts=recipe.train.accumulate,
     )
     if start:
         state.extra["backbone"] = start
-    distillation = _distillation(recipe, teachers, say)
-    order = ordered_callbacks(recipe, _header(recipe, section, student), distillation, callbacks, console)
+    distills = distillation(recipe, teachers, say)
+    order = ordered_callbacks(recipe, _header(recipe, section, student), distills, callbacks, console)
     return Fit(state, loader, order, resume)
+
+
+def share_of_batch(batch: int, processes: int, parts: int, images: int) -> int:
+    """Images of a batch for each process. UserError: they cannot be shared equally."""
+    least = processes * parts
+    if batch % least:
+        lower, upper = batch // least * least, -(-batch // least) * least
+        raise UserError(
+            f"train.batch {batch} is the number of images of a step over all processes and parts, and it cannot be shared "
+            f"equally by {processes} process(es) of {parts} part(s); use {f'{lower} or ' if lower else ''}{upper}"
+        )
+    if images < batch and (images // processes) % parts:
+        raise UserError(
+            f"the {images} training images, fewer than train.batch {batch}, cannot be taken in {parts} equal parts by "
+            f"each of {processes} process(es); lower train.accumulate"
+        )
+    return batch // processes
+
+
+def _nothing(line: str) -> None:
+    """What processes other than rank zero say."""
 
 
 def _header(recipe: Recipe, section: dict[str, Any], student: DenseDetector) -> dict[str, Any]:
@@ -182,7 +224,8 @@ def _header(recipe: Recipe, section: dict[str, Any], student: DenseDetector) -> 
     }
 
 
-def _distillation(recipe: Recipe, teachers: Sequence[Opened], say: RunLog) -> list[Callback]:
+def distillation(recipe: Recipe, teachers: Sequence[Opened], say: Callable[[str], None]) -> list[Callback]:
+    """The callback that distils, where the recipe asks for it."""
     if not teachers:
         return []
     if not recipe.kd:
@@ -222,12 +265,14 @@ def _evaluator(
         loader = eval_loader(
             data,
             imgsz=recipe.train.imgsz,
-            batch=recipe.train.batch,
+            batch=max(1, recipe.train.batch // recipe.train.accumulate // share()[1]),
             rect=recipe.val.rect,
             multiple=model.size_multiple,
             workers=recipe.engine.workers,
             pad_value=model.input.pad_value,
             pin_memory=device.type == "cuda",
+            rank=share()[0],
+            world=share()[1],
         )
         v = recipe.val
         predictor = TorchPredictor(model, conf=v.conf, iou=v.iou, max_det=v.max_det, device=device)

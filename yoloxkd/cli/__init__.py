@@ -48,11 +48,18 @@ def train(
     ] = None,
     data: DataOption = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    batch: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Images a step, over all devices; auto: measure what fits.")
+    ] = None,
     imgsz: SizeOption = None,
-    device: DeviceOption = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, a CUDA index, or one for each process: 0,1. Default: CUDA if any.")
+    ] = None,
     amp: Annotated[str | None, typer.Option(help="off, bf16 or fp16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes initial weights, sample order and augmentation.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same result every time on CUDA too; slower.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe name or file. Default: the student's own.")] = None,
@@ -60,6 +67,9 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: a.b=value; may be repeated.")] = None,
 ) -> None:
     """Train a student, alone or under a teacher."""
+    from yoloxkd.cli.launch import batch_size, is_lead
+
+    images = batch_size(batch)
     from yoloxkd.api import Trainer
 
     trainer = Trainer(
@@ -68,11 +78,12 @@ def train(
         kd=kd or None,
         data=data,
         epochs=epochs,
-        batch=batch,
+        batch=images,
         imgsz=imgsz,
         device=device,
         amp=amp,
         seed=seed,
+        deterministic=deterministic or None,
         workers=workers,
         out=out,
         recipe=recipe,
@@ -80,6 +91,8 @@ def train(
         set=set_ or (),
     )
     fit = trainer.fit()
+    if not is_lead():
+        return
     from yoloxkd.cli.report import metrics_table
 
     print(metrics_table(fit.metrics))
@@ -298,7 +311,12 @@ def run(arguments: list[str] | None = None) -> int:
         status: Any = app(arguments, prog_name="yoloxkd", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except UserError as error:
-        print(f"yoloxkd: {error}", file=sys.stderr)
+        from yoloxkd.cli.launch import devices_of, is_lead, launch
+
+        if devices := devices_of(error):
+            return launch(devices, sys.argv[1:] if arguments is None else arguments)
+        if is_lead() or not error.agreed:
+            print(f"yoloxkd: {error}", file=sys.stderr)
         return error.exit_code
     except UsageError as error:
         print(f"yoloxkd: {_sentence(error)}", file=sys.stderr)

@@ -45,7 +45,9 @@ class TrainSection(Strict):
     """How long, on what size, from which seed."""
 
     epochs: int = Field(300, ge=1)
-    batch: int = Field(16, ge=1, description="images a step")
+    batch: int = Field(16, ge=1, description="images a step, over all processes and parts; auto: measure what fits")
+    measure_batch: bool = Field(False, description="batch is still to be measured (what batch: auto means)")
+    accumulate: int = Field(1, ge=1, description="take a batch in so many parts, one after the other; less memory")
     imgsz: ImageSize = Field(
         640,
         description="px: height and width of the network input, a multiple of the coarsest stride; or [short, long], "
@@ -62,17 +64,27 @@ class TrainSection(Strict):
             raise ValueError("should be a side of at least 32 px, or two such sides, the short one first")
         return tuple(sides) if len(sides) == 2 else sides[0]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _measured(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("batch") == "auto":
+            return {k: v for k, v in value.items() if k != "batch"} | {"measure_batch": True}
+        return value
+
 
 class EngineSection(Strict):
     """Device, precision and housekeeping; none of it changes the recipe's mathematics."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or a CUDA index")
+    device: str = Field("auto", description="auto, cpu, cuda or a CUDA index; 0,1: one for each process")
     amp: Amp = Field("off", description="autocast dtype; losses stay float32")
     workers: int = Field(2, ge=0, description="loader processes; samples do not depend on their number")
     cache: Literal["off", "ram", "disk"] = Field(
         "off", description="keep decoded pictures in memory or in files; samples are the same"
     )
     channels_last: bool = Field(True, description="NHWC memory format for convolutions")
+    tf32: bool = Field(True, description="CUDA: convolutions in TensorFloat-32; losses stay float32")
+    deterministic: bool = Field(False, description="algorithms that give the same result every time, CUDA's too")
+    sync_bn: bool = Field(False, description="CUDA: batch statistics over all processes")
     compile: bool = Field(
         False, description="torch.compile student and teachers; give it a fixed size: augment.multiscale=0"
     )
@@ -86,7 +98,7 @@ class EngineSection(Strict):
     @field_validator("device", mode="before")
     @classmethod
     def _index(cls, value: Any) -> Any:
-        return str(value)
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 class OptimSection(Strict):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from yoloxkd.data.records import DetectionData
+from yoloxkd.engine.dist import broadcast, to_zero
 from yoloxkd.errors import UserError
 from yoloxkd.metrics.coco import COCODetections
 from yoloxkd.metrics.measure import measure
@@ -144,21 +145,29 @@ def evaluate(
 
     The model's classes are matched to the data set's by name: detections of a class the data set does not have are
     dropped, a class the model does not have has no detections. UserError: no class in common.
+
+    In a distributed run each process gives every world-th image (`eval_loader` with its rank); they are put in order
+    again, so that the numbers are those of one process. Every process gets the metrics, rank zero the detections.
     """
     label_of = _class_map(predictor.names, data.names)
-    parts: list[COCODetections] = []
-    seen: list[int] = []
+    found_in: dict[int, COCODetections] = {}
     seconds = 0.0
     for batch in loader:
         started = time.perf_counter()
         found = predictor(batch.images)
         seconds += time.perf_counter() - started
         for one, meta in zip(found, batch.meta, strict=True):
-            seen.append(meta.image_id)
-            parts.append(_renamed(to_original(one, meta), meta.image_id, label_of))
-    detections = _joined(parts)
-    metrics = measure(data, seen, detections, backend)
-    return EvalResult(metrics, detections, list(data.names), len(seen), seconds, data, seen)
+            found_in[meta.image_id] = _renamed(to_original(one, meta), meta.image_id, label_of)
+    result = None
+    if everyones := to_zero((found_in, seconds)):
+        everything = {image: found for part, _ in everyones for image, found in part.items()}
+        seen = [image for image in data.image_ids.tolist() if image in everything]
+        detections = _joined([everything[image] for image in seen])
+        slowest = max(spent for _, spent in everyones)
+        metrics = measure(data, seen, detections, backend)
+        result = EvalResult(metrics, detections, list(data.names), len(seen), slowest, data, seen)
+    metrics, ids, seconds = broadcast((result.metrics, result.seen, result.seconds) if result else ({}, [], 0.0))
+    return result or EvalResult(metrics, COCODetections(), list(data.names), len(ids), seconds, data, ids)
 
 
 def _class_map(model: list[str], data: list[str]) -> np.ndarray:

@@ -4,7 +4,8 @@ on_setup        once; models exist, optimizer does not: the place to register au
 on_fit_start    once; optimizer, EMA and loaders exist (after a resume they hold the resumed state); the run's folder is there
 on_epoch_start  every epoch, before its first batch, and before the first of the rest of an epoch that is resumed
 on_batch_start  every batch, before the forward pass; `state.batch` is on the device
-on_losses       every batch, after the forward pass; `state.losses` holds every term (device tensors)
+on_losses       every batch, after the forward pass; `state.losses` holds every term (device tensors). With
+                `train.accumulate`, after the forward pass of each part; the terms of the parts add up to the step's
 on_step         every batch, after the optimizer and EMA have stepped
 on_eval_end     after each evaluation; `state.metrics` holds it
 on_epoch_end    every epoch, after its evaluation if it had one
@@ -21,6 +22,8 @@ checkpoints     after all that may change `state.extra`, `state.best` or `state.
 plots, TensorBoard, Weights & Biases, report
                 after the checkpoint, so that a failure here costs nothing; the later ones read what the earlier ones wrote
 metrics.json    last: with it a run counts as finished
+
+In a distributed run rank zero alone calls callbacks, except those with `everywhere`: these run in every process.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +51,7 @@ class State:
     extra   {key: plain containers or tensors} that callbacks want kept in `last.pt`
     resumed what `extra` held in the checkpoint this run continues; empty for a fresh run
     say     prints one line on the screen and in train.log
+    rank, world  number of this process and of all; part, parts: of the batch, with `train.accumulate`
     val     the validation split
     stop    set it to True to end the run after the epoch; it then counts as finished
     evaluate  evaluates a model on (at most n images of) the validation set: evaluate(model, n) -> metrics
@@ -80,10 +84,21 @@ class State:
     extra: dict[str, Any] = field(default_factory=dict)
     resumed: dict[str, Any] = field(default_factory=dict)
     stop: bool = False
+    rank: int = 0
+    world: int = 1
+    part: int = 0
+    parts: int = 1
 
 
 class Callback:
-    """Override what you need; every method gets the run's State."""
+    """Override what you need; every method gets the run's State.
+
+    everywhere  in a distributed run: called in every process. Needed by whatever changes the training (losses in
+                `state.aux`, gradients); what writes or shows something leaves it off. `state.stop` set by rank zero is
+                enough to stop all
+    """
+
+    everywhere: ClassVar[bool] = False
 
     def on_setup(self, state: State) -> None:
         """Models exist, the optimizer does not."""

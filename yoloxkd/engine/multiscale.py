@@ -36,7 +36,7 @@ def resize_batch(batch: Batch, size: int) -> Batch:
     targets = batch.targets
     content = None if targets.content is None else targets.content * factor
     scaled = Targets(targets.boxes * factor, targets.labels, targets.mask, targets.ignore, content)
-    return Batch(_round(images), scaled, batch.content * factor, batch.meta)
+    return Batch(_round(images), scaled, batch.content * factor, batch.meta, batch.place)
 
 
 def _round(images: Tensor) -> Tensor:

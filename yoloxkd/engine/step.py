@@ -34,7 +34,7 @@ class TrainStep(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Every loss term by name, task losses first; the training loss is their sum."""
-        with torch.autocast(batch.images.device.type, dtype=self.amp, enabled=self.amp is not None):
+        with self._autocast(batch):
             for module in self.aux.values():
                 if isinstance(module, LooksFirst):
                     module.look(batch)
@@ -43,3 +43,11 @@ class TrainStep(nn.Module):
             for module in self.aux.values():
                 losses = losses | module(out, batch)
         return losses
+
+    def task_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The student's own terms alone."""
+        with self._autocast(batch):
+            return self.detector.losses(self.detector(batch.images), batch.targets)
+
+    def _autocast(self, batch: Batch) -> torch.autocast:
+        return torch.autocast(batch.images.device.type, dtype=self.amp, enabled=self.amp is not None)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from yoloxkd.config.recipe import Recipe
+from yoloxkd.engine.device import amp_dtype, grad_scaler, settings, synchronised_norms
+from yoloxkd.engine.dist import alone, highest, peer_lost, rank, share, wait, world
 from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.failures import explain, memory_advice
 from yoloxkd.engine.multiscale import resize_batch, size_at
 from yoloxkd.engine.optim import learning_rate, sgd
+from yoloxkd.engine.parallel import average_statistics, gradients, wrapped
 from yoloxkd.engine.resume import restore
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.errors import Interrupted, UserError
+from yoloxkd.errors import Interrupted
 from yoloxkd.types import Batch
 
 
@@ -60,7 +63,11 @@ class Fit:
     """
 
     def __init__(
-        self, state: State, loader: TrainLoader, callbacks: Sequence[Callback], resume: dict[str, Any] | None = None
+        self,
+        state: State,
+        loader: TrainLoader | None,
+        callbacks: Sequence[Callback],
+        resume: dict[str, Any] | None = None,
     ) -> None:
         self.state, self.loader, self.callbacks, self.resume = state, loader, list(callbacks), resume
         self.recipe: Recipe = state.recipe
@@ -70,7 +77,7 @@ class Fit:
     def run(self) -> State:
         """Train to the last epoch; errors and interruptions pass through `on_exception` and are raised again."""
         state = self.state
-        with _signals(self._note_signal):
+        with _signals(self._note_signal), settings(self.recipe.engine, state.device):
             try:
                 self._setup()
                 self._call("on_fit_start")
@@ -80,8 +87,10 @@ class Fit:
                     self._epoch(epoch)
                 self._call("on_fit_end")
             except BaseException as error:
-                told = explain(error, state.out)
+                told = peer_lost(error) or explain(error, state.out)
                 self._tell(told or error)
+                if isinstance(error, Interrupted):
+                    wait()  # for rank zero's last.pt
                 if told is not None:
                     raise told from error
                 raise
@@ -90,13 +99,21 @@ class Fit:
     def _tell(self, error: BaseException) -> None:
         """`on_exception` of every callback, also after one of them has failed; the first such failure is raised."""
         failed: Exception | None = None
-        for callback in self.callbacks:
+        for callback in self._mine():
             try:
-                callback.on_exception(self.state, error)
+                with self._as_called(callback):
+                    callback.on_exception(self.state, error)
             except Exception as further:
                 failed = failed or further
         if failed is not None:
             raise failed from error
+
+    def trial(self) -> Callable[[Batch], None]:
+        """Set up, and give a function that makes a step on a batch, in the heavier final phase: for measuring."""
+        self._setup()
+        self.state.detector.final_phase(True)
+        self.state.detector.train()
+        return self._batch
 
     def _setup(self) -> None:
         state, recipe = self.state, self.recipe
@@ -104,11 +121,15 @@ class Fit:
             state.resumed = self.resume["run"]["extra"]
             state.extra = dict(state.resumed)
         self._call("on_setup")
-        amp = _amp_dtype(recipe.engine.amp, state.device)
+        amp = amp_dtype(recipe.engine.amp, state.device)
         state.detector.to(state.device)
         state.aux.to(state.device)
         if recipe.engine.channels_last:
             state.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if recipe.engine.sync_bn:
+            synchronised_norms(state.detector, state.device)
+        step = TrainStep(state.detector, state.aux, amp)
+        self.step: nn.Module = wrapped(step)
         state.optimizer = sgd(
             [state.detector, state.aux],
             lr=self._lr(0),
@@ -118,11 +139,9 @@ class Fit:
             decay=recipe.optim.decay,
             bias_lr=recipe.optim.bias_lr,
         )
-        if amp is torch.float16:
-            state.scaler = torch.amp.GradScaler(state.device.type)
+        state.scaler = grad_scaler(amp, state.device)
         if recipe.ema.enabled:
             state.ema = ModelEMA(state.detector, decay=recipe.ema.decay, ramp=recipe.ema.ramp)
-        self.step: nn.Module = TrainStep(state.detector, state.aux, amp)
         if self.resume is not None:
             restore(state, self.resume)
             self.resume = None
@@ -134,6 +153,7 @@ class Fit:
         state.epoch = epoch
         if state.step_in_epoch == 0:
             state.sums = {}
+        assert self.loader is not None
         self.loader.set_epoch(epoch, strong, state.step_in_epoch)
         state.detector.final_phase(not strong)
         state.detector.train()
@@ -157,6 +177,7 @@ class Fit:
             self._call("on_eval_end")
         state.step_in_epoch = 0
         self._call("on_epoch_end")
+        state.stop = bool(highest(int(state.stop)))
         self._check_interrupted()
 
     def _batch(self, batch: Batch) -> None:
@@ -171,7 +192,7 @@ class Fit:
                 seed=recipe.train.seed,
             )
             batch = resize_batch(batch, size)
-        state.batch = batch
+        state.batch = replace(batch, place=share())
         state.lr = self._lr(state.iteration)
         assert state.optimizer is not None
         for group in state.optimizer.param_groups:
@@ -179,24 +200,32 @@ class Fit:
         self._call("on_batch_start")
         with memory_advice(
             f"a training step of {recipe.train.batch} images of {batch.images.shape[2]}x{batch.images.shape[3]} px",
-            "lower --batch or --imgsz, or use --amp bf16",
+            "lower --batch or --imgsz, use --amp bf16, or take a batch in parts with train.accumulate",
         ):
-            state.losses = self.step(state.batch)
-            self._call("on_losses")
-            total = torch.stack([v.float() for v in state.losses.values()]).sum()
-            self._backward(total, state.optimizer)
+            state.optimizer.zero_grad(set_to_none=True)
+            parts = [state.batch.part(number, state.parts) for number in range(state.parts)]
+            state.losses = gradients(self.step, parts, self._backward, self._told)
+            self._optimise(state.optimizer)
         for name, value in state.losses.items():
-            state.sums[name] = state.sums.get(name, 0.0) + value.detach()
+            state.sums[name] = state.sums.get(name, 0.0) + value
         state.step_in_epoch += 1
         state.iteration += 1
+        average_statistics(self.step)
         if state.ema:
             state.ema.update(state.detector)
         self._call("on_step")
 
-    def _backward(self, total: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        scaler, clip = self.state.scaler, self.recipe.optim.clip_norm
-        optimizer.zero_grad(set_to_none=True)
+    def _told(self, part: int, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.state.part, self.state.losses = part, losses
+        self._call("on_losses")
+        return self.state.losses
+
+    def _backward(self, total: Tensor) -> None:
+        scaler = self.state.scaler
         (scaler.scale(total) if scaler else total).backward()
+
+    def _optimise(self, optimizer: torch.optim.Optimizer) -> None:
+        scaler, clip = self.state.scaler, self.recipe.optim.clip_norm
         if clip is not None:
             if scaler:
                 scaler.unscale_(optimizer)
@@ -211,26 +240,30 @@ class Fit:
         return learning_rate(self.recipe, iteration, self.state.iters_per_epoch)
 
     def _check_interrupted(self) -> None:
-        if self.signal is not None:
-            name = signal.Signals(self.signal).name
+        number = highest(self.signal or 0)  # one process may have been told alone
+        if number:
+            name = signal.Signals(number).name
             raise Interrupted(
                 f"stopped by {name} in epoch {self.state.epoch + 1}; continue with: --resume {self.state.out}"
             )
 
     def _note_signal(self, number: int) -> None:
-        if self.signal is not None:
+        if self.signal is not None and world() == 1:  # torchrun passes on what the terminal has sent already
             raise KeyboardInterrupt  # asked twice: do not wait for the step to end
         self.signal = number
 
     def _call(self, event: str) -> None:
-        for callback in self.callbacks:
-            getattr(callback, event)(self.state)
+        for callback in self._mine():
+            with self._as_called(callback):
+                getattr(callback, event)(self.state)
 
+    def _mine(self) -> list[Callback]:
+        """The callbacks of this process."""
+        return [callback for callback in self.callbacks if callback.everywhere or rank() == 0]
 
-def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    if amp == "fp16" and device.type != "cuda":
-        raise UserError("engine.amp fp16 needs a CUDA device; use bf16 or off on the CPU")
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    @staticmethod
+    def _as_called(callback: Callback) -> AbstractContextManager[None]:
+        return nullcontext() if callback.everywhere else alone()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from yoloxkd.config.strict import Strict
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.ops.ranks import all_sum
 from yoloxkd.types import Batch, DenseOutput
 
 
@@ -122,7 +123,7 @@ class WithTeacher(nn.Module):
                being measured. 0.0 means off: the teacher is not run for it and its terms are zero
     step       the coming step, likewise; for what methods draw at random from it and `seed`
     raw        {method: its loss before the factor of the step}, of the last step, detached
-    nonfinite  (terms,) int64 on the device: how often each term of `names` was not finite, and so left out
+    nonfinite  (terms,) int64 on the device: how often each term of `names` was not finite in a process, and so left out
     """
 
     def __init__(
@@ -206,7 +207,8 @@ class WithTeacher(nn.Module):
         values = torch.stack([v.detach() for v in terms.values()])
         bad = ~values.isfinite()
         self._faulty = bad.any()
-        self.nonfinite = bad.long() if self.nonfinite is None else self.nonfinite.to(bad.device) + bad
+        count = all_sum(bad.long())
+        self.nonfinite = count if self.nonfinite is None else self.nonfinite.to(bad.device) + count
         return {name: torch.where(b, torch.zeros_like(v), v) for (name, v), b in zip(terms.items(), bad, strict=True)}
 
     def _scaled(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:

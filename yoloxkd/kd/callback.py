@@ -25,6 +25,8 @@ CHECK_EVERY = 20
 class Distill(Callback):
     """Trains the student beside one or more teachers with one or more methods.
 
+    Every process of a distributed run has its own copies of the teachers, and sums what it watches over all of them.
+
     teachers      detectors with their weights in place; with several, every method learns from each of them
     methods       {name in `DISTILLERS`: its keys}
     min_ap        refuse a teacher below this AP (0 to 1) in the student's classes that it knows; 0: do not evaluate it
@@ -32,6 +34,8 @@ class Distill(Callback):
     nominal_size  px, side of the training input before multi-scale
     seed          for what methods draw at random
     """
+
+    everywhere = True
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Distill(Callback):
         self.modules: list[WithTeacher] = []
         self.weights: dict[str, MethodWeight] = {}
         self.reported: list[int] = []
+        self.measured: dict[str, torch.Tensor] = {}  # task loss and own, of the parts of this step so far
         self.silent: set[str] = set()  # terms that were zero throughout their last epoch, said once
 
     @property
@@ -118,10 +123,17 @@ class Distill(Callback):
         if not measuring:
             return
         task = torch.stack([v.detach().float() for k, v in state.losses.items() if "/" not in k]).sum()
+        own = {name: torch.stack([module.raw[name] for module in self.modules]).sum() for name in self.methods}
+        if state.part == 0:
+            self.measured = {}
         for name, weight in measuring:
             if not self._runs(name):
                 continue
-            if weight.observe(task, torch.stack([module.raw[name] for module in self.modules]).sum()):
+            seen = torch.stack([task, own[name] / state.parts])
+            self.measured[name] = self.measured[name] + seen if name in self.measured else seen
+            if state.part + 1 < state.parts:
+                continue
+            if weight.observe(*self.measured[name].unbind()):
                 state.say(
                     f"{name}: kd.weight is fixed at {weight.fixed:.4g}, which makes its terms "
                     f"{weight.cfg.auto_share:g} of the task loss of the first {weight.seen} iterations"
@@ -183,10 +195,7 @@ class Distill(Callback):
         found = [module.nonfinite for module in self.modules if module.nonfinite is not None]
         if len(found) < len(self.modules):  # no step was done yet
             return
-        counts = torch.cat(found)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(counts)
-        now, before = counts.tolist(), self.reported or [0] * len(self.names)
+        now, before = torch.cat(found).tolist(), self.reported or [0] * len(self.names)
         self.reported = now
         for name, count, old in zip(self.names, now, before, strict=True):
             if count > old:

@@ -56,7 +56,8 @@ def _mixed(seed: int, step: int) -> int:
 class MGD(Distiller):
     """MGD on every paired level of the neck.
 
-    What is hidden is drawn anew at every step, from the run's seed and the step's number.
+    What is hidden is drawn anew at every step, from the run's seed and the step's number, for the whole batch of the step:
+    each process takes what belongs to its images.
     """
 
     Config = MGDConfig
@@ -74,12 +75,13 @@ class MGD(Distiller):
 
     def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
         draws = torch.Generator(student.points.device).manual_seed(_mixed(context.seed, context.step))
+        first, every = batch.place
         out: dict[str, Tensor] = {}
         for level in self.pairing.levels:
             theirs = teacher.features[level.teacher]
             ours = self.adapters(student.features[level.student], theirs, "features", level)
             size = (theirs.shape[2], theirs.shape[3])
-            drawn = torch.rand(theirs.shape[0], *size, generator=draws, device=ours.device)
+            drawn = torch.rand(theirs.shape[0] * every, *size, generator=draws, device=ours.device)[first::every]
             excluded = excluded_cells(batch, size, teacher.image_size)
             visible = (drawn >= self.cfg.hidden).to(ours.dtype)
             found = generated_error(ours, theirs, visible, self.blocks[f"s{level.stride}"], excluded)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from yoloxkd.kd.base import KDConfig
+from yoloxkd.ops.ranks import all_mean
 
 
 class MethodWeight:
@@ -54,19 +55,19 @@ class MethodWeight:
         return torch.where(self._own > 0, ratio, 0.0) * ramp
 
     def observe(self, task: Tensor, own: Tensor) -> bool:
-        """Take in a step's task loss and the method's loss before the factor; True when this fixed the factor."""
+        """Take in a step's task loss and the method's loss before the factor; True when this fixed the factor.
+
+        Both are averaged over processes, so that each has the same factor.
+        """
         if self.fixed is not None:
             return False
         usable = task.isfinite() & own.isfinite()
-        task, own = torch.where(usable, task, 0.0).detach(), torch.where(usable, own, 0.0).detach()
+        task, own = all_mean(torch.stack([task, own]).where(usable, 0.0)).unbind()
         self._task = task if self._task is None else self._task + task
         self._own = own if self._own is None else self._own + own
         self.seen += 1
         if self.seen < self.cfg.auto_iterations:
             return False
-        total = torch.stack([self._task, self._own]).double()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)
-        task_sum, own_sum = total.tolist()
+        task_sum, own_sum = torch.stack([self._task, self._own]).double().tolist()
         self.fixed = self.cfg.auto_share * task_sum / own_sum if own_sum > 0 else 1.0
         return True

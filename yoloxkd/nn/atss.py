@@ -16,6 +16,7 @@ from yoloxkd.nn.assigners.match import Positives, centreness, dense_labels
 from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
 from yoloxkd.ops.boxes import paired_iou, to_centre, to_corners, to_distances
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
+from yoloxkd.ops.normaliser import normaliser
 from yoloxkd.ops.points import locations
 from yoloxkd.types import DenseOutput, Targets
 
@@ -108,7 +109,7 @@ class ATSS(FPNDetector):
             rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
             rows = rows.masked_fill(self.ignored(match, targets, out, 0.0), 0)
             found = Positives.of(match, targets, out.points, out.strides, TOPK * len(out.levels))
-            count = match.fg.sum(1).clamp(min=1).sum()
+            count = normaliser(match.fg.sum(1).clamp(min=1).sum(), 0)
             predicted = decode(found.at(out.box_raw), found.points, found.strides)
             wrong = BOX_WEIGHT * giou_loss(predicted, found.boxes)
             if self.cfg.quality == "iou":
@@ -117,7 +118,7 @@ class ATSS(FPNDetector):
             else:
                 distances = to_distances(found.points, found.boxes)
                 name, wanted = "centre", centreness(torch.where(found.used.unsqueeze(-1), distances, 1.0))
-                box = found.total(wrong * wanted) / found.total(wanted).clamp(min=1)
+                box = found.total(wrong * wanted) / normaliser(found.total(wanted), 1)
             entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), wanted, reduction="none")
             return {"cls": rows.sum() / count, "box": box, name: found.total(entropy) / count}
 

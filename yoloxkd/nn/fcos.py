@@ -15,6 +15,7 @@ from yoloxkd.nn.assigners.match import Positives, centreness, dense_labels
 from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
 from yoloxkd.ops.boxes import from_distances, to_distances
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss, log_iou_loss
+from yoloxkd.ops.normaliser import normaliser
 from yoloxkd.ops.points import locations
 from yoloxkd.types import DenseOutput, Targets
 
@@ -141,7 +142,7 @@ class FCOS(FPNDetector):
             found = Positives.of(match, targets, out.points, out.strides, most)
             distances = self.distances(found)
             centre = centreness(distances)
-            count = match.fg.sum().clamp(min=1)
+            count = normaliser(match.fg.sum(), 1)
             predicted = found.at(out.box_raw)
             origin = predicted.new_zeros(2)
             overlap = BOX_LOSSES[self.cfg.box_loss](
@@ -151,7 +152,7 @@ class FCOS(FPNDetector):
             entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), centre, reduction="none")
             return {
                 "cls": rows.sum() / count,
-                "box": found.total(overlap * centre) / found.total(centre).clamp(min=1e-6),
+                "box": found.total(overlap * centre) / normaliser(found.total(centre), 1e-6),
                 "centre": found.total(entropy) / count,
             }
 

@@ -14,6 +14,7 @@ from yoloxkd.nn.assigners.match import Match, Positives, dense_labels
 from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
 from yoloxkd.ops.boxes import from_distances, paired_iou, to_distances
 from yoloxkd.ops.losses import distribution_focal_loss, full_precision, giou_loss, quality_focal_loss
+from yoloxkd.ops.normaliser import normaliser
 from yoloxkd.ops.points import locations
 from yoloxkd.types import DenseOutput, Targets
 
@@ -166,14 +167,14 @@ def gfl_terms(
     distributions = found.at(out.box_raw)
     predicted = from_distances(points, expected_distances(distributions))
     weight = found.at(logits.detach()).sigmoid().amax(-1).masked_fill(~found.used, 0)
-    share = weight / weight.sum().clamp(min=1)
+    share = weight / normaliser(weight.sum(), 1)
     overlap = paired_iou(predicted.detach(), boxes, MIN_UNION)
     score = found.spread(overlap, logits.shape[1])
     rows = quality_focal_loss(logits, dense_labels(match, targets), match.fg, score).masked_fill(ignored, 0)
     bins = distributions.unflatten(-1, (4, -1))
     sides = distribution_focal_loss(bins, encode_distances(points, boxes, bins.shape[-1] - 1)).mean(-1)
     return GFLTerms(
-        cls=rows / match.fg.sum(1).clamp(min=1).sum(),
+        cls=rows / normaliser(match.fg.sum(1).clamp(min=1).sum(), 0),
         box=BOX_WEIGHT * giou_loss(predicted, boxes) * share,
         dfl=DISTRIBUTION_WEIGHT * sides * share,
         found=found,

@@ -17,6 +17,7 @@ from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
 from yoloxkd.nn.necks import PAFPN
 from yoloxkd.ops.boxes import to_centre, to_corners
 from yoloxkd.ops.losses import full_precision, soft_class_loss, squared_iou_loss
+from yoloxkd.ops.normaliser import normaliser
 from yoloxkd.ops.points import centres_inside, compact, locations, within_content
 from yoloxkd.types import DenseOutput, Targets
 
@@ -176,7 +177,7 @@ class YOLOX(DenseDetector):
         assert out.quality is not None
         with torch.autocast(out.quality.device.type, enabled=False):
             match = simota(out, targets)
-            positives = match.fg.sum().clamp(min=1)
+            positives = normaliser(match.fg.sum(), 1)
             terms = {"obj": self._objectness(out, targets, match), **self._positives(out, targets, match)}
             return {name: terms[name] / positives for name in ("box", "obj", "cls", "l1") if name in terms}
 

@@ -1,4 +1,4 @@
-"""Loss terms as pure functions: unreduced, so that the caller masks, weighs and sums."""
+"""Loss terms as pure functions: unreduced, so that the caller masks, weighs and sums; in float32 at least."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 def squared_iou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """1 - IoU² of boxes paired row by row: (..., 4), (..., 4) xyxy px -> (...)."""
+    predicted, target = full_precision(predicted), full_precision(target)
     return 1 - paired_iou(predicted, target) ** 2
 
 
@@ -25,6 +26,7 @@ def soft_class_loss(logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
     logits (..., K), labels (...) int64, quality (...) in 0..1 -> (...).
     Since -t log p - (1 - t) log(1 - p) = -log(1 - p) - t x for the logit x of p, no one-hot target is built.
     """
+    logits, quality = full_precision(logits), full_precision(quality)
     everywhere = -F.logsigmoid(-logits).sum(dim=-1)
     at_label = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     return everywhere - at_label * quality
@@ -32,11 +34,13 @@ def soft_class_loss(logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
 
 def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """1 - generalised overlap of boxes paired row by row: (..., 4), (..., 4) xyxy -> (...)."""
+    predicted, target = full_precision(predicted), full_precision(target)
     return 1 - paired_giou(predicted, target)
 
 
 def log_iou_loss(predicted: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     """-log of the overlap, which is at least `eps`, of boxes paired row by row: (..., 4), (..., 4) xyxy -> (...)."""
+    predicted, target = full_precision(predicted), full_precision(target)
     return -paired_iou(predicted, target, eps).clamp(min=eps).log()
 
 
@@ -46,6 +50,7 @@ def focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, gamma: float = 
     logits (..., K), labels (...) int64 class of the positive rows (any valid index elsewhere), positive (...) bool -> (...).
     Every class of every row counts as negative first; at the label of positive rows that is replaced.
     """
+    logits = full_precision(logits)
 
     def as_negative(x: Tensor) -> Tensor:
         return (1 - alpha) * x.sigmoid() ** gamma * F.softplus(x)
@@ -61,6 +66,7 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, score: 
     logits (..., K), labels (...) int64, positive (...) bool, score (...) the target at the label of positive rows -> (...):
     cross entropy against the target times the square of the distance to it; the target is 0 everywhere else.
     """
+    logits, score = full_precision(logits), full_precision(score)
 
     def as_negative(x: Tensor) -> Tensor:
         return F.softplus(x) * x.sigmoid() ** 2
@@ -76,6 +82,7 @@ def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     logits (..., n) of the bins 0 .. n - 1, target (...) in [0, n - 1) -> (...).
     """
+    logits, target = full_precision(logits), full_precision(target)
     log_p = logits.log_softmax(dim=-1)
     low = target.detach().floor().long()
     high_share = target - low

@@ -14,8 +14,12 @@ CHECK_EVERY = 10  # steps between looks at the counter: each look waits for the 
 class FiniteGuard(Callback):
     """Counts steps with a loss that is not finite, on the device, and stops the run before such weights are saved.
 
+    The losses of a step are those of all processes, so that each comes to the same verdict.
+
     tolerated  steps that may be lost where a gradient scaler skips them; without one the first has spoiled the weights
     """
+
+    everywhere = True
 
     def __init__(self, tolerated: int) -> None:
         self.tolerated = tolerated
@@ -24,22 +28,16 @@ class FiniteGuard(Callback):
     def on_fit_start(self, state: State) -> None:
         self.count = torch.zeros((), device=state.device)
 
-    def on_losses(self, state: State) -> None:
-        assert self.count is not None
-        total = torch.stack([v.detach().float() for v in state.losses.values()]).sum()
-        self.count += ~torch.isfinite(total)
-
     def on_step(self, state: State) -> None:
+        assert self.count is not None
+        self.count += ~torch.isfinite(torch.stack(list(state.losses.values())).sum())
         # the last step of an epoch is looked at before its evaluation and its checkpoint
         if state.iteration % CHECK_EVERY == 0 or state.step_in_epoch == state.iters_per_epoch:
             self._check(state)
 
     def _check(self, state: State) -> None:
         assert self.count is not None
-        total = self.count.clone()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)  # every process stops, not only the one that met it
-        count = int(total)
+        count = int(self.count)
         if count > (self.tolerated if state.scaler else 0):
             bad = [k for k, v in state.losses.items() if not bool(torch.isfinite(v))]
             names = f" ({', '.join(bad)})" if bad else ""

@@ -1,0 +1,105 @@
+"""The device of a run: every branch that depends on it is here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from yoloxkd.config.recipe import EngineSection
+from yoloxkd.engine.dist import place, world
+from yoloxkd.errors import UserError
+
+
+class SeveralDevices(UserError):
+    """Several devices are asked for, and this process is alone: the command line starts one process for each."""
+
+    def __init__(self, devices: list[str]) -> None:
+        self.devices = devices
+        n = len(devices)
+        super().__init__(
+            f"device '{','.join(devices)}' names {n} devices, and each needs a process of its own; on the command line "
+            f"they are started for you, from Python start the script with: torchrun --nproc-per-node {n} SCRIPT"
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this process: "auto" -> CUDA when there is one; "0" -> cuda:0; "0,1" -> one for each process.
+
+    With several processes on a machine, "auto" and "cuda" give each its own CUDA device.
+    """
+    names = [part.strip() for part in name.split(",")]
+    here = place()
+    if len(names) > 1:
+        if world() == 1:
+            raise SeveralDevices(names)
+        if len(names) != here.local_world:
+            raise UserError(
+                f"device '{name}' names {len(names)} devices for {here.local_world} processes of this machine"
+            )
+        return _one(names[here.local_rank])
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if here.local_world > 1 and name == "cuda":
+        return _one(str(here.local_rank))
+    if here.local_world > 1 and name != "cpu":
+        raise UserError(f"device '{name}' is one device for {here.local_world} processes; name one for each, or cuda")
+    return _one(name)
+
+
+def _one(name: str) -> torch.device:
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"device '{name}' asks for CUDA, and torch finds none here; use --device cpu")
+    try:
+        device = torch.device(f"cuda:{name}" if name.isdigit() else name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device '{name}'; known: auto, cpu, cuda, or a CUDA index such as 0") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {device}: torch finds {torch.cuda.device_count()} CUDA device(s) here")
+    return device
+
+
+def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """The autocast dtype of a name; None: full precision. UserError: fp16 without CUDA."""
+    if amp == "fp16" and device.type != "cuda":
+        raise UserError("engine.amp fp16 needs a CUDA device; use bf16 or off on the CPU")
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+def grad_scaler(amp: torch.dtype | None, device: torch.device) -> torch.amp.GradScaler | None:
+    """float16 gradients underflow without one."""
+    return torch.amp.GradScaler(device.type) if amp is torch.float16 else None
+
+
+def synchronised_norms(detector: nn.Module, device: torch.device) -> None:
+    """Batch norms that take their statistics over all processes, in place. UserError: not on CUDA."""
+    if device.type != "cuda":
+        raise UserError("engine.sync_bn needs CUDA: torch synchronises batch norms there only; leave it off")
+    if world() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(detector)
+
+
+@contextmanager
+def settings(engine: EngineSection, device: torch.device) -> Iterator[None]:
+    """The process-wide switches of a run, put back afterwards.
+
+    tf32 is for CUDA's convolutions; matrix products stay float32, since assigners and losses use them.
+    """
+    cudnn = torch.backends.cudnn
+    before = (torch.are_deterministic_algorithms_enabled(), cudnn.allow_tf32, cudnn.deterministic)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        cudnn.allow_tf32 = engine.tf32
+        if engine.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+            cudnn.deterministic = True
+    if engine.deterministic:
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.allow_tf32, cudnn.deterministic = before[1:]

@@ -1,0 +1,203 @@
+"""Several processes: how they meet, what they agree on, and how they end together.
+
+torchrun starts them and says in the environment who each one is; the rest is `torch.distributed`. Tensors of a CUDA device
+go through NCCL, everything else (plain objects, signals) through gloo, so that agreeing never waits for a device.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from yoloxkd.errors import UserError
+from yoloxkd.ops.ranks import alone, rank, share, world
+
+__all__ = ["alone", "rank", "share", "world"]
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others before it gives up; one that has died is noticed at once."""
+_LOST = (
+    "connection closed by peer", "connection reset", "broken pipe", "socket", "timed out", "timeout", "gloo", "nccl",
+)  # fmt: skip
+_own = False
+_failed = False
+
+
+class PeerLost(UserError):
+    """Another process of a distributed run has ended, so this one cannot go on. The command line exits 1."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this process is: number and count on its machine, restarts of the launch so far and at most."""
+
+    local_rank: int
+    local_world: int
+    restarts: int
+    max_restarts: int
+
+
+def place() -> Place:
+    """As torchrun says; for processes started in another way, all are taken to be on one machine."""
+    env = os.environ
+    return Place(
+        int(env.get("LOCAL_RANK", rank())),
+        int(env.get("LOCAL_WORLD_SIZE", world())),
+        int(env.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)),
+    )
+
+
+def launched() -> bool:
+    """Whether torchrun (or something that speaks like it) has started this process among others."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
+
+
+def start() -> None:
+    """Meet the other processes, where there are any and they have not met yet."""
+    global _own
+    if not launched() or distributed.is_initialized():
+        return
+    both = torch.cuda.is_available() and distributed.is_nccl_available()
+    with guarded():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=TIMEOUT)
+    _own = True
+    atexit.register(_stop)
+
+
+def _stop() -> None:
+    """Leave, unless the run has failed: what is under way in another process may never come to an end then."""
+    if _own and not _failed and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def broadcast(value: T) -> T:
+    """Rank zero's value, in every process. For plain objects."""
+    if world() == 1:
+        return value
+    box: list[Any] = [value]
+    distributed.broadcast_object_list(box, src=0)
+    found: T = box[0]
+    return found
+
+
+def gather(value: T) -> list[T]:
+    """Everybody's value by rank, in every process. For plain objects."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    distributed.all_gather_object(found, value)
+    return found
+
+
+def to_zero(value: T) -> list[T]:
+    """Everybody's value by rank in rank zero; an empty list elsewhere. For plain objects, large ones too."""
+    if world() == 1:
+        return [value]
+    found: list[Any] | None = [None] * world() if rank() == 0 else None
+    distributed.gather_object(value, found, dst=0)
+    return found or []
+
+
+def highest(number: int) -> int:
+    """The largest of everybody's numbers, in every process."""
+    if world() == 1:
+        return number
+    value = torch.tensor(number)
+    distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
+    return int(value)
+
+
+def wait() -> None:
+    """Until every process is here."""
+    highest(0)
+
+
+def check_alike(value: object, sentence: str) -> None:
+    """UserError with the sentence, in every process, unless all have an equal value."""
+    found = gather(value)
+    if any(other != found[0] for other in found):
+        error = UserError(sentence)
+        error.agreed = True
+        raise error
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What is done inside succeeds in all processes or, with the sentence of the first that failed, in none.
+
+    There must be nothing inside that waits for other processes.
+    """
+    failure: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    outcomes = gather((str(failure), failure.exit_code) if failure else None)
+    bad = [number for number, outcome in enumerate(outcomes) if outcome is not None]
+    if not bad:
+        return
+    text, code = outcomes[bad[0]] or ("", 2)
+    alike = all(outcome == outcomes[0] for outcome in outcomes)
+    if failure is None or not alike:
+        cause, failure = failure, UserError(f"process {bad[0]} of {len(outcomes)}: {text}")
+        failure.exit_code = code
+        failure.__cause__ = cause
+    failure.agreed = True
+    raise failure
+
+
+@contextmanager
+def first_here() -> Iterator[None]:
+    """One process of each machine goes first (it may download something), the others follow when it is done."""
+    if world() == 1:
+        yield
+        return
+    leads = place().local_rank == 0
+    if not leads:
+        distributed.barrier()
+    try:
+        yield
+    finally:
+        if leads:
+            distributed.barrier()
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """A lost connection to another process becomes a PeerLost."""
+    try:
+        yield
+    except BaseException as error:
+        lost = peer_lost(error)
+        if lost is not None:
+            raise lost from error
+        raise
+
+
+def peer_lost(error: BaseException) -> PeerLost | None:
+    """The sentence for an error that means that another process of this run is gone; None for any other error."""
+    global _failed
+    if not launched() and world() == 1:
+        return None
+    _failed = True
+    text = str(error).lower()
+    if not isinstance(error, RuntimeError) or not any(sign in text for sign in _LOST):
+        return None
+    number = os.environ.get("RANK", str(rank()))
+    return PeerLost(
+        f"process {number} lost another process of this run, which has failed (see its own message) or was killed; "
+        "the last checkpoint is intact"
+    )
