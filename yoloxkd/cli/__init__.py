@@ -311,12 +311,14 @@ def run(arguments: list[str] | None = None) -> int:
         status: Any = app(arguments, prog_name="yoloxkd", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except UserError as error:
-        from yoloxkd.cli.launch import devices_of, is_lead, launch
+        from yoloxkd.cli.launch import devices_of, is_lead, launch, leave_together
 
         if devices := devices_of(error):
             return launch(devices, sys.argv[1:] if arguments is None else arguments)
         if is_lead() or not error.agreed:
-            print(f"yoloxkd: {error}", file=sys.stderr)
+            print(f"yoloxkd: {error}", file=sys.stderr, flush=True)
+        if error.agreed:
+            leave_together()
         return error.exit_code
     except UsageError as error:
         print(f"yoloxkd: {_sentence(error)}", file=sys.stderr)

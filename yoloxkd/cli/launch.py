@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,15 @@ def is_lead() -> bool:
 def devices_of(error: UserError) -> list[str]:
     """The devices that need a process each; empty for any other error."""
     return list(getattr(error, "devices", []))
+
+
+def leave_together() -> None:
+    """Wait for the other processes of a distributed run: torchrun stops those that still run when the first one ends."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from yoloxkd.engine import dist
+
+        with contextlib.suppress(RuntimeError):
+            dist.wait()
 
 
 def launch(devices: Sequence[str], arguments: Sequence[str]) -> int:

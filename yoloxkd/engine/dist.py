@@ -30,6 +30,7 @@ _LOST = (
     "connection closed by peer", "connection reset", "broken pipe", "socket", "timed out", "timeout", "gloo", "nccl",
 )  # fmt: skip
 _own = False
+_nccl = False
 _failed = False
 
 
@@ -67,19 +68,19 @@ def launched() -> bool:
 
 def start() -> None:
     """Meet the other processes, where there are any and they have not met yet."""
-    global _own
+    global _own, _nccl
     if not launched() or distributed.is_initialized():
         return
-    both = torch.cuda.is_available() and distributed.is_nccl_available()
+    _nccl = torch.cuda.is_available() and distributed.is_nccl_available()
     with guarded():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=TIMEOUT)
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if _nccl else "gloo", timeout=TIMEOUT)
     _own = True
     atexit.register(_stop)
 
 
 def _stop() -> None:
-    """Leave, unless the run has failed: what is under way in another process may never come to an end then."""
-    if _own and not _failed and distributed.is_initialized():
+    """Leave. NCCL would wait here for what a failed run has left under way, so it is not asked to."""
+    if _own and distributed.is_initialized() and not (_nccl and _failed):
         distributed.destroy_process_group()
 
 
@@ -192,7 +193,7 @@ def peer_lost(error: BaseException) -> PeerLost | None:
     global _failed
     if not launched() and world() == 1:
         return None
-    _failed = True
+    _failed = not (isinstance(error, UserError) and error.agreed)
     text = str(error).lower()
     if not isinstance(error, RuntimeError) or not any(sign in text for sign in _LOST):
         return None
