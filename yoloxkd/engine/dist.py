@@ -73,7 +73,12 @@ def start() -> None:
         return
     _nccl = torch.cuda.is_available() and distributed.is_nccl_available()
     with guarded():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if _nccl else "gloo", timeout=TIMEOUT)
+        store, number, count = next(distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
+        # torchrun keeps its store over restarts: without a prefix a new process could read the address of a dead one
+        fresh = distributed.PrefixStore(f"yoloxkd/{place().restarts}/{count}", store)  # type: ignore[attr-defined]
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if _nccl else "gloo", store=fresh, rank=number, world_size=count, timeout=TIMEOUT
+        )
     _own = True
     atexit.register(_stop)
 
