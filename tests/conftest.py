@@ -98,7 +98,8 @@ TINY = {
 
 LEARNS = TINY | {
     "optim.lr_per_image": 1e-3,
-    "ema.ramp": 50,
+    "ema.ramp": 200,
+    "student.depthwise": False,
     "augment.mosaic": 0.0,
     "augment.hsv_prob": 0.0,
     "val.interval": 12,

@@ -75,7 +75,7 @@ def test_the_folder_holds_what_is_promised(toy_run: Path) -> None:
     assert table[0]["loss/l1"] == "" != table[-1]["loss/l1"]  # only in the final epochs
     assert (toy_run / "plots" / "curves.png").stat().st_size > 1000
     assert (toy_run / "plots" / "predictions.png").stat().st_size > 1000
-    assert metrics["AP50"] > 0.05  # it has learnt something, so the tests that use it compare detections
+    assert metrics["AP50"] > 0.2  # it has learnt something, so the tests that use it compare detections
 
 
 def test_every_distillation_term_is_logged_per_level_and_not_zero(distilled: Path) -> None:
