@@ -87,6 +87,8 @@ def test_order_and_contents_of_the_runs(tiny: dict[str, Any], tmp_path: Path) ->
     # plain and distilled differ in nothing but the distillation
     assert all(d.startswith("teacher") for d in differences(pgd.settings, at["nano/none-s3"].settings))
     assert str(tmp_path) not in str(pgd.settings)
+    assert pgd.settings["engine.amp"] == "off"
+    assert "engine.workers" not in pgd.settings  # samples do not depend on it
 
 
 def test_a_trained_teacher_is_a_run_of_its_own(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from yoloxkd.study.definition import GIVEN, SELF, UNTRAINED, Definition, MethodP
 
 TEACHER = "teacher"
 UNTRAINED_FILE = "untrained-teacher.pt"
-LOCAL = ("engine.device", "engine.workers", "engine.compile", "engine.channels_last", "data", "teacher.models")
-"""Recipe keys that may differ between a run and what is planned: where it runs, where its data and its teacher are."""
+LOCAL = ("data", "teacher.models")
+"""Recipe keys that may differ between a run and what is planned: where its data and its teacher are. Of `engine`, which
+changes nothing of a recipe's mathematics, only the precision counts."""
 
 
 @dataclass(frozen=True, order=True)
@@ -158,8 +159,7 @@ def _resolve(where: str, **options: Any) -> Recipe:
 def portable(recipe: Recipe) -> dict[str, Any]:
     """A recipe as flat dotted keys, without the machine; of weights to start from, only whether there are any."""
     flat = dict(_flat(recipe.model_dump(by_alias=True, mode="json")))
-    for key in LOCAL:
-        flat.pop(key, None)
+    flat = {k: v for k, v in flat.items() if k not in LOCAL and (k == "engine.amp" or not k.startswith("engine."))}
     return flat | {"student.weights": "given" if flat["student.weights"] else None}
 
 
