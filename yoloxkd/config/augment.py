@@ -14,10 +14,10 @@ class Augment(Strict):
 
     mosaic: float = Field(1.0, ge=0, le=1, description="probability of a mosaic of four pictures")
     mosaic_pool: int = Field(
-        64,
+        0,
         ge=0,
-        description="the other three pictures of a mosaic are among so many before it in the epoch's random order, which "
-        "are still in memory; 0: anywhere in the split",
+        description="0: the other three pictures of a mosaic are any of the split, as YOLOX's; n: they are among the n "
+        "before it in the epoch's random order, which are still in memory, so that less is decoded",
     )
     mixup: float = Field(0.0, ge=0, le=1, description="probability that a mosaic is blended with a picture")
     mixup_scale: tuple[float, float] = Field((0.5, 1.5), description="size of the blended picture, lowest and highest")
