@@ -97,6 +97,17 @@ def test_best_is_the_student_alone(distilled: Path, toy: Path) -> None:
     assert metrics["AP"] == pytest.approx(saved["AP"], abs=1e-9)
 
 
+def test_last_of_a_distillation_exports_its_averaged_student(distilled: Path, toy: Path, tmp_path: Path) -> None:
+    raw = torch.load(distilled / "last.pt", weights_only=True)
+    student = Detector(distilled / "last.pt", "cpu")
+    assert same(student.network.state_dict(), raw["run"]["ema"]["module"])
+    assert not same(raw["model"], raw["run"]["ema"]["module"])
+    path = student.export(tmp_path / "last.onnx", verify=str(toy), say=None)
+    assert Detector(path).val(str(toy), workers=0)["AP"] == pytest.approx(
+        student.val(str(toy), workers=0)["AP"], abs=1e-4
+    )
+
+
 def test_the_same_seed_gives_the_same_run(distilled: Path, toy: Path, toy_run: Path, tmp_path: Path) -> None:
     settings = TINY | {"student.width": 0.25, "engine.workers": 2}
     teacher = str(toy_run / "best.pt")
