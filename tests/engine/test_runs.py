@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import torch
 import yaml
 
 from tests.conftest import REPOSITORY, TINY
+from tests.engine.runs import StopAt, rows, same
 from yoloxkd import Detector, Trainer
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.errors import GateError, Interrupted
@@ -25,28 +25,8 @@ EPOCHS = 3
 OPTIONS = {"student": "yolox-nano", "epochs": EPOCHS, "batch": 4, "imgsz": 64, "device": "cpu", "set": TINY}
 
 
-class StopAt(Callback):
-    """Ends the run as Ctrl-C would, after a step."""
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def on_step(self, state: State) -> None:
-        if state.iteration == self.iteration:
-            signal.raise_signal(signal.SIGINT)
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    with open(out / "results.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k != "images_per_s"} for row in csv.DictReader(file)]
-
-
 def weights(file: Path) -> dict[str, torch.Tensor]:
     return torch.load(file, weights_only=True)["model"]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")

@@ -144,19 +144,12 @@ def prepare(
     section = recipe.student.model_dump() if resume is None else dict(resume["student"])
     student = build_detector(section, spec.names)
     check_size(recipe.train.imgsz, student.size_multiple)
-    start: str | None = None
     train, val = load_split(spec, "train"), load_split(spec, recipe.val.split)
     train, val, note = with_cache(train, val, recipe.engine.cache, recipe.engine.workers)
     say(f"data {recipe.data}: {train.summary()}; {val.summary()}")
     if note:
         say(note)
-    if recipe.student.weights and resume is None:
-        say(
-            f"student weights from {recipe.student.weights}: {load_student(student, recipe.student.weights).describe()}"
-        )
-    elif resume is None and (start := student.pretrain()):
-        say(start)
-        section |= student.cfg.model_dump(by_alias=True)
+    start = _first_weights(student, recipe, section, say) if resume is None else None
     teachers = [open_model(reference) for reference in recipe.teacher.models]
     loader = train_loader(
         train,
@@ -190,6 +183,23 @@ def prepare(
     distills = distillation(recipe, teachers, say)
     order = ordered_callbacks(recipe, _header(recipe, section, student), distills, callbacks, console)
     return Fit(state, loader, order, resume)
+
+
+def _first_weights(
+    student: DenseDetector, recipe: Recipe, section: dict[str, Any], say: Callable[[str], None]
+) -> str | None:
+    """Give the student of a new run its weights; what is said of its backbone, where it starts without a checkpoint.
+
+    section  the student's keys; gets those that the weights decided
+    """
+    if recipe.student.weights:
+        report = load_student(student, recipe.student.weights)
+        say(f"student weights from {recipe.student.weights}: {report.describe()}")
+        return None
+    if start := student.pretrain():
+        say(start)
+        section.update(student.cfg.model_dump(by_alias=True))
+    return start
 
 
 def share_of_batch(batch: int, processes: int, parts: int, images: int) -> int:
