@@ -171,8 +171,10 @@ def check_losses(model: YOLOX, out: DenseOutput, case: Case, of_total: float = 0
         for name, value in losses.items():
             assert value.dtype == dtype
             assert float(value.detach()) == pytest.approx(float(case.array(expected[name])), rel=rtol, abs=atol), name
-        assert float(sum(v.detach() for v in losses.values())) == pytest.approx(float(case.array(total)), rel=rtol)
-    assert float(sum(v.detach() for v in plain.values())) == pytest.approx(float(case.array("total_f32")), rel=1e-4)
+        found = float(sum(v.detach() for v in losses.values()))
+        assert found == pytest.approx(float(case.array(total)), rel=rtol, abs=atol)
+    found = float(sum(v.detach() for v in plain.values()))
+    assert found == pytest.approx(float(case.array("total_f32")), rel=1e-4, abs=atol)
 
 
 @DTYPES
@@ -188,9 +190,28 @@ def test_training_outputs_and_losses_of_the_network(case: Case, dtype: torch.dty
         check_losses(model, out, case)
     else:
         # Batch statistics over the four cells of a 2x2 map amplify float32's roundings of single numbers: the outputs are
-        # compared as a whole, and a loss term may be off by 1e-4 of the total loss.
-        assert float((got - expected).norm() / expected.norm()) < 1e-3
-        check_losses(model, out, case, of_total=1e-4)
+        # compared as a whole, and outputs and losses may be off by ten times what rounding the weights does to them.
+        of_outputs, of_total = amplified_rounding(case)
+        assert float((got - expected).norm() / expected.norm()) < 10 * of_outputs
+        check_losses(model, out, case, of_total=max(1e-4, 10 * of_total))
+
+
+def amplified_rounding(case: Case, draws: int = 4) -> tuple[float, float]:
+    """What errors of float32's size in the weights do in training mode, computed in float64: the largest relative
+    deviation of the outputs as a whole, and of the total loss."""
+    g = torch.Generator().manual_seed(0)
+    expected, total = case.tensor("train_decoded", torch.float64), float(case.array("total"))
+    outputs, losses = 0.0, 0.0
+    for _ in range(draws):
+        model = loaded(case).double().train()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1 + torch.finfo(torch.float32).eps * torch.randn(p.shape, generator=g, dtype=p.dtype))
+            out = model.dense(image_of(case).double())
+        found = sum(float(v) for v in model.losses(out, targets_of(case, torch.float64)).values())
+        outputs = max(outputs, float((table(out, to_centre(out.boxes)) - expected).norm() / expected.norm()))
+        losses = max(losses, abs(found - total) / total)
+    return outputs, losses
 
 
 def head_output(case: Case, dtype: torch.dtype) -> tuple[YOLOX, DenseOutput, list[Tensor]]:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 NETWORK = frozenset(
     {
-        "Add", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Gather", "InstanceNormalization", "MatMul", "MaxPool",
+        "Add", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Expand", "Gather", "InstanceNormalization", "MatMul", "MaxPool",
         "Mul", "Range", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub",
         "Transpose", "Unsqueeze",
     }
@@ -17,7 +17,7 @@ NETWORK = frozenset(
 """Backbones, necks, heads and box decoding: what a file without NMS has."""
 SUPPRESSION = frozenset(
     {
-        "ArgMax", "Equal", "Expand", "GatherElements", "Greater", "GreaterOrEqual", "NonMaxSuppression", "Pad",
+        "ArgMax", "Equal", "GatherElements", "Greater", "GreaterOrEqual", "NonMaxSuppression", "Pad",
         "ReduceMax", "ReduceSum", "ScatterND", "TopK", "Where",
     }
 )  # fmt: skip
