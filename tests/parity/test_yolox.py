@@ -172,9 +172,9 @@ def check_losses(model: YOLOX, out: DenseOutput, case: Case, of_total: float = 0
             assert value.dtype == dtype
             assert float(value.detach()) == pytest.approx(float(case.array(expected[name])), rel=rtol, abs=atol), name
         found = float(sum(v.detach() for v in losses.values()))
-        assert found == pytest.approx(float(case.array(total)), rel=rtol, abs=atol)
+        assert found == pytest.approx(float(case.array(total)), rel=rtol)
     found = float(sum(v.detach() for v in plain.values()))
-    assert found == pytest.approx(float(case.array("total_f32")), rel=1e-4, abs=atol)
+    assert found == pytest.approx(float(case.array("total_f32")), rel=1e-4)
 
 
 @DTYPES
@@ -190,28 +190,25 @@ def test_training_outputs_and_losses_of_the_network(case: Case, dtype: torch.dty
         check_losses(model, out, case)
     else:
         # Batch statistics over the four cells of a 2x2 map amplify float32's roundings of single numbers: the outputs are
-        # compared as a whole, and outputs and losses may be off by ten times what rounding the weights does to them.
-        of_outputs, of_total = amplified_rounding(case)
-        assert float((got - expected).norm() / expected.norm()) < 10 * of_outputs
-        check_losses(model, out, case, of_total=max(1e-4, 10 * of_total))
+        # compared as a whole, and may be off by five times what rounding the weights does to them; a loss term may be off
+        # by 1e-4 of the total loss.
+        assert float((got - expected).norm() / expected.norm()) < 5 * amplified_rounding(case)
+        check_losses(model, out, case, of_total=1e-4)
 
 
-def amplified_rounding(case: Case, draws: int = 4) -> tuple[float, float]:
-    """What errors of float32's size in the weights do in training mode, computed in float64: the largest relative
-    deviation of the outputs as a whole, and of the total loss."""
+def amplified_rounding(case: Case, draws: int = 4) -> float:
+    """What errors of float32's size in the weights do to the outputs in training mode, computed in float64: the largest
+    relative deviation of the outputs as a whole."""
     g = torch.Generator().manual_seed(0)
-    expected, total = case.tensor("train_decoded", torch.float64), float(case.array("total"))
-    outputs, losses = 0.0, 0.0
+    expected, largest = case.tensor("train_decoded", torch.float64), 0.0
     for _ in range(draws):
         model = loaded(case).double().train()
         with torch.no_grad():
             for p in model.parameters():
                 p.mul_(1 + torch.finfo(torch.float32).eps * torch.randn(p.shape, generator=g, dtype=p.dtype))
             out = model.dense(image_of(case).double())
-        found = sum(float(v) for v in model.losses(out, targets_of(case, torch.float64)).values())
-        outputs = max(outputs, float((table(out, to_centre(out.boxes)) - expected).norm() / expected.norm()))
-        losses = max(losses, abs(found - total) / total)
-    return outputs, losses
+        largest = max(largest, float((table(out, to_centre(out.boxes)) - expected).norm() / expected.norm()))
+    return largest
 
 
 def head_output(case: Case, dtype: torch.dtype) -> tuple[YOLOX, DenseOutput, list[Tensor]]:
