@@ -18,7 +18,7 @@ from yoloxkd.kd.base import Context, Distiller, KDConfig
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
 from yoloxkd.kd.regions import COVARIANCE_EPS, Order, Predictions, Strategy, inside_any, pgd_weights, touched_by_any
-from yoloxkd.kd.summaries import local_error_and_attention
+from yoloxkd.kd.summaries import local_error_and_attention, local_error_attention_and_strength
 from yoloxkd.ops.points import within_content
 from yoloxkd.types import Batch, DenseOutput
 
@@ -58,7 +58,7 @@ def pgd_cls_terms(
     averages the channel part over cells.
     """
     ours, theirs = _cells(student), _cells(teacher.detach())
-    error, distance, strength = local_error_and_attention(ours, theirs, tau)
+    error, distance, strength = local_error_attention_and_strength(ours, theirs, tau)
     images, cells = error.shape
     p_teacher = spatial_attention(theirs.abs().mean(2), tau)
     spatial = (p_teacher - spatial_attention(strength, tau)).abs().sum()
@@ -79,7 +79,7 @@ def pgd_reg_terms(student: Tensor, teacher: Tensor, weight: Tensor, tau: float) 
     both are means over the cells of an image with a weight; an image without such cells counts as 0.
     """
     ours, theirs = _cells(student), _cells(teacher.detach())
-    error, distance, _ = local_error_and_attention(ours, theirs, tau)
+    error, distance = local_error_and_attention(ours, theirs, tau)
     images, _, channels = ours.shape
     return {
         "fea": (_shared(weight, error) * error).sum() / (images * channels),

@@ -57,6 +57,8 @@ def inside_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
 
 def touched_by_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
     """As `inside_any`, borders included: a region to ignore that starts where the picture starts has locations on them."""
+    if rows.device.type in LIST_DEVICES and not rows.any():  # elsewhere the host would have to wait for the answer
+        return torch.zeros(boxes.shape[0], points.shape[0], dtype=torch.bool, device=boxes.device)
     return inside_any(points, torch.cat((boxes[..., :2] - BORDER, boxes[..., 2:] + BORDER), -1), rows)
 
 
@@ -193,15 +195,14 @@ def best_of_pairs(
 ) -> tuple[Tensor, Tensor]:
     """The same as `best_of_table` from a list of the candidates alone, which is short where boxes are small.
 
-    Quality is computed for (object, location) pairs that are candidates. Two stable sorts, by quality and then by object,
-    leave each object's pairs side by side, best first.
+    Quality is computed for (object, location) pairs that are candidates. A stable sort by object and then by quality leaves
+    each object's pairs side by side, best first.
     """
     images, rows, cells = candidates.shape
     image, row, cell = candidates.nonzero(as_tuple=True)
     q = _pair_quality(seen, boxes, labels, image, row, cell, xi)
     owner = image * rows + row  # ascending, so that it is its own sorted version
-    order = q.argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, owner[order].argsort(dim=1, stable=True))
+    order = _sorted_pairs(owner, q)
     count = candidates.sum(-1).flatten()
     rank = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
     kept = (rank < k).nonzero().flatten()
@@ -210,6 +211,16 @@ def best_of_pairs(
     index = torch.zeros(best.shape, dtype=torch.int64, device=q.device)
     best[:, slot], index[:, slot] = q.gather(1, pair), cell[pair]
     return best.view(len(xi), images, rows, k), index.view(len(xi), images, rows, k)
+
+
+def _sorted_pairs(owner: Tensor, q: Tensor) -> Tensor:
+    """Indices (X, P) that sort pairs by owner (P,) int64, then by falling q (X, P), then as they were."""
+    if q.dtype is torch.float32:
+        bits = (q + 0.0).view(torch.int32)  # + 0.0: a zero has no sign
+        rising = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # integers in the order of the floats
+        return ((owner << 32) - rising).argsort(dim=1, stable=True)
+    order = q.argsort(dim=1, descending=True, stable=True)
+    return order.gather(1, owner[order].argsort(dim=1, stable=True))
 
 
 def _pair_quality(

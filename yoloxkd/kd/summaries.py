@@ -8,6 +8,7 @@ Legend: B images, C channels, N cells. The teacher's map carries no gradient.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+IN_CACHE = 2**19
+"""Elements of a map that are worked on at once on a CPU, where every pass over more goes to memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,32 +135,26 @@ class _LocalErrorAndAttention(Function):
     """The gradient is linear in what comes in for each cell, so that the forward pass writes down its two maps."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
-        channels = student.shape[2]
-        buffer = student.abs()
-        cells = buffer.mean(2)
-        own = buffer.mul_(1 / tau).softmax(2)
-        theirs = torch.abs(teacher, out=buffer).mul_(1 / tau).softmax(2)
-        difference = torch.sub(student, teacher, out=buffer)
-        apart = own - theirs
-        weighted = theirs.mul_(difference)
-        error = difference.mul_(weighted).sum(2).mul_(channels)
-        distance = torch.linalg.vector_norm(apart, 1, dim=2).mul_(channels)
-        # through the softmax: dz = A (dA - sum over channels of dA A)
-        pull = apart.sign_()
-        pull.sub_(torch.mul(pull, own, out=buffer).sum(2, keepdim=True)).mul_(own)
-        sign = torch.sign(student, out=buffer)
-        ctx.save_for_backward(weighted, pull.mul_(sign), sign.to(torch.int8))  # int8: a map less to keep
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float, strength: bool) -> tuple[Tensor | None, ...]:
+        weighted, pull = torch.empty_like(student), torch.empty_like(student)
+        error, distance, cells = (student.new_empty(student.shape[:2]) for _ in range(3))
+        sign = torch.empty_like(student, dtype=torch.int8) if strength else None  # int8: a map less to keep
+        for i in _in_cache(student):
+            _local_terms(student[i], teacher[i], tau, weighted[i], pull[i], error[i], distance[i])
+            if sign is not None:
+                torch.mean(student[i].abs(), 2, out=cells[i])
+                sign[i] = student[i].sign()
+        ctx.save_for_backward(weighted, pull, sign)
         ctx.tau = tau
         ctx.set_materialize_grads(False)
-        return error, distance, cells
+        return error, distance, cells if strength else None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         error, distance, cells = grads
         weighted, pull, sign = ctx.saved_tensors
-        channels = sign.shape[2]
+        channels = weighted.shape[2]
         parts = []
         if error is not None:
             parts.append((weighted, error * (2 * channels)))
@@ -165,18 +163,53 @@ class _LocalErrorAndAttention(Function):
         if cells is not None:
             parts.append((sign.to(cells.dtype), cells / channels))
         if not parts:
-            return None, None, None
+            return None, None, None, None
         grad = parts[0][0] * parts[0][1][:, :, None]
         for values, factor in parts[1:]:
             grad.addcmul_(values, factor[:, :, None])
-        return grad, None, None
+        return grad, None, None, None
 
 
-def local_error_and_attention(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+def _local_terms(
+    student: Tensor, teacher: Tensor, tau: float, weighted: Tensor, pull: Tensor, error: Tensor, distance: Tensor
+) -> None:
+    """Write the results of some images (b, N, C) to where they belong, and the two maps of the gradient.
+
+    weighted  A_T (S - T) / C; pull: of the distance through |S| / tau, over C. (b, N, C)
+    """
+    channels = student.shape[2]
+    buffer = student.abs()
+    own = buffer.mul_(1 / tau).softmax(2)
+    torch.softmax(torch.abs(teacher, out=buffer).mul_(1 / tau), 2, out=weighted)
+    torch.sub(own, weighted, out=pull)
+    difference = torch.sub(student, teacher, out=buffer)
+    torch.sum(difference.mul_(weighted.mul_(difference)), 2, out=error).mul_(channels)
+    torch.sum(torch.abs(pull, out=buffer), 2, out=distance).mul_(channels)
+    # through the softmax: dz = A (dA - sum over channels of dA A)
+    pull.sign_()
+    pull.sub_(torch.mul(pull, own, out=buffer).sum(2, keepdim=True)).mul_(own)
+    pull.mul_(torch.sign(student, out=buffer))
+
+
+def _in_cache(x: Tensor) -> Iterator[slice]:
+    """Slices of the images of (B, N, C): on a CPU so few that the passes over them find them in its cache."""
+    images = len(x)
+    step = max(1, IN_CACHE * images // max(1, x.numel())) if x.device.type == "cpu" else max(1, images)
+    for start in range(0, images, step):
+        yield slice(start, start + step)
+
+
+def local_error_and_attention(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     """Squared error of each cell under the teacher's local channel attention, and how far the two attentions are apart.
 
     With A(F) = C softmax over channels of |F| / tau; student, teacher (B, N, C), fastest with C contiguous
-    -> over channels, (B, N) each: sum of A_T (S - T)², sum of |A_T - A_S|, mean of |S|
+    -> over channels, (B, N) each: sum of A_T (S - T)², sum of |A_T - A_S|
     """
-    found: tuple[Tensor, Tensor, Tensor] = _LocalErrorAndAttention.apply(student, teacher, tau)
+    error, distance, _ = _LocalErrorAndAttention.apply(student, teacher, tau, False)
+    return error, distance
+
+
+def local_error_attention_and_strength(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the mean of |S| over channels, (B, N)."""
+    found: tuple[Tensor, Tensor, Tensor] = _LocalErrorAndAttention.apply(student, teacher, tau, True)
     return found

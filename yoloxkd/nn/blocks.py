@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 BN_EPS = 1e-3
@@ -16,11 +17,11 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(cin, cout, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(cout, eps=BN_EPS, momentum=BN_MOMENTUM)
-        self.act = nn.SiLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act(self.bn(self.conv(x)))
-        return y
+        y: Tensor = self.bn(self.conv(x))
+        # in place only where nothing is kept for backward: autograd would copy y first
+        return F.silu(y, inplace=not y.requires_grad)
 
 
 class SeparableBlock(nn.Module):
