@@ -13,6 +13,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from benchmarks.peers import use_peers
 from benchmarks.report import FOLDER, table
 
@@ -42,6 +44,7 @@ def machine() -> list[str]:
     return [
         f"Date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         f"Machine: {cpu}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, {platform.system()}; no GPU used",
+        f"OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}, {torch.get_num_threads()} threads of torch",
         f"Versions: Python {platform.python_version()}, {', '.join(f'{k} {v}' for k, v in versions.items())}",
     ]
 

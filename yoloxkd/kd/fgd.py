@@ -95,15 +95,13 @@ def fgd_focal_terms(
     spatial, channel        without one, cells or channels weigh alike and that attention is not imitated
     """
     ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
-    images, channels, _ = ours.shape
-    strong = theirs.abs() if spatial or channel else theirs
-    a_teacher = channel_attention(strong.mean(2), tau) if channel else theirs.new_ones(images, channels)
+    images = ours.shape[0]
+    a_teacher, p_teacher = _attention(theirs, tau, spatial, channel)
     seen = differences(ours, theirs, a_teacher)
     error = seen.error
     foreground, background = foreground.flatten(1).to(error.dtype), background.flatten(1).to(error.dtype)
     attention = error.new_zeros(())
-    if spatial:
-        p_teacher = spatial_attention(strong.mean(1), tau)
+    if p_teacher is not None:
         attention = attention + (p_teacher - spatial_attention(seen.cells, tau)).abs().sum()
         error = error * p_teacher
     if channel:
@@ -117,6 +115,15 @@ def fgd_focal_terms(
         shift = (context[0](student) - context[1](teacher.detach())).flatten(1)
         terms["global"] = seen.shifted(shift, ours.shape[2]) / images
     return terms
+
+
+def _attention(theirs: Tensor, tau: float, spatial: bool, channel: bool) -> tuple[Tensor, Tensor | None]:
+    """The teacher's attention (B, C) over channels, ones without, and (B, N) over cells, None without: of a map (B, C, N)."""
+    if not (spatial or channel):
+        return theirs.new_ones(theirs.shape[:2]), None
+    strong = theirs.abs()
+    a_teacher = channel_attention(strong.mean(2), tau) if channel else theirs.new_ones(theirs.shape[:2])
+    return a_teacher, spatial_attention(strong.mean(1), tau) if spatial else None
 
 
 class GlobalContext(nn.Module):
