@@ -107,29 +107,16 @@ class Trainer:
         self._notes: list[str] = []
         with dist.guarded(), dist.together():
             if resume is not None:
-                given: dict[str, object] = {
-                    "student": student,
-                    "teacher": teacher,
-                    "kd": kd,
-                    "recipe": recipe,
-                    "out": out,
-                }
-                everything: dict[str, object] = given | {"set": set or None} | options
-                if clash := [name for name, value in everything.items() if value is not None]:
-                    raise UserError(f"--resume continues a run as it was started; leave out --{', --'.join(clash)}")
+                _alone_with_resume(
+                    student=student, teacher=teacher, kd=kd, recipe=recipe, out=out, set=set or None, **options
+                )
                 self.recipe, self.out, self._checkpoint = read_resume(str(resume))
             elif (own := unfinished_before_restart(out)) is not None:
                 self.recipe, self.out, self._checkpoint = read_resume(str(own))
                 self._notes.append(f"restarted by torchrun: the run in {own} goes on from its last checkpoint")
             else:
-                self.recipe = resolve(
-                    student=student,
-                    teacher=_list(teacher) or (),
-                    kd=_list(kd),
-                    recipe=recipe,
-                    sets=set,
-                    **options,
-                )
+                teachers, methods = _list(teacher) or (), _list(kd)
+                self.recipe = resolve(student=student, teacher=teachers, kd=methods, recipe=recipe, sets=set, **options)
                 self.out = Path(out) if out is not None else new_run_folder(self.recipe)
                 check_out(self.out)
             choose_device(self.recipe.engine.device)
@@ -377,6 +364,12 @@ def default_size(name: str) -> ImageSize:
     if name not in cfg_names("recipes"):
         return DEFAULT_SIZE
     return image_size(read_yaml(recipe_file(name)).get("train", {}).get("imgsz")) or DEFAULT_SIZE
+
+
+def _alone_with_resume(**arguments: object) -> None:
+    """UserError: something else is given beside `resume`."""
+    if clash := [name for name, value in arguments.items() if value is not None]:
+        raise UserError(f"--resume continues a run as it was started; leave out --{', --'.join(clash)}")
 
 
 def _list(value: str | Sequence[str] | None) -> list[str] | None:

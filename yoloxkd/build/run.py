@@ -25,7 +25,7 @@ from yoloxkd.engine.dist import place, rank, share, world
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.log import RunLog
-from yoloxkd.engine.trainer import Fit
+from yoloxkd.engine.trainer import Fit, TrainLoader
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.at_scale import AtScale
@@ -151,19 +151,7 @@ def prepare(
         say(note)
     start = _first_weights(student, recipe, section, say) if resume is None else None
     teachers = [open_model(reference) for reference in recipe.teacher.models]
-    loader = train_loader(
-        train,
-        imgsz=recipe.train.imgsz,
-        batch=share_of_batch(recipe.train.batch, world(), recipe.train.accumulate, len(train)),
-        augment=recipe.augment,
-        seed=recipe.train.seed,
-        multiple=math.lcm(student.size_multiple, *(o.detector.size_multiple for o in teachers)),
-        workers=recipe.engine.workers,
-        pad_value=student.input.pad_value,
-        pin_memory=device.type == "cuda",
-        rank=rank(),
-        world=world(),
-    )
+    loader = _loader(recipe, train, [student, *(o.detector for o in teachers)], device)
     state = State(
         recipe=recipe,
         detector=student,
@@ -183,6 +171,25 @@ def prepare(
     distills = distillation(recipe, teachers, say)
     order = ordered_callbacks(recipe, _header(recipe, section, student), distills, callbacks, console)
     return Fit(state, loader, order, resume)
+
+
+def _loader(
+    recipe: Recipe, train: DetectionData, detectors: Sequence[DenseDetector], device: torch.device
+) -> TrainLoader:
+    """This process' training batches, of sizes that all detectors take; the first of them is the student."""
+    return train_loader(
+        train,
+        imgsz=recipe.train.imgsz,
+        batch=share_of_batch(recipe.train.batch, world(), recipe.train.accumulate, len(train)),
+        augment=recipe.augment,
+        seed=recipe.train.seed,
+        multiple=math.lcm(*(d.size_multiple for d in detectors)),
+        workers=recipe.engine.workers,
+        pad_value=detectors[0].input.pad_value,
+        pin_memory=device.type == "cuda",
+        rank=rank(),
+        world=world(),
+    )
 
 
 def _first_weights(
