@@ -108,7 +108,7 @@ def main() -> None:
         table.add_row(name, f"{metrics[name]['AP']:.3f}", f"{metrics[name]['AP50']:.3f}", f"{size:.2f}", f"{speed:.1f}")
     console.print(table)
     console.print(
-        "Minutes of training show that the whole way works; whether distillation helps is measured in docs/first-run.md.",
+        "Minutes of training show that the whole way works; whether distillation helps is measured in docs/results.md.",
         highlight=False,
     )
     found_same = parity["found"]
