@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,3 +87,18 @@ def test_boxes_outside_the_image_do_not_reach_another_class() -> None:
     boxes = torch.tensor([[390.0, 390, 420, 420], [-31, -31, -1, -1]])
     kept = class_aware_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), 0.5)
     assert kept.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("far", [2e31, float("inf"), float("nan")])
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_a_box_of_a_network_that_diverged_changes_nothing_for_the_others(far: float, seed: int) -> None:
+    boxes, scores = (t[0] for t in scene(seed, images=1))
+    best, labels = scores.max(1)
+    alone = class_aware_nms(boxes, best, labels, 0.5)
+    outlier = torch.tensor([[-far, -far, far, far]])
+    scored = torch.cat([best, torch.tensor([0.5])])
+    kept = class_aware_nms(torch.cat([boxes, outlier]), scored, torch.cat([labels, torch.tensor([3])]), 0.5)
+    assert set(kept.tolist()) == {len(boxes), *alone.tolist()}
+    assert kept[kept != len(boxes)].tolist() == alone.tolist()
+    assert scored[kept].diff().le(0).all()

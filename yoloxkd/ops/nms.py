@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_FAR = 1e6  # px; from 80 classes on planes this far apart float64 still gives a coordinate to 2e-8 px
+
 
 def class_aware_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
     """Greedy suppression within each class: which boxes stay.
@@ -14,6 +16,8 @@ def class_aware_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -
 
     Classes are kept apart by moving each to a plane of its own. The move is made in float64, where it changes no
     overlap, and by the whole extent of the boxes, so that boxes left of or above the image cannot reach the next plane.
+    When a box is too large for that (a network that diverged or has learnt little gives 1e31 px, or infinity), each
+    class is gone through by itself: that one box must not decide over all others.
     """
     from torchvision.ops import nms
 
@@ -21,6 +25,11 @@ def class_aware_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     exact = boxes.double()
     extent = exact.max() - exact.min() + 1.0
+    if not extent <= _FAR:  # not `extent > _FAR`: it may be NaN
+        rows = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+        stays = torch.cat([of_class[nms(exact[of_class], scores[of_class].double(), iou)] for of_class in rows])
+        stays = stays.sort().values
+        return stays[scores[stays].sort(descending=True, stable=True).indices]
     kept: Tensor = nms(exact + (labels.double() * extent)[:, None], scores.double(), iou)
     return kept
 
