@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from yoloxkd.build.run import check_size
 from yoloxkd.config.files import cfg_names
 from yoloxkd.engine.device import choose_device
 from yoloxkd.errors import UserError
+from yoloxkd.kd import set_defaults
 
 TEACHER = ["yolox-s@coco"]
 
@@ -47,6 +49,28 @@ def test_a_recipe_file_names_the_student(tmp_path: Path) -> None:
 def test_a_teacher_alone_means_pgd() -> None:
     assert list(resolve(student="yolox-nano", teacher=TEACHER).kd) == ["pgd"]
     assert resolve(student="yolox-nano", teacher=TEACHER, kd=["none"]).kd == {}
+
+
+def test_a_set_of_defaults_goes_over_the_published_ones_and_under_what_is_set(tmp_path: Path) -> None:
+    def pgd(**more: Any) -> dict[str, Any]:
+        recipe = resolve(student="yolox-nano", teacher=TEACHER, **more)
+        assert list(recipe.kd) == ["pgd"]
+        return recipe.kd["pgd"]
+
+    published, small = pgd(kd=["pgd"]), pgd(kd=["pgd@small-data"])
+    changed = set_defaults("pgd", "small-data", "yolox")
+    assert changed
+    assert {key for key in published if small[key] != published[key]} == set(changed)
+    assert {key: small[key] for key in changed} == changed
+    assert pgd(kd=["pgd@small-data"], sets=["kd.auto_share=0.3", "kd.k=9"])["auto_share"] == 0.3
+    # in a recipe it is a default, which the recipe's own keys change; on the command line it wins over the recipe
+    file = tmp_path / "r.yaml"
+    file.write_text("student: {name: yolox-nano}\nkd: {pgd@small-data: {auto_share: 0.4, k: 9}}\n")
+    assert (pgd(recipe=str(file))["auto_share"], pgd(recipe=str(file))["k"]) == (0.4, 9)
+    over = pgd(recipe=str(file), kd=["pgd@small-data"])
+    assert (over["auto_share"], over["k"]) == (changed["auto_share"], 9)
+    with pytest.raises(UserError, match="given with two sets of defaults"):
+        pgd(kd=["pgd", "pgd@small-data"])
 
 
 def test_kd_keys_go_to_the_only_method_or_name_theirs() -> None:

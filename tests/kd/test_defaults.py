@@ -7,17 +7,21 @@ import yaml
 
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.errors import UserError
-from yoloxkd.kd import DISTILLERS, kd_defaults
+from yoloxkd.kd import DISTILLERS, kd_defaults, kd_sets
 from yoloxkd.kd.fgd import FGDConfig
 from yoloxkd.kd.pgd import PGDConfig
 
 FAMILIES = ("yolox", "fcos", "gfl", "atss", "some-new-family")
 
 
-@pytest.mark.parametrize("method", DISTILLERS)
+NAMES = (*DISTILLERS, *(f"{method}@{chosen}" for method in DISTILLERS for chosen in kd_sets(method)))
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_defaults_are_keys_of_the_method(method: str, family: str) -> None:
-    config = DISTILLERS[method].Config.model_validate(kd_defaults(method, family))
+def test_defaults_are_keys_of_the_method(name: str, family: str) -> None:
+    method = name.partition("@")[0]
+    config = DISTILLERS[method].Config.model_validate(kd_defaults(name, family))
     assert type(config) is DISTILLERS[method].Config
 
 
@@ -39,9 +43,9 @@ def test_pgd_feature_weights_are_four_times_the_released_ones() -> None:
         assert (c.tau, c.delta, c.k, c.xi_cls, c.xi_reg) == (0.8, 8e-4, 30, 0.8, 0.6)
 
 
-@pytest.mark.parametrize("method", DISTILLERS)
-def test_every_number_says_where_it_comes_from(method: str) -> None:
-    text = (cfg_folder() / "kd" / f"{method}.yaml").read_text()
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_says_where_it_comes_from(name: str) -> None:
+    text = (cfg_folder() / "kd" / f"{name}.yaml").read_text()
     for line in text.splitlines():
         value = yaml.safe_load(line)
         if isinstance(value, dict) and all(v is not None and not isinstance(v, dict) for v in value.values()):
@@ -53,6 +57,15 @@ def test_lambda_is_the_key_that_users_type() -> None:
     assert FGDConfig().model_dump(by_alias=True)["lambda"] == 1e-5
 
 
-def test_unknown_method_is_named() -> None:
-    with pytest.raises(UserError, match="did you mean 'pgd'"):
-        kd_defaults("pgdd", "yolox")
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("pgdd", "unknown distiller 'pgdd'; did you mean 'pgd'"),
+        ("pgd@smal-data", "unknown set of defaults 'pgd@smal-data'; did you mean 'pgd@small-data'"),
+        ("pgd@", "unknown set of defaults 'pgd@'"),
+        ("cwd@small-data", "unknown set of defaults 'cwd@small-data'; cwd has one set only: write cwd"),
+    ],
+)
+def test_unknown_names_are_answered(name: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        kd_defaults(name, "yolox")

@@ -12,7 +12,7 @@ from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import leaves, merge, parse_set, put, read_yaml, validate
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.kd import DISTILLERS, kd_defaults
+from yoloxkd.kd import DISTILLERS, kd_defaults, set_defaults, split_name
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.mmdet_files import AT_COCO, ZOO
 
@@ -54,7 +54,7 @@ def resolve(
     """One checked recipe from defaults, a recipe file, options and dotted overrides, each winning over the one before.
 
     student  architecture name or checkpoint file; left out: the recipe's
-    kd       method names; None: PGD when there is a teacher; "none" alone: no distillation
+    kd       method names, METHOD or METHOD@SET; None: PGD when there is a teacher; "none" alone: no distillation
     recipe   recipe name or file; left out: the student's own in `cfg/recipes/`, where there is one
     sets     "a.b=c" texts, or a mapping of dotted keys to values
     options  keys of `OPTIONS`; None means not given
@@ -135,7 +135,10 @@ def _check_name(name: str) -> None:
 
 
 def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str) -> None:
-    """Fill `tree["kd"]` with the defaults of each chosen method under what the recipe file says of it."""
+    """Fill `tree["kd"]` with the defaults of each chosen method under what the recipe file says of it.
+
+    A method may be named with a set of defaults, `pgd@small-data`; the tree has the method's name alone.
+    """
     written = tree.get("kd") or {}
     taught = bool(tree.get("teacher", {}).get("models"))
     if kd is None:
@@ -146,10 +149,17 @@ def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str)
             if len(methods) > 1:
                 raise UserError("--kd none cannot be combined with another --kd")
             methods = []
-    for method in methods:
-        if method not in DISTILLERS:
-            raise UserError(f"unknown distiller '{method}'; {nearest(method, [*DISTILLERS, 'none'])}")
-    tree["kd"] = {method: merge(kd_defaults(method, family), written.get(method) or {}) for method in methods}
+    said = {split_name(name)[0]: keys or {} for name, keys in written.items()}
+    tree["kd"] = {}
+    for name in methods:
+        method, chosen = split_name(name)
+        if method in tree["kd"]:
+            raise UserError(f"--kd {method} is given with two sets of defaults; choose one")
+        own = said.get(method, {})
+        if kd is not None and chosen:  # an option, so it wins over the recipe
+            tree["kd"][method] = merge(merge(kd_defaults(method, family), own), set_defaults(method, chosen, family))
+        else:
+            tree["kd"][method] = merge(kd_defaults(name, family), own)
 
 
 def _kd_key(key: str, methods: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def train(
     teacher: Annotated[list[str] | None, typer.Option(help="NAME (its published weights) or checkpoint file.")] = None,
     kd: Annotated[
         list[str] | None,
-        typer.Option(help="none, fgd, pgd, cwd, mgd, ld; may be repeated. Default: pgd with a teacher."),
+        typer.Option(help="none, fgd, pgd, cwd, mgd, ld, or METHOD@SET; may be repeated. Default: pgd with a teacher."),
     ] = None,
     data: DataOption = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,

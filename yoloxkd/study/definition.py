@@ -12,7 +12,7 @@ from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import leaves, read_yaml, validate
 from yoloxkd.config.strict import Strict
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd import split_name
 
 Seed = Annotated[int, Field(ge=0)]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -163,10 +163,10 @@ def _check_methods(study: Definition, where: str) -> None:
         raise UserError(f"the teacher in the {where} needs either 'file' or 'train', and not both")
     for name, method in study.methods.items():
         for kd in method.kd:
-            if kd not in DISTILLERS:
-                raise UserError(
-                    f"method '{name}' in the {where} has the unknown distiller '{kd}'; {nearest(kd, DISTILLERS)}"
-                )
+            try:
+                split_name(kd)
+            except UserError as wrong:
+                raise UserError(f"method '{name}' in the {where}: {wrong}") from wrong
         if method.plain and method.teacher != GIVEN:
             raise UserError(
                 f"method '{name}' in the {where} has a teacher and no kd; give it a distiller, or drop both"
