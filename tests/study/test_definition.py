@@ -28,6 +28,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"methods": {"none": {"teacher": "self"}}}, "method 'none' .* has a teacher and no kd"),
     ({"grids": {"g": {"methods": ["none", "pdg"]}}}, "grid 'g' .* the method 'pdg'; did you mean 'pgd'"),
     ({"grids": {"g": {"methods": ["pgd"]}}}, "grid 'g' .* has no baseline 'none' for student 'nano' and seed 0"),
+    ({"grids": {"g": {"methods": ["none"], "baseline": "pgd"}}}, "grid 'g' .* baseline 'pgd', which is none of its"),
 ]
 
 

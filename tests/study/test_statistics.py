@@ -80,3 +80,18 @@ def test_the_page_links_every_row_to_its_runs_and_says_what_is_missing(study: De
     assert len(table) == 3
     assert table[1].endswith("tiny/nano/none-s0 tiny/nano/none-s1")
     assert len({len(line.split(",")) for line in table}) == 1
+
+
+def test_a_grid_with_its_own_baseline_is_compared_with_that(tiny: dict[str, Any], tmp_path: Path) -> None:
+    methods = {"none": None, "pgd": {"kd": "pgd"}, "more": {"kd": ["pgd", "fgd"]}}
+    grids = {"all": {"seeds": [0, 1]}, "adds": {"methods": ["pgd", "more"], "seeds": [0, 1], "baseline": "pgd"}}
+    study = read_study(write(tmp_path, tiny | {"methods": methods, "grids": grids}))
+    aps = {"none": (0.3, 0.2), "pgd": (0.4, 0.4), "more": (0.5, 0.45)}
+    records = {r.key: r for name, pair in aps.items() for r in (record(name, s, ap) for s, ap in enumerate(pair))}
+    tables = {title: rows(study, grid, records) for title, grid in study.parts().items()}
+    pgd, more = tables["adds"]
+    assert pgd.gains == {}
+    assert more.gains["AP"].mean == pytest.approx(0.075)
+    assert [row.gains["AP"].mean for row in tables["all"][1:]] == pytest.approx([0.15, 0.225])
+    page = markdown(study, tables, records, None)
+    assert page.count("Gains in this table are differences to `pgd`.") == 1

@@ -74,6 +74,7 @@ class Grid(Strict):
     students: list[str] | None = None
     methods: list[str] | None = None
     seeds: list[Seed] | None = Field(None, min_length=1)
+    baseline: str | None = Field(None, description="the method of this grid that its gains are to; None: the study's")
 
 
 class Definition(Strict):
@@ -180,6 +181,11 @@ def _check_methods(study: Definition, where: str) -> None:
 
 
 def _check_baseline(study: Definition, where: str) -> None:
+    for title, grid in study.grids.items():
+        if grid.baseline is not None and grid.baseline not in (grid.methods or study.methods):
+            raise UserError(
+                f"grid '{title}' of the {where} has the baseline '{grid.baseline}', which is none of its methods"
+            )
     base = study.methods.get(study.baseline)
     if base is None or not base.plain:
         plain = [name for name, method in study.methods.items() if method.plain]

@@ -88,7 +88,7 @@ def keys(study: Definition, grids: Collection[str] | None = None) -> Iterator[Ke
     for title, grid in study.parts().items():
         if grids is not None and title not in grids:
             continue
-        methods = sorted(grid.methods or study.methods, key=lambda name: name != study.baseline)
+        methods = sorted(grid.methods or study.methods, key=lambda name: name != (grid.baseline or study.baseline))
         for seed in grid.seeds or study.seeds:
             for student in grid.students or study.students:
                 for method in methods:

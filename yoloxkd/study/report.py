@@ -72,6 +72,8 @@ def _grid_lines(study: Definition, title: str, grid: Grid, table: Sequence[Row])
     if unfinished:
         done, planned = sum(len(r.records) for r in table), sum(r.planned for r in table)
         lines += [f"Unfinished: {done} of {planned} runs are done.", ""]
+    if grid.baseline is not None:
+        lines += [f"Gains in this table are differences to `{grid.baseline}`.", ""]
     for student in dict.fromkeys(row.student for row in table):
         part = [row for row in table if row.student == student]
         lines += [f"### {student}", ""]
@@ -93,8 +95,7 @@ def _cells(study: Definition, row: Row) -> list[str]:
     if len(row.records) < row.planned:
         seeds = f"{seeds} ({len(row.records)} of {row.planned})".strip()
     values = {metric: points_text(row.metrics[metric]) for metric in SHOWN}
-    base = row.method == study.baseline
-    gains = [NOTHING if base else gain_text(row.gains[metric]) for metric in ("AP", "AP50")]
+    gains = [NOTHING if not row.gains else gain_text(row.gains[metric]) for metric in ("AP", "AP50")]
     times = [_number(1000 * row.step_seconds), _number(row.cpu_seconds), _number(row.seconds)]
     return [name, seeds, values["AP"], gains[0], *(values[m] for m in SHOWN[1:]), gains[1], *times]
 
@@ -160,7 +161,7 @@ def _comparisons(study: Definition, tables: Mapping[str, Sequence[Row]]) -> list
     for title, table in tables.items():
         for student in dict.fromkeys(row.student for row in table):
             part = [row for row in table if row.student == student and row.records]
-            if any(row.method != study.baseline for row in part):
+            if any(row.gains for row in part):
                 heading = f"{study.parts()[title].title or title}: {student}"
                 out.append(
                     Comparison(

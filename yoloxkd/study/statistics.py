@@ -93,20 +93,20 @@ class Row:
 
 def rows(study: Definition, grid: Grid, records: Mapping[Key, Record]) -> list[Row]:
     """A row for every student and method of a grid, in the study's order; a metric of -1 is no value."""
-    out = []
+    out, base = [], grid.baseline or study.baseline
     for student in grid.students or study.students:
         for method in grid.methods or study.methods:
             keys = [Key(student, method, seed) for seed in grid.seeds or study.seeds]
             found = [records[key] for key in keys if key in records]
             metrics = {name: spread([r.metrics[name] for r in found if r.metrics[name] >= 0]) for name in METRICS}
-            gains = {} if method == study.baseline else _gains(study, found, records)
+            gains = {} if method == base else _gains(base, found, records)
             out.append(Row(student, method, len(keys), found, metrics, gains))
     return out
 
 
-def _gains(study: Definition, found: Sequence[Record], records: Mapping[Key, Record]) -> dict[str, Spread]:
+def _gains(baseline: str, found: Sequence[Record], records: Mapping[Key, Record]) -> dict[str, Spread]:
     """By metric: the differences between these runs and the baseline's of the same student and seed."""
-    base = {r.key: records.get(Key(r.key.student, study.baseline, r.key.seed)) for r in found}
+    base = {r.key: records.get(Key(r.key.student, baseline, r.key.seed)) for r in found}
     out = {}
     for name in METRICS:
         pairs = [(r.metrics[name], b.metrics[name]) for r in found if (b := base[r.key]) is not None]
