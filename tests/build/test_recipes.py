@@ -59,16 +59,15 @@ def test_a_set_of_defaults_goes_over_the_published_ones_and_under_what_is_set(tm
 
     published, small = pgd(kd=["pgd"]), pgd(kd=["pgd@small-data"])
     changed = set_defaults("pgd", "small-data", "yolox")
-    assert changed
-    assert {key for key in published if small[key] != published[key]} == set(changed)
-    assert {key: small[key] for key in changed} == changed
-    assert pgd(kd=["pgd@small-data"], sets=["kd.auto_share=0.3", "kd.k=9"])["auto_share"] == 0.3
+    assert changed == {"inherit": True}
+    assert {key for key in published if small[key] != published[key]} == {"inherit"}
+    assert pgd(kd=["pgd@small-data"], sets=["kd.inherit=false"]) == published
     # in a recipe it is a default, which the recipe's own keys change; on the command line it wins over the recipe
     file = tmp_path / "r.yaml"
-    file.write_text("student: {name: yolox-nano}\nkd: {pgd@small-data: {auto_share: 0.4, k: 9}}\n")
-    assert (pgd(recipe=str(file))["auto_share"], pgd(recipe=str(file))["k"]) == (0.4, 9)
+    file.write_text("student: {name: yolox-nano}\nkd: {pgd@small-data: {inherit: false, k: 9}}\n")
+    assert (pgd(recipe=str(file))["inherit"], pgd(recipe=str(file))["k"]) == (False, 9)
     over = pgd(recipe=str(file), kd=["pgd@small-data"])
-    assert (over["auto_share"], over["k"]) == (changed["auto_share"], 9)
+    assert (over["inherit"], over["k"]) == (True, 9)
     with pytest.raises(UserError, match="given with two sets of defaults"):
         pgd(kd=["pgd", "pgd@small-data"])
 
