@@ -162,7 +162,8 @@ def _comparisons(study: Definition, tables: Mapping[str, Sequence[Row]]) -> list
         for student in dict.fromkeys(row.student for row in table):
             part = [row for row in table if row.student == student and row.records]
             if any(row.gains for row in part):
-                heading = f"{study.parts()[title].title or title}: {student}"
+                grid = study.parts()[title]
+                heading = f"{grid.title or title}: {student}"
                 out.append(
                     Comparison(
                         heading,
@@ -170,6 +171,7 @@ def _comparisons(study: Definition, tables: Mapping[str, Sequence[Row]]) -> list
                         [[100 * r.metrics["AP"] for r in row.records] for row in part],
                         [_bar(row.metrics["AP"], "deviation") for row in part],
                         [_bar(row.gains.get("AP"), "half") for row in part],
+                        grid.baseline or "the plain student",
                     )
                 )
     return out

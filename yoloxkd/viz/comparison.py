@@ -1,4 +1,4 @@
-"""Methods side by side with error bars: how good each is, and what each gains over the plain one."""
+"""Methods side by side with error bars: how good each is, and what each gains over one of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Comparison:
     methods  names, top to bottom
     values   of each method: its single results
     means    of each method: mean and standard deviation
-    gains    of each method: mean paired difference to the plain one and half its interval; None for the plain one itself
+    gains    of each method: mean paired difference to `baseline` and half its interval; None for the baseline itself
+    baseline what the gains are over, for the axis
     """
 
     title: str
@@ -27,6 +28,7 @@ class Comparison:
     values: Sequence[Sequence[float]]
     means: Sequence[Bar | None]
     gains: Sequence[Bar | None]
+    baseline: str = "the plain student"
 
 
 def draw_comparison(comparisons: Sequence[Comparison], output: Path, metric: str) -> Path:
@@ -54,7 +56,7 @@ def draw_comparison(comparisons: Sequence[Comparison], output: Path, metric: str
         right.axvline(0, color="0.3", linewidth=1)
         left.set_title(shown.title, fontsize=9, loc="left")
         left.set_xlabel(f"{metric}: mean ± standard deviation", fontsize=8)
-        right.set_xlabel("paired gain over the plain student: mean and 95 % interval", fontsize=8)
+        right.set_xlabel(f"paired gain over {shown.baseline}: mean and 95 % interval", fontsize=8)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
     return output
