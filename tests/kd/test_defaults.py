@@ -61,6 +61,7 @@ def test_lambda_is_the_key_that_users_type() -> None:
     ("name", "sentence"),
     [
         ("pgdd", "unknown distiller 'pgdd'; did you mean 'pgd'"),
+        ("none", "unknown distiller 'none'; known: cwd, fgd, ld, mgd, pgd"),
         ("pgd@smal-data", "unknown set of defaults 'pgd@smal-data'; did you mean 'pgd@small-data'"),
         ("pgd@", "unknown set of defaults 'pgd@'"),
         ("cwd@small-data", "unknown set of defaults 'cwd@small-data'; cwd has one set only: write cwd"),

@@ -21,7 +21,8 @@ def split_name(name: str) -> tuple[str, str]:
     """`METHOD` or `METHOD@SET` -> method, set of defaults ("" where none is named)."""
     method, _, chosen = name.partition("@")
     if method not in DISTILLERS:
-        raise UserError(f"unknown distiller '{method}'; {nearest(method, [*DISTILLERS, 'none'])}")
+        known = [*DISTILLERS] if method == "none" else [*DISTILLERS, "none"]
+        raise UserError(f"unknown distiller '{method}'; {nearest(method, known)}")
     if "@" in name and chosen not in kd_sets(method):
         known = [f"{method}@{each}" for each in kd_sets(method)]
         hint = nearest(name, known) if known else f"{method} has one set only: write {method}"
