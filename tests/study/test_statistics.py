@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from tests.study.conftest import write
+from yoloxkd.study import report
 from yoloxkd.study.definition import Definition, Grid, read_study
-from yoloxkd.study.plan import Key
+from yoloxkd.study.plan import Key, keys
 from yoloxkd.study.records import METRICS, Record
 from yoloxkd.study.report import gain_text, markdown, points_text, statistics_csv
 from yoloxkd.study.statistics import rows, spread, student_t
+from yoloxkd.viz.comparison import Comparison
 
 
 def record(method: str, seed: int, ap: float, **more: Any) -> Record:
@@ -82,16 +84,26 @@ def test_the_page_links_every_row_to_its_runs_and_says_what_is_missing(study: De
     assert len({len(line.split(",")) for line in table}) == 1
 
 
-def test_a_grid_with_its_own_baseline_is_compared_with_that(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_a_grid_with_its_own_baseline_is_compared_with_that(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     methods = {"none": None, "pgd": {"kd": "pgd"}, "more": {"kd": ["pgd", "fgd"]}}
-    grids = {"all": {"seeds": [0, 1]}, "adds": {"methods": ["pgd", "more"], "seeds": [0, 1], "baseline": "pgd"}}
+    grids = {"all": {"seeds": [0, 1]}, "adds": {"methods": ["more", "pgd"], "seeds": [0, 1], "baseline": "pgd"}}
     study = read_study(write(tmp_path, tiny | {"methods": methods, "grids": grids}))
     aps = {"none": (0.3, 0.2), "pgd": (0.4, 0.4), "more": (0.5, 0.45)}
     records = {r.key: r for name, pair in aps.items() for r in (record(name, s, ap) for s, ap in enumerate(pair))}
     tables = {title: rows(study, grid, records) for title, grid in study.parts().items()}
-    pgd, more = tables["adds"]
+    more, pgd = tables["adds"]
     assert pgd.gains == {}
     assert more.gains["AP"].mean == pytest.approx(0.075)
     assert [row.gains["AP"].mean for row in tables["all"][1:]] == pytest.approx([0.15, 0.225])
     page = markdown(study, tables, records, None)
     assert page.count("Gains in this table are differences to `pgd`.") == 1
+    assert [key.method for key in keys(study, ["adds"])] == ["pgd", "more"] * 2  # whole pairs, should it be interrupted
+    drawn: list[Comparison] = []
+    monkeypatch.setattr(report, "draw_comparison", lambda shown, *_: drawn.extend(shown))
+    report.write_report(study, records, tmp_path)
+    assert [(shown.title, shown.baseline) for shown in drawn] == [
+        ("all: nano", "the plain student"),
+        ("adds: nano", "pgd"),
+    ]
