@@ -1,0 +1,38 @@
+"""What README and docs/results.md print is what the study's own tables say, and those are what its runs measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+FIGURE = re.compile(r"\d+\.\d ± \d+\.\d|[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_every_mean_and_interval_of_a_page_is_in_the_studys_tables(page: str) -> None:
+    printed = FIGURE.findall((ROOT / page).read_text(encoding="utf-8"))
+    measured = set(FIGURE.findall((RESULTS / "bccd.md").read_text(encoding="utf-8")))
+    assert len(printed) > 10
+    assert sorted(set(printed) - measured) == []
+
+
+def test_every_row_of_the_summary_is_its_runs_measurement() -> None:
+    with (RESULTS / "summary.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    runs = {path.parent for path in (RESULTS / "bccd").rglob("run.json")}
+    assert len(rows) == len(runs)
+    for row in rows:
+        folder = RESULTS / "bccd" / row["student"] / f"{row['method']}-s{row['seed']}"
+        if row["student"] == "teacher":
+            folder = RESULTS / "bccd" / "teacher"
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        assert run["split"] == "test"
+        assert float(row["AP"]) == pytest.approx(run["metrics"]["AP"], abs=1e-4), folder
+        assert float(row["AP50"]) == pytest.approx(run["metrics"]["AP50"], abs=1e-4), folder
+        assert (folder / "results.csv").is_file()
