@@ -42,6 +42,10 @@ class FCOSHead(SharedHead):
         self.conv_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
         self.conv_centerness = nn.Conv2d(cfg.channels, 1, 3, padding=1)
         self.initialise(self.conv_cls)
+        if cfg.norm_on_bbox:
+            # From a bias of zero half of all distances start below zero, where a ReLU passes no gradient; a side that is
+            # below zero everywhere would never learn. So every side starts one stride away.
+            nn.init.ones_(self.conv_reg.get_parameter("bias"))
 
 
 class FCOS(FPNDetector):
