@@ -11,13 +11,11 @@ from yoloxkd.nn.fcos import FCOS
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_side_starts_where_the_relu_lets_gradients_through(seed: int) -> None:
-    """With a bias of zero some 5 to 95 percent of a side's distances start at zero, by the seed, and learn nothing."""
+    """From a bias of zero 7 to 87 percent of a side's distances start at zero with these four seeds, and get no gradient."""
     torch.manual_seed(seed)
     model = narrow(FCOS, channels=32, groups=8)
     out = model.dense(torch.randn(2, 3, 128, 128))
     assert bool((out.box_raw > 0).all())
-    sides = torch.autograd.grad(out.box_raw.sum((0, 1)).prod(), model.head.conv_reg.bias)[0]
-    assert bool((sides > 0).all())
 
 
 def test_distances_through_exp_keep_the_published_start() -> None:
