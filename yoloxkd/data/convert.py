@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from yoloxkd.config.load import write_yaml
@@ -18,7 +18,9 @@ from yoloxkd.data.formats import Format
 from yoloxkd.data.headers import image_size
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import DataSpec, load_split
+from yoloxkd.data.write_image import write_image
 from yoloxkd.errors import UserError, nearest
+from yoloxkd.output_paths import check_folder
 
 
 @dataclass(slots=True)
@@ -47,22 +49,25 @@ def convert_data(
         raise UserError(f"unknown format '{to}'; {nearest(to, FORMATS)}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; give a new --output")
-    target = FORMATS[to]
-    part = output.with_name(output.name + ".part")
+    place = output.resolve()
+    for folder in spec.image_folders():
+        if folder.resolve() in place.parents:
+            raise UserError(
+                f"--output {output} is inside {folder}, where the data set {spec.name} has its images, so the new ones "
+                "would be taken for its own; give a folder elsewhere"
+            )
+    check_folder(output)
     try:
-        if part.exists():
-            shutil.rmtree(part)
-        part.mkdir(parents=True)
-        result = _write(spec, target, to, part, classes, link)
-        if output.exists():
-            output.rmdir()
-        part.rename(output)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name[:100]}.", suffix=".part", dir=place.parent) as made:
+            part = Path(made) / "set"
+            part.mkdir()
+            result = _write(spec, FORMATS[to], to, part, classes, link)
+            if place.exists():
+                place.rmdir()
+            part.rename(place)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     return Converted(output / "data.yaml", result)
 
 
@@ -152,8 +157,7 @@ def _place(data: DetectionData, index: int, place: Path, target: Format, link: b
     place.parent.mkdir(parents=True, exist_ok=True)
     if not target.says_sizes and image_size(source) != tuple(data.sizes[index].tolist()):
         place = place.with_suffix(".png")
-        if not cv2.imwrite(str(place), cv2.cvtColor(data.read(index), cv2.COLOR_RGB2BGR)):
-            raise UserError(f"cannot write {place}")
+        write_image(place, data.read(index))
     elif link:
         place.symlink_to(Path(source).resolve())
     else:

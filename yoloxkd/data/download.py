@@ -58,7 +58,7 @@ def download_data(name: str, keep: bool = False, say: Callable[[str], None] = pr
     """Fetch and unpack a data set into the folder its data YAML names; that folder.
 
     What is there already is not fetched or unpacked again, so the command continues what was interrupted.
-    keep  leave the archives beside what came out of them
+    keep  leave the archives beside what came out of them; one that was put there by hand stays anyway
     UserError: the name has no download (the sentence says how to get it by hand), there is no connection, too little
     room, wrong bytes came, an archive would write outside its folder.
     """
@@ -70,11 +70,13 @@ def download_data(name: str, keep: bool = False, say: Callable[[str], None] = pr
         raise UserError(
             f"'{name}' cannot be downloaded by a program; to get it, {' '.join(spec.download.split())} ({folder})"
         )
+    there = folder.exists()
     try:
         _bring(ARCHIVES[name], folder, keep, say)
     except UserError:
-        with contextlib.suppress(OSError):  # an empty folder would pass for a data set
-            folder.rmdir()
+        if not there:
+            with contextlib.suppress(OSError):  # an empty folder would pass for a data set
+                folder.rmdir()
         raise
     return folder
 
@@ -86,11 +88,12 @@ def _bring(archives: Sequence[Published], folder: Path, keep: bool, say: Callabl
             say(f"{archive.filename}: there already")
             continue
         _check_room(folder, archive)
+        by_hand = (folder / archive.filename).exists()
         file = fetch(archive, folder)
         say(f"{archive.filename}: {file.stat().st_size / 1e6:.1f} MB, unpacking")
         count = unpack(file, folder)
         done.touch()
-        if not keep:
+        if not (keep or by_hand):
             file.unlink()
         say(f"{archive.filename}: {count} files in {folder}")
 
@@ -110,13 +113,18 @@ def _check_room(folder: Path, archive: Published) -> None:
 def unpack(archive: Path, folder: Path) -> int:
     """Write the files of a zip or tar archive under `folder`, each under its own name when it is whole; how many.
 
-    A file that is there already with the size it should have is left. UserError: the archive is broken, or holds a
-    name that leads out of the folder; nothing of it is written then.
+    A file that is there already with the size it should have is left. UserError: the archive is broken, holds a
+    name that leads out of the folder, or one that a file of another size has; nothing of it is written then.
     """
     try:
         with _members(archive) as members:
-            for name, _, _ in members:
+            for name, size, _ in members:
                 _inside(name, archive)
+                if (folder / name).exists() and (folder / name).stat().st_size != size:
+                    raise UserError(
+                        f"{folder / name} is there already and is not the file that {archive} holds; move it away, so "
+                        "that it is not lost"
+                    )
             for name, size, open_ in members:
                 target = folder / name
                 if target.is_file() and target.stat().st_size == size:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from yoloxkd.data.outlines import OUTLINES
+from yoloxkd.data.write_image import write_image
 from yoloxkd.errors import UserError
 
 SHAPES = "shapes"
@@ -86,8 +87,7 @@ def _progress(folder: Path, done: int, total: int) -> None:
 def _write(work: Path, split: str, number: int) -> list[tuple[int, list[int]]]:
     image, objects = draw(split, number)
     file = work / "images" / split / f"{number:05d}.jpg"
-    if not cv2.imwrite(str(file), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90]):
-        raise OSError(f"{file} could not be written")
+    write_image(file, image, [cv2.IMWRITE_JPEG_QUALITY, 90])
     return objects
 
 

@@ -71,6 +71,12 @@ class DataSpec(Strict):
     def splits(self) -> list[str]:
         return [split for split in SPLITS if getattr(self, split) is not None]
 
+    def image_folders(self) -> list[Path]:
+        """The folders of all splits that images are looked for in."""
+        parts = [getattr(self, split) for split in self.splits]
+        places = dict.fromkeys(self.root / name for part in parts for name in part.images)
+        return [place for place in places if place.is_dir()]
+
     @field_validator("names", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from yoloxkd.errors import UserError
+from yoloxkd.output_paths import is_device
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.part", re.DOTALL)
 
 
 @contextmanager
@@ -17,8 +21,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A binary file to write to, which gets the name `path` when the block ends without an error.
 
     The rename itself is flushed too, so that after a loss of power the folder holds the old file or the new one. When the
-    disk is full or the folder read-only the previous file survives and a UserError says so.
+    disk is full or the folder read-only the previous file survives and a UserError says so. A link stays and what it
+    leads to is replaced; a device or a pipe is written to.
     """
+    if is_device(path):
+        with open(path, "wb") as file:
+            yield file
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,14 +47,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small UTF-8 text file, by `replacing`."""
+    """A small UTF-8 text file, by `replacing`. Bytes of a file name that are no UTF-8 are written as \\udcXX."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def clear_leftovers(folder: Path) -> int:
-    """Delete the temporary files that a killed process left in a folder and in its subfolders; their number."""
-    found = [path for path in folder.rglob(".*.part") if path.is_file()]
+    """Delete the temporary files that a killed run left in its folder and in `plots/` there; their number.
+
+    Only names as `replacing` makes them: the folder may hold other things of the user, and other runs below it.
+    """
+    found = [p for place in (folder, folder / "plots") for p in place.glob(".*.part") if _TEMPORARY.fullmatch(p.name)]
     for path in found:
         with contextlib.suppress(OSError):
             path.unlink()

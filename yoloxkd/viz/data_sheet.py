@@ -11,6 +11,7 @@ import numpy as np
 
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.stats import SIZES, SplitStats
+from yoloxkd.data.write_image import write_image
 from yoloxkd.viz.draw import draw_boxes
 
 _PAPER, _GAP = 245, 8
@@ -33,7 +34,8 @@ def draw_samples(data: DetectionData, output: Path, count: int = 12, cell: int =
         y = _GAP + number // columns * step + (cell - h) // 2
         x = _GAP + number % columns * step + (cell - w) // 2
         sheet[y : y + h, x : x + w] = picture
-    return _save(sheet, output)
+    write_image(output, sheet)
+    return output
 
 
 def _sample(data: DetectionData, index: int, cell: int) -> np.ndarray:
@@ -45,13 +47,6 @@ def _sample(data: DetectionData, index: int, cell: int) -> np.ndarray:
     order = np.argsort((boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable")  # small boxes over large ones
     names = [data.names[k] + (" (ignore)" if c else "") for k, c in zip(labels[order], crowd[order], strict=True)]
     return draw_boxes(small, boxes[order] * scale, labels[order], names)
-
-
-def _save(sheet: np.ndarray, output: Path) -> Path:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(output), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"could not write {output}")
-    return output
 
 
 def draw_counts(splits: Sequence[SplitStats], output: Path) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.transforms import fit_size, network_input
+from yoloxkd.data.write_image import write_image
 from yoloxkd.types import Detections, ImageSize, Predictor
 from yoloxkd.viz.draw import draw_boxes, draw_detections
 
@@ -77,9 +78,7 @@ def draw_comparison(
         found = predictor(torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1)))[None])[0]
         predictions.append(Detections(found.boxes - corner, found.scores, found.labels, found.names))
     sheet = truth_beside_prediction(images, truths, predictions, cell=cell)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(output), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"could not write {output}")
+    write_image(output, sheet)
     return output
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import cv2
 
-from yoloxkd.errors import UserError
+from yoloxkd.data.images import read_image
+from yoloxkd.data.write_image import encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,5 @@ def render_report(report: Report) -> str:
 
 def inline_picture(path: Path, caption: str) -> Picture:
     """An image file as a JPEG inside a data: address, a tenth of a PNG's size. UserError: it cannot be read."""
-    image = cv2.imread(str(path))
-    if image is None:
-        raise UserError(f"{path} is not an image that can be read")
-    done, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])
-    assert done
-    return Picture(caption, "data:image/jpeg;base64," + base64.b64encode(content.tobytes()).decode())
+    content = encoded(read_image(str(path))[0], ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return Picture(caption, "data:image/jpeg;base64," + base64.b64encode(content).decode())

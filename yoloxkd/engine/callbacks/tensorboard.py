@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 from pydantic import Field
 
 from yoloxkd.config.load import write_yaml
 from yoloxkd.config.strict import Strict
+from yoloxkd.data.images import read_image
 from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.callbacks.plots import sheet_of
 from yoloxkd.engine.events import State
@@ -61,7 +61,7 @@ class TensorBoard(NamedCallback):
                 self.writer.add_scalar(f"val/{name}", value, step)
         sheet = sheet_of(state.out, state.epoch + 1)
         if self.cfg.images and sheet.is_file():
-            self.writer.add_image("predictions", cv2.imread(str(sheet), cv2.IMREAD_COLOR_RGB), step, dataformats="HWC")
+            self.writer.add_image("predictions", read_image(str(sheet))[0], step, dataformats="HWC")
         self.writer.flush()
 
     def on_fit_end(self, state: State) -> None:

@@ -1,0 +1,137 @@
+"""An output is never an input: asked of all paths of a command at once, before anything is written."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from yoloxkd.errors import UserError
+
+RUN_RECORDS = (
+    "recipe.yaml",
+    "environment.json",
+    "train.log",
+    "last.pt",
+    "best.pt",
+    "results.csv",
+    "learning_rate.csv",
+    "metrics.json",
+    "report.html",
+)
+"""What a training run keeps in its folder; no other command writes under these names there."""
+_JSON_STARTS = tuple(
+    f"{start}".encode() for start in ("[]", '[\n  {\n    "image', '{\n  "model": ', '{\n  "data": ', '{"data": ')
+)
+_HEAD = 256
+
+
+def own_json(file: Path) -> bool:
+    """Whether a file begins as the results do that commands write by --json, --coco and into val's and stats' folders."""
+    return head(file).startswith(_JSON_STARTS)
+
+
+def head(file: Path) -> bytes:
+    """The first bytes of a file; nothing where it cannot be read."""
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(_HEAD)
+    except OSError:
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A file that a command is about to write.
+
+    option  how the user asked for it, such as "--json"
+    own     whether an existing file there is one that this program wrote, and so may be replaced; None: any may
+    """
+
+    option: str
+    path: Path
+    own: Callable[[Path], bool] | None = own_json
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.path}"
+
+
+def check_outputs(outputs: Sequence[Output], inputs: Iterable[str | Path]) -> None:
+    """UserError where an output is an input, another output, a file of the user, a run's record, or cannot be written.
+
+    inputs  every file that the command reads; what is not there is left out
+    Files are compared as the file system has them, so through links of both kinds, `..` and other spellings; names that
+    are not there yet, without regard to case and Unicode form, because some file systems take those for one.
+    """
+    named: dict[str, Output] = {}
+    for output in outputs:
+        first = named.setdefault(folded(output.path), output)
+        if first is not output:
+            raise UserError(f"{first} and {output} are the same file; give one of them another name")
+    there = {found: output for output in outputs if (found := _identity(output.path)) is not None}
+    for path in inputs if there else ():
+        found = _identity(path)
+        if found is not None and found in there:
+            also = "" if str(path) == str(there[found].path) else f" ({path})"
+            raise UserError(f"{there[found]} is a file that this command reads{also}; give another name")
+    for output in outputs:
+        _check_place(output)
+
+
+def folded(path: str | Path) -> str:
+    """A path as a file system without case and with one Unicode form sees it, links and `..` followed."""
+    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
+
+
+def is_device(path: Path) -> bool:
+    """Whether a path is a pipe, a terminal, /dev/null and the like, which are written to and never replaced."""
+    if not path.exists() or path.is_dir():
+        return False
+    return not path.is_file() or path.absolute().parts[1:2] in (("dev",), ("proc",))
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Device and number of a regular file; None: there is none. A device such as /dev/null is nobody's data."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+def _check_place(output: Output) -> None:
+    path = output.path
+    if path.is_dir():
+        raise UserError(f"{output} is a folder; give a file name")
+    if is_device(path):
+        return
+    beside = [name for name in ("recipe.yaml", "last.pt") if (path.parent / name).is_file()]
+    if path.name in RUN_RECORDS and beside:
+        raise UserError(
+            f"{output} is a record of the run in {path.parent}, which has a {beside[0]}; give another folder or name"
+        )
+    if path.is_file() and path.stat().st_size and output.own is not None and not output.own(path):
+        raise UserError(
+            f"{output} is there already and was not written by this command, so it is not replaced; give another name, "
+            "or move that file away"
+        )
+    check_folder(path.parent, path)
+
+
+def check_folder(folder: Path, what: Path | None = None) -> None:
+    """UserError: the folder cannot be made or written to. `what` is what is to be written there; None: the folder itself."""
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(0, f"{there} is not a folder")
+        with tempfile.TemporaryFile(dir=there):  # root may write anywhere but where nothing can be made
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"could not write {folder if what is None else what}: {reason} (is {there} a folder that can be written to?)"
+        ) from error
