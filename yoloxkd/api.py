@@ -29,7 +29,7 @@ from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import read_yaml, validate
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.config.recipe import Recipe, ValSection
-from yoloxkd.data.images import read_image
+from yoloxkd.data.given_images import given_images
 from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
@@ -44,6 +44,8 @@ from yoloxkd.exporters.calibration import calibration_pictures
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
+from yoloxkd.exporters.target import export_target
+from yoloxkd.file_kinds import is_onnx
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.types import Detections, ImageMeta, ImageSize, Predictor
 
@@ -163,7 +165,7 @@ class Detector:
         self.source = str(model) if model is not None else str(newest_run())
         if "," in device:
             raise UserError(f"--device {device}: a model runs on one device here; several are for training")
-        self.onnx = self.source.endswith(".onnx")
+        self.onnx = self.source.lower().endswith(".onnx") or is_onnx(self.source)
         by_runtime = self.onnx and device in RUNTIMES
         self.device = choose_device("cpu" if by_runtime else device)
         if self.onnx:
@@ -180,23 +182,18 @@ class Detector:
             self.pad_value = detector.input.pad_value
 
     def predict(
-        self,
-        images: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
-        conf: float = 0.25,
-        iou: float = 0.65,
-        imgsz: ImageSize | None = None,
+        self, images: Any, conf: float = 0.25, iou: float = 0.65, imgsz: ImageSize | None = None
     ) -> list[Detections]:
-        """Detections of each image (a file, or a uint8 RGB array of shape (h, w, 3)), boxes in px of that image."""
-        listed: Sequence[str | Path | np.ndarray] = [images] if isinstance(images, str | Path | np.ndarray) else images
-        predictor = self._predictor(conf, iou, ValSection().max_det)
+        """Detections of each image, boxes in px of that image; an empty list of images gives an empty list.
+
+        images  files, PIL images, arrays (h, w, 3) uint8 RGB, tensors (3, h, w) uint8 RGB, one or several: all that is
+                taken is listed at `data.given_images`
+        conf, iou   least score and NMS overlap, 0 to 1
+        """
+        predictor = self._predictor(fraction("conf", conf), fraction("iou", iou), ValSection().max_det)
         size = self.size(imgsz)
         out = []
-        for image in listed:
-            pixels = image if isinstance(image, np.ndarray) else read_image(str(image))[0]
-            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-                raise UserError(
-                    f"an image array must be uint8 RGB of shape (h, w, 3), got {pixels.dtype} {pixels.shape}"
-                )
+        for pixels in given_images(images):
             tensor, meta = one_input(pixels, size, predictor)
             out.append(to_original(predictor(tensor)[0], meta))
         return out
@@ -250,10 +247,8 @@ class Detector:
         options  of int8, as in `config.quantization.Quantization`: method, float_layers, sensitivity, ...
         """
         if self.onnx:
-            raise UserError(f"{self.source} is an exported file already; export needs a checkpoint")
-        target = Path(path) if path is not None else Path(self.source).with_suffix(".onnx")
-        if target.is_dir():
-            raise UserError(f"--output {target} is a folder; give a file name")
+            raise UserError(f"{self.source} is an exported file already; export needs the checkpoint it came from")
+        target = export_target(path, self.source, self._opened.weights.path)
         size = self.size(imgsz)
         if isinstance(size, tuple):
             raise UserError(
@@ -357,6 +352,13 @@ def _measure(
         pad_value=predictor.pad_value,
     )
     return evaluate(predictor, loader, data, backend=settings.backend)
+
+
+def fraction(name: str, value: Any) -> float:
+    """A number from 0 to 1. UserError: anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
+        raise UserError(f"{name} should be a number from 0 to 1, got {value!r}")
+    return float(value)
 
 
 def default_size(name: str) -> ImageSize:

@@ -67,12 +67,17 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[str | Path]) -> No
     Files are compared as the file system has them, so through links of both kinds, `..` and other spellings; names that
     are not there yet, without regard to case and Unicode form, because some file systems take those for one.
     """
-    named: dict[str, Output] = {}
+    named: dict[str | tuple[int, int], Output] = {}
+    there: dict[tuple[int, int], Output] = {}
     for output in outputs:
-        first = named.setdefault(folded(output.path), output)
-        if first is not output:
-            raise UserError(f"{first} and {output} are the same file; give one of them another name")
-    there = {found: output for output in outputs if (found := _identity(output.path)) is not None}
+        if is_device(output.path):
+            continue
+        found = _identity(output.path)
+        for key in (folded(output.path), *([] if found is None else [found])):
+            if named.setdefault(key, output) is not output:
+                raise UserError(f"{named[key]} and {output} are the same file; give one of them another name")
+        if found is not None:
+            there[found] = output
     for path in inputs if there else ():
         found = _identity(path)
         if found is not None and found in there:
@@ -80,11 +85,15 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[str | Path]) -> No
             raise UserError(f"{there[found]} is a file that this command reads{also}; give another name")
     for output in outputs:
         _check_place(output)
+    for folder, output in {output.path.parent: output for output in outputs if not is_device(output.path)}.items():
+        check_folder(folder, output.path)
 
 
 def folded(path: str | Path) -> str:
     """A path as a file system without case and with one Unicode form sees it, links and `..` followed."""
     return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
+
+
 
 
 def is_device(path: Path) -> bool:
@@ -107,8 +116,6 @@ def _check_place(output: Output) -> None:
     path = output.path
     if path.is_dir():
         raise UserError(f"{output} is a folder; give a file name")
-    if is_device(path):
-        return
     beside = [name for name in ("recipe.yaml", "last.pt") if (path.parent / name).is_file()]
     if path.name in RUN_RECORDS and beside:
         raise UserError(
@@ -119,7 +126,6 @@ def _check_place(output: Output) -> None:
             f"{output} is there already and was not written by this command, so it is not replaced; give another name, "
             "or move that file away"
         )
-    check_folder(path.parent, path)
 
 
 def check_folder(folder: Path, what: Path | None = None) -> None:

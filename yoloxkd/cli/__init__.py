@@ -12,6 +12,7 @@ os.environ.setdefault("TYPER_USE_RICH", "0")  # plain help: a third of the start
 import typer
 
 from yoloxkd.cli import data as data_commands
+from yoloxkd.cli import screen
 from yoloxkd.errors import UserError
 from yoloxkd.version import __version__
 
@@ -150,16 +151,26 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the drawn pictures and videos.")] = Path("runs/predict"),
     json_file: JsonOption = None,
     coco_file: Annotated[Path | None, typer.Option("--coco", help="Write COCO's result format to this file.")] = None,
-    save_txt: Annotated[bool, typer.Option("--save-txt", help="YOLO text in OUT/labels/.")] = False,
+    save_txt: Annotated[
+        bool, typer.Option("--save-txt", help="YOLO labels in OUT/labels/: 'class x y w h' a detection.")
+    ] = False,
+    save_conf: Annotated[bool, typer.Option("--save-conf", help="With --save-txt: the score as sixth column.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End at the first source that cannot be read, exit status 2, no results.")
+    ] = False,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video or camera. Default: all.")] = None,
 ) -> None:
-    """Detect objects on images, videos or a camera, and draw them."""
+    """Detect objects on images, videos or a camera, and draw them.
+
+    A source that cannot be read is named and left out: the others are done and all results are written, and the exit
+    status is 1. No file is replaced that predict has not written.
+    """
+    if save_conf and not save_txt:
+        raise UserError("--save-conf adds a column to what --save-txt writes; give --save-txt too")
     from yoloxkd.cli.predicting import Wanted, predict_files
 
-    wanted = Wanted(out, json_file, coco_file, save_txt)
-    predict_files(
-        arguments, conf=conf, iou=iou, imgsz=imgsz, device=device or "auto", wanted=wanted, max_frames=max_frames
-    )
+    wanted = Wanted(out, json_file, coco_file, save_txt, save_conf, strict, max_frames)
+    predict_files(arguments, conf=conf, iou=iou, imgsz=imgsz, device=device or "auto", wanted=wanted)
 
 
 @app.command()
@@ -302,7 +313,12 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake becomes one sentence on stderr and its exit status."""
-    sys.exit(run(arguments))
+    screen.make_forgiving()
+    status = run(arguments)
+    if fault := screen.fault():
+        print(f"yoloxkd: what the command says could not be written to stdout: {fault}", file=sys.stderr)
+        status = status or 1
+    sys.exit(status)
 
 
 def run(arguments: list[str] | None = None) -> int:

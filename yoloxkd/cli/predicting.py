@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from yoloxkd.api import Detector
-from yoloxkd.build.models import model_names
-from yoloxkd.cli.results import Found, VideoFile, coco_results, yolo_text
-from yoloxkd.cli.sources import Source, find_sources, opened
-from yoloxkd.cli.tables import write_json
+from yoloxkd.api import Detector, fraction
+from yoloxkd.build.run import newest_run
+from yoloxkd.cli.drawn_files import VideoFile, write_picture
+from yoloxkd.cli.prediction_paths import Target, check_targets, free_targets, split_model
+from yoloxkd.cli.results import Found, coco_results, yolo_text
+from yoloxkd.cli.sources import Unreadable, find_sources, opened
+from yoloxkd.cli.tables import printable, write_json
 from yoloxkd.data.images import read_image
-from yoloxkd.errors import UserError
+from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.types import Detections
 from yoloxkd.viz.draw import draw_detections
-
-MODEL_SUFFIXES = (".pt", ".pth", ".onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,125 +35,174 @@ class Wanted:
     json_file  rows of detections a picture
     coco_file  COCO's result format
     text       YOLO text in `out/labels/`, a file a picture or frame
+    scores     the score as sixth column of that text
+    strict     end at the first source that cannot be read, and write no results
+    max_frames frames of a video or camera; None: all
     """
 
     out: Path
     json_file: Path | None = None
     coco_file: Path | None = None
     text: bool = False
+    scores: bool = False
+    strict: bool = False
+    max_frames: int | None = None
+
+
+class SomeUnreadable(UserError):
+    """Some sources could not be read; the results of the others are written. The command line exits 1."""
+
+    exit_code = 1
 
 
 def predict_files(
-    arguments: Sequence[str],
-    *,
-    conf: float,
-    iou: float,
-    imgsz: int | None,
-    device: str,
-    wanted: Wanted,
-    max_frames: int | None = None,
+    arguments: Sequence[str], *, conf: float, iou: float, imgsz: int | None, device: str, wanted: Wanted
 ) -> None:
-    """Detect on every source, write what is wanted, print a line a source. Ctrl-C ends a video, not what was found."""
+    """Detect on every source, write what is wanted, print a line a source.
+
+    A source that cannot be read is named and left out. SomeUnreadable: there were such, and the rest is done;
+    Interrupted: Ctrl-C or SIGTERM came, and what was found before is written; UserError: no source could be read.
+    """
     model, given = split_model(arguments)
     sources = find_sources(given)
+    fraction("--conf", conf), fraction("--iou", iou)
+    model = model or str(newest_run())
+    targets = free_targets(sources, wanted.out)
+    check_targets(targets, given, model, wanted.out, wanted.text, wanted.json_file, wanted.coco_file)
     detector = Detector(model, device)
-    names = _free_names(sources)
-    labels = wanted.out / "labels"
-    try:
-        (labels if wanted.text else wanted.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {wanted.out}: {error.strerror or error}") from error
+    detector.size(imgsz)
 
     def detect(pixels: np.ndarray) -> Detections:
         return detector.predict(pixels, conf=conf, iou=iou, imgsz=imgsz)[0]
 
-    found: list[Found] = []
-    for source, name in zip(sources, names, strict=True):
-        target = wanted.out / name
-        here = (
-            _picture(source, target, detect) if source.kind == "image" else _video(source, target, detect, max_frames)
-        )
-        found += here
-        if wanted.text:
-            for one in here:
-                frame = "" if one.frame is None else f"_{one.frame:06d}"
-                (labels / f"{target.stem}{frame}.txt").write_text(yolo_text(one), encoding="utf-8")
-    if wanted.json_file is not None:
-        write_json(wanted.json_file, [one.row() for one in found])
-    if wanted.coco_file is not None:
-        write_json(wanted.coco_file, coco_results(found))
-
-
-def _picture(source: Source, target: Path, detect: Callable[[np.ndarray], Detections]) -> list[Found]:
-    pixels, _ = read_image(str(source.path))
-    started = time.perf_counter()
-    found = detect(pixels)
-    seconds = time.perf_counter() - started
-    drawn = draw_detections(pixels, found)
-    if not cv2.imwrite(str(target), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)):
-        raise UserError(f"cannot write {target}; is the folder writable?")
-    print(f"{source.path}: {_counted([found])} ({1000 * seconds:.0f} ms) -> {target}")
-    return [Found(str(source.path), None, (pixels.shape[0], pixels.shape[1]), found)]
-
-
-def _video(
-    source: Source, target: Path, detect: Callable[[np.ndarray], Detections], max_frames: int | None
-) -> list[Found]:
-    """Every frame of a video or camera; a camera runs until `max_frames` or Ctrl-C."""
-    found: list[Found] = []
-    seconds = 0.0
-    file: VideoFile | None = None
-    label = f"camera{source.path}" if source.kind == "camera" else str(source.path)
+    run = _Run(detect, wanted)
     try:
-        with opened(source, max_frames) as stream:
-            for number, pixels in enumerate(stream.frames):
-                size = (pixels.shape[0], pixels.shape[1])
-                file = file or VideoFile(target, stream.fps, size)
-                started = time.perf_counter()
-                here = detect(pixels)
-                seconds += time.perf_counter() - started
-                found.append(Found(label, number, size, here))
-                file.write(draw_detections(pixels, here))
-    except KeyboardInterrupt:
-        print(f"{label}: stopped after {len(found)} frames")
+        (wanted.out / "labels" if wanted.text else wanted.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"could not write to {wanted.out}: {error.strerror or error}") from error
+    with _ended_alike():
+        run.all(targets)
+
+
+@contextmanager
+def _ended_alike() -> Iterator[None]:
+    """Within: SIGTERM does what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
     finally:
-        if file is not None:
-            file.close()
-    listed = _counted([one.detections for one in found])
-    each = 1000 * seconds / max(len(found), 1)
-    print(f"{label}: {len(found)} frames, {listed} ({each:.0f} ms a frame) -> {target}")
-    return found
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(slots=True)
+class _Run:
+    """What has been found so far, and the sources that could not be read."""
+
+    detect: Callable[[np.ndarray], Detections]
+    wanted: Wanted
+    found: list[Found] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+
+    def all(self, targets: Sequence[Target]) -> None:
+        done = 0
+        try:
+            for target in targets:
+                self._one(target, alone=len(targets) == 1)
+                done += 1
+        except KeyboardInterrupt:
+            self._write()
+            raise Interrupted(
+                f"interrupted after {done} of {len(targets)} sources; what was found until then is written"
+            ) from None
+        except UserError:
+            if not self.wanted.strict:
+                self._write()
+            raise
+        listed = ", ".join(self.bad[:20]) + (", ..." if len(self.bad) > 20 else "")
+        if self.bad and not self.found:
+            raise UserError(f"none of the {len(targets)} sources could be read: {listed}")
+        self._write()
+        if self.bad:
+            raise SomeUnreadable(
+                f"{len(self.bad)} of {len(targets)} sources could not be read as a whole: {listed}; what was found in "
+                "all others is written"
+            )
+
+    def _one(self, target: Target, alone: bool) -> None:
+        before = len(self.found)
+        try:
+            self._picture(target) if target.source.kind == "image" else self._video(target)
+        except Unreadable as error:
+            if self.wanted.strict or (alone and len(self.found) == before):
+                raise
+            print(f"yoloxkd: {error}", file=sys.stderr, flush=True)
+            self.bad.append(str(target.source.path))
+
+    def _picture(self, target: Target) -> None:
+        path = target.source.path
+        try:
+            pixels, _ = read_image(str(path))
+        except UserError as error:
+            raise Unreadable(str(error)) from error
+        started = time.perf_counter()
+        try:
+            found = self.detect(pixels)
+        except cv2.error as error:
+            size = f"{pixels.shape[1]}x{pixels.shape[0]} px"
+            raise Unreadable(f"{path}, a picture of {size}, cannot be fitted to the input size") from error
+        seconds = time.perf_counter() - started
+        write_picture(target.file, draw_detections(pixels, found))
+        self._keep(Found(str(path), None, (pixels.shape[0], pixels.shape[1]), found), target)
+        print(f"{path}: {_counted([found])} ({1000 * seconds:.0f} ms) -> {target.file}", flush=True)
+
+    def _video(self, target: Target) -> None:
+        """Every frame of a video or camera; a camera runs until `max_frames` or Ctrl-C."""
+        seconds, first = 0.0, len(self.found)
+        file: VideoFile | None = None
+        camera = target.source.kind == "camera"
+        label = f"camera{target.source.path}" if camera else str(target.source.path)
+        try:
+            with opened(target.source, self.wanted.max_frames) as stream:
+                for number, pixels in enumerate(stream.frames):
+                    size = (pixels.shape[0], pixels.shape[1])
+                    file = file or VideoFile(target.file, stream.fps, size)
+                    started = time.perf_counter()
+                    here = self.detect(pixels)
+                    seconds += time.perf_counter() - started
+                    file.write(draw_detections(pixels, here))
+                    self._keep(Found(label, number, size, here), target)
+        except KeyboardInterrupt:
+            if not camera:
+                raise
+        finally:
+            if file is not None:
+                file.close()
+                here_found = self.found[first:]
+                each = 1000 * seconds / max(len(here_found), 1)
+                listed = _counted([one.detections for one in here_found])
+                print(f"{label}: {len(here_found)} frames, {listed} ({each:.0f} ms a frame) -> {target.file}", flush=True)
+
+    def _keep(self, one: Found, target: Target) -> None:
+        self.found.append(one)
+        if self.wanted.text:
+            text = target.text(one.frame)
+            try:
+                text.write_text(yolo_text(one, self.wanted.scores), encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"could not write {text}: {error.strerror or error}") from error
+
+    def _write(self) -> None:
+        if self.wanted.json_file is not None:
+            write_json(self.wanted.json_file, [one.row() for one in self.found])
+        if self.wanted.coco_file is not None:
+            write_json(self.wanted.coco_file, coco_results(self.found))
 
 
 def _counted(found: Sequence[Detections]) -> str:
     labels = np.concatenate([one.labels for one in found]) if found else np.zeros(0, np.int64)
     names = found[0].names if found else []
     counts = {name: int((labels == i).sum()) for i, name in enumerate(names)}
-    return ", ".join(f"{c} {n}" for n, c in counts.items() if c) or "nothing"
-
-
-def split_model(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """[MODEL] SOURCE...: the first argument is the model when it looks like one, else the newest run is meant."""
-    first, *rest = arguments
-    is_model = first.endswith(MODEL_SUFFIXES) or first.partition("@")[0] in model_names()
-    if is_model and not rest:
-        raise UserError(
-            f"nothing to predict on: give images, folders, globs, videos or a camera's number after {first}"
-        )
-    return (first, rest) if is_model else (None, list(arguments))
-
-
-def _free_names(sources: Sequence[Source]) -> list[str]:
-    """Names to write to: each file's own, numbered where two share a stem, never a format that cannot be written."""
-    used: set[str] = set()
-    out = []
-    for source in sources:
-        suffix = source.path.suffix.lower() if source.path.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
-        stem = f"camera{source.path}" if source.kind == "camera" else source.path.stem
-        name, number = stem, 1
-        while name in used:
-            number += 1
-            name = f"{stem}-{number}"
-        used.add(name)
-        out.append(name + (suffix if source.kind == "image" else ".mp4"))
-    return out
+    return ", ".join(f"{c} {printable(n)}" for n, c in counts.items() if c) or "nothing"

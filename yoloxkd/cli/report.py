@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from yoloxkd.api import default_size
 from yoloxkd.build.models import architecture, build_detector, model_names, open_model, read_weights
 from yoloxkd.build.recipes import recipe_file, resolve
-from yoloxkd.cli.tables import render, table, write_json
+from yoloxkd.cli.tables import table, write_json
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
 from yoloxkd.config.quantization import Quantization
@@ -133,14 +131,6 @@ def models_table() -> str:
         file = cache_folder() / published.filename if published else None
         state = "-" if file is None else f"on disk: {file}" if file.is_file() else "not on disk"
         settings = ", ".join(f"{k} {v}" for k, v in keys.items())
-        rows.append([name, family, settings, f"{name}@coco" if published else "-", state])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, column in enumerate(("model", "family", "architecture", "weights", "state")):
-        whole = (
-            max(len(column), *(len(row[place]) for row in rows)) if column in ("model", "family", "weights") else None
-        )
-        most = 44 if column == "architecture" else None
-        table.add_column(column, no_wrap=True, min_width=whole, max_width=most)  # what users type is never cut
-    for row in rows:
-        table.add_row(*row)
-    return render(table) + f"\nweights are kept in {cache_folder()} (YOLOXKD_HOME changes it)"
+        rows.append([name, family, f"{name}@coco" if published else "-", state, settings])
+    columns = ("model", "family", "weights", "state", "architecture")
+    return table(columns, rows, left=columns) + f"\nweights are kept in {cache_folder()} (YOLOXKD_HOME changes it)"

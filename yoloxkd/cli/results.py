@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
-from yoloxkd.errors import UserError
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.types import Detections
 
@@ -63,27 +59,13 @@ def coco_results(found: list[Found]) -> list[dict[str, Any]]:
     return out
 
 
-def yolo_text(found: Found) -> str:
-    """A line a detection: label, centre x, centre y, width, height as parts of the picture, score."""
+def yolo_text(found: Found, scores: bool = False) -> str:
+    """A line a detection: label, centre x, centre y, width, height as parts of the picture; with `scores` its score too."""
     height, width = found.size
     d = found.detections
     lines = []
     for (x1, y1, x2, y2), score, label in zip(d.boxes.tolist(), d.scores.tolist(), d.labels.tolist(), strict=True):
-        numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height, score)
+        numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+        numbers += (score,) if scores else ()
         lines.append(" ".join([str(label), *(f"{v:.6f}" for v in numbers)]) + "\n")
     return "".join(lines)
-
-
-class VideoFile:
-    """Frames (h, w, 3) uint8 RGB of one size, written as MPEG-4 when `close` was called."""
-
-    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (size[1], size[0]))  # type: ignore[attr-defined]
-        if not self._writer.isOpened():
-            raise UserError(f"cannot write the video {path}; is the folder writable?")
-
-    def write(self, frame: np.ndarray) -> None:
-        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-
-    def close(self) -> None:
-        self._writer.release()

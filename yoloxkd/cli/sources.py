@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +13,17 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
+from yoloxkd.cli.drawn_files import plain_name
 from yoloxkd.data.images import IMAGE_SUFFIXES
 from yoloxkd.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 FALLBACK_FPS = 30.0
+_LOST = 0.02  # share of a video's frames, by its own count, that may be absent at the end: counts are estimates
+
+
+class Unreadable(UserError):
+    """A source that cannot be read, or not to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +37,16 @@ class Source:
 def find_sources(given: Iterable[str]) -> list[Source]:
     """Files as they are, folders by their pictures and videos, globs by what they match, a bare number as a camera.
 
-    UserError: a source with neither picture nor video.
+    UserError: a source with neither picture nor video, a folder that cannot be read.
     """
     out: list[Source] = []
     for text in given:
         path = Path(text)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+            found = _inside(path)
         elif path.is_file():
             found = [path]
-        elif text.isdigit():
+        elif re.fullmatch("[0-9]{1,4}", text):
             out.append(Source(path, "camera"))
             continue
         else:
@@ -52,6 +59,18 @@ def find_sources(given: Iterable[str]) -> list[Source]:
     return out
 
 
+def _inside(folder: Path) -> list[Path]:
+    """The pictures and videos of a folder by their names; hidden files (`._x.jpg` of a Mac too) are none."""
+    try:
+        return sorted(
+            p
+            for p in folder.iterdir()
+            if p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
+        )
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+
+
 @dataclass(slots=True)
 class Stream:
     """An opened video or camera: frames a second, and its frames as (h, w, 3) uint8 RGB, one at a time."""
@@ -62,26 +81,32 @@ class Stream:
 
 @contextmanager
 def opened(source: Source, limit: int | None) -> Iterator[Stream]:
-    """A video or camera, of which at most `limit` frames are read. UserError: it cannot be opened, or has no frame."""
+    """A video or camera, of which at most `limit` frames are read.
+
+    Unreadable: it cannot be opened or has no frame; after the last frame that can be read, that it should have more.
+    """
     camera = source.kind == "camera"
-    capture = cv2.VideoCapture(int(str(source.path)) if camera else str(source.path))
-    try:
+    with ExitStack() as links:
+        place = int(str(source.path)) if camera else links.enter_context(plain_name(source.path))
+        capture = cv2.VideoCapture(place)
+        links.callback(capture.release)
         good, first = capture.read() if capture.isOpened() else (False, None)
         if not good:
             what = (
                 f"camera {source.path} gives no picture" if camera else f"{source.path} is not a video that can be read"
             )
-            raise UserError(f"{what}; {'is it connected?' if camera else 'convert it, or take it out of the sources'}")
+            raise Unreadable(f"{what}; {'is it connected?' if camera else 'convert it, or take it out of the sources'}")
         fps = float(capture.get(cv2.CAP_PROP_FPS))
-        yield Stream(fps if 0 < fps < 1000 else FALLBACK_FPS, _frames(capture, first, limit))
-    finally:
-        capture.release()
+        yield Stream(fps if 0 < fps < 1000 else FALLBACK_FPS, _frames(capture, source, first, limit))
 
 
-def _frames(capture: Any, frame: Any, limit: int | None) -> Iterator[np.ndarray]:
+def _frames(capture: Any, source: Source, frame: Any, limit: int | None) -> Iterator[np.ndarray]:
     count = 0
     good = True
+    expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.kind == "video" else 0
     while good and (limit is None or count < limit):
         yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         count += 1
         good, frame = capture.read()
+    if not good and count != limit and count < expected * (1 - _LOST) - 1:
+        raise Unreadable(f"{source.path} is cut short or broken: {count} of its {expected} frames can be read")

@@ -72,8 +72,8 @@ class DataSpec(Strict):
         return [split for split in SPLITS if getattr(self, split) is not None]
 
     def image_folders(self) -> list[Path]:
-        """The folders of all splits that images are looked for in."""
-        parts = [getattr(self, split) for split in self.splits]
+        """The folders of all splits whose images are found by looking, with all folders below: those of YOLO sets."""
+        parts = [getattr(self, split) for split in self.splits if self.format == "yolo"]
         places = dict.fromkeys(self.root / name for part in parts for name in part.images)
         return [place for place in places if place.is_dir()]
 

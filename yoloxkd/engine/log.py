@@ -16,11 +16,11 @@ class RunLog:
         self.waiting: list[str] = []
 
     def __call__(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.waiting += [f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {part}\n" for part in line.splitlines()]
         if self.file.parent.is_dir():
             try:
-                with open(self.file, "a", encoding="utf-8") as file:
+                with open(self.file, "a", encoding="utf-8", errors="backslashreplace") as file:
                     file.writelines(self.waiting)
             except OSError:  # full or read-only: kept for the next line; what must be written says so itself
                 return

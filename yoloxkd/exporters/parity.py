@@ -173,7 +173,7 @@ def export_checked(
     In fp32 every detection must agree (score to 0.001, overlap above 0.99). In fp16 and int8 the AP must, to 0.002 and
     0.01, on at most 100 images of `data`, where it has classes of the model; single detections only roughly. Beside
     `x.onnx` lies `x.parity.json` afterwards. GateError: the file differs from the model; there is no file under the
-    final name then, and an older one is set aside as `x.previous.onnx`. UserError: the folder cannot be written to, or
+    final name then, and an older one is set aside as `x.previous.onnx` (`x.previous-2.onnx`, ...). UserError: the folder cannot be written to, or
     int8 cannot be judged because `data` has no object of the model's classes.
     """
     path = Path(path)
@@ -259,9 +259,13 @@ class _Judge:
 
 def _set_aside(path: Path, note: Path) -> None:
     """Rename what an earlier export left: it must not be taken for what this one should have been."""
+    name, number = f"{path.stem}.previous", 1
+    while any(path.with_name(name + ending).exists() for ending in (path.suffix, ".parity.json")):
+        number += 1
+        name = f"{path.stem}.previous-{number}"
     for file, ending in ((path, path.suffix), (note, ".parity.json")):
         if file.exists():
-            os.replace(file, path.with_name(f"{path.stem}.previous{ending}"))
+            os.replace(file, path.with_name(name + ending))
 
 
 def _note(report: ParityReport, options: ExportOptions, int8: Int8Recipe | None) -> dict[str, Any]:

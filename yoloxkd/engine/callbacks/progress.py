@@ -82,7 +82,7 @@ class ProgressReport(Callback):
             self.shown = now
             at = f"epoch {state.epoch + 1}/{state.epochs}  batch {state.step_in_epoch}/{state.iters_per_epoch}"
             line = f"{at}  {self._status(state, now)}  {_line(_values(state))}"
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def on_epoch_end(self, state: State) -> None:
         self._close()

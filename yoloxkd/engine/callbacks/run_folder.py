@@ -49,7 +49,7 @@ class RunFolder(Callback):
         if not log.is_file():
             return
         try:
-            with open(log, "a", encoding="utf-8") as file:
+            with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{now()}  ended by {type(error).__name__}: {error}\n")
         except OSError:  # a full disk is no reason to lose the sentence on the screen
             return
