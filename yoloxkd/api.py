@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from yoloxkd.build.arguments import fraction, whole_size
 from yoloxkd.build.autobatch import with_measured_batch
 from yoloxkd.build.models import image_size, open_model
 from yoloxkd.build.recipes import recipe_file, resolve
@@ -25,6 +26,7 @@ from yoloxkd.build.run import (
     read_resume,
     unfinished_before_restart,
 )
+from yoloxkd.build.run_paths import check_run_paths, check_teachers
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import read_yaml, validate
 from yoloxkd.config.quantization import Quantization
@@ -121,6 +123,8 @@ class Trainer:
                 self.recipe = resolve(student=student, teacher=teachers, kd=methods, recipe=recipe, sets=set, **options)
                 self.out = Path(out) if out is not None else new_run_folder(self.recipe)
                 check_out(self.out)
+                check_run_paths(self.recipe, self.out, [recipe])
+                self._notes += check_teachers(self.recipe)
             choose_device(self.recipe.engine.device)
         self.out = Path(dist.broadcast(str(self.out)))
         run = self._checkpoint["run"] if self._checkpoint else {}
@@ -162,6 +166,8 @@ class Detector:
     imgsz: ImageSize
 
     def __init__(self, model: str | Path | None = None, device: str = "auto") -> None:
+        if model is not None and not isinstance(model, str | Path):
+            raise UserError(f"the model should be a name or a file, got {type(model).__name__}")
         self.source = str(model) if model is not None else str(newest_run())
         if "," in device:
             raise UserError(f"--device {device}: a model runs on one device here; several are for training")
@@ -296,7 +302,7 @@ class Detector:
 
     def size(self, imgsz: ImageSize | None = None, rect: bool = False) -> ImageSize:
         """The input size (px) of a prediction: the one asked for, else the model's own. UserError: it cannot be."""
-        size = image_size(imgsz) or self.imgsz
+        size = self.imgsz if imgsz is None else whole_size(imgsz)
         check_size(size, self.stride)
         if self.onnx and not self._runtime.dynamic_size:
             if rect or isinstance(size, tuple):
@@ -352,13 +358,6 @@ def _measure(
         pad_value=predictor.pad_value,
     )
     return evaluate(predictor, loader, data, backend=settings.backend)
-
-
-def fraction(name: str, value: Any) -> float:
-    """A number from 0 to 1. UserError: anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
-        raise UserError(f"{name} should be a number from 0 to 1, got {value!r}")
-    return float(value)
 
 
 def default_size(name: str) -> ImageSize:

@@ -50,11 +50,13 @@ class Output:
 
     option  how the user asked for it, such as "--json"
     own     whether an existing file there is one that this program wrote, and so may be replaced; None: any may
+    record  it is a record of the run whose folder it goes to
     """
 
     option: str
     path: Path
     own: Callable[[Path], bool] | None = own_json
+    record: bool = False
 
     def __str__(self) -> str:
         return f"{self.option} {self.path}"
@@ -73,7 +75,8 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[str | Path]) -> No
         if is_device(output.path):
             continue
         found = _identity(output.path)
-        for key in (folded(output.path), *([] if found is None else [found])):
+        keys: list[str | tuple[int, int]] = [folded(output.path)]
+        for key in keys if found is None else [*keys, found]:
             if named.setdefault(key, output) is not output:
                 raise UserError(f"{named[key]} and {output} are the same file; give one of them another name")
         if found is not None:
@@ -92,8 +95,6 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[str | Path]) -> No
 def folded(path: str | Path) -> str:
     """A path as a file system without case and with one Unicode form sees it, links and `..` followed."""
     return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
-
-
 
 
 def is_device(path: Path) -> bool:
@@ -117,7 +118,7 @@ def _check_place(output: Output) -> None:
     if path.is_dir():
         raise UserError(f"{output} is a folder; give a file name")
     beside = [name for name in ("recipe.yaml", "last.pt") if (path.parent / name).is_file()]
-    if path.name in RUN_RECORDS and beside:
+    if path.name in RUN_RECORDS and beside and not output.record:
         raise UserError(
             f"{output} is a record of the run in {path.parent}, which has a {beside[0]}; give another folder or name"
         )

@@ -37,16 +37,20 @@ from yoloxkd.types import ImageSize
 from yoloxkd.version import __version__
 
 RUNS = Path("runs")
+MOST_PIXELS = 1 << 14  # of a side of the input; a picture of that size alone takes 3 GB as float32
 
 
 def check_size(imgsz: ImageSize, stride: int) -> None:
     """Refuse a square input size that is not a multiple of the model's `size_multiple`; others are padded to one."""
     if isinstance(imgsz, tuple):
-        if not stride <= imgsz[0] <= imgsz[1]:
+        if not stride <= imgsz[0] <= imgsz[1] <= MOST_PIXELS:
             raise UserError(
-                f"imgsz {imgsz} should be a short side of at least {stride} px and a long side not below it"
+                f"imgsz {imgsz} should be a short side of at least {stride} px and a long side not below it and of at "
+                f"most {MOST_PIXELS} px"
             )
         return
+    if imgsz > MOST_PIXELS:
+        raise UserError(f"--imgsz {imgsz} is more than {MOST_PIXELS} px, which no memory here is meant for")
     if imgsz < stride or imgsz % stride:
         near = max(stride, round(imgsz / stride) * stride)
         raise UserError(f"--imgsz {imgsz} is not a multiple of the model's stride {stride}; the nearest is {near}")

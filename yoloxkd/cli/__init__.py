@@ -120,10 +120,11 @@ def val(
 ) -> None:
     """Measure a model on a data set: the COCO metrics, or CrowdHuman's on data of that format."""
     from yoloxkd.api import Detector
-    from yoloxkd.cli.report import metrics_table, val_options, write_detections
+    from yoloxkd.cli.report import check_val_outputs, metrics_table, val_options, write_detections
     from yoloxkd.cli.tables import write_json
 
     options = val_options(set_ or ())
+    check_val_outputs(out, json_file, [data, *([] if model is None else [model])])
     detector = Detector(model, device or "auto")
     result = detector.evaluate(data, split, batch, imgsz, workers, **options)
     shown = {"model": detector.source, "data": data, "split": split, **result.metrics}

@@ -22,6 +22,7 @@ from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.metrics.measure import overall
+from yoloxkd.output_paths import Output, check_outputs
 
 CONF, IOU = 0.25, 0.65  # of the timed predictions, as `yoloxkd predict` has them; AP is measured as `yoloxkd val` does
 
@@ -48,14 +49,16 @@ def bench(
     json_file: Path | None,
 ) -> None:
     """Export what is not a file yet, measure all variants in turns, print the table."""
+    check_outputs([] if json_file is None else [Output("--json", json_file)], [*models, data])
     images = load_split(find_data(data), split)
     many = threads or os.cpu_count() or 1
     detectors = [Detector(model, "cpu") for model in models]
+    labels = _labels(detectors)
     size = _common_size(detectors, imgsz)
     with tempfile.TemporaryDirectory(prefix="yoloxkd-bench-") as folder:
         variants: dict[Variant, Detector] = {}
         for number, detector in enumerate(detectors):
-            label = Path(detector.source).name if len(models) > 1 else ""
+            label = labels[number] if len(models) > 1 else ""
             place = Path(folder) / str(number)
             variants |= dict.fromkeys(_variants(detector, label, place, size, data, calib, compiled), detector)
         rows = _measure(variants, images, size, runs, many)
@@ -63,6 +66,16 @@ def bench(
     print(_shown(rows, many))
     if json_file is not None:
         write_json(json_file, {"data": data, "split": split, "imgsz": size, "runs": runs, "variants": rows})
+
+
+def _labels(detectors: Sequence[Detector]) -> list[str]:
+    """A name for each model's rows: its file name, with its folder where names repeat. UserError: a file comes twice."""
+    files = [Path(detector.weights_file).resolve() for detector in detectors]
+    for number, file in enumerate(files):
+        if file in files[:number]:
+            raise UserError(f"{detectors[number].source} is given twice; a model compared with itself says nothing")
+    names = [Path(detector.source).name for detector in detectors]
+    return [name if names.count(name) == 1 else d.source for name, d in zip(names, detectors, strict=True)]
 
 
 def _common_size(detectors: Sequence[Detector], imgsz: int | None) -> int:

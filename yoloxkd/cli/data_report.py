@@ -16,13 +16,15 @@ from yoloxkd.cli.tables import table, write_json
 from yoloxkd.data.check import SplitReport, check_data
 from yoloxkd.data.convert import convert_data
 from yoloxkd.data.download import download_data
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.spec import DataSpec, find_data, load_split
 from yoloxkd.data.stats import SIZES, SplitStats, split_stats
 from yoloxkd.errors import UserError
+from yoloxkd.output_paths import Output, check_outputs, own_json
 
 
 def check_report(name: str, limit: int | None, json_file: Path | None) -> None:
     """Print every fault of a data set. UserError when one of them would break training."""
+    check_outputs([] if json_file is None else [Output("--json", json_file)], [name])
     spec = find_data(name)
     with _progress("looking at the pictures") as progress:
         reports = check_data(spec, progress)
@@ -57,18 +59,33 @@ def stats_report(name: str, split: str | None, out: Path | None, samples: int, j
 
     spec = find_data(name)
     folder = Path("runs") / "data" / Path(name).stem if out is None else out
-    found, written = [], []
-    for one in spec.splits if split is None else [split]:
-        data = load_split(spec, one)
-        stats = split_stats(data)
-        found.append(stats)
+    splits = spec.splits if split is None else [split]
+    _check_stats_folder(spec, folder, [*(f"samples-{one}.png" for one in splits), "chart.png"], json_file)
+    read = [load_split(spec, one) for one in splits]
+    found = [split_stats(data) for data in read]
+    for data, stats in zip(read, found, strict=True):
         print(stats_text(stats) + ("" if not len(data.faults) else f"\n{data.faults.describe()}"))
-        written.append(_drawn(folder / f"samples-{one}.png", partial(draw_samples, data, count=samples)))
-    written.append(_drawn(folder / "chart.png", partial(draw_counts, found)))
     shown: dict[str, Any] = {"data": name, "splits": {stats.split: stats.as_dict() for stats in found}}
     for file in (folder / "stats.json", *([] if json_file is None else [json_file])):
-        write_json(file, shown)
+        write_json(file, shown)  # before the pictures: it tells the next time that they are this command's
+    written = [_drawn(folder / f"samples-{d.split}.png", partial(draw_samples, d, count=samples)) for d in read]
+    written.append(_drawn(folder / "chart.png", partial(draw_counts, found)))
     print(f"written: {', '.join(map(str, [*written, folder / 'stats.json']))}")
+
+
+def _check_stats_folder(spec: DataSpec, folder: Path, pictures: Sequence[str], json_file: Path | None) -> None:
+    """UserError: the pictures would be taken for the data set's, or would replace something else."""
+    whole = folder.resolve()
+    for place in spec.image_folders():
+        if place.resolve() in (whole, *whole.parents):
+            raise UserError(
+                f"--out {folder} is in {place}, where {spec.name} has its images, so what is drawn would be taken for "
+                "images of it; give a folder elsewhere"
+            )
+    outputs = [Output("--out", folder / name, lambda _: own_json(folder / "stats.json")) for name in pictures]
+    outputs.append(Output("--out", folder / "stats.json"))
+    outputs += [] if json_file is None else [Output("--json", json_file)]
+    check_outputs(outputs, [spec.name])
 
 
 def _drawn(file: Path, draw: Callable[[Path], Path]) -> Path:

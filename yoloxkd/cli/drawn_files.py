@@ -36,7 +36,9 @@ def is_drawn_text(file: Path) -> bool:
     """Whether a label file in `labels/` belongs to a drawn picture or video beside that folder."""
     stem, _, number = file.stem.rpartition("_")
     stems = [file.stem, *([stem] if number.isdigit() else [])]
-    return any(is_drawn(file.parent.parent / f"{s}{suffix}") for s in stems for suffix in (".jpg", ".jpeg", ".png", ".mp4"))
+    return any(
+        is_drawn(file.parent.parent / f"{s}{suffix}") for s in stems for suffix in (".jpg", ".jpeg", ".png", ".mp4")
+    )
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from yoloxkd.api import Detector, fraction
+from yoloxkd.api import Detector
+from yoloxkd.build.arguments import fraction
 from yoloxkd.build.run import newest_run
 from yoloxkd.cli.drawn_files import VideoFile, write_picture
 from yoloxkd.cli.prediction_paths import Target, check_targets, free_targets, split_model
@@ -183,7 +184,9 @@ class _Run:
                 here_found = self.found[first:]
                 each = 1000 * seconds / max(len(here_found), 1)
                 listed = _counted([one.detections for one in here_found])
-                print(f"{label}: {len(here_found)} frames, {listed} ({each:.0f} ms a frame) -> {target.file}", flush=True)
+                print(
+                    f"{label}: {len(here_found)} frames, {listed} ({each:.0f} ms a frame) -> {target.file}", flush=True
+                )
 
     def _keep(self, one: Found, target: Target) -> None:
         self.found.append(one)

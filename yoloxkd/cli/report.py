@@ -25,6 +25,7 @@ from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.nn.weights import PUBLISHED
+from yoloxkd.output_paths import Output, check_outputs, own_json
 from yoloxkd.types import ImageSize
 
 
@@ -38,6 +39,15 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     rows = [[name, *shown(values)] for name, values in metrics["per_class"].items()]
     columns: Mapping[str, float] = next(iter(metrics["per_class"].values()), {})
     return table(list(whole), [shown(whole)]) + "\n" + table(["class", *columns], rows)
+
+
+def check_val_outputs(out: Path | None, json_file: Path | None, inputs: Sequence[str]) -> None:
+    """UserError: `yoloxkd val` would write over one of its inputs, over a file it has not written, or cannot write."""
+    outputs = [] if json_file is None else [Output("--json", json_file)]
+    if out is not None:
+        outputs += [Output("--out", out / "metrics.json"), Output("--out", out / "detections.json")]
+        outputs.append(Output("--out", out / "detections.odgt", lambda file: own_json(file.parent / "metrics.json")))
+    check_outputs(outputs, inputs)
 
 
 def write_detections(folder: Path, result: EvalResult) -> Path:

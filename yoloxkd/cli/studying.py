@@ -11,7 +11,7 @@ from yoloxkd.errors import UserError, nearest
 from yoloxkd.study.definition import Definition, TeacherPart, read_study
 from yoloxkd.study.plan import Key, plan
 from yoloxkd.study.records import METRICS, Record
-from yoloxkd.study.report import gain_text, points_text, write_report
+from yoloxkd.study.report import check_report_paths, gain_text, points_text, write_report
 from yoloxkd.study.runner import Runner
 from yoloxkd.study.statistics import Row, rows
 
@@ -39,6 +39,7 @@ def run_study(
         study.teacher = TeacherPart(file=teacher, train=None)
     out = out or RUNS / study.name
     results = results or out / "results"
+    check_report_paths(study, out, results, [name, *([] if data is None else [data])])
     local = {"data": data, "device": device, "workers": workers}
     runs = plan(study, out, {key: value for key, value in local.items() if value is not None})
     runner = Runner(

@@ -42,7 +42,9 @@ def _is_one(images: Any) -> bool:
     if isinstance(images, str | Path | Image.Image):
         return True
     dimensions = getattr(images, "ndim", None)
-    return dimensions is not None and dimensions != 4 and getattr(getattr(images, "dtype", None), "kind", "") not in "OU"
+    return (
+        dimensions is not None and dimensions != 4 and getattr(getattr(images, "dtype", None), "kind", "") not in "OU"
+    )
 
 
 def _picture(image: Any, which: str) -> np.ndarray:

@@ -146,6 +146,16 @@ def _check_names(study: Definition, where: str) -> None:
                 raise UserError(
                     f"the {where} calls a {kind} '{name}'; names become folders, so letters, digits, . _ + - are allowed"
                 )
+    if study.name.casefold() == "summary":
+        raise UserError(f"the {where} is called '{study.name}', and summary.csv is the table of all studies; rename it")
+    for kind, names in (("student", study.students), ("method", study.methods)):
+        seen: dict[str, str] = {}
+        for name in names:
+            if seen.setdefault(name.casefold(), name) != name:
+                raise UserError(
+                    f"the {where} has the {kind}s '{seen[name.casefold()]}' and '{name}', whose folders are one where case "
+                    "does not count; rename one"
+                )
     if "teacher" in study.students:
         raise UserError(f"the {where} calls a student 'teacher', which is the teacher's own row; rename it")
     for title, grid in study.grids.items():

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from yoloxkd.engine.atomic import write_text
+from yoloxkd.output_paths import Output, check_folder, check_outputs, head
 from yoloxkd.study.definition import Definition, Grid
 from yoloxkd.study.plan import TEACHER, Key
 from yoloxkd.study.records import METRICS, Record, write_summary
@@ -17,6 +18,21 @@ from yoloxkd.viz.comparison import Comparison, draw_comparison
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 NOTHING = "–"
+
+
+def check_report_paths(study: Definition, out: Path, results: Path, inputs: Sequence[str | Path]) -> None:
+    """UserError: a table of the study would replace a file that is not its own, or a folder cannot be written to."""
+    page, table, picture = (results / f"{study.name}{suffix}" for suffix in (".md", ".csv", ".png"))
+    check_outputs(
+        [
+            Output("--results", page, lambda file: head(file).startswith(f"# Study {study.name}".encode())),
+            Output("--results", table, lambda file: head(file).startswith(b"grid,student,method,")),
+            Output("--results", picture, lambda _: page.is_file()),
+            Output("--results", results / "summary.csv", lambda file: head(file).startswith(b"study,student,method,")),
+        ],
+        inputs,
+    )
+    check_folder(out)
 
 
 def write_report(study: Definition, records: Mapping[Key, Record], results: Path) -> list[Path]:
@@ -126,7 +142,7 @@ def _number(value: float) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def statistics_csv(study: Definition, tables: Mapping[str, Sequence[Row]]) -> str:

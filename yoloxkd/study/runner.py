@@ -137,7 +137,7 @@ class Runner:
 
     def _one(self, run: Run, lock: int) -> Record:
         """Train (or go on training) a run, measure its best student, and keep both."""
-        log = self.out / "logs" / f"{run.key.path.replace('/', '-')}.log"
+        log = self.out / "logs" / f"{run.key.path}.log"
         if run.teacher == UNTRAINED:
             self._make_untrained(run)
         if run.recipe is not None and not (run.folder / "metrics.json").is_file():
@@ -161,7 +161,7 @@ class Runner:
         assert run.recipe is not None
         if (run.folder / "last.pt").is_file():
             return [*_program(), "train", "--resume", str(run.folder)]
-        recipe = self.out / "recipes" / f"{run.key.path.replace('/', '-')}.yaml"
+        recipe = self.out / "recipes" / f"{run.key.path}.yaml"
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_text(recipe, write_yaml(run.recipe.model_dump(by_alias=True, mode="json")))
         return [*_program(), "train", "--recipe", str(recipe), "--out", str(run.folder)]
