@@ -14,7 +14,7 @@ import torch
 from benchmarks.peers import use_peers
 from benchmarks.report import Row, run_script
 from benchmarks.timing import alternate, ratio
-from yoloxkd.engine.evaluate import _joined, to_original
+from yoloxkd.engine.evaluate import _joined
 from yoloxkd.metrics.coco import METRIC_NAMES, COCODetections, coco_metrics
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.types import Detections, ImageMeta
@@ -62,7 +62,7 @@ def ours(truth: dict[str, Any], found: list[tuple[torch.Tensor, ...]]) -> list[f
     parts = []
     for i, (boxes, scores, labels) in enumerate(found):
         meta = ImageMeta(i + 1, f"{i}.jpg", SIDE, SIDE)
-        one = to_original(Detections(boxes.numpy(), scores.numpy(), labels.numpy(), list(COCO_NAMES)), meta)
+        one = Detections(boxes.numpy(), scores.numpy(), labels.numpy(), list(COCO_NAMES)).to_image(meta)
         parts.append(COCODetections(np.full(len(one.scores), i + 1), one.boxes, one.scores, one.labels))
     numbers = coco_metrics(truth, _joined(parts), names=list(COCO_NAMES))
     return [numbers[name] for name in METRIC_NAMES]

@@ -23,7 +23,6 @@ from rich.table import Table
 
 from yoloxkd import Detector, Trainer
 from yoloxkd.data.spec import find_data, load_split
-from yoloxkd.viz.draw import draw_detections
 
 SIZE = 160  # px
 BATCH = 8
@@ -97,7 +96,7 @@ def main() -> None:
 
     found = Detector(exported).predict(image, conf=0.1)[0]  # a student of a minute is seldom surer
     drawn = out / "prediction.png"
-    cv2.imwrite(str(drawn), cv2.cvtColor(draw_detections(image, found), cv2.COLOR_RGB2BGR))
+    cv2.imwrite(str(drawn), cv2.cvtColor(found.plot(image), cv2.COLOR_RGB2BGR))
 
     table = Table(title=f"shapes, test split, {SIZE} px, seed {arguments.seed}")
     for column in ("model", "AP", "AP50", "file MB", "ms an image"):

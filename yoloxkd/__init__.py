@@ -1,29 +1,56 @@
 """yoloxkd: train a detector under the guidance of a better one, and export it as a file proven to be the same model.
 
-from yoloxkd import Trainer, Detector
+Example:
+    from yoloxkd import Detector, Trainer
+
+    fit = Trainer(student="yolox-nano", teacher="teacher.pt", kd="pgd", data="my.yaml").fit()
+    found = Detector(fit.best).predict("photo.jpg")[0]
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from yoloxkd.version import __version__
 
-__all__ = ["Detections", "Detector", "Trainer", "__version__"]
+__all__ = [
+    "Callback",
+    "Detection",
+    "Detections",
+    "Detector",
+    "EvalResult",
+    "FitResult",
+    "Trainer",
+    "UserError",
+    "__version__",
+]
 
 if TYPE_CHECKING:
-    from yoloxkd.api import Detector, Trainer
-    from yoloxkd.types import Detections
+    from yoloxkd.api import Detector, FitResult, Trainer
+    from yoloxkd.detections import Detection, Detections
+    from yoloxkd.engine.evaluate import EvalResult
+    from yoloxkd.engine.events import Callback
+    from yoloxkd.errors import UserError
+
+_MODULES = {
+    "Callback": "yoloxkd.engine.events",
+    "Detection": "yoloxkd.detections",
+    "Detections": "yoloxkd.detections",
+    "Detector": "yoloxkd.api",
+    "EvalResult": "yoloxkd.engine.evaluate",
+    "FitResult": "yoloxkd.api",
+    "Trainer": "yoloxkd.api",
+    "UserError": "yoloxkd.errors",
+}
 
 
 def __getattr__(name: str) -> Any:
     # importing torch costs seconds: the command line and `import yoloxkd` must not pay for it
-    if name in ("Trainer", "Detector"):
-        from yoloxkd import api
-
-        return getattr(api, name)
-    if name == "Detections":
-        from yoloxkd.types import Detections
-
-        return Detections
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'yoloxkd' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

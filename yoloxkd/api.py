@@ -38,7 +38,7 @@ from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.data.transforms import network_input, up_to_multiple
 from yoloxkd.engine import dist
 from yoloxkd.engine.device import choose_device
-from yoloxkd.engine.evaluate import EvalResult, TorchPredictor, evaluate, to_original
+from yoloxkd.engine.evaluate import EvalResult, TorchPredictor, evaluate
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, check_format
@@ -201,7 +201,7 @@ class Detector:
         out = []
         for pixels in given_images(images):
             tensor, meta = one_input(pixels, size, predictor)
-            out.append(to_original(predictor(tensor)[0], meta))
+            out.append(predictor(tensor)[0].to_image(meta))
         return out
 
     def val(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
-import numpy as np
+from yoloxkd.detections import Detections as Detections
 
 if TYPE_CHECKING:
     import torch
@@ -139,37 +139,6 @@ class DenseOutput:
             return value
 
         return type(self)(**{f.name: cut(getattr(self, f.name)) for f in fields(self)})
-
-
-@dataclass(slots=True)
-class Detections:
-    """Detections of one image, best score first.
-
-    boxes   (n, 4) float32 xyxy, px of the original image
-    scores  (n,) float32, 0 to 1
-    labels  (n,) int64, index into names
-    names   class names
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    names: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def as_dicts(self) -> list[dict[str, Any]]:
-        """JSON-ready rows: box, score, label, name."""
-        return [
-            {
-                "box": [round(float(v), 3) for v in box],
-                "score": round(float(score), 6),
-                "label": int(label),
-                "name": self.names[int(label)] if self.names else str(int(label)),
-            }
-            for box, score, label in zip(self.boxes, self.scores, self.labels, strict=True)
-        ]
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from yoloxkd.data.coco import read_coco
 from yoloxkd.data.crowdhuman import read_crowdhuman
 from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.records import DetectionData
-from yoloxkd.engine.evaluate import TorchPredictor, evaluate, to_original
+from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.errors import UserError
 from yoloxkd.nn.yolox import YOLOX
 from yoloxkd.types import Detections, ImageMeta
@@ -107,7 +107,7 @@ def test_no_detections_score_zero(tmp_path: Path) -> None:
 def test_boxes_go_back_to_the_original_and_stay_inside() -> None:
     meta = ImageMeta(1, "", height=50, width=100, scale=0.5, left=4.0, top=8.0)
     found = Detections(np.array([[4, 8, 54, 33], [-90, 0, 900, 900]], np.float32), np.ones(2), np.zeros(2, int))
-    assert to_original(found, meta).boxes.tolist() == [[0, 0, 100, 50], [0, 0, 100, 50]]
+    assert found.to_image(meta).boxes.tolist() == [[0, 0, 100, 50], [0, 0, 100, 50]]
 
 
 def test_results_are_in_the_format_of_coco(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.engine.scenes import scene
 from tests.exporters.tiny import TinyDetector
 from yoloxkd.data.loader import eval_loader
-from yoloxkd.engine.evaluate import TorchPredictor, to_original
+from yoloxkd.engine.evaluate import TorchPredictor
 
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "predict.py"
 
@@ -45,7 +45,7 @@ def test_it_finds_what_the_model_finds(
     model = script.Model(str(request.getfixturevalue(file)), conf=0.5)
     predictor = TorchPredictor(detector, conf=0.5, iou=0.65, max_det=40)
     for index, batch in enumerate(eval_loader(data, imgsz=64, batch=1)):
-        wanted = to_original(predictor(batch.images)[0], batch.meta[0])
+        wanted = predictor(batch.images)[0].to_image(batch.meta[0])
         boxes, scores, labels = model.predict(data.read(index))
         assert len(wanted) > 0
         assert labels.tolist() == wanted.labels.tolist()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.engine.scenes import scene
+from yoloxkd.drawing import class_color
 from yoloxkd.types import Detections
-from yoloxkd.viz.draw import class_colour
 from yoloxkd.viz.mosaic import draw_comparison, truth_beside_prediction
 
 
@@ -51,7 +51,7 @@ def test_a_comparison_draws_what_a_predictor_finds_where_it_is(tmp_path: Path) -
     sheet = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     assert sheet.shape == (216, 424, 3)
     prediction = sheet[8:208, 216:416]
-    blue = (prediction == class_colour(1)).all(axis=2)
+    blue = (prediction == class_color(1)).all(axis=2)
     rows, columns = np.nonzero(blue)
     # the picture is 200 x 100 px in the middle of the cell; its lower right quarter begins at (100, 100)
     assert abs(columns.min() - 100) <= 2

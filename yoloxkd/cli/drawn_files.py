@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from yoloxkd.data.write_image import encoded
 from yoloxkd.errors import UserError
+from yoloxkd.write_image import encoded
 
 MARK = b"drawn by yoloxkd predict"
 _AFTER_PNG_HEADER = 33  # bytes of the signature and of the IHDR chunk

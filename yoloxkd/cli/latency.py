@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from yoloxkd.api import one_input
-from yoloxkd.engine.evaluate import TorchPredictor, to_original
+from yoloxkd.engine.evaluate import TorchPredictor
 from yoloxkd.exporters.runtime import OnnxPredictor
 
 Timed = OnnxPredictor | TorchPredictor
@@ -96,7 +96,7 @@ def _once(predictor: Timed, picture: np.ndarray, imgsz: int) -> tuple[float, flo
         boxes, scores = predictor.run(prepared)
         done = time.perf_counter()
         found = predictor.detections(boxes, scores)[0]
-    to_original(found, meta)
+    found.to_image(meta)
     return ready - started, done - ready, time.perf_counter() - done
 
 

@@ -25,7 +25,6 @@ from yoloxkd.cli.tables import printable, write_json
 from yoloxkd.data.images import read_image
 from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.types import Detections
-from yoloxkd.viz.draw import draw_detections
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,7 @@ class _Run:
             size = f"{pixels.shape[1]}x{pixels.shape[0]} px"
             raise Unreadable(f"{path}, a picture of {size}, cannot be fitted to the input size") from error
         seconds = time.perf_counter() - started
-        write_picture(target.file, draw_detections(pixels, found))
+        write_picture(target.file, found.plot(pixels))
         self._keep(Found(str(path), None, (pixels.shape[0], pixels.shape[1]), found), target)
         print(f"{path}: {_counted([found])} ({1000 * seconds:.0f} ms) -> {target.file}", flush=True)
 
@@ -173,7 +172,7 @@ class _Run:
                     started = time.perf_counter()
                     here = self.detect(pixels)
                     seconds += time.perf_counter() - started
-                    file.write(draw_detections(pixels, here))
+                    file.write(here.plot(pixels))
                     self._keep(Found(label, number, size, here), target)
         except KeyboardInterrupt:
             if not camera:

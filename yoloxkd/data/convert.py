@@ -18,9 +18,9 @@ from yoloxkd.data.formats import Format
 from yoloxkd.data.headers import image_size
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import DataSpec, load_split
-from yoloxkd.data.write_image import write_image
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.output_paths import check_folder
+from yoloxkd.write_image import write_image
 
 
 @dataclass(slots=True)

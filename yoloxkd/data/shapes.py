@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from yoloxkd.data.outlines import OUTLINES
-from yoloxkd.data.write_image import write_image
 from yoloxkd.errors import UserError
+from yoloxkd.write_image import write_image
 
 SHAPES = "shapes"
 VERSION = 2

@@ -20,7 +20,7 @@ from yoloxkd.metrics.coco import COCODetections
 from yoloxkd.metrics.measure import measure
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.ops.nms import postprocess
-from yoloxkd.types import Batch, Detections, ImageMeta, Predictor
+from yoloxkd.types import Batch, Detections, Predictor
 
 
 class TorchPredictor:
@@ -77,14 +77,6 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes:
             m.training = training
-
-
-def to_original(found: Detections, meta: ImageMeta) -> Detections:
-    """Detections in px of the network input -> in px of the stored image, clipped to it."""
-    offset = np.array([meta.left, meta.top, meta.left, meta.top], dtype=np.float32)
-    boxes = (found.boxes - offset) / np.float32(meta.scale)
-    limit = np.array([meta.width, meta.height, meta.width, meta.height], dtype=np.float32)
-    return Detections(np.clip(boxes, 0, limit), found.scores, found.labels, found.names)
 
 
 @dataclass(slots=True)
@@ -157,7 +149,7 @@ def evaluate(
         found = predictor(batch.images)
         seconds += time.perf_counter() - started
         for one, meta in zip(found, batch.meta, strict=True):
-            found_in[meta.image_id] = _renamed(to_original(one, meta), meta.image_id, label_of)
+            found_in[meta.image_id] = _renamed(one.to_image(meta), meta.image_id, label_of)
     result = None
     if everyones := to_zero((found_in, seconds)):
         everything = {image: found for part, _ in everyones for image, found in part.items()}

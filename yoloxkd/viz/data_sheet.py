@@ -11,8 +11,8 @@ import numpy as np
 
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.stats import SIZES, SplitStats
-from yoloxkd.data.write_image import write_image
-from yoloxkd.viz.draw import draw_boxes
+from yoloxkd.drawing import draw_boxes
+from yoloxkd.write_image import write_image
 
 _PAPER, _GAP = 245, 8
 _MOST_CLASSES = 40  # bars of the chart

@@ -10,9 +10,9 @@ import numpy as np
 
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.transforms import fit_size, network_input
-from yoloxkd.data.write_image import write_image
+from yoloxkd.drawing import draw_boxes
 from yoloxkd.types import Detections, ImageSize, Predictor
-from yoloxkd.viz.draw import draw_boxes, draw_detections
+from yoloxkd.write_image import write_image
 
 _PAPER = 245
 _GAP = 8
@@ -37,10 +37,9 @@ def truth_beside_prediction(
     for image, truth, prediction in zip(images, truths, predictions, strict=True):
         small, scale = _fit(image, cell)
         left = draw_boxes(small, truth.boxes * scale, truth.labels, [_name(truth, k) for k in truth.labels])
-        scaled = Detections(prediction.boxes * scale, prediction.scores, prediction.labels, prediction.names)
         pair = blank.copy()
         _paste(pair, left, _GAP, cell)
-        _paste(pair, draw_detections(small, scaled), cell + 2 * _GAP, cell)
+        _paste(pair, prediction.moved(scale).plot(small), cell + 2 * _GAP, cell)
         pairs.append(pair)
     pairs = pairs or [blank]
     columns = min(pairs_per_row, len(pairs))
@@ -69,14 +68,13 @@ def draw_comparison(
         picture = data.read(index)
         boxed, scale, left, top = network_input(picture, imgsz, predictor.stride, predictor.pad_value)
         _, height, width = fit_size(picture.shape[0], picture.shape[1], imgsz)
-        corner = np.array([left, top, left, top], dtype=np.float32)
         x, y = int(left), int(top)
         images.append(boxed[y : y + height, x : x + width])
         boxes, labels, crowd = data.annotations(index)
         names = [*data.names, *(f"{name} (crowd)" for name in data.names)]
         truths.append(Detections(boxes * scale, np.ones(len(boxes)), labels + crowd * len(data.names), names))
         found = predictor(torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1)))[None])[0]
-        predictions.append(Detections(found.boxes - corner, found.scores, found.labels, found.names))
+        predictions.append(found.moved(1.0, -left, -top))
     sheet = truth_beside_prediction(images, truths, predictions, cell=cell)
     write_image(output, sheet)
     return output

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 
 from yoloxkd.data.images import read_image
-from yoloxkd.data.write_image import encoded
+from yoloxkd.write_image import encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Boxes on pictures: readable at any size, one colour a class."""
+"""Boxes on pictures: readable at any size, one color a class."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from yoloxkd.types import Detections
-
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GOLDEN = 0.618033988749895
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
+def class_color(label: int) -> tuple[int, int, int]:
     """RGB of a class: hues a golden section apart, so that neighbours in the list differ most."""
     hue = (0.02 + label * _GOLDEN) % 1.0
     value = (1.0, 0.75, 0.9)[label // 12 % 3]
@@ -22,16 +20,13 @@ def class_colour(label: int) -> tuple[int, int, int]:
     return round(255 * r), round(255 * g), round(255 * b)
 
 
-def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
-    """image (H, W, 3) uint8 RGB -> a copy with every box, its class name and its score in percent.
-
-    Boxes are in px of `image`. Better detections are drawn over worse ones.
-    """
-    captions = [
-        f"{detections.names[int(k)] if detections.names else int(k)} {100 * float(s):.0f}"
-        for k, s in zip(detections.labels, detections.scores, strict=True)
-    ]
-    return draw_boxes(image, detections.boxes, detections.labels, captions)
+def draw_masks(image: np.ndarray, masks: np.ndarray, labels: np.ndarray, opacity: float = 0.45) -> np.ndarray:
+    """image (H, W, 3) uint8 RGB, masks (n, H, W) bool, labels (n,) -> a copy tinted where the masks are, the first on top."""
+    canvas = image.copy()
+    for mask, label in reversed(list(zip(masks, labels, strict=True))):
+        color = np.array(class_color(int(label)), np.float32)
+        canvas[mask] = ((1 - opacity) * canvas[mask] + opacity * color).round().astype(np.uint8)
+    return canvas
 
 
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, captions: Sequence[str]) -> np.ndarray:
@@ -44,13 +39,13 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, caption
     line = max(1, round(min(height, width) / 260))
     scale = max(0.36, min(height, width) / 1150)
     rows = [_inside(box, width, height) for box in boxes]
-    colours = [class_colour(int(k)) for k in labels]
-    for (x1, y1, x2, y2), colour in reversed(list(zip(rows, colours, strict=True))):
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), _edge(colour), line + 2)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, line)
-    for row, colour, caption in reversed(list(zip(rows, colours, captions, strict=True))):
+    colors = [class_color(int(k)) for k in labels]
+    for (x1, y1, x2, y2), color in reversed(list(zip(rows, colors, strict=True))):
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), _edge(color), line + 2)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line)
+    for row, color, caption in reversed(list(zip(rows, colors, captions, strict=True))):
         if caption:
-            _caption(canvas, row, caption, colour, scale)
+            _caption(canvas, row, caption, color, scale)
     return canvas
 
 
@@ -64,13 +59,13 @@ def _inside(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, in
     )
 
 
-def _edge(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A darker edge, so that a line shows on a background of its own colour."""
-    return colour[0] // 3, colour[1] // 3, colour[2] // 3
+def _edge(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A darker edge, so that a line shows on a background of its own color."""
+    return color[0] // 3, color[1] // 3, color[2] // 3
 
 
 def _caption(
-    canvas: np.ndarray, row: tuple[int, int, int, int], text: str, colour: tuple[int, int, int], scale: float
+    canvas: np.ndarray, row: tuple[int, int, int, int], text: str, color: tuple[int, int, int], scale: float
 ) -> None:
     """A filled tag on the box's upper edge, or inside it where the picture ends above."""
     thick = max(1, round(scale * 1.6))
@@ -80,7 +75,7 @@ def _caption(
     x = max(0, min(row[0], canvas.shape[1] - tag_w))
     y = row[1] - tag_h if row[1] >= tag_h else row[1]
     y = max(0, min(y, canvas.shape[0] - tag_h))
-    cv2.rectangle(canvas, (x, y), (x + tag_w, y + tag_h), colour, -1)
-    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 120
+    cv2.rectangle(canvas, (x, y), (x + tag_w, y + tag_h), color, -1)
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 120
     ink = (0, 0, 0) if bright else (255, 255, 255)
     cv2.putText(canvas, text, (x + pad, y + h + pad // 2 + 1), _FONT, scale, ink, thick, cv2.LINE_AA)

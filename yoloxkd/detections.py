@@ -1,0 +1,190 @@
+"""What a detector finds in one image: a value that can be indexed, looped over, joined, drawn and saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from yoloxkd.errors import UserError
+
+if TYPE_CHECKING:
+    from yoloxkd.types import ImageMeta
+
+Rows = int | slice | Sequence[int] | Sequence[bool] | np.ndarray
+
+
+class Detection(NamedTuple):
+    """One object: box (4,) float32 xyxy px, score 0 to 1, label, its name, mask (H, W) bool or None."""
+
+    box: np.ndarray
+    score: float
+    label: int
+    name: str
+    mask: np.ndarray | None = None
+
+
+@dataclass(slots=True)
+class Detections:
+    """Detections of one image, best score first.
+
+    Attributes:
+        boxes: (n, 4) float32 xyxy, px of the original image.
+        scores: (n,) float32, 0 to 1.
+        labels: (n,) int64, index into names.
+        names: class names.
+        masks: (n, H, W) bool, the pixels of each object in the original image; None: the model gives no masks.
+
+    Example:
+        >>> found = Detections(np.array([[0, 0, 9, 9], [2, 2, 5, 5]]), np.array([0.9, 0.4]), np.array([1, 0]), ["cat", "dog"])
+        >>> len(found[found.scores > 0.5])
+        1
+        >>> [one.name for one in found]
+        ['dog', 'cat']
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: list[str] = field(default_factory=list)
+    masks: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, rows: Rows) -> Detections:
+        """Some of the detections: a number, a slice, numbers, or a mask (n,) of bool. IndexError: no such row."""
+        if isinstance(rows, int | np.integer):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"detection {rows} of {len(self)}")
+            rows = [int(rows)]
+        elif not isinstance(rows, slice | np.ndarray):
+            rows = np.asarray(rows, bool if len(rows) and isinstance(rows[0], bool | np.bool_) else np.int64)
+        masks = None if self.masks is None else self.masks[rows]
+        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], self.names, masks)
+
+    def __iter__(self) -> Iterator[Detection]:
+        """Each object with its values, best first."""
+        for i, (box, score, label) in enumerate(zip(self.boxes, self.scores, self.labels, strict=True)):
+            mask = None if self.masks is None else self.masks[i]
+            yield Detection(box, float(score), int(label), self._name(int(label)), mask)
+
+    def _name(self, label: int) -> str:
+        return self.names[label] if self.names else str(label)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Detections]) -> Detections:
+        """The detections of several calls on one image (tiles, models), best score first.
+
+        Raises:
+            UserError: their class names differ, or only some have masks.
+        """
+        if not parts:
+            return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+        if any(part.names != parts[0].names for part in parts):
+            raise UserError("detections of different class names cannot be joined: their labels mean different things")
+        masks = [part.masks for part in parts if part.masks is not None]
+        if len(masks) not in (0, len(parts)):
+            raise UserError("detections with masks and without cannot be joined")
+        scores = np.concatenate([part.scores for part in parts])
+        joined = cls(
+            np.concatenate([part.boxes for part in parts]),
+            scores,
+            np.concatenate([part.labels for part in parts]),
+            parts[0].names,
+            np.concatenate(masks) if masks else None,
+        )
+        return joined[np.argsort(-scores, kind="stable")]
+
+    def moved(self, scale: float = 1.0, left: float = 0.0, top: float = 0.0) -> Detections:
+        """Boxes times `scale`, then shifted by (left, top) px. UserError: there are masks, which cannot be moved so."""
+        if self.masks is not None:
+            raise UserError("detections with masks cannot be moved to another image size")
+        shift = np.array([left, top, left, top], dtype=np.float32)
+        return Detections(self.boxes * np.float32(scale) + shift, self.scores, self.labels, self.names)
+
+    def to_image(self, meta: ImageMeta) -> Detections:
+        """From px of the network input to px of the stored image, clipped to it; masks, which are whole images, stay."""
+        offset = np.array([meta.left, meta.top, meta.left, meta.top], dtype=np.float32)
+        boxes = (self.boxes - offset) / np.float32(meta.scale)
+        limit = np.array([meta.width, meta.height, meta.width, meta.height], dtype=np.float32)
+        return Detections(np.clip(boxes, 0, limit), self.scores, self.labels, self.names, self.masks)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """JSON-ready rows: box, score, label, name."""
+        return [
+            {
+                "box": [round(float(v), 3) for v in one.box],
+                "score": round(one.score, 6),
+                "label": one.label,
+                "name": one.name,
+            }
+            for one in self
+        ]
+
+    def plot(self, image: np.ndarray) -> np.ndarray:
+        """Draw every box (and mask) with its class name and its score in percent; better ones over worse ones.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, the image that was detected on.
+
+        Returns:
+            A drawn copy.
+
+        Raises:
+            UserError: the image is of another kind, or not as large as the masks.
+        """
+        from yoloxkd.drawing import draw_boxes, draw_masks
+
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise UserError(f"plot draws on a uint8 RGB array of shape (h, w, 3), got {kind}")
+        if self.masks is not None:
+            if self.masks.shape[1:] != image.shape[:2]:
+                raise UserError(f"the masks are {self.masks.shape[1:]} and the image {image.shape[:2]} (height, width)")
+            image = draw_masks(image, self.masks, self.labels)
+        captions = [f"{one.name} {100 * one.score:.0f}" for one in self]
+        return draw_boxes(image, self.boxes, self.labels, captions)
+
+    def save(self, path: str | Path, image: np.ndarray | None = None) -> Path:
+        """Write the rows of `as_dicts` (.json), or the drawn image (.jpg, .png and others that OpenCV writes).
+
+        Args:
+            path: the file; its folder is made.
+            image: (H, W, 3) uint8 RGB, needed for a picture.
+
+        Raises:
+            UserError: a picture without `image`, an unknown suffix, or a file that cannot be written.
+        """
+        from yoloxkd.write_image import write_image
+
+        file = Path(path)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix.lower() == ".json":
+                file.write_text(json.dumps(self.as_dicts(), indent=1) + "\n", encoding="utf-8")
+            elif image is None:
+                raise UserError(f"{file}: give .json for the rows, or the image to draw on: save(path, image)")
+            else:
+                write_image(file, self.plot(image))
+        except OSError as error:
+            raise UserError(f"could not write {file}: {error.strerror or error}") from error
+        return file
+
+    def to_supervision(self) -> Any:
+        """The same as a `supervision.Detections`, class names in its data. UserError: that package is not installed."""
+        try:
+            import supervision
+        except ImportError as error:
+            raise UserError("to_supervision needs the package supervision: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes.astype(np.float32).reshape(-1, 4),
+            mask=self.masks,
+            confidence=self.scores.astype(np.float32),
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array([one.name for one in self], dtype=str)},
+        )
