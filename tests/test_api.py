@@ -140,3 +140,18 @@ def test_an_exported_file_is_loaded_once(toy: Path, toy_run: Path, tmp_path: Pat
     assert len(few) == int((many.scores >= 0.05).sum())
     with pytest.raises(UserError, match="export it again"):
         exported.predict(picture, conf=0.001)
+
+
+def test_a_detector_is_called_like_predict_and_trained_like_a_trainer(toy: Path, toy_run: Path, tmp_path: Path) -> None:
+    detector = Detector(toy_run / "best.pt", "cpu")
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    for called, predicted in zip(detector(image, conf=0.01), detector.predict(image, conf=0.01), strict=True):
+        assert called.as_dicts() == predicted.as_dicts()
+    before = {name: value.clone() for name, value in detector.network.state_dict().items()}
+    options = {"data": str(toy), "epochs": 1, "batch": 8, "imgsz": 64, "device": "cpu", "set": TINY}
+    fit = detector.train(**options, out=tmp_path / "run")
+    assert all(torch.equal(before[name], value) for name, value in detector.network.state_dict().items())
+    assert fit.metrics["AP"] > 0.05, "it did not start from the detector's weights"
+    assert Detector(fit.best, "cpu").names == detector.names
+    with pytest.raises(UserError, match="leave out student"):
+        detector.train(student="yolox-s", data=str(toy))

@@ -204,6 +204,35 @@ class Detector:
             out.append(predictor(tensor)[0].to_image(meta))
         return out
 
+    def __call__(
+        self, images: Any, conf: float = 0.25, iou: float = 0.65, imgsz: ImageSize | None = None
+    ) -> list[Detections]:
+        """As `predict`."""
+        return self.predict(images, conf, iou, imgsz)
+
+    def train(self, **options: Any) -> FitResult:
+        """Go on training this model on a data set, alone or under a teacher; this object itself stays as it is.
+
+        Args:
+            **options: those of `Trainer` except `student` and `resume`: data, teacher, kd, epochs, out, ...
+
+        Returns:
+            What `Trainer(...).fit()` does: the metrics, the file of the best student, the run's folder.
+
+        Raises:
+            UserError: this is an exported file, or as `Trainer`.
+
+        Example:
+            fit = Detector("yolox-nano").train(data="my.yaml", teacher="teacher.pt", kd="pgd", epochs=30)
+            detector = Detector(fit.best)
+        """
+        if self.onnx:
+            raise UserError(f"{self.source} is an exported file, which cannot be trained; give its checkpoint")
+        if clash := [name for name in ("student", "resume") if options.get(name) is not None]:
+            raise UserError(f"Detector.train trains this model: leave out {', '.join(clash)}, or use Trainer(...)")
+        named = "@" not in self.source and not Path(self.source).is_file()
+        return Trainer(student=f"{self.source}@coco" if named else self.source, **options).fit()
+
     def val(
         self,
         data: str,
