@@ -129,7 +129,7 @@ class Trainer:
         self.out = Path(dist.broadcast(str(self.out)))
         run = self._checkpoint["run"] if self._checkpoint else {}
         dist.check_alike(
-            (run.get("epoch"), run.get("step_in_epoch"), self.recipe.model_dump_json()),
+            (run.get("epoch"), run.get("step_in_epoch"), repr(self.recipe)),
             f"the processes do not find the same run in {self.out}: that folder must be on storage that all machines share",
         )
         self.callbacks, self.console = list(callbacks), console

@@ -138,7 +138,7 @@ class Detections:
         Raises:
             UserError: the image is of another kind, or not as large as the masks.
         """
-        from yoloxkd.drawing import draw_boxes, draw_masks
+        from yoloxkd.drawing import draw_boxes, draw_masks, shortened
 
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -147,7 +147,7 @@ class Detections:
             if self.masks.shape[1:] != image.shape[:2]:
                 raise UserError(f"the masks are {self.masks.shape[1:]} and the image {image.shape[:2]} (height, width)")
             image = draw_masks(image, self.masks, self.labels)
-        captions = [f"{one.name} {100 * one.score:.0f}" for one in self]
+        captions = [f"{shortened(one.name)} {100 * one.score:.0f}" for one in self]
         return draw_boxes(image, self.boxes, self.labels, captions)
 
     def save(self, path: str | Path, image: np.ndarray | None = None) -> Path:

@@ -49,6 +49,22 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, caption
     return canvas
 
 
+def shortened(name: str, most: int = 40) -> str:
+    """A name of at most `most` letters: of a longer one the beginning and the end, which tell it from others."""
+    if len(name) <= most:
+        return name
+    tail = (most - 3) // 3
+    return name[: most - 3 - tail] + "..." + name[-tail:]
+
+
+def _fitted(text: str, width: int, scale: float, thick: int) -> str:
+    """The text, or so much of its beginning and its end (where the score is) as goes into `width` px."""
+    most = len(text)
+    while most > 8 and cv2.getTextSize(shortened(text, most), _FONT, scale, thick)[0][0] > width:
+        most -= 1
+    return shortened(text, most)
+
+
 def _inside(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
     x1, y1, x2, y2 = (float(v) for v in box)
     return (
@@ -69,8 +85,9 @@ def _caption(
 ) -> None:
     """A filled tag on the box's upper edge, or inside it where the picture ends above."""
     thick = max(1, round(scale * 1.6))
-    (w, h), below = cv2.getTextSize(text, _FONT, scale, thick)
     pad = max(2, round(4 * scale))
+    text = _fitted(text.replace("\n", " "), canvas.shape[1] - 2 * pad, scale, thick)
+    (w, h), below = cv2.getTextSize(text, _FONT, scale, thick)
     tag_w, tag_h = w + 2 * pad, h + below + pad
     x = max(0, min(row[0], canvas.shape[1] - tag_w))
     y = row[1] - tag_h if row[1] >= tag_h else row[1]

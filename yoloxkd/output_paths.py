@@ -86,9 +86,12 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[str | Path]) -> No
         if found is not None and found in there:
             also = "" if str(path) == str(there[found].path) else f" ({path})"
             raise UserError(f"{there[found]} is a file that this command reads{also}; give another name")
+    folders: dict[Path, Output] = {}
     for output in outputs:
         _check_place(output)
-    for folder, output in {output.path.parent: output for output in outputs if not is_device(output.path)}.items():
+        if not is_device(output.path):
+            folders.setdefault(Path(os.path.realpath(output.path)).parent, output)
+    for folder, output in folders.items():
         check_folder(folder, output.path)
 
 
@@ -99,22 +102,31 @@ def folded(path: str | Path) -> str:
 
 def is_device(path: Path) -> bool:
     """Whether a path is a pipe, a terminal, /dev/null and the like, which are written to and never replaced."""
-    if not path.exists() or path.is_dir():
+    if not os.path.exists(path) or os.path.isdir(path):
         return False
-    return not path.is_file() or path.absolute().parts[1:2] in (("dev",), ("proc",))
+    return not os.path.isfile(path) or path.absolute().parts[1:2] in (("dev",), ("proc",))
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
-    """Device and number of a regular file; None: there is none. A device such as /dev/null is nobody's data."""
+    """Device and number of a regular file; None: there is none. A device such as /dev/null is nobody's data.
+
+    `..` is followed as it will be once the folders before it are made.
+    """
     try:
-        found = os.stat(path)
+        found = os.stat(os.path.realpath(path))
     except (OSError, ValueError):
         return None
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 def _check_place(output: Output) -> None:
-    path = output.path
+    path = Path(os.path.realpath(output.path))
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"could not write {output.path}: {error.strerror}") from error
     if path.is_dir():
         raise UserError(f"{output} is a folder; give a file name")
     beside = [name for name in ("recipe.yaml", "last.pt") if (path.parent / name).is_file()]

@@ -45,7 +45,7 @@ def test_a_folder_of_pictures_and_a_video(
     model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    options = ["--out", out, "--save-txt", "--json", out / "rows.json", "--coco", out / "coco.json"]
+    options = ["--out", out, "--save-txt", "--save-conf", "--json", out / "rows.json", "--coco", out / "coco.json"]
     assert run([str(a) for a in ["predict", model, folder, *options]]) == 0
     assert sorted(p.name for p in out.iterdir()) == [
         "000000139.png", "000000285.png", "clip.mp4", "coco.json", "labels", "rows.json",

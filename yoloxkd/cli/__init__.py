@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -340,9 +341,18 @@ def run(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"yoloxkd: {_sentence(error)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM or error.filename is None:
+            raise
+        print(f"yoloxkd: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except (KeyboardInterrupt, typer.Abort):
         print("yoloxkd: interrupted", file=sys.stderr)
         return 130
+
+
+_OF_THE_SYSTEM = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP)
+"""What the system refuses for reasons outside the program; its own words and the path say all there is to say."""
 
 
 def _sentence(error: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -42,15 +43,15 @@ def find_sources(given: Iterable[str]) -> list[Source]:
     out: list[Source] = []
     for text in given:
         path = Path(text)
-        if path.is_dir():
+        if os.path.isdir(path):
             found = _inside(path)
-        elif path.is_file():
+        elif os.path.isfile(path):
             found = [path]
         elif re.fullmatch("[0-9]{1,4}", text):
             out.append(Source(path, "camera"))
             continue
         else:
-            found = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
+            found = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
         if not found:
             raise UserError(
                 f"no image or video at {text}: no such file, an empty folder, or a pattern that matches nothing"

@@ -43,7 +43,7 @@ def _is_one(images: Any) -> bool:
         return True
     dimensions = getattr(images, "ndim", None)
     return (
-        dimensions is not None and dimensions != 4 and getattr(getattr(images, "dtype", None), "kind", "") not in "OU"
+        dimensions is not None and dimensions != 4 and getattr(getattr(images, "dtype", None), "kind", None) not in ("O", "U")
     )
 
 
@@ -70,7 +70,10 @@ def _picture(image: Any, which: str) -> np.ndarray:
 def _of_pil(image: Image.Image, which: str) -> np.ndarray:
     try:
         if image.mode.startswith("I;16") or image.mode == "I":
-            return _picture(np.asarray(image).astype(np.uint16), which)
+            values = np.asarray(image)
+            if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+                raise UserError(f"{which} is a PIL image of mode {image.mode} with values beyond 0 to 65535; give {TAKEN}")
+            return _picture(values.astype(np.uint16), which)
         if image.mode == "F":
             raise UserError(f"{which} is a PIL image of mode F, whose range is not known; give {TAKEN}")
         picture = np.array(image.convert("RGB"))

@@ -29,7 +29,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beginning = os.fsdecode(os.fsencode(path.name)[:100])  # the whole name may be as long as a name can be
+    temporary = path.with_name(f".{beginning}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

@@ -12,6 +12,11 @@ PALETTE = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#06b6d4", "#e
 _INK = "#808080"
 
 
+def legend_name(name: str) -> str:
+    """A curve's name for the legend, which leaves out names that begin with _ and takes $ for mathematics."""
+    return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
+
+
 def line_chart(
     x: Sequence[float],
     curves: Mapping[str, Sequence[float]],
@@ -44,7 +49,9 @@ def line_chart(
                 few = "." if len(points) <= 40 else ""
                 style = "-" if number < len(PALETTE) else "--"
                 colour = PALETTE[number % len(PALETTE)]
-                axes.plot(*zip(*points, strict=True), style, color=colour, linewidth=1.6, marker=few, label=name)
+                axes.plot(
+                    *zip(*points, strict=True), style, color=colour, linewidth=1.6, marker=few, label=legend_name(name)
+                )
                 shown += [b for _, b in points]
         if shown and (log or (log is None and min(shown) > 0 and max(shown) / min(shown) > 100)):
             axes.set_yscale("log")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yoloxkd.viz.charts import legend_name
+
 _METRICS = ("AP", "AP50", "AP75", "AR100", "MR", "JI")
 
 
@@ -62,7 +64,9 @@ def _panel(panel: Any, title: str, epochs: list[float], curves: dict[str, list[f
         points = [(e, v) for e, v in zip(epochs, curve, strict=True) if math.isfinite(v)]
         if points:
             style = "-" if number < 10 else "--"
-            panel.plot(*zip(*points, strict=True), style, marker=".", markersize=4, linewidth=1.3, label=name)
+            panel.plot(
+                *zip(*points, strict=True), style, marker=".", markersize=4, linewidth=1.3, label=legend_name(name)
+            )
     if panel.lines:
         panel.set_yscale(scale)
         panel.legend(fontsize=8, ncols=1 + (len(panel.lines) > 6), framealpha=0.85)

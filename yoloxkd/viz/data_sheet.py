@@ -11,11 +11,12 @@ import numpy as np
 
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.stats import SIZES, SplitStats
-from yoloxkd.drawing import draw_boxes
+from yoloxkd.drawing import draw_boxes, shortened
 from yoloxkd.write_image import write_image
 
 _PAPER, _GAP = 245, 8
 _MOST_CLASSES = 40  # bars of the chart
+_MOST_LETTERS = 30  # of a class name under its bar
 
 
 def draw_samples(data: DetectionData, output: Path, count: int = 12, cell: int = 360, columns: int = 4) -> Path:
@@ -51,20 +52,22 @@ def _sample(data: DetectionData, index: int, cell: int) -> np.ndarray:
 
 def draw_counts(splits: Sequence[SplitStats], output: Path) -> Path:
     """Charts of every split: boxes by class and size, boxes an image, sides of boxes, sizes of pictures."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 1 + 4.2 * len(splits)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    rows = figure.subplots(len(splits), 4, squeeze=False, width_ratios=(2.2, 1, 1, 1))
-    for panels, split in zip(rows, splits, strict=True):
-        _classes(panels[0], split)
-        _bars(panels[1], split.per_image, f"{split.split}: boxes an image")
-        _bars(panels[2], split.sides, "side of a box / side of its picture", (0.0, 1.0))
-        panels[3].hexbin(split.sizes[:, 1], split.sizes[:, 0], gridsize=24, bins="log", mincnt=1, cmap="viridis")
-        panels[3].set_title("pictures, width x height px", fontsize=10, loc="left")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
+    with rc_context({"text.parse_math": False}):  # a class may be called $x$
+        rows = figure.subplots(len(splits), 4, squeeze=False, width_ratios=(2.2, 1, 1, 1))
+        for panels, split in zip(rows, splits, strict=True):
+            _classes(panels[0], split)
+            _bars(panels[1], split.per_image, f"{split.split}: boxes an image")
+            _bars(panels[2], split.sides, "side of a box / side of its picture", (0.0, 1.0))
+            panels[3].hexbin(split.sizes[:, 1], split.sizes[:, 0], gridsize=24, bins="log", mincnt=1, cmap="viridis")
+            panels[3].set_title("pictures, width x height px", fontsize=10, loc="left")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output)
     return output
 
 
@@ -77,7 +80,10 @@ def _classes(panel: Any, split: SplitStats) -> None:
         panel.bar(range(len(order)), values, bottom=base, color=colour, label=size, width=0.8)
         base = base + values
     panel.set_xticks(
-        range(len(order)), [split.names[k] for k in order], rotation=90 if len(order) > 6 else 0, fontsize=8
+        range(len(order)),
+        [shortened(split.names[k], _MOST_LETTERS) for k in order],
+        rotation=90 if len(order) > 6 else 0,
+        fontsize=8,
     )
     more = f", the {len(order)} most frequent of {len(split.names)}" if len(order) < len(split.names) else ""
     panel.set_title(f"{split.split}: boxes by class{more}", fontsize=10, loc="left")

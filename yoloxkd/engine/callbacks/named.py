@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -26,6 +27,15 @@ class NamedCallback(Callback):
 
     def __init__(self, **keys: Any) -> None:
         self.cfg: Any = validate(self.Config, keys, f"callback {self.name}", prefix=f"callbacks.{self.name}.")
+
+    def check_folder_name(self, out: Path) -> None:
+        """UserError: the run's folder has a name that another package would fail on in the middle of the run."""
+        try:
+            str(out.resolve()).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"callbacks.{self.name} writes to folders with names in UTF-8 only, and {out} is none; give another --out"
+            ) from None
 
     def needs(self, module: str, extra: str) -> ModuleType:
         """Import an optional package, or say how to install it."""

@@ -38,10 +38,12 @@ class TensorBoard(NamedCallback):
         self.writer: Any = None
 
     def on_fit_start(self, state: State) -> None:
+        self.check_folder_name(state.out)
         purge = state.iteration + 1 if state.iteration else None
         self.writer = self.module.SummaryWriter(str(state.out / "tensorboard"), purge_step=purge)
         if not state.iteration:
             text = write_yaml(state.recipe.model_dump(by_alias=True, mode="json"))
+            text = text.encode(errors="backslashreplace").decode()
             self.writer.add_text("recipe", "\n".join(f"    {line}" for line in text.splitlines()), 0)
 
     def on_step(self, state: State) -> None:

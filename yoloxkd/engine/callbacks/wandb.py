@@ -42,6 +42,7 @@ class WeightsAndBiases(NamedCallback):
 
     def on_fit_start(self, state: State) -> None:
         cfg = self.cfg
+        self.check_folder_name(state.out)
         try:
             self.session = self.module.init(
                 project=cfg.project,
