@@ -117,6 +117,8 @@ def measure(recipe: Recipe) -> Measured:
                 peaks.setdefault(images, memory.available)
                 break
             peaks[images] = memory.peak()
+        del step
+        memory.free()
     images, high = list(peaks.items())[-1]
     slope = _slope(peaks)
     return Measured(peaks, memory.available, int(images + (FILLED * memory.available - high) // slope))

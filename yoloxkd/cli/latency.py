@@ -92,12 +92,19 @@ def _once(predictor: Timed, picture: np.ndarray, imgsz: int) -> tuple[float, flo
         found = predictor.detections(outputs)[0]
     else:
         prepared = predictor.prepare(images)
-        ready = time.perf_counter()
+        ready = _now(predictor.device)
         boxes, scores = predictor.run(prepared)
-        done = time.perf_counter()
+        done = _now(predictor.device)
         found = predictor.detections(boxes, scores)[0]
     found.to_image(meta)
     return ready - started, done - ready, time.perf_counter() - done
+
+
+def _now(device: torch.device) -> float:
+    """The time when the device has done all it was given: CUDA returns before its work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import nn
 from yoloxkd.config.recipe import EngineSection
 from yoloxkd.engine.dist import place, world
 from yoloxkd.errors import UserError
+from yoloxkd.nn.timm_backbone import TimmBackbone
 
 
 class SeveralDevices(UserError):
@@ -57,15 +58,23 @@ def _one(name: str) -> torch.device:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
     except RuntimeError as error:
         raise UserError(f"unknown device '{name}'; known: auto, cpu, cuda, or a CUDA index such as 0") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type != "cuda":
+        return device
+    if device.index is None:  # torch.cuda.set_device refuses a device without one
+        device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
+    if device.index >= torch.cuda.device_count():
         raise UserError(f"there is no device {device}: torch finds {torch.cuda.device_count()} CUDA device(s) here")
     return device
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype of a name; None: full precision. UserError: fp16 without CUDA."""
+    """The autocast dtype of a name; None: full precision. UserError: fp16 without CUDA, bf16 on a GPU without it."""
     if amp == "fp16" and device.type != "cuda":
         raise UserError("engine.amp fp16 needs a CUDA device; use bf16 or off on the CPU")
+    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"engine.amp bf16 needs a GPU of the Ampere generation or newer, and {device} is older; use fp16"
+        )
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
@@ -79,7 +88,20 @@ def synchronised_norms(detector: nn.Module, device: torch.device) -> None:
     if device.type != "cuda":
         raise UserError("engine.sync_bn needs CUDA: torch synchronises batch norms there only; leave it off")
     if world() > 1:
-        nn.SyncBatchNorm.convert_sync_batchnorm(detector)
+        convert_norms(detector)
+
+
+def convert_norms(detector: nn.Module) -> None:
+    """Replace every batch norm by a `SyncBatchNorm`; what is frozen stays frozen.
+
+    By timm's converter: timm's norms hold their activation, and torch's converter drops it (pytorch/pytorch#187298).
+    """
+    from timm.layers import convert_sync_batchnorm
+
+    convert_sync_batchnorm(detector)
+    for module in detector.modules():
+        if isinstance(module, TimmBackbone):
+            module.freeze_again()
 
 
 @contextmanager

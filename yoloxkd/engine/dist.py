@@ -29,6 +29,8 @@ TIMEOUT = timedelta(minutes=10)
 _LOST = (
     "connection closed by peer", "connection reset", "broken pipe", "socket", "timed out", "timeout", "gloo", "nccl",
 )  # fmt: skip
+_PATIENT = timedelta(days=1)
+"""The same while one process of a machine does something long, such as a download."""
 _own = False
 _nccl = False
 _failed = False
@@ -172,13 +174,15 @@ def first_here() -> Iterator[None]:
         yield
         return
     leads = place().local_rank == 0
+    patient: Any = distributed.new_group(backend="gloo", timeout=_PATIENT)
     if not leads:
-        distributed.barrier()
+        distributed.barrier(patient)
     try:
         yield
     finally:
         if leads:
-            distributed.barrier()
+            distributed.barrier(patient)
+        distributed.destroy_process_group(patient)
 
 
 @contextmanager

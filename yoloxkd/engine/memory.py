@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import torch
@@ -36,6 +37,12 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             _CLEAR.write_text("5")
+
+    def free(self) -> None:
+        """Give back what trial steps held: models and their hooks refer to each other, so only the collector frees them."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def peak(self) -> int:
         """Bytes above the start, at the highest since `restart`."""

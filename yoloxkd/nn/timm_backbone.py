@@ -74,6 +74,7 @@ class TimmBackbone(nn.Module):
                 f"student.frozen_stages {stages}: backbone '{self.name}' has no such stage; give 0 or one of {known}"
             )
         self.norm_eval = norm_eval
+        self._chosen = (stages, norm_eval, norm_frozen)
         self._frozen = _modules_up_to(self.body, self._ends[2 ** (stages + 1)]) if stages else []
         for parameter in self.body.parameters():
             parameter.requires_grad_(True)
@@ -81,6 +82,10 @@ class TimmBackbone(nn.Module):
         for module in [*self._frozen, *norms]:
             module.requires_grad_(False)
         self.train(self.training)
+
+    def freeze_again(self) -> None:
+        """The same choice as before, for modules that have been replaced since."""
+        self.freeze(*self._chosen)
 
     def start(self, source: str) -> BackboneStart:
         """Load published weights; `source` is "imagenet", "none" or a file (see `pretrained.start_backbone`)."""
