@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from yoloxkd.data.faults import MISSING, UNREADABLE, Faults, Place
-from yoloxkd.data.images import WrongSize, decode_image, in_threads
+from yoloxkd.data.images import WrongSize, decode_image
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import DataSpec, load_split
+from yoloxkd.data.threads import in_threads
 from yoloxkd.errors import UserError
 
 OTHER_SIZE = "images of another size than their annotations say"
