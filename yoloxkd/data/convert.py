@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +16,14 @@ import numpy as np
 
 from yoloxkd.config.load import write_yaml
 from yoloxkd.data import FORMATS
+from yoloxkd.data.find_images import folded
 from yoloxkd.data.formats import Format
 from yoloxkd.data.headers import image_size
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import DataSpec, load_split
 from yoloxkd.errors import UserError, nearest
+
+_UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")  # categories of characters that end lines or that XML has no place for
 
 
 @dataclass(slots=True)
@@ -93,17 +98,30 @@ def _write(
 
 
 def _new_names(paths: Sequence[str], used: Counter[str]) -> list[str]:
-    """A file name for each picture, unlike all before without regard to suffix: its own, numbered where it repeats."""
+    """A file name for each picture: its own, where every format and file system can hold it beside the others.
+
+    Names that differ in their suffix, in case or in Unicode normal form alone are numbered, bytes that are not UTF-8 are
+    read as Latin-1, and control characters become `_`.
+    """
     out = []
     for path in paths:
-        file = Path(path)
+        file = Path(_plain(Path(path).name))
         stem, number = file.stem, 1
-        while used[stem]:
+        while used[folded(stem)]:
             number += 1
             stem = f"{file.stem}-{number}"
-        used[stem] += 1
+        used[folded(stem)] += 1
         out.append(stem + file.suffix)
     return out
+
+
+def _plain(name: str) -> str:
+    raw = os.fsencode(name)
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        name = raw.decode("latin-1")
+    return "".join("_" if unicodedata.category(c) in _UNWRITABLE else c for c in name)
 
 
 def select_classes(data: DetectionData, names: list[str]) -> DetectionData:
@@ -152,8 +170,8 @@ def _place(data: DetectionData, index: int, place: Path, target: Format, link: b
     place.parent.mkdir(parents=True, exist_ok=True)
     if not target.says_sizes and image_size(source) != tuple(data.sizes[index].tolist()):
         place = place.with_suffix(".png")
-        if not cv2.imwrite(str(place), cv2.cvtColor(data.read(index), cv2.COLOR_RGB2BGR)):
-            raise UserError(f"cannot write {place}")
+        # not cv2.imwrite, which cannot open every name
+        place.write_bytes(cv2.imencode(".png", cv2.cvtColor(data.read(index), cv2.COLOR_RGB2BGR))[1].tobytes())
     elif link:
         place.symlink_to(Path(source).resolve())
     else:

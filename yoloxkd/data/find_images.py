@@ -17,6 +17,8 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".mpo",
 )  # fmt: skip
 _NOT_DATA = frozenset({"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN"})  # what systems leave in folders
+_LONGEST_PATH = 4096
+LOST_LINKS = "folders of images left out, whose links are text files now"
 OTHER_SPELLING = "images found under another spelling of their name"
 
 
@@ -28,12 +30,15 @@ def images_of(places: Sequence[Path], root: Path, faults: Faults | None = None) 
     `faults` counts listed names that were found under another spelling.
     UserError: a place does not exist or holds no image.
     """
+    faults = Faults() if faults is None else faults
     found: list[str] = []
     for place in places:
         if place.is_dir():
-            here = sorted(_walk(place))
+            lost: list[Place] = []
+            here = sorted(_walk(place, lost))
+            faults.add(LOST_LINKS, lost)
         elif place.suffix.lower() == ".txt" and place.is_file():
-            here = located(_listed(place, root), faults or Faults())
+            here = located(_listed(place, root), faults)
         elif is_image(place.name) and place.is_file():
             here = [str(place)]
         else:
@@ -49,8 +54,11 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def _walk(top: Path) -> Iterator[str]:
-    """Image files in and below a folder, each folder once; a link to a folder that it lies in is not followed."""
+def _walk(top: Path, lost: list[Place]) -> Iterator[str]:
+    """Image files in and below a folder, each folder once; a link to a folder that it lies in is not followed.
+
+    `lost` gets the links to folders that are text files instead, as Git and archives leave them on some systems.
+    """
     entered: set[str] = set()
     inside, links = [str(top)], list[str]()
     while inside or links:
@@ -71,6 +79,20 @@ def _walk(top: Path) -> Iterator[str]:
                 (links if entry.is_symlink() else inside).append(entry.path)
             elif is_image(entry.name) and (entry.is_file() or not os.path.exists(entry.path)):
                 yield entry.path  # a broken link too: the check names it
+            elif "." not in entry.name and (target := _link_in_text(entry)):
+                lost.append(Place(entry.path, note=f"should be a link to {target}"))
+
+
+def _link_in_text(entry: os.DirEntry[str]) -> str:
+    """The folder that a text file names in place of a link, or nothing."""
+    try:
+        if not entry.is_file() or entry.stat().st_size > _LONGEST_PATH:
+            return ""
+        with open(entry.path, "rb") as file:
+            target = os.fsdecode(file.read())
+        return target if os.path.isdir(os.path.join(os.path.dirname(entry.path), target)) else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def read_lines(file: Path) -> list[str]:

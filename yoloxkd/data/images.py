@@ -219,17 +219,20 @@ def check_images(paths: Sequence[str], source: str, sizes: np.ndarray | None = N
     """
     bad = []
     for i, (path, one) in enumerate(zip(paths, _looks(paths, decode=True), strict=True)):
-        fault = one.fault
+        fault, remedy = one.fault, _REMEDY
         if not fault and sizes is not None and one.header is not None:
             said, found = tuple(sizes[i].tolist()), one.header
             if said not in (found.upright, (found.height, found.width)):
-                fault = _other_size(found.upright, said)
+                fault, remedy = _other_size(found.upright, said), "correct one of them"
         if fault:
-            bad.append((path, fault))
+            bad.append((path, fault, remedy))
     if bad:
-        path, fault = bad[0]
-        others = f" (the first of {len(bad)} such files out of {len(paths)})" if len(bad) > 1 else ""
-        raise UserError(f"the image {path}, listed in {source}, {fault}{others}; {_REMEDY}")
+        path, fault, remedy = bad[0]
+        raise UserError(f"the image {path}, listed in {source}, {fault}{_others(len(bad), len(paths))}; {remedy}")
+
+
+def _others(bad: int, paths: int) -> str:
+    return f" (the first of {bad} such files out of {paths})" if bad > 1 else ""
 
 
 def measure_images(paths: Sequence[str], source: str, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
@@ -240,7 +243,7 @@ def measure_images(paths: Sequence[str], source: str, faults: Faults) -> tuple[n
     """
     looks = _looks(paths, decode=not faults.gather)
     bad = [(path, one.fault) for path, one in zip(paths, looks, strict=True) if one.fault]
-    others = f" (the first of {len(bad)} such files out of {len(paths)})" if len(bad) > 1 else ""
+    others = _others(len(bad), len(paths))
     for path, fault in bad:
         sentence = f"the image {path}, listed in {source}, {fault}{others}; {_REMEDY}"
         faults.refuse(MISSING if not os.path.exists(path) else UNREADABLE, Place(path, note=fault), sentence)

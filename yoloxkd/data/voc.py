@@ -229,7 +229,8 @@ def _sizes(
     if len(unsaid):
         sizes[unsaid], good[unsaid] = measure_images([paths[i] for i in unsaid.tolist()], source, faults)
     if not faults.gather:
-        check_images(paths, source, sizes)
+        said = np.setdiff1d(np.arange(len(paths)), unsaid)
+        check_images([paths[i] for i in said.tolist()], source, sizes[said])
     return sizes, good
 
 
