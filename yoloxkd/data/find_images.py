@@ -108,7 +108,7 @@ def _listed(file: Path, root: Path) -> list[str]:
     out = []
     for line in read_lines(file):
         bases = (file.parent,) if line.strip().startswith("./") else (root, file.parent)
-        names = (line, line.strip()) if line != line.strip() else (line,)
+        names = dict.fromkeys((line, line.strip(), line.strip().strip("\"'")))
         paths = [str(base / name) for name in names for base in bases]
         out.append(next((path for path in paths if os.path.lexists(path)), str(bases[0] / line.strip())))
     return out
@@ -118,7 +118,7 @@ def located(paths: Iterable[str], faults: Faults) -> list[str]:
     """The paths, each as it is spelled on disk where only the spelling differs; such are counted in `faults`.
 
     Other spellings are: the other Unicode normal form, another case, backslashes for slashes, `%20` and the like,
-    `file://`, quotes or spaces around. A path that no file has stays as it is.
+    `file://`, spaces around the name. A path that no file has stays as it is.
     """
     out = [_encodable(path) for path in paths]
     there = in_threads(os.path.lexists, out)
@@ -146,7 +146,7 @@ def _other_spelling(path: str, folders: dict[str, Names]) -> str | None:
         if mark in path:
             guesses.append(unquote("/" + path.split(mark, 1)[1].lstrip("/")))
     folder, _, name = path.rpartition("/")
-    guesses.append(f"{folder}/{name.strip().strip(chr(34) + chr(39)).strip()}")
+    guesses.append(f"{folder}/{name.strip()}")
     for guess in dict.fromkeys(guesses):
         if guess != path and os.path.exists(guess):
             return guess

@@ -93,7 +93,7 @@ def _jpeg(head: bytes, file: BinaryIO, length: int) -> Header:
         content += more
         found = jpeg_header(content)
     if found is None or not found.height or not found.width:
-        raise ValueError("is not a JPEG that can be read: it ends or breaks within its header")
+        raise ValueError("is cut short within its header, or is not a JPEG that can be read")
     fault = found.fault
     file.seek(-2, 2)
     plain = found.one_scan and not found.interval and file.read(2) == JPEG_END

@@ -25,7 +25,7 @@ from yoloxkd.errors import UserError
 logger = logging.getLogger(__name__)
 
 _REMEDY = "replace it or take it out of the data set"
-_GRAY = 128  # what decoders fill a JPEG with whose data ends early
+_FILLED = np.array([63, 64, 65, 127, 128, 129], np.uint8)  # gray of a JPEG, or CMYK JPEG, whose data ends early
 _DECODED_WHOLE = 256 * 2**20  # bytes of JPEGs that are decoded before a run; of more, only the suspicious ones
 _SUSPICIOUS = 0.5  # share of the median's bytes a pixel
 _REDUCED = {
@@ -80,7 +80,11 @@ def decode_image(
 
 
 def _of_size(
-    decode: Callable[[bytes, int, str], np.ndarray], content: bytes, path: str, size: tuple[int, int] | None, reduce: int
+    decode: Callable[[bytes, int, str], np.ndarray],
+    content: bytes,
+    path: str,
+    size: tuple[int, int] | None,
+    reduce: int,
 ) -> tuple[np.ndarray, int]:
     image = decode(content, _REDUCED[reduce], path)
     if size is None:
@@ -159,7 +163,7 @@ def _decode(content: bytes, flags: int, path: str) -> np.ndarray:
 def _refuse_gray(image: np.ndarray, content: bytes, path: str) -> None:
     """Refuse a JPEG whose data ends early: decoders fill the rest, and so one of the corners, with gray."""
     corners = image[:: max(1, len(image) - 1), :: max(1, image.shape[1] - 1)]
-    if ((corners == _GRAY) | (corners == _GRAY - 1)).all(-1).any() and not data_is_whole(content):
+    if np.isin(corners, _FILLED).all(-1).any() and not data_is_whole(content):
         raise _unreadable(path, "is cut short")
 
 

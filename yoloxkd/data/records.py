@@ -147,7 +147,9 @@ class DetectionData:
         images = zip(self.image_ids.tolist(), self.paths, self.sizes.tolist(), strict=True)
         return {
             "info": {},
-            "images": [{"id": i, "file_name": readable(path), "height": size[0], "width": size[1]} for i, path, size in images],
+            "images": [
+                {"id": i, "file_name": readable(path), "height": size[0], "width": size[1]} for i, path, size in images
+            ],
             "annotations": [dict(zip(keys, row, strict=True)) for row in rows],
             "categories": [{"id": i, "name": name} for i, name in zip(ids.tolist(), self.names, strict=True)],
         }

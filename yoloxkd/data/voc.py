@@ -150,7 +150,9 @@ def _chosen(
         if len(rivals) > 1 and os.path.exists(file) and len(named) != 1:
             pair = f"{rivals[0]} and {rivals[1]}"
             sentence = f"{pair} have one annotation file, {file}, whose <filename> names neither; rename one of them"
-            faults.refuse("images that share their annotation file", Place(rivals[1], note=f"with {rivals[0]}"), sentence)
+            faults.refuse(
+                "images that share their annotation file", Place(rivals[1], note=f"with {rivals[0]}"), sentence
+            )
         if len(paths) > 1:
             chosen.append(named[0] if len(named) == 1 else paths[0])
             said.append(one)
