@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
+from yoloxkd.data.complaints import complaints
 from yoloxkd.data.faults import MISSING, UNREADABLE, Faults, Place
-from yoloxkd.data.images import WrongSize, decode_image, in_threads
+from yoloxkd.data.find_images import missing
+from yoloxkd.data.images import WrongSize, decode_image
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import DataSpec, load_split
+from yoloxkd.data.threads import in_threads
 from yoloxkd.errors import UserError
 
 OTHER_SIZE = "images of another size than their annotations say"
 TWICE = "images that are in the split before, byte for byte"
 NO_SPLIT = "split that cannot be read"
+COMPLAINTS = "images that are decoded with complaints"
 LEAK = "images that are in another split too, byte for byte"
+
+_CHUNK = 512  # pictures between two listenings to what decoders print
 
 
 @dataclass(slots=True)
@@ -100,16 +109,12 @@ def _compare(same: list[tuple[SplitReport, str]]) -> None:
 def _look(data: DetectionData, faults: Faults, progress: Callable[[int, int], None]) -> list[bytes]:
     """Decode every picture; its digest, empty where it cannot be read."""
     sizes = dict(zip(data.paths, map(tuple, data.sizes.tolist()), strict=True))
-    done = 0
 
     def one(path: str) -> tuple[bytes, str, str]:
-        nonlocal done
-        done += 1
-        progress(done, len(data))
         try:
             content = Path(path).read_bytes()
         except FileNotFoundError:
-            return b"", MISSING, ""
+            return b"", MISSING, missing(path)
         except OSError as error:
             return b"", UNREADABLE, str(error.strerror or error)
         digest = hashlib.blake2b(content, digest_size=16).digest()
@@ -119,8 +124,28 @@ def _look(data: DetectionData, faults: Faults, progress: Callable[[int, int], No
             return digest, OTHER_SIZE if isinstance(error, WrongSize) else UNREADABLE, str(error)
         return digest, "", ""
 
-    found = in_threads(one, data.paths)
-    for path, (_, kind, note) in zip(data.paths, found, strict=True):
-        if kind:
-            faults.refuse(kind, Place(path, note=note), "")
-    return [digest for digest, _, _ in found]
+    digests: list[bytes] = []
+    for start in range(0, len(data), _CHUNK):
+        paths = list(data.paths[start : start + _CHUNK])
+        with complaints() as said:
+            found = in_threads(one, paths)
+        for path, (_, kind, note) in zip(paths, found, strict=True):
+            if kind:
+                faults.refuse(kind, Place(path, note=note), "")
+        if said:
+            _whose(paths, faults)
+        digests += [digest for digest, _, _ in found]
+        progress(len(digests), len(data))
+    return digests
+
+
+def _whose(paths: Sequence[str], faults: Faults) -> None:
+    """Decode pictures once more, one at a time, to name those that the decoders complain of without refusing them."""
+    for path in paths:
+        with complaints() as said:
+            try:
+                cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+            except (OSError, ValueError, cv2.error):
+                continue
+        if said:
+            faults.add(COMPLAINTS, [Place(path, note="; ".join(said))])

@@ -12,11 +12,13 @@ import numpy as np
 
 from yoloxkd.data.box_table import UNKNOWN, UNWANTED, BoxTable, Pictures, numbers
 from yoloxkd.data.faults import Faults
+from yoloxkd.data.find_images import located
 from yoloxkd.data.formats import Format, SplitSource
 from yoloxkd.data.images import check_images
 from yoloxkd.data.json_stream import Rows, json_lists
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.strings import Strings
+from yoloxkd.data.texts import refuse_pointer
 from yoloxkd.errors import UserError
 
 _LISTS = ("images", "annotations", "categories")
@@ -33,14 +35,14 @@ def read_coco(
     part and the head. Boxes that cannot be trained on are dropped, boxes that stick out of their image are clipped;
     `faults` counts both. The file is read in blocks: segmentations and captions take no memory.
     UserError: the file is missing, not JSON, or lacks a key; two images share an id; none of `names` is among the
-    file's categories; an image file is missing, empty or cut short.
+    file's categories; an image file is missing, broken or of another size.
     """
     faults = Faults() if faults is None else faults
     content = _Content(annotations)
     label_of_category, category_ids = _labels(content.categories, names, annotations)
-    pictures = content.pictures(images)
+    pictures = content.pictures(images, faults)
     if not faults.gather:
-        check_images(pictures.paths, str(annotations))
+        check_images(pictures.paths, str(annotations), pictures.sizes)
     table = content.boxes.table(pictures, label_of_category, str(annotations))
     data = table.finish(names, split, pictures, faults, "coco")
     data.category_ids = category_ids
@@ -67,6 +69,8 @@ class _Content:
         except OSError as error:
             raise UserError(f"cannot read the annotation file {file}: {error.strerror or error}") from error
         except ValueError as error:
+            with file.open("rb") as stream:
+                refuse_pointer(stream.read(64), f"the annotation file {file}")
             raise UserError(f"the annotation file {file} is not valid JSON: {error}") from error
         except TypeError as error:
             raise UserError(f"the annotation file {file} is not in COCO format: it is {error}") from error
@@ -87,7 +91,7 @@ class _Content:
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"the annotation file {self.file} has an image without a usable {error}") from error
 
-    def pictures(self, folder: Path) -> Pictures:
+    def pictures(self, folder: Path, faults: Faults) -> Pictures:
         file = self.file
         if not self._ids:
             raise UserError(f"the annotation file {file} lists no image")
@@ -101,7 +105,7 @@ class _Content:
             raise UserError(
                 f"the annotation file {file} gives the image id {value} to {count} images; ids must be unique"
             )
-        paths = Strings(str(folder / str(name)) for name in self._names)
+        paths = Strings(located([str(folder / str(name)) for name in self._names], faults))
         return Pictures(ids.astype(np.int64), paths, sizes.astype(np.int32))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ import numpy as np
 
 from yoloxkd.config.load import write_yaml
 from yoloxkd.data import FORMATS
+from yoloxkd.data.find_images import folded
 from yoloxkd.data.formats import Format
 from yoloxkd.data.headers import image_size
 from yoloxkd.data.records import DetectionData
@@ -21,6 +24,8 @@ from yoloxkd.data.spec import DataSpec, load_split
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.output_paths import check_folder
 from yoloxkd.write_image import write_image
+
+_UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")  # categories of characters that end lines or that XML has no place for
 
 
 @dataclass(slots=True)
@@ -98,17 +103,30 @@ def _write(
 
 
 def _new_names(paths: Sequence[str], used: Counter[str]) -> list[str]:
-    """A file name for each picture, unlike all before without regard to suffix: its own, numbered where it repeats."""
+    """A file name for each picture: its own, where every format and file system can hold it beside the others.
+
+    Names that differ in their suffix, in case or in Unicode normal form alone are numbered, bytes that are not UTF-8 are
+    read as Latin-1, and control characters become `_`.
+    """
     out = []
     for path in paths:
-        file = Path(path)
+        file = Path(_plain(Path(path).name))
         stem, number = file.stem, 1
-        while used[stem]:
+        while used[folded(stem)]:
             number += 1
             stem = f"{file.stem}-{number}"
-        used[stem] += 1
+        used[folded(stem)] += 1
         out.append(stem + file.suffix)
     return out
+
+
+def _plain(name: str) -> str:
+    raw = os.fsencode(name)
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        name = raw.decode("latin-1")
+    return "".join("_" if unicodedata.category(c) in _UNWRITABLE else c for c in name)
 
 
 def select_classes(data: DetectionData, names: list[str]) -> DetectionData:

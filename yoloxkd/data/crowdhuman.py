@@ -15,7 +15,7 @@ import numpy as np
 
 from yoloxkd.data.box_table import BoxTable, Pictures, numbers
 from yoloxkd.data.faults import Faults, Place
-from yoloxkd.data.find_images import by_stem
+from yoloxkd.data.find_images import IMAGE_SUFFIXES, Stems
 from yoloxkd.data.formats import Format, SplitSource
 from yoloxkd.data.images import measure_images
 from yoloxkd.data.records import DetectionData
@@ -41,7 +41,7 @@ def read_crowdhuman(
     lines = list(_lines(annotations, faults))
     if not lines:
         raise UserError(f"the annotation file {annotations} lists no image")
-    paths = by_stem(images, [row["ID"] for _, row in lines])
+    paths = _images(images, [row["ID"] for _, row in lines], faults)
     sizes, good = measure_images(paths, str(annotations), faults)
     lines = [line for line, g in zip(lines, good, strict=True) if g]
     pictures = Pictures(
@@ -64,6 +64,21 @@ def read_crowdhuman(
     return table.finish(names, split, pictures, faults, "crowdhuman")
 
 
+def _images(folder: Path, ids: Sequence[str], faults: Faults) -> list[str]:
+    """The image of each ID; where there is none, the name of the JPEG that should be there."""
+    if not folder.is_dir():
+        raise UserError(f"cannot read the image folder {folder}: there is none")
+    stems = Stems(IMAGE_SUFFIXES)
+    out = []
+    for one in ids:
+        found = stems.of(str(folder), one) or [str(folder / f"{one}.jpg")]
+        if len(found) > 1:
+            sentence = f"{found[0]} and {found[1]} both are the image of the ID '{one}'; remove one of them"
+            faults.refuse("images that share their ID", Place(found[1], note=f"with {found[0]}"), sentence)
+        out.append(found[0])
+    return out
+
+
 def is_ignored(box: dict[str, Any]) -> bool:
     """Whether a box of `gtboxes` is none that a detector has to find."""
     extra = box.get("extra")
@@ -74,7 +89,7 @@ def _lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, its object) of an .odgt file."""
     seen: dict[str, int] = {}
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:
             for number, text in enumerate(stream, start=1):
                 if not text.strip():
                     continue

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from yoloxkd.data.complaints import complaints
 from yoloxkd.data.faults import MISSING, UNREADABLE, Faults, Place
-from yoloxkd.data.headers import image_size, jpeg_header
+from yoloxkd.data.find_images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from yoloxkd.data.find_images import missing
+from yoloxkd.data.headers import Header, read_header
+from yoloxkd.data.jpeg import JPEG_START, data_is_whole, jpeg_header
+from yoloxkd.data.threads import in_threads
+from yoloxkd.data.tiff import TIFF_STARTS
 from yoloxkd.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-Result = TypeVar("Result")
-_MISSING = "is missing"
-_PORTION = 256  # files a thread takes at a time
-_JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
-_PNG_START, _PNG_END = b"\x89PNG", b"IEND"
-_TIFF_STARTS = (b"II*\0", b"MM\0*")
+logger = logging.getLogger(__name__)
+
+_REMEDY = "replace it or take it out of the data set"
+_FILLED = np.array([63, 64, 65, 127, 128, 129], np.uint8)  # gray of a JPEG, or CMYK JPEG, whose data ends early
+_DECODED_WHOLE = 256 * 2**20  # bytes of JPEGs that are decoded before a run; of more, only the suspicious ones
+_SUSPICIOUS = 0.5  # share of the median's bytes a pixel
 _REDUCED = {
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR),
     4: cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR),
     8: cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR),
 }
+_complained: set[str] = set()  # files whose complaints were told
 
 
 class WrongSize(UserError):
@@ -55,11 +62,30 @@ def decode_image(
     content: bytes, path: str, size: tuple[int, int] | None = None, reduce: int = 1
 ) -> tuple[np.ndarray, int]:
     """As `read_image`, of a file's bytes; `path` is for the sentences. WrongSize: the picture has another size."""
-    if fault := _fault_of_content(content):
-        raise UserError(f"the image {path} {fault}; replace it or take it out of the data set")
+    try:
+        header = read_header(io.BytesIO(content), len(content))
+    except ValueError as error:
+        raise _unreadable(path, str(error)) from error
+    if header.fault:
+        raise _unreadable(path, header.fault)
     decode = _decoder(content)
-    if not content.startswith(_JPEG_START) or decode is not _decode:
+    if not content.startswith(JPEG_START) or decode is not _decode:
         reduce = 1
+    with complaints() as said:
+        image, reduce = _of_size(decode, content, path, size, reduce)
+    if said and path not in _complained:
+        _complained.add(path)
+        logger.warning("the image %s is damaged: its decoder says '%s'; replace it", path, "', '".join(said))
+    return image, reduce
+
+
+def _of_size(
+    decode: Callable[[bytes, int, str], np.ndarray],
+    content: bytes,
+    path: str,
+    size: tuple[int, int] | None,
+    reduce: int,
+) -> tuple[np.ndarray, int]:
     image = decode(content, _REDUCED[reduce], path)
     if size is None:
         return image, reduce
@@ -68,17 +94,27 @@ def decode_image(
         upright = image.shape[:2]
         image = decode(content, _REDUCED[reduce] | cv2.IMREAD_IGNORE_ORIENTATION, path)
         if image.shape[:2] != wanted:
-            found = f"{upright[1] * reduce}x{upright[0] * reduce}"
-            said = f"{size[1]}x{size[0]}"
-            raise WrongSize(f"the image {path} is {found} px but its annotation file says {said}; correct one of them")
+            raise WrongSize(
+                f"the image {path} {_other_size((upright[0] * reduce, upright[1] * reduce), size)}; correct one of them"
+            )
     return image, reduce
+
+
+def _other_size(found: tuple[int, int], said: tuple[int, int]) -> str:
+    """Sizes are height, width px."""
+    swapped = " (width and height exchanged)" if found == said[::-1] else ""
+    return f"is {found[1]}x{found[0]} px but its annotation file says {said[1]}x{said[0]}{swapped}"
+
+
+def _unreadable(path: str, fault: str) -> UserError:
+    return UserError(f"the image {path} {fault}; {_REMEDY}")
 
 
 def _decoder(content: bytes) -> Callable[[bytes, int, str], np.ndarray]:
     """OpenCV, but for what it gets wrong: CMYK that is not inverted, and alpha in a TIFF, which it blends with black."""
-    if content.startswith(_TIFF_STARTS):
+    if content.startswith(TIFF_STARTS):
         return _decode_tiff
-    if content.startswith(_JPEG_START):
+    if content.startswith(JPEG_START):
         header = jpeg_header(content)
         if header is not None and header.components == 4 and not header.adobe:
             return _decode_plain_cmyk
@@ -86,29 +122,29 @@ def _decoder(content: bytes) -> Callable[[bytes, int, str], np.ndarray]:
 
 
 def _decode_tiff(content: bytes, flags: int, path: str) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import TiffImagePlugin
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        # not Image.open, which refuses large pictures
+        with TiffImagePlugin.TiffImageFile(io.BytesIO(content)) as image:
             if image.mode in ("RGBA", "RGBX", "LA", "PA"):
                 return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError):
+    except (OSError, ValueError, SyntaxError):
         pass
     return _decode(content, flags, path)
 
 
 def _decode_plain_cmyk(content: bytes, flags: int, path: str) -> np.ndarray:
     """A CMYK JPEG without Adobe's marker: 255 is full ink. Pillow inverts all of them, as Adobe's need it."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps, JpegImagePlugin
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with JpegImagePlugin.JpegImageFile(io.BytesIO(content)) as image:
             upright = image if flags & cv2.IMREAD_IGNORE_ORIENTATION else ImageOps.exif_transpose(image)
             light = np.asarray(upright).astype(np.uint16)  # Pillow's ink, 255 less what is stored: here, the light left
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not an image that can be read; replace it or take it out of the data set"
-        ) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _unreadable(path, "is not an image that can be read") from error
+    _refuse_gray(255 - light, content, path)
     return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
 
 
@@ -118,66 +154,89 @@ def _decode(content: bytes, flags: int, path: str) -> np.ndarray:
     except cv2.error:
         image = None
     if image is None:
-        raise UserError(f"{path} is not an image that can be read; replace it or take it out of the data set")
+        raise _unreadable(path, "is not an image that can be read")
+    if content.startswith(JPEG_START):
+        _refuse_gray(image, content, path)
     return image
 
 
-def _fault_of_content(content: bytes) -> str | None:
-    """Why these bytes are no whole image, or None. Decoders fill a cut JPEG with grey instead of failing."""
-    if not content:
-        return "is empty"
-    if content.startswith(_JPEG_START) and not content.endswith(_JPEG_END):
-        # Bytes may follow the end marker, and a thumbnail has an end marker of its own, so the last scan decides:
-        # inside its data 0xff is always escaped.
-        if content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
-            return "is cut short"
-    elif content.startswith(_PNG_START) and content.rfind(_PNG_END) < 0:
-        return "is cut short"
-    return None
+def _refuse_gray(image: np.ndarray, content: bytes, path: str) -> None:
+    """Refuse a JPEG whose data ends early: decoders fill the rest, and so one of the corners, with gray."""
+    corners = image[:: max(1, len(image) - 1), :: max(1, image.shape[1] - 1)]
+    if np.isin(corners, _FILLED).all(-1).any() and not data_is_whole(content):
+        raise _unreadable(path, "is cut short")
 
 
-def _fault_of_file(path: str) -> str | None:
-    """Like `_fault_of_content`, reading the whole file only when its last bytes leave doubt."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a file's header tells; no header: it is missing or no image, and `fault` says how."""
+
+    fault: str
+    header: Header | None = None
+    length: int = 0
+
+
+def _look(path: str) -> _Look:
     try:
         with open(path, "rb") as file:
-            head = file.read(4)
-            if head.startswith(_JPEG_START):
-                file.seek(-2, 2)
-                if file.read(2) == _JPEG_END:
-                    return None
-            elif head and not head.startswith(_PNG_START):
-                return None
-            file.seek(0)
-            return _fault_of_content(file.read())
+            length = file.seek(0, 2) + file.seek(0)
+            header = read_header(file, length)
+            return _Look(header.fault, header, length)
     except FileNotFoundError:
-        return _MISSING
+        return _Look(missing(path))
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+        return _Look(f"cannot be read ({error.strerror or error})")
+    except ValueError as error:
+        return _Look(str(error))
 
 
-def in_threads(function: Callable[[str], Result], files: Sequence[str]) -> list[Result]:
-    """function of every file, in order; threads hide the latency of network file systems."""
+def _looks(paths: Sequence[str], decode: bool) -> list[_Look]:
+    """Of every file its header; with `decode`, JPEGs whose data may end early are decoded."""
+    looks = in_threads(_look, paths)
+    if not decode:
+        return looks
+    plain = [i for i, one in enumerate(looks) if one.header is not None and one.header.plain_jpeg]
+    if sum(looks[i].length for i in plain) > _DECODED_WHOLE:
+        density = np.array([looks[i].length / math.prod(one.upright) for i in plain if (one := looks[i].header)])
+        plain = [i for i, low in zip(plain, density < _SUSPICIOUS * np.median(density), strict=True) if low]
+    whole = in_threads(_data_is_whole, [paths[i] for i in plain])
+    for i, good in zip(plain, whole, strict=True):
+        if not good:
+            looks[i] = _Look("is cut short", looks[i].header)
+    return looks
 
-    def some(start: int) -> list[Result]:
-        return [function(files[i]) for i in range(start, min(start + _PORTION, len(files)))]
 
-    with ThreadPoolExecutor(8) as pool:
-        return [one for part in pool.map(some, range(0, len(files), _PORTION)) for one in part]
+def _data_is_whole(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return data_is_whole(file.read())
+    except OSError:
+        return False
 
 
-def check_images(paths: Sequence[str], source: str) -> None:
-    """Refuse a data set with missing, empty or cut image files before a run starts on it.
+def check_images(paths: Sequence[str], source: str, sizes: np.ndarray | None = None) -> None:
+    """Refuse a data set with image files that are missing, broken or of another size before a run starts on it.
 
-    `source` is the annotation file, for the sentence. UserError: the first such file, its fault, and their number.
+    source  the annotation file, for the sentence
+    sizes   (N, 2) height and width px that it says; None: it says none
+    UserError: the first such file, its fault, and their number.
     """
-    faults = in_threads(_fault_of_file, paths)
-    bad = [(path, fault) for path, fault in zip(paths, faults, strict=True) if fault]
+    bad = []
+    for i, (path, one) in enumerate(zip(paths, _looks(paths, decode=True), strict=True)):
+        fault, remedy = one.fault, _REMEDY
+        if not fault and sizes is not None and one.header is not None:
+            said, found = tuple(sizes[i].tolist()), one.header
+            if said not in (found.upright, (found.height, found.width)):
+                fault, remedy = _other_size(found.upright, said), "correct one of them"
+        if fault:
+            bad.append((path, fault, remedy))
     if bad:
-        path, fault = bad[0]
-        others = f" (the first of {len(bad)} such files out of {len(paths)})" if len(bad) > 1 else ""
-        raise UserError(
-            f"the image {path}, listed in {source}, {fault}{others}; replace it or take it out of the data set"
-        )
+        path, fault, remedy = bad[0]
+        raise UserError(f"the image {path}, listed in {source}, {fault}{_others(len(bad), len(paths))}; {remedy}")
+
+
+def _others(bad: int, paths: int) -> str:
+    return f" (the first of {bad} such files out of {paths})" if bad > 1 else ""
 
 
 def measure_images(paths: Sequence[str], source: str, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
@@ -186,23 +245,12 @@ def measure_images(paths: Sequence[str], source: str, faults: Faults) -> tuple[n
     For formats that do not say sizes. `source` is where the files are listed. UserError: a file is missing, empty, cut
     short or no image; while gathering, all such files are recorded and counted as not good.
     """
-    if not faults.gather:
-        check_images(paths, source)
-    found = in_threads(_size_or_fault, paths)
-    for path, one in zip(paths, found, strict=True):
-        if isinstance(one, str):
-            sentence = f"the image {path}, listed in {source}, {one}; replace it or take it out of the data set"
-            faults.refuse(MISSING if one == _MISSING else UNREADABLE, Place(path, note=one), sentence)
-    good = np.array([not isinstance(one, str) for one in found], bool)
-    return np.array([(0, 0) if isinstance(one, str) else one for one in found], np.int32).reshape(-1, 2), good
-
-
-def _size_or_fault(path: str) -> tuple[int, int] | str:
-    if fault := _fault_of_file(path):
-        return fault
-    try:
-        return image_size(path)
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    except ValueError as error:
-        return str(error)
+    looks = _looks(paths, decode=not faults.gather)
+    bad = [(path, one.fault) for path, one in zip(paths, looks, strict=True) if one.fault]
+    others = _others(len(bad), len(paths))
+    for path, fault in bad:
+        sentence = f"the image {path}, listed in {source}, {fault}{others}; {_REMEDY}"
+        faults.refuse(MISSING if not os.path.exists(path) else UNREADABLE, Place(path, note=fault), sentence)
+    good = np.array([not one.fault for one in looks], bool)
+    sizes = [(0, 0) if one.header is None else one.header.upright for one in looks]
+    return np.array(sizes, np.int32).reshape(-1, 2), good

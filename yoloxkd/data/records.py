@@ -10,7 +10,7 @@ import numpy as np
 
 from yoloxkd.data.faults import Faults
 from yoloxkd.data.images import read_image
-from yoloxkd.data.strings import Strings
+from yoloxkd.data.strings import Strings, readable
 
 _BOX_COLUMNS = (
     "boxes",
@@ -147,7 +147,9 @@ class DetectionData:
         images = zip(self.image_ids.tolist(), self.paths, self.sizes.tolist(), strict=True)
         return {
             "info": {},
-            "images": [{"id": i, "file_name": path, "height": size[0], "width": size[1]} for i, path, size in images],
+            "images": [
+                {"id": i, "file_name": readable(path), "height": size[0], "width": size[1]} for i, path, size in images
+            ],
             "annotations": [dict(zip(keys, row, strict=True)) for row in rows],
             "categories": [{"id": i, "name": name} for i, name in zip(ids.tolist(), self.names, strict=True)],
         }

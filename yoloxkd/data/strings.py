@@ -50,3 +50,8 @@ class Strings(Sequence[str]):
 
     def __repr__(self) -> str:
         return f"Strings({list(self[:3])}{', ...' if len(self) > 3 else ''})"
+
+
+def readable(path: str) -> str:
+    """A path as any encoder takes it: bytes that are not UTF-8, as file names may hold, are shown as \ufffd."""
+    return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -6,6 +6,7 @@ x from xmin - 1 to xmax. `difficult` objects are to be ignored.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,13 @@ import numpy as np
 
 from yoloxkd.data.box_table import UNWANTED, BoxTable, Pictures, numbers
 from yoloxkd.data.faults import Faults, Place
-from yoloxkd.data.find_images import by_stem, images_of, read_lines
+from yoloxkd.data.find_images import IMAGE_SUFFIXES, Stems, beside, images_of, read_lines
 from yoloxkd.data.formats import Format, SplitSource
-from yoloxkd.data.images import check_images, in_threads, measure_images
+from yoloxkd.data.images import check_images, measure_images
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.strings import Strings
+from yoloxkd.data.texts import refuse_pointer
+from yoloxkd.data.threads import in_threads
 from yoloxkd.errors import UserError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -36,10 +39,11 @@ class VocObject:
 
 @dataclass(slots=True)
 class VocFile:
-    """What is read of an annotation file: height and width px (0: not given), and the objects."""
+    """What is read of an annotation file: height and width px (0: not given), the image's name, and the objects."""
 
     height: int = 0
     width: int = 0
+    filename: str = ""
     objects: list[VocObject] = field(default_factory=list)
 
 
@@ -59,13 +63,14 @@ def read_voc(
     UserError: a place is missing, an XML file cannot be read, none is there, an image is missing or broken.
     """
     faults = Faults() if faults is None else faults
-    paths, files = _pairs(images, annotations, lists, split)
+    candidates, files = _pairs(images, annotations, lists, split, faults)
     read = in_threads(lambda file: _parsed(file, faults), files)
     if all(one is None for one in read):
-        raise UserError(f"none of the {len(paths)} images of '{split}' has an annotation file; looked for {files[0]}")
+        raise UserError(f"none of the {len(files)} images of '{split}' has an annotation file; looked for {files[0]}")
     if missing := [Place(file) for file, one in zip(files, read, strict=True) if one is None]:
         faults.add("images without an annotation file, taken as without objects", missing)
     content = [one or VocFile() for one in read]
+    paths, content = _chosen(candidates, files, content, faults)
     sizes, good = _sizes(paths, content, str(lists[0] if lists else annotations[0]), faults)
     keep = np.flatnonzero(good).tolist()
     paths, files, content = [paths[i] for i in keep], [files[i] for i in keep], [content[i] for i in keep]
@@ -74,29 +79,87 @@ def read_voc(
 
 
 def _pairs(
-    images: Sequence[Path], annotations: Sequence[Path], lists: Sequence[Path], split: str
-) -> tuple[list[str], list[str]]:
-    """Image files and their annotation files."""
-    paths: list[str] = []
-    files: list[str] = []
+    images: Sequence[Path], annotations: Sequence[Path], lists: Sequence[Path], split: str, faults: Faults
+) -> tuple[list[list[str]], list[str]]:
+    """The files that an image may be, one unless several share a stem, and its annotation file."""
     if lists:
-        for place, (folder, xml) in zip(lists, _folders(images, annotations, lists), strict=True):
-            stems = [line.split()[0] for line in read_lines(place) if line]
-            if not stems:
-                raise UserError(f"the list {place} names no image")
-            paths += by_stem(folder, stems)
-            files += [str(xml / f"{stem}.xml") for stem in stems]
-        return paths, files
+        return _listed(images, annotations, lists)
     if not images or len(images) != len(annotations):
         raise UserError(
             f"the split '{split}' should have a 'list' (an ImageSets file), or as many folders of 'images' as of "
             "'annotations'; correct the data YAML"
         )
+    paths: list[str] = []
+    places: list[tuple[str, str]] = []
     for folder, xml in zip(images, annotations, strict=True):
-        here = images_of([folder], folder)
+        here = images_of([folder], folder, faults)
+        base = folder if folder.is_dir() else folder.parent
+        inside = [Path(os.path.relpath(path, base)) for path in here]
         paths += here
-        files += [str(xml / Path(path).relative_to(folder).with_suffix(".xml")) for path in here]
-    return paths, files
+        places += [(str(xml / file.parent), file.stem) for file in inside]
+    return [[path] for path in paths], beside(places, ".xml")
+
+
+def _listed(
+    images: Sequence[Path], annotations: Sequence[Path], lists: Sequence[Path]
+) -> tuple[list[list[str]], list[str]]:
+    """As `_pairs`, of the names in lists."""
+    candidates: list[list[str]] = []
+    places: list[tuple[str, str]] = []
+    stems = Stems(IMAGE_SUFFIXES)
+    for place, (folder, xml) in zip(lists, _folders(images, annotations, lists), strict=True):
+        lines = read_lines(place)
+        if not lines:
+            raise UserError(f"the list {place} names no image")
+        for line in lines:
+            stem, found = _named(line, str(folder), stems)
+            candidates.append(found)
+            places.append((str(xml), stem))
+    return candidates, beside(places, ".xml")
+
+
+def _named(line: str, folder: str, stems: Stems) -> tuple[str, list[str]]:
+    """The stem that a line of a list names, and its images; where there is none, the JPEG that should be there.
+
+    A last column of -1, 0 or 1 says whether the class of the list is in the image. It is part of the name only where
+    an image has that name; so are spaces at its ends, and a suffix.
+    """
+    text = line.strip()
+    start, _, column = text.replace("\t", " ").rpartition(" ")
+    plain = text[: len(start)].rstrip() if start.strip() and column in ("-1", "0", "1") else text
+    for name in dict.fromkeys((line, text, plain)):
+        if found := stems.of(folder, name):
+            return name, found
+        start, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES and os.path.exists(os.path.join(folder, name)):
+            return start, [os.path.join(folder, name)]
+    return plain, [os.path.join(folder, f"{plain}.jpg")]
+
+
+def _chosen(
+    candidates: Sequence[Sequence[str]], files: Sequence[str], content: Sequence[VocFile], faults: Faults
+) -> tuple[list[str], list[VocFile]]:
+    """The image of each annotation file, and what the file says of it; where several have its stem, by `<filename>`."""
+    of_file: dict[str, list[str]] = {}
+    for file, paths in zip(files, candidates, strict=True):
+        of_file.setdefault(file, []).extend(path for path in paths if path not in of_file.get(file, ()))
+    chosen, said = [], []
+    for file, paths, one in zip(files, candidates, content, strict=True):
+        rivals = of_file[file]
+        named = [path for path in rivals if os.path.basename(path) == one.filename]
+        if len(rivals) > 1 and os.path.exists(file) and len(named) != 1:
+            pair = f"{rivals[0]} and {rivals[1]}"
+            sentence = f"{pair} have one annotation file, {file}, whose <filename> names neither; rename one of them"
+            faults.refuse(
+                "images that share their annotation file", Place(rivals[1], note=f"with {rivals[0]}"), sentence
+            )
+        if len(paths) > 1:
+            chosen.append(named[0] if len(named) == 1 else paths[0])
+            said.append(one)
+        else:
+            chosen.append(paths[0])
+            said.append(one if len(rivals) == 1 or len(named) != 1 or paths[0] == named[0] else VocFile())
+    return chosen, said
 
 
 def _folders(images: Sequence[Path], annotations: Sequence[Path], lists: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -113,7 +176,9 @@ def _folders(images: Sequence[Path], annotations: Sequence[Path], lists: Sequenc
 def _parsed(file: str, faults: Faults) -> VocFile | None:
     """None: there is no such file."""
     try:
-        return parse_voc(Path(file).read_bytes())
+        content = Path(file).read_bytes()
+        refuse_pointer(content, f"the annotation file {file}")
+        return parse_voc(content)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -144,6 +209,8 @@ def parse_voc(content: bytes) -> VocFile:
             out.objects[-1].said[tag] = value
         elif path[1:] in (["size", "height"], ["size", "width"]) and value.isdigit():
             setattr(out, tag, int(value))
+        elif path[1:] == ["filename"]:
+            out.filename = value
         path.pop()
         text.clear()
 
@@ -164,7 +231,8 @@ def _sizes(
     if len(unsaid):
         sizes[unsaid], good[unsaid] = measure_images([paths[i] for i in unsaid.tolist()], source, faults)
     if not faults.gather:
-        check_images(paths, source)
+        said = np.setdiff1d(np.arange(len(paths)), unsaid)
+        check_images([paths[i] for i in said.tolist()], source, sizes[said])
     return sizes, good
 
 

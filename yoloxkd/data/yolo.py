@@ -13,11 +13,13 @@ import numpy as np
 
 from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures
 from yoloxkd.data.faults import Faults, Place
-from yoloxkd.data.find_images import images_of
+from yoloxkd.data.find_images import beside, images_of
 from yoloxkd.data.formats import Format, SplitSource
-from yoloxkd.data.images import in_threads, measure_images
+from yoloxkd.data.images import measure_images
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.strings import Strings
+from yoloxkd.data.texts import decode_text
+from yoloxkd.data.threads import in_threads
 from yoloxkd.errors import UserError
 
 _TOO_LARGE = 2.0
@@ -40,9 +42,10 @@ def read_yolo(
     UserError: a place is missing, no image has a label file, an image is missing or broken.
     """
     faults = Faults() if faults is None else faults
-    paths = images_of(images, root)
+    paths = images_of(images, root, faults)
     sizes, good = measure_images(paths, str(images[0]), faults)
-    files = [_label_file(path, images, labels) for path in paths]
+    files = beside([_label_place(path, images, labels) for path in paths], ".txt")
+    _shared(paths, files, faults)
     if faults.gather:
         _unused(files, faults)
     usable = np.flatnonzero(good).tolist()
@@ -61,34 +64,43 @@ def read_yolo(
     return rows.table(sizes, len(names), files).finish(names, split, pictures, faults, "yolo")
 
 
-def _label_file(image: str, places: Sequence[Path], labels: Path | None) -> str:
+def _label_place(image: str, places: Sequence[Path], labels: Path | None) -> tuple[str, str]:
+    """Folder and stem of the label file of an image."""
     file = Path(image)
     if labels is None:
         folders = list(file.parts[:-1])
         if "images" in folders:
             folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
-        return str(Path(*folders, file.stem + ".txt"))
+        return str(Path(*folders)), file.stem
     folder = next((place for place in places if place in file.parents), file.parent)
-    return str(labels / file.relative_to(folder).with_suffix(".txt"))
+    return str(labels / file.relative_to(folder).parent), file.stem
+
+
+def _shared(paths: Sequence[str], files: Sequence[str], faults: Faults) -> None:
+    """Refuse two images with one label file: it is not said whose boxes those are."""
+    first: dict[str, str] = {}
+    for path, file in zip(paths, files, strict=True):
+        other = first.setdefault(file, path)
+        if other != path and Path(file).exists():
+            sentence = f"{other} and {path} have one label file, {file}; rename one image and give it labels of its own"
+            faults.refuse("images that share their label file", Place(path, note=f"with {other}"), sentence)
 
 
 def _text(file: str) -> str | None:
     try:
-        return Path(file).read_text(encoding="utf-8-sig")
+        return decode_text(Path(file).read_bytes(), f"the label file {file}")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read the label file {file}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the label file {file} is not text: {error}") from error
 
 
 def _unused(files: Sequence[str], faults: Faults) -> None:
     """Label files beside those of the images that belong to no image."""
     known = set(files)
     for folder in sorted({Path(file).parent for file in files}):
-        there = sorted(str(p) for p in folder.glob("*.txt"))
-        lost = [Place(file) for file in there if file not in known and Path(file).name != "classes.txt"]
+        there = sorted(str(p) for p in folder.glob("*") if p.suffix.lower() == ".txt" and not p.name.startswith("."))
+        lost = [Place(file) for file in there if file not in known and Path(file).name.lower() != "classes.txt"]
         faults.add("label files without an image", lost)
 
 
