@@ -33,6 +33,7 @@ from yoloxkd.data.images import read_image
 from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.data.transforms import network_input, up_to_multiple
 from yoloxkd.engine import dist
 from yoloxkd.engine.device import choose_device
@@ -225,6 +226,7 @@ class Detector:
         """As `val`, with the detections and the time as well."""
         settings = validate(ValSection, {"split": split} | options, "settings of an evaluation", prefix="val.")
         split_data = load_split(find_data(data), split)
+        refuse_shortage(shortages(split_data, imgsz=None), logger.warning)
         predictor = self._predictor(settings.conf, settings.iou, settings.max_det)
         size = self.size(imgsz, settings.rect)
         return _measure(predictor, split_data, size, batch, workers, settings)

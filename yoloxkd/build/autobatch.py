@@ -15,6 +15,7 @@ from yoloxkd.build.run import distillation
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.engine import dist
 from yoloxkd.engine.device import choose_device, settings
 from yoloxkd.engine.events import State
@@ -96,6 +97,7 @@ def measure(recipe: Recipe) -> Measured:
     began = time.monotonic()
     device = choose_device(recipe.engine.device)
     data = load_split(find_data(recipe.data), "train")
+    refuse_shortage(shortages(data, imgsz=recipe.train.imgsz), lambda line: None)  # the run itself says the warnings
     memory = Memory(device, dist.place().local_world)
     with dist.alone(), settings(recipe.engine, device):
         step, size = _trial(recipe, data, device)

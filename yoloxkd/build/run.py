@@ -19,6 +19,7 @@ from yoloxkd.data.caches import with_cache
 from yoloxkd.data.loader import eval_loader, train_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.engine.checkpoint import is_own, seed_random
 from yoloxkd.engine.device import choose_device
 from yoloxkd.engine.dist import place, rank, share, world
@@ -145,6 +146,7 @@ def prepare(
     student = build_detector(section, spec.names)
     check_size(recipe.train.imgsz, student.size_multiple)
     train, val = load_split(spec, "train"), load_split(spec, recipe.val.split)
+    refuse_shortage([*shortages(train, imgsz=recipe.train.imgsz), *shortages(val, imgsz=None)], say)
     train, val, note = with_cache(train, val, recipe.engine.cache, recipe.engine.workers)
     say(f"data {recipe.data}: {train.summary()}; {val.summary()}")
     if note:

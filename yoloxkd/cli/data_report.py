@@ -21,11 +21,11 @@ from yoloxkd.data.stats import SIZES, SplitStats, split_stats
 from yoloxkd.errors import UserError
 
 
-def check_report(name: str, limit: int | None, json_file: Path | None) -> None:
+def check_report(name: str, limit: int | None, json_file: Path | None, imgsz: int = 640) -> None:
     """Print every fault of a data set. UserError when one of them would break training."""
     spec = find_data(name)
     with _progress("looking at the pictures") as progress:
-        reports = check_data(spec, progress)
+        reports = check_data(spec, progress, imgsz)
     print(f"{name}: format {spec.format}, {len(spec.names)} classes, {spec.root}")
     for report in reports:
         print("\n".join(_split_lines(report, limit)))
