@@ -35,7 +35,9 @@ from yoloxkd.data.given_images import given_images
 from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.data.transforms import network_input, up_to_multiple
+from yoloxkd.data.worker_death import refuse_while_starting
 from yoloxkd.engine import dist
 from yoloxkd.engine.device import choose_device
 from yoloxkd.engine.evaluate import EvalResult, TorchPredictor, evaluate
@@ -106,15 +108,19 @@ class Trainer:
             "deterministic": deterministic,
             "workers": workers,
         }
+        refuse_while_starting()
         dist.start()
         self._checkpoint: dict[str, Any] | None = None
         self._notes: list[str] = []
         with dist.guarded(), dist.together():
             if resume is not None:
+                others = {name: value for name, value in options.items() if name != "data"}
                 _alone_with_resume(
-                    student=student, teacher=teacher, kd=kd, recipe=recipe, out=out, set=set or None, **options
+                    student=student, teacher=teacher, kd=kd, recipe=recipe, out=out, set=set or None, **others
                 )
                 self.recipe, self.out, self._checkpoint = read_resume(str(resume))
+                if data is not None:  # where the run's own data set is now
+                    self.recipe = self.recipe.model_copy(update={"data": data})
             elif (own := unfinished_before_restart(out)) is not None:
                 self.recipe, self.out, self._checkpoint = read_resume(str(own))
                 self._notes.append(f"restarted by torchrun: the run in {own} goes on from its last checkpoint")
@@ -257,6 +263,7 @@ class Detector:
         """As `val`, with the detections and the time as well."""
         settings = validate(ValSection, {"split": split} | options, "settings of an evaluation", prefix="val.")
         split_data = load_split(find_data(data), split)
+        refuse_shortage(shortages(split_data, imgsz=None), logger.warning)
         predictor = self._predictor(settings.conf, settings.iou, settings.max_det)
         size = self.size(imgsz, settings.rect)
         return _measure(predictor, split_data, size, batch, workers, settings)

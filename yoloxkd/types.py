@@ -46,7 +46,8 @@ class Targets:
 class ImageMeta:
     """Where an image of a batch came from and how it was letterboxed.
 
-    A pixel (x, y) of the stored image lies at (x * scale + left, y * scale + top) of the network input.
+    A pixel (x, y) of the stored image lies at (x * scale + left, y * scale + top) of the network input. `image_id` is the
+    data set's own number of the image; `index`, its position there, is what the program tells images apart by.
     """
 
     image_id: int
@@ -56,6 +57,7 @@ class ImageMeta:
     scale: float = 1.0
     left: float = 0.0
     top: float = 0.0
+    index: int = 0
 
 
 @dataclass(slots=True)

@@ -54,7 +54,12 @@ def test_all_that_is_one_picture(file: Path) -> None:
 
 def test_several_mixed_and_batched(file: Path) -> None:
     tensor = torch.from_numpy(RGB).permute(2, 0, 1)
-    for several in ([file, RGB, tensor], (x for x in (RGB, str(file), tensor)), np.stack([RGB] * 3), torch.stack([tensor] * 3)):
+    for several in (
+        [file, RGB, tensor],
+        (x for x in (RGB, str(file), tensor)),
+        np.stack([RGB] * 3),
+        torch.stack([tensor] * 3),
+    ):
         pictures = list(given_images(several))
         assert len(pictures) == 3
         assert all(np.array_equal(picture, RGB) for picture in pictures)

@@ -87,7 +87,7 @@ def test_events_come_in_the_documented_order(toy: Path, tmp_path: Path) -> None:
     Trainer(**OPTIONS | {"set": TINY}, data=str(toy), epochs=1, out=tmp_path / "r", callbacks=[recorder]).fit()
     batch = ["on_batch_start", "on_losses", "on_step"]
     first = ["on_setup", "on_fit_start", "on_epoch_start"]
-    assert recorder.events == first + STEPS * batch + ["on_eval_end", "on_epoch_end", "on_fit_end"]
+    assert recorder.events == first + STEPS * batch + ["on_eval_start", "on_eval_end", "on_epoch_end", "on_fit_end"]
 
 
 def test_callbacks_are_called_in_the_documented_order_and_objects_stand_in() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +199,19 @@ def test_the_official_nano_weights_give_the_published_numbers(nano_weights: Path
     metrics = evaluate(predictor, eval_loader(data, imgsz=416, batch=8), data).metrics
     known = {"AP": 31.96, "AP50": 47.55, "AP75": 33.46, "APs": 10.72, "APm": 41.17, "APl": 55.01, "AR100": 41.58}
     assert {k: 100 * metrics[k] for k in known} == pytest.approx(known, abs=0.01)
+
+
+@pytest.mark.parametrize("ids", [[2**62, -4, 2**53 + 1, 0], [7, 7, 7, 7]])
+def test_any_ids_give_the_same_numbers_and_come_back(tmp_path: Path, ids: list[int]) -> None:
+    data = scene(tmp_path)
+    plain = evaluate(Oracle(data, 96, data.names), eval_loader(data, imgsz=96, batch=3), data)
+    other = replace(data, image_ids=np.array(ids, np.int64), category_ids=np.array([2**60, -1]))
+    result = evaluate(Oracle(other, 96, data.names), eval_loader(other, imgsz=96, batch=3), other)
+    assert result.metrics == plain.metrics
+    assert len(result.detections) == len(plain.detections)
+    per_image = np.bincount(data.image_of_box(), minlength=4).tolist()
+    assert [row["image_id"] for row in result.coco_results()] == [
+        i for i, n in zip(ids, per_image, strict=True) for _ in range(n)
+    ]
+    assert {row["category_id"] for row in result.coco_results()} <= {2**60, -1}
+    assert len(result.odgt_results()) == 4

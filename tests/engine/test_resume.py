@@ -17,8 +17,9 @@ import torch
 from tests.conftest import TINY
 from tests.engine.runs import rows, same
 from yoloxkd import Trainer
+from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.engine.events import Callback, State
-from yoloxkd.errors import Interrupted
+from yoloxkd.errors import Interrupted, UserError
 
 STEPS = 3  # batches of 8 in the toy's 24 pictures
 SETTINGS = TINY | {
@@ -134,3 +135,42 @@ def test_a_run_killed_at_any_moment_goes_on_from_a_good_file(whole: Path, toy: P
     _train(options)
     assert not list(out.rglob(".*.part"))
     equal_runs(out, whole)
+
+
+class FailsOnce(Callback):
+    """Makes the evaluation of an epoch fail, as a broken picture or the metric's backend would."""
+
+    def __init__(self, epoch: int, error: BaseException) -> None:
+        self.epoch, self.error = epoch, error
+
+    def on_fit_start(self, state: State) -> None:
+        evaluate = state.evaluate
+
+        def failing(model: Any, limit: int | None) -> dict[str, Any]:
+            if state.epoch == self.epoch:
+                raise self.error
+            return evaluate(model, limit)
+
+        state.evaluate = failing
+
+
+class Panic(BaseException):
+    """A panic of Rust code comes as a BaseException that is no Exception."""
+
+
+@pytest.mark.parametrize(("epoch", "error"), [(0, UserError("a picture is cut short")), (3, Panic("index 7"))])
+def test_an_evaluation_that_fails_costs_no_epoch(
+    epoch: int, error: BaseException, whole: Path, toy: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(type(error)):
+        Trainer(**OPTIONS, set=SETTINGS, data=str(toy), out=out, callbacks=[Draws(), FailsOnce(epoch, error)]).fit()
+    kept = torch.load(out / "last.pt", weights_only=True)["run"]
+    assert (kept["epoch"], kept["step_in_epoch"], kept["iteration"]) == (epoch, STEPS, (epoch + 1) * STEPS)
+    log = (out / "train.log").read_text()
+    assert f"ended by {type(error).__name__}: {error}" in log
+    assert f"--resume {out}" in log
+    random.seed(99)
+    Trainer(resume=out, callbacks=[Draws()]).fit()
+    equal_runs(out, whole)
+    assert all(float(row["images_per_s"]) > 0 for row in read_rows(out / "results.csv"))

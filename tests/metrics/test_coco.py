@@ -217,3 +217,67 @@ def test_both_backends_agree_on_real_truth(shared: Path, place: str, seed: int) 
     assert fast == coco_metrics(truth, found, names=names, backend="pycocotools")
     assert fast["AP50"] > 0.1
     assert any(a["iscrowd"] for a in truth["annotations"]) == place.startswith("coco_mini")
+
+
+IDS = {
+    "nanoseconds": [1557962307012000000 + k for k in range(6)],
+    "beyond float64": [2**53 + 1 + k for k in range(6)],
+    "beyond int64": [2**70 + k for k in range(6)],
+    "negative": [-5, 3, -(2**60), 0, 17, -1],
+}
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("ids", IDS.values(), ids=list(IDS))
+def test_numbers_do_not_depend_on_ids(ids: list[int], backend: str) -> None:
+    truth, found = scene(3)
+    plain = coco_metrics(truth, found, names=NAMES, backend=backend)
+    new = {10 * k: id_ for k, id_ in enumerate(ids)}
+    category = {1: ids[2], 2: ids[0], 3: ids[1]}
+    moved = {
+        "images": [{**image, "id": new[image["id"]]} for image in truth["images"]],
+        "categories": [{**c, "id": category[c["id"]]} for c in truth["categories"]],
+        "annotations": [
+            {**a, "image_id": new[a["image_id"]], "category_id": category[a["category_id"]]}
+            for a in truth["annotations"]
+        ],
+    }
+    found.image_id = np.array([new[image] for image in found.image_id.tolist()])
+    assert 0 < plain["AP"] < 1
+    assert coco_metrics(moved, found, names=NAMES, backend=backend) == plain
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_names_and_paths_do_not_reach_a_backend(backend: str) -> None:
+    """A file name in another encoding than UTF-8 ended the run in the backend."""
+    truth, found = scene(3)
+    plain = coco_metrics(truth, found, names=NAMES, backend=backend)
+    strange = {
+        **truth,
+        "images": [{**image, "file_name": "caf\udce9.jpg"} for image in truth["images"]],
+        "categories": [{**c, "name": f"{c['name']}\udce9"} for c in truth["categories"]],
+    }
+    numbers = coco_metrics(strange, found, names=[f"{name}\udce9" for name in NAMES], backend=backend)
+    assert {k: numbers[k] for k in METRIC_NAMES} == {k: plain[k] for k in METRIC_NAMES}
+
+
+def test_an_id_that_occurs_twice_is_refused() -> None:
+    truth, found = scene(3)
+    truth["images"].append(truth["images"][0])
+    with pytest.raises(UserError, match="several images"):
+        coco_metrics(truth, found, names=NAMES)
+
+
+class PanicException(BaseException):
+    """As pyo3 raises it."""
+
+
+@pytest.mark.parametrize("error", [ValueError("bad\nbox"), PanicException("index out of bounds")])
+def test_a_backend_that_fails_is_a_sentence(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(truth: dict[str, Any], rows: np.ndarray) -> Any:
+        raise error
+
+    monkeypatch.setattr("yoloxkd.metrics.coco._run_hotcoco", fail)
+    truth, found = scene(3)
+    with pytest.raises(UserError, match=r"hotcoco could not compute .*(bad box|out of bounds).*backend=pycocotools"):
+        coco_metrics(truth, found, names=NAMES)

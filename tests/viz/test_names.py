@@ -11,9 +11,9 @@ import matplotlib.axes
 import numpy as np
 import pytest
 
+from yoloxkd import drawing as draw
 from yoloxkd.data.stats import SplitStats
 from yoloxkd.types import Detections
-from yoloxkd import drawing as draw
 from yoloxkd.viz.charts import line_chart
 from yoloxkd.viz.comparison import Comparison, draw_comparison
 from yoloxkd.viz.data_sheet import draw_counts

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from yoloxkd.build.batch import takes_one_image
 from yoloxkd.build.models import build_detector, open_model
 from yoloxkd.build.run import distillation
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.engine import dist
 from yoloxkd.engine.device import choose_device, settings
 from yoloxkd.engine.events import State
@@ -22,6 +24,7 @@ from yoloxkd.engine.failures import is_out_of_memory
 from yoloxkd.engine.memory import Memory
 from yoloxkd.engine.trainer import Fit
 from yoloxkd.errors import UserError
+from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.types import Batch, Targets
 
 FILLED = 0.8
@@ -53,8 +56,9 @@ def with_measured_batch(recipe: Recipe) -> tuple[Recipe, str]:
     with dist.together():
         mine = measure(recipe)
         if mine.fits < 1:
+            images, bytes_ = next(iter(mine.peaks.items()))
             raise UserError(
-                f"batch auto: not even one image a step fits: it takes {_gb(mine.peaks[1])} of the {_gb(mine.available)} "
+                f"batch auto: not even one image a step fits: {images} took {_gb(bytes_)} of the {_gb(mine.available)} "
                 f"available, of which at most {FILLED:.0%} are filled; lower --imgsz, or use --amp or a smaller model"
             )
     found = dist.gather(mine)
@@ -96,12 +100,14 @@ def measure(recipe: Recipe) -> Measured:
     began = time.monotonic()
     device = choose_device(recipe.engine.device)
     data = load_split(find_data(recipe.data), "train")
+    refuse_shortage(shortages(data, imgsz=recipe.train.imgsz), lambda line: None)  # the run itself says the warnings
     memory = Memory(device, dist.place().local_world)
     with dist.alone(), settings(recipe.engine, device):
-        step, size = _trial(recipe, data, device)
+        step, size, student = _trial(recipe, data, device)
+        least = 1 if takes_one_image(student, size) else 2
         rows = _rows(recipe, data)
         peaks: dict[int, int] = {}
-        for images in TRIALS:
+        for images in TRIALS[least - 1 :]:
             if peaks and (
                 time.monotonic() - began > SECONDS / 2 or 2 * max(peaks.values()) > FILLED * memory.available
             ):
@@ -132,8 +138,10 @@ def _slope(peaks: dict[int, int]) -> float:
     return max(high, 1) / images
 
 
-def _trial(recipe: Recipe, data: DetectionData, device: torch.device) -> tuple[Callable[[Batch], None], int]:
-    """A function that makes a step of this training, and the largest size (px) that the training has."""
+def _trial(
+    recipe: Recipe, data: DetectionData, device: torch.device
+) -> tuple[Callable[[Batch], None], int, DenseDetector]:
+    """A function that makes a step of this training, the largest size (px) that the training has, and the student."""
     student = build_detector(recipe.student.model_dump(), find_data(recipe.data).names)
     given, multiple = recipe.train.imgsz, student.size_multiple
     # pictures that lie and stand in one batch fill a square of the long side
@@ -158,7 +166,7 @@ def _trial(recipe: Recipe, data: DetectionData, device: torch.device) -> tuple[C
         val=data,
     )
     teachers = [open_model(reference) for reference in recipe.teacher.models]
-    return Fit(state, None, distillation(plain, teachers, state.say)).trial(), size
+    return Fit(state, None, distillation(plain, teachers, state.say)).trial(), size, student
 
 
 def _rows(recipe: Recipe, data: DetectionData) -> int:

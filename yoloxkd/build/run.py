@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from yoloxkd.build.batch import check_batch_norm, share_of_batch, with_real_batch
 from yoloxkd.build.callbacks import ordered_callbacks
 from yoloxkd.build.models import Opened, build_detector, find_weights, load_student, open_model
 from yoloxkd.build.recipes import check
+from yoloxkd.build.same_data import data_of_run, say_changes
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.caches import with_cache
+from yoloxkd.data.fingerprint import fingerprint
 from yoloxkd.data.loader import eval_loader, train_loader
 from yoloxkd.data.records import DetectionData
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.spec import load_split
+from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.engine.checkpoint import is_own, seed_random
 from yoloxkd.engine.device import choose_device
 from yoloxkd.engine.dist import place, rank, share, world
@@ -143,12 +147,18 @@ def prepare(
         say(note)
     device = choose_device(recipe.engine.device)
     seed_random(recipe.train.seed)
-    spec = find_data(recipe.data)
+    spec = data_of_run(recipe.data, resume, out)
     # the student comes first after seeding: its initial weights do not depend on who teaches it
     section = recipe.student.model_dump() if resume is None else dict(resume["student"])
     student = build_detector(section, spec.names)
     check_size(recipe.train.imgsz, student.size_multiple)
     train, val = load_split(spec, "train"), load_split(spec, recipe.val.split)
+    refuse_shortage([*shortages(train, imgsz=recipe.train.imgsz), *shortages(val, imgsz=None)], say)
+    prints = {"train": fingerprint(train), recipe.val.split: fingerprint(val)}
+    if resume is not None:
+        say_changes(resume, prints, say)
+    recipe = with_real_batch(recipe, len(train), world(), say)
+    check_batch_norm(student, recipe, world())
     train, val, note = with_cache(train, val, recipe.engine.cache, recipe.engine.workers)
     say(f"data {recipe.data}: {train.summary()}; {val.summary()}")
     if note:
@@ -173,7 +183,7 @@ def prepare(
     if start:
         state.extra["backbone"] = start
     distills = distillation(recipe, teachers, say)
-    order = ordered_callbacks(recipe, _header(recipe, section, student), distills, callbacks, console)
+    order = ordered_callbacks(recipe, _header(recipe, section, student, prints), distills, callbacks, console)
     return Fit(state, loader, order, resume)
 
 
@@ -213,34 +223,20 @@ def _first_weights(
     return start
 
 
-def share_of_batch(batch: int, processes: int, parts: int, images: int) -> int:
-    """Images of a batch for each process. UserError: they cannot be shared equally."""
-    least = processes * parts
-    if batch % least:
-        lower, upper = batch // least * least, -(-batch // least) * least
-        raise UserError(
-            f"train.batch {batch} is the number of images of a step over all processes and parts, and it cannot be shared "
-            f"equally by {processes} process(es) of {parts} part(s); use {f'{lower} or ' if lower else ''}{upper}"
-        )
-    if images < batch and (images // processes) % parts:
-        raise UserError(
-            f"the {images} training images, fewer than train.batch {batch}, cannot be taken in {parts} equal parts by "
-            f"each of {processes} process(es); lower train.accumulate"
-        )
-    return batch // processes
-
-
 def _nothing(line: str) -> None:
     """What processes other than rank zero say."""
 
 
-def _header(recipe: Recipe, section: dict[str, Any], student: DenseDetector) -> dict[str, Any]:
-    """What identifies the student in its checkpoints."""
+def _header(
+    recipe: Recipe, section: dict[str, Any], student: DenseDetector, prints: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What identifies the student in its checkpoints, and by `prints` the data it was trained on."""
     return {
         "version": __version__,
         "student": {k: v for k, v in section.items() if k != "weights"} | {"family": student.family},
         "names": list(student.names),
         "imgsz": recipe.train.imgsz,
+        "data": dict(prints),
         "recipe": recipe.model_dump(by_alias=True, mode="json"),
     }
 

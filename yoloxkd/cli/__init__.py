@@ -65,7 +65,12 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe name or file. Default: the student's own.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Continue an interrupted run: its folder or last.pt.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Continue an interrupted run: its folder or last.pt. Beside it only --data, where the data set has moved."
+        ),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: a.b=value; may be repeated.")] = None,
 ) -> None:
     """Train a student, alone or under a teacher."""

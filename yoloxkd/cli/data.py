@@ -19,11 +19,14 @@ def check(
     data: DataArgument,
     limit: Annotated[int | None, typer.Option(min=0, help="Places shown of a kind of fault. Default: all.")] = None,
     json_file: JsonOption = None,
+    imgsz: Annotated[
+        int, typer.Option(min=1, help="Input size in px of the training, which objects may be too small for.")
+    ] = 640,
 ) -> None:
     """List every fault with file and line; exit status 2 when one would break training."""
     from yoloxkd.cli.data_report import check_report
 
-    check_report(data, limit, json_file)
+    check_report(data, limit, json_file, imgsz)
 
 
 @app.command()

@@ -22,12 +22,12 @@ from yoloxkd.errors import UserError
 from yoloxkd.output_paths import Output, check_outputs, own_json
 
 
-def check_report(name: str, limit: int | None, json_file: Path | None) -> None:
+def check_report(name: str, limit: int | None, json_file: Path | None, imgsz: int = 640) -> None:
     """Print every fault of a data set. UserError when one of them would break training."""
     check_outputs([] if json_file is None else [Output("--json", json_file)], [name])
     spec = find_data(name)
     with _progress("looking at the pictures") as progress:
-        reports = check_data(spec, progress)
+        reports = check_data(spec, progress, imgsz)
     print(f"{name}: format {spec.format}, {len(spec.names)} classes, {spec.root}")
     for report in reports:
         print("\n".join(_split_lines(report, limit)))

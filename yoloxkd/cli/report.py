@@ -35,6 +35,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     def shown(values: Mapping[str, float]) -> list[str]:
         return ["-" if value < 0 else f"{value:.4f}" for value in values.values()]
 
+    if not metrics:
+        return "not evaluated"
     whole = overall(metrics)
     rows = [[name, *shown(values)] for name, values in metrics["per_class"].items()]
     columns: Mapping[str, float] = next(iter(metrics["per_class"].values()), {})

@@ -17,8 +17,10 @@ from yoloxkd.data.find_images import missing
 from yoloxkd.data.images import WrongSize, decode_image
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import DataSpec, load_split
+from yoloxkd.data.sufficiency import shortages
 from yoloxkd.data.threads import in_threads
 from yoloxkd.errors import UserError
+from yoloxkd.types import ImageSize
 
 OTHER_SIZE = "images of another size than their annotations say"
 TWICE = "images that are in the split before, byte for byte"
@@ -64,9 +66,12 @@ class SplitReport:
         }
 
 
-def check_data(spec: DataSpec, progress: Callable[[int, int], None] = lambda done, total: None) -> list[SplitReport]:
+def check_data(
+    spec: DataSpec, progress: Callable[[int, int], None] = lambda done, total: None, imgsz: ImageSize = 640
+) -> list[SplitReport]:
     """Read every split and every picture of a data set whole; nothing stops at the first fault.
 
+    imgsz     input size (px) that objects may be too small for
     progress  called with pictures done and their number, split by split
     Pictures are compared across splits by their bytes: a leak is told at both places.
     """
@@ -82,6 +87,7 @@ def check_data(spec: DataSpec, progress: Callable[[int, int], None] = lambda don
             continue
         report.images, report.ignored = len(data), int(data.crowd.sum())
         report.boxes = len(data.boxes) - report.ignored
+        _add_shortages(report, data, imgsz)
         for path, digest in zip(data.paths, _look(data, report.faults, progress), strict=True):
             if digest:
                 places.setdefault(digest, []).append((report, path))
@@ -89,6 +95,14 @@ def check_data(spec: DataSpec, progress: Callable[[int, int], None] = lambda don
         if len(same) > 1:
             _compare(same)
     return reports
+
+
+def _add_shortages(report: SplitReport, data: DetectionData, imgsz: ImageSize) -> None:
+    """What is too little; it would break training, but on a split that is neither trained nor validated on."""
+    for shortage in shortages(data, imgsz=imgsz if report.split == "train" else None):
+        if shortage.stops and report.split != "test":
+            report.faults.breaking.add(shortage.kind)
+        report.faults.add(shortage.kind, [Place(report.split, note=shortage.sentence)], shortage.count)
 
 
 def _compare(same: list[tuple[SplitReport, str]]) -> None:

@@ -32,6 +32,7 @@ class Faults:
     kept      places remembered of each kind; None: all of them
     gather    for `yoloxkd data check`: what would break training is recorded in `breaking` instead of raised, and
               readers leave the pictures' contents to the check
+    images_without_file  images whose file of annotations is missing: background, which is a fault only of many
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Faults:
     breaking: set[str] = field(default_factory=set)
     kept: int | None = 5
     gather: bool = False
+    images_without_file: int = 0
 
     def add(self, kind: str, places: Iterable[Place], count: int | None = None) -> None:
         """Count `count` (default: the number of places) faults of a kind; the first few places are kept."""

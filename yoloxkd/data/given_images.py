@@ -43,7 +43,9 @@ def _is_one(images: Any) -> bool:
         return True
     dimensions = getattr(images, "ndim", None)
     return (
-        dimensions is not None and dimensions != 4 and getattr(getattr(images, "dtype", None), "kind", None) not in ("O", "U")
+        dimensions is not None
+        and dimensions != 4
+        and getattr(getattr(images, "dtype", None), "kind", None) not in ("O", "U")
     )
 
 
@@ -72,7 +74,9 @@ def _of_pil(image: Image.Image, which: str) -> np.ndarray:
         if image.mode.startswith("I;16") or image.mode == "I":
             values = np.asarray(image)
             if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-                raise UserError(f"{which} is a PIL image of mode {image.mode} with values beyond 0 to 65535; give {TAKEN}")
+                raise UserError(
+                    f"{which} is a PIL image of mode {image.mode} with values beyond 0 to 65535; give {TAKEN}"
+                )
             return _picture(values.astype(np.uint16), which)
         if image.mode == "F":
             raise UserError(f"{which} is a PIL image of mode F, whose range is not known; give {TAKEN}")

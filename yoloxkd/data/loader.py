@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from yoloxkd.data.order import EpochSampler
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.samples import GREY, EvalSamples, TrainSamples
 from yoloxkd.data.transforms import Color, Sample, up_to_multiple
+from yoloxkd.data.worker_death import dead_worker, main_guard, refuse_while_starting
 from yoloxkd.errors import UserError
 from yoloxkd.types import Batch, ImageSize, Targets
 
@@ -76,38 +76,33 @@ class Collate:
         return images
 
 
-def dead_worker(error: BaseException) -> str | None:
-    """The sentence for a loader process that died, or None for any other error.
-
-    torch notices such a death by a signal, so its error may come up anywhere in the program, not only while waiting for
-    a batch.
-    """
-    text = str(error)
-    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader worker"):
-        return None
-    if "Bus error" in text:
-        return (
-            "a loader process ran out of shared memory; lower --workers or --batch, or give the system more of it "
-            "(for Docker: --shm-size)"
-        )
-    signal = re.search(r"killed by signal: (\w+)", text)
-    how = f"was killed ({signal[1]})" if signal else "died"
-    return f"a loader process {how}, mostly for want of memory; lower --workers, --batch or --imgsz"
-
-
 class Loader(DataLoader[Any]):
     """A DataLoader of batches; what happens to a worker (a picture it cannot read, its death) is raised as a UserError."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        batches = self._started()
         try:
-            for batch in super().__iter__():
+            for batch in batches:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if (reason := dead_worker(error)) is None:
+        except UserError:
+            raise
+        except Exception as error:
+            workers = getattr(batches, "_workers", ())
+            if (reason := dead_worker(error, [worker.exitcode for worker in workers])) is None:
                 raise
             raise UserError(reason) from error
+
+    def _started(self) -> Iterator[Any]:
+        """The batches, once the workers run. Processes that are not forked may fail to."""
+        if not self.num_workers:
+            return super().__iter__()
+        refuse_while_starting()
+        try:
+            return super().__iter__()
+        except (ConnectionError, EOFError) as error:  # the pipe to a process that has ended already
+            raise UserError(main_guard()) from error
 
     def set_epoch(self, epoch: int, strong: bool = True, start_batch: int = 0) -> None:
         """Passed to the EpochSampler of a training loader."""

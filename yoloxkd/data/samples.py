@@ -146,5 +146,5 @@ def _placed(data: DetectionData, index: int, image: np.ndarray, scale: float, sh
     height, width = data.sizes[index].tolist()
     boxes, labels, crowd = data.annotations(index)
     content = np.array([0, 0, shown[1], shown[0]], np.float32)
-    meta = ImageMeta(int(data.image_ids[index]), data.paths[index], height, width, scale)
+    meta = ImageMeta(int(data.image_ids[index]), data.paths[index], height, width, scale, index=index)
     return Sample(image, (boxes * scale).astype(np.float32), labels, crowd, content, meta)

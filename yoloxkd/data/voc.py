@@ -69,6 +69,7 @@ def read_voc(
         raise UserError(f"none of the {len(files)} images of '{split}' has an annotation file; looked for {files[0]}")
     if missing := [Place(file) for file, one in zip(files, read, strict=True) if one is None]:
         faults.add("images without an annotation file, taken as without objects", missing)
+        faults.images_without_file += len(missing)
     content = [one or VocFile() for one in read]
     paths, content = _chosen(candidates, files, content, faults)
     sizes, good = _sizes(paths, content, str(lists[0] if lists else annotations[0]), faults)

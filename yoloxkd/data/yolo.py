@@ -56,6 +56,7 @@ def read_yolo(
             f"none of the {len(paths)} images of '{split}' has a label file; looked for {files[0]} and the like: "
             "put the labels there, or name their folder as 'labels' in the data YAML"
         )
+    faults.images_without_file += sum(text is None for text in texts)
     rows = _Rows(faults)
     for image, (file, text) in enumerate(zip(files, texts, strict=True)):
         if text:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from yoloxkd.data.records import DetectionData
-from yoloxkd.engine.dist import broadcast, to_zero
+from yoloxkd.engine.dist import broadcast, to_zero, together
+from yoloxkd.engine.failures import memory_advice
 from yoloxkd.errors import UserError
 from yoloxkd.metrics.coco import COCODetections
 from yoloxkd.metrics.measure import measure
@@ -84,12 +85,12 @@ class EvalResult:
     """What an evaluation found.
 
     metrics     the keys of `metrics.coco.coco_metrics`, or for CrowdHuman data of `metrics.crowdhuman.crowdhuman_metrics`
-    detections  in px of the original images, labels in the data set's order
+    detections  in px of the original images, labels in the data set's order; their image_id is the position in `data`
     names       class names of the data set
     images      how many images were evaluated
     seconds     spent in the predictor, reading of images and the metric not counted
     data        the split that was evaluated
-    seen        ids of the images that were, in their order
+    seen        positions in `data` of the images that were, in order
     """
 
     metrics: dict[str, Any]
@@ -101,10 +102,10 @@ class EvalResult:
     seen: list[int]
 
     def coco_results(self) -> list[dict[str, Any]]:
-        """The detections in COCO's result format, with the annotation file's own category ids."""
-        ids = self.data.categories()
+        """The detections in COCO's result format, with the annotation file's own ids of images and categories."""
+        images, categories = self.data.image_ids.tolist(), self.data.categories()
         return [
-            {"image_id": image, "category_id": ids[label], "bbox": box, "score": score}
+            {"image_id": images[image], "category_id": categories[label], "bbox": box, "score": score}
             for image, label, box, score in self._rows()
         ]
 
@@ -113,16 +114,15 @@ class EvalResult:
         found: dict[int, list[dict[str, Any]]] = {image: [] for image in self.seen}
         for image, _, box, score in self._rows():
             found[image].append({"box": box, "score": score, "tag": 1})
-        place = {image: i for i, image in enumerate(self.data.image_ids.tolist())}
         out = []
         for image, boxes in found.items():
-            height, width = self.data.sizes[place[image]].tolist()
-            name = Path(self.data.paths[place[image]]).stem
+            height, width = self.data.sizes[image].tolist()
+            name = Path(self.data.paths[image]).stem
             out.append({"ID": name, "width": width, "height": height, "dtboxes": boxes})
         return out
 
     def _rows(self) -> Iterator[tuple[int, int, list[float], float]]:
-        """Image id, label, xywh px and score of each detection."""
+        """Position of the image, label, xywh px and score of each detection."""
         d = self.detections
         wh = d.boxes[:, 2:] - d.boxes[:, :2]
         rows = np.concatenate([d.boxes[:, :2], wh], axis=1).astype(np.float64).round(3).tolist()
@@ -144,22 +144,32 @@ def evaluate(
     label_of = _class_map(predictor.names, data.names)
     found_in: dict[int, COCODetections] = {}
     seconds = 0.0
-    for batch in loader:
-        started = time.perf_counter()
-        found = predictor(batch.images)
-        seconds += time.perf_counter() - started
-        for one, meta in zip(found, batch.meta, strict=True):
-            found_in[meta.image_id] = _renamed(one.to_image(meta), meta.image_id, label_of)
+    with together():  # a picture that one process cannot read is told by all: rank zero keeps the log
+        for batch in loader:
+            started = time.perf_counter()
+            found = _predicted(predictor, batch.images)
+            seconds += time.perf_counter() - started
+            for one, meta in zip(found, batch.meta, strict=True):
+                found_in[meta.index] = _renamed(one.to_image(meta), meta.index, label_of)
     result = None
-    if everyones := to_zero((found_in, seconds)):
-        everything = {image: found for part, _ in everyones for image, found in part.items()}
-        seen = [image for image in data.image_ids.tolist() if image in everything]
-        detections = _joined([everything[image] for image in seen])
-        slowest = max(spent for _, spent in everyones)
-        metrics = measure(data, seen, detections, backend)
-        result = EvalResult(metrics, detections, list(data.names), len(seen), slowest, data, seen)
+    everyones = to_zero((found_in, seconds))
+    with together():
+        if everyones:
+            everything = {image: found for part, _ in everyones for image, found in part.items()}
+            seen = sorted(everything)
+            detections = _joined([everything[image] for image in seen])
+            slowest = max(spent for _, spent in everyones)
+            metrics = measure(data, seen, detections, backend)
+            result = EvalResult(metrics, detections, list(data.names), len(seen), slowest, data, seen)
     metrics, ids, seconds = broadcast((result.metrics, result.seen, result.seconds) if result else ({}, [], 0.0))
     return result or EvalResult(metrics, COCODetections(), list(data.names), len(ids), seconds, data, ids)
+
+
+def _predicted(predictor: Predictor, images: Tensor) -> list[Detections]:
+    number, _, height, width = images.shape
+    doing = f"an evaluation of {number} images of {height}x{width} px at a time"
+    with memory_advice(doing, "lower --batch or --imgsz"):
+        return predictor(images)
 
 
 def _class_map(model: list[str], data: list[str]) -> np.ndarray:
@@ -178,11 +188,11 @@ def _some(names: list[str], shown: int = 8) -> str:
     return ", ".join(names[:shown]) + (f", ... ({len(names)} in all)" if len(names) > shown else "")
 
 
-def _renamed(found: Detections, image_id: int, label_of: np.ndarray) -> COCODetections:
+def _renamed(found: Detections, image: int, label_of: np.ndarray) -> COCODetections:
     labels = label_of[found.labels]
     rows = labels >= 0
     return COCODetections(
-        np.full(int(rows.sum()), image_id, dtype=np.int64), found.boxes[rows], found.scores[rows], labels[rows]
+        np.full(int(rows.sum()), image, dtype=np.int64), found.boxes[rows], found.scores[rows], labels[rows]
     )
 
 

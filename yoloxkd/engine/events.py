@@ -7,6 +7,7 @@ on_batch_start  every batch, before the forward pass; `state.batch` is on the de
 on_losses       every batch, after the forward pass; `state.losses` holds every term (device tensors). With
                 `train.accumulate`, after the forward pass of each part; the terms of the parts add up to the step's
 on_step         every batch, after the optimizer and EMA have stepped
+on_eval_start   before each evaluation, when the steps of its epoch are done: last.pt holds them before anything can fail
 on_eval_end     after each evaluation; `state.metrics` holds it
 on_epoch_end    every epoch, after its evaluation if it had one
 on_fit_end      once, after the last epoch
@@ -18,7 +19,8 @@ Each event calls the callbacks in this order (`build.callbacks` makes it):
 run folder, distiller, guard against non-finite losses, early stopping
                 then the user's objects, in the order they were given
 learning-rate log, results.csv, progress
-checkpoints     after all that may change `state.extra`, `state.best` or `state.stop`, so that last.pt holds their decisions
+checkpoints     after all that may change `state.extra`, `state.best` or `state.stop`, so that last.pt holds their decisions;
+                before an evaluation after the logs, which have written their rows of the epoch by then
 plots, TensorBoard, Weights & Biases, report
                 after the checkpoint, so that a failure here costs nothing; the later ones read what the earlier ones wrote
 metrics.json    last: with it a run counts as finished
@@ -117,6 +119,9 @@ class Callback:
 
     def on_step(self, state: State) -> None:
         """After optimizer and EMA."""
+
+    def on_eval_start(self, state: State) -> None:
+        """After the last step of an epoch that is evaluated."""
 
     def on_eval_end(self, state: State) -> None:
         """After an evaluation."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from yoloxkd.data.loader import dead_worker
+from yoloxkd.data.worker_death import dead_worker
 from yoloxkd.errors import UserError
 
 _NO_MEMORY = ("out of memory", "allocate memory", "insufficient memory", "alloc_failed", "unable to allocate")

@@ -44,5 +44,6 @@ def restore(state: State, saved: dict[str, Any]) -> None:
     state.epoch, state.step_in_epoch, state.iteration = run["epoch"], run["step_in_epoch"], run["iteration"]
     state.best, state.metrics, state.lr = run["best"], run["metrics"], run["lr"]
     state.stop = run.get("stop", False)
+    state.images_per_second = saved.get("images_per_second", 0.0)
     state.sums = {k: next(state.detector.parameters()).new_tensor(v) for k, v in run["sums"].items()}
     restore_random_state(run["rng"])

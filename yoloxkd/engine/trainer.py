@@ -81,7 +81,10 @@ class Fit:
             try:
                 self._setup()
                 self._call("on_fit_start")
-                for epoch in range(state.epoch, state.epochs):
+                left = range(state.epoch, state.epochs)
+                if state.stop or not left:
+                    state.epoch -= 1  # all was done already: the last epoch is the one before
+                for epoch in left:
                     if state.stop:
                         break
                     self._epoch(epoch)
@@ -165,15 +168,12 @@ class Fit:
             self._check_interrupted()
         steps = state.step_in_epoch
         seconds = max(time.perf_counter() - started, 1e-9)
-        state.images_per_second = (steps - first) * self.recipe.train.batch / seconds
+        if steps > first:  # else they were made before this resume
+            state.images_per_second = (steps - first) * self.recipe.train.batch / seconds
         state.epoch_losses = {name: float(total) / max(steps, 1) for name, total in state.sums.items()}
         if self.schedule.evaluates(epoch):
-            model = state.ema.module if state.ema else state.detector
-            with memory_advice(
-                f"an evaluation of {self.recipe.train.batch} images of {self.recipe.train.imgsz} px at a time",
-                "lower --batch or --imgsz",
-            ):
-                state.metrics = state.evaluate(model, None)
+            self._call("on_eval_start")
+            state.metrics = state.evaluate(state.ema.module if state.ema else state.detector, None)
             self._call("on_eval_end")
         state.step_in_epoch = 0
         self._call("on_epoch_end")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def average_precisions(
     names are the model's classes; only those that the data set has too count. Boxes are compared in px of the network
     input: the letterbox scales both sides of an image alike, which AP does not see.
     """
-    truth = data.ground_truth()
+    truth = replace(data, image_ids=np.arange(len(data))).ground_truth()  # the ids are positions
     shared = [name for name in names if name in data.names]
     label_of = np.array([shared.index(name) if name in shared else -1 for name in names])
     chosen = np.unique(np.linspace(0, max(len(data) - 1, 0), min(limit, len(data))).round().astype(int)).tolist()
@@ -38,11 +39,10 @@ def average_precisions(
     scale_of: dict[int, float] = {}
     for index in chosen:
         picture, scale, _, _ = letterbox(data.read(index), (imgsz, imgsz), pad_value)
-        image_id = int(data.image_ids[index])
-        scale_of[image_id] = scale
+        scale_of[index] = scale
         pixels = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))[None])
         for detect, found in zip(detects, rows, strict=True):
-            found.append((image_id, detect(pixels)[0]))
+            found.append((index, detect(pixels)[0]))
     ids = {c["id"] for c in truth["categories"] if c["name"] in shared}
     annotations = [
         {**a, "bbox": [v * scale_of[a["image_id"]] for v in a["bbox"]]}

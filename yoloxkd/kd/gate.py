@@ -57,7 +57,14 @@ def check_teacher(
         return None
     images = "all" if gate_images is None else f"at most {gate_images}"
     with _spelled_as_the_student(teacher.detector, pairing):
-        ap = known_ap(state.evaluate(teacher.detector, gate_images), pairing)
+        metrics = state.evaluate(teacher.detector, gate_images)
+    ap = known_ap(metrics, pairing)
+    if math.isnan(ap) and not math.isnan(float(metrics["AP"])):
+        which = "the validation set" if gate_images is None else f"the first {gate_images} validation images"
+        raise GateError(
+            f"the AP of the teacher {teacher.source} cannot be measured: {which} show no object of a class it knows; add "
+            "such images, raise teacher.gate_images, or use --set teacher.min_ap=0 to train without measuring it"
+        )
     n = len(pairing.student_names)
     over = "" if pairing.known_classes == n else f" over the {pairing.known_classes} of {n} classes that it knows"
     state.say(f"{who}; AP {ap:.3f} on {images} validation images{over}")

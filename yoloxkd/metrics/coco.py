@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ _TOP1, _TOP10, _TOP100 = range(3)
 class COCODetections:
     """Detections of a whole data set, one row each, in px of the original images.
 
-    image_id  (n,) int64
+    image_id  (n,) int64, of the images given to `coco_metrics`
     boxes     (n, 4) float, xyxy
     scores    (n,) float
     labels    (n,) int64, index into the names given to `coco_metrics`
@@ -52,68 +53,107 @@ def coco_metrics(
     ground_truth is a COCO dictionary whose category names include `names` (any ids). Keys of the result: AP AP50 AP75
     APs APm APl AR1 AR10 AR100 ARs ARm ARl, and per_class {name: {"AP", "AP50"}}. As in pycocotools, a number with no
     ground truth to measure it on (no large object, a class that does not occur) is -1. No detections at all is a result
-    of 0. UserError: unknown backend, an image id that is not in the ground truth, a name that is not among its
-    categories.
+    of 0. The ids are the caller's own: the numbers depend on the order of images and categories alone. UserError: unknown
+    backend or one that fails, an image id that is not in the ground truth, an id that occurs twice, a name that is not
+    among its categories.
     """
     if backend not in BACKENDS:
         raise UserError(f"val.backend '{backend}' is not known: {nearest(backend, BACKENDS)}")
-    rows = _result_rows(ground_truth, detections, names)
-    annotations = [_complete(a, number) for number, a in enumerate(ground_truth["annotations"], start=1)]
-    truth = {
-        "images": ground_truth["images"],
-        "categories": ground_truth["categories"],
-        "annotations": annotations,
-    }
+    images = _positions([image["id"] for image in ground_truth["images"]], "images")
+    categories = _positions([c["id"] for c in ground_truth["categories"]], "categories")
+    labels = _labels(ground_truth, names)
+    rows = _result_rows(images, labels, detections)
+    truth = _by_position(ground_truth, images, categories)
     run = _run_hotcoco if backend == "hotcoco" else _run_pycocotools
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _failing(backend):
         category_ids, precision, recall = run(truth, rows)
-    return _summarise(precision, recall, _ids_of(ground_truth, names), category_ids)
+    return _summarise(precision, recall, labels, category_ids)
 
 
-def _ids_of(ground_truth: dict[str, Any], names: list[str]) -> dict[str, int]:
-    by_name = {c["name"]: int(c["id"]) for c in ground_truth["categories"]}
+def _positions(ids: list[Any], what: str) -> dict[Any, int]:
+    """Position, from 1, of each id. Only these go to a backend: an id may be of any size, where a backend keeps float64."""
+    found = {id_: place for place, id_ in enumerate(ids, start=1)}
+    if len(found) < len(ids):
+        raise UserError(f"the ground truth gives the same id to several {what}; ids must be unique")
+    return found
+
+
+def _labels(ground_truth: dict[str, Any], names: list[str]) -> dict[str, int]:
+    """Position, from 1, of each class among the categories."""
+    by_name = {c["name"]: place for place, c in enumerate(ground_truth["categories"], start=1)}
     unknown = [n for n in names if n not in by_name]
     if unknown:
         raise UserError(f"class '{unknown[0]}' is not a category of the ground truth: {nearest(unknown[0], by_name)}")
     return {name: by_name[name] for name in names}
 
 
-def _result_rows(ground_truth: dict[str, Any], detections: COCODetections, names: list[str]) -> np.ndarray:
-    """(n, 7) float64: image id, x, y, width, height, score, category id."""
-    ids = np.array(list(_ids_of(ground_truth, names).values()), dtype=np.int64)
-    images = np.array([image["id"] for image in ground_truth["images"]], dtype=np.int64)
-    strange = np.setdiff1d(detections.image_id, images)
-    if len(strange):
+def _result_rows(images: dict[Any, int], labels: dict[str, int], detections: COCODetections) -> np.ndarray:
+    """(n, 7) float64: position of the image, x, y, width, height, score, position of the category."""
+    said, which = np.unique(np.asarray(detections.image_id), return_inverse=True)
+    strange = [image for image in said.tolist() if image not in images]
+    if strange:
         raise UserError(
             f"detections name image id {strange[0]} ({len(strange)} such ids), which the ground truth does not have: "
             "evaluate against the split the detections were made on"
         )
+    place = np.array([images[image] for image in said.tolist()], dtype=np.float64)
+    category = np.array(list(labels.values()), dtype=np.float64)
     boxes = np.asarray(detections.boxes, dtype=np.float64).reshape(-1, 4)
     return np.column_stack(
         [
-            np.asarray(detections.image_id, dtype=np.float64),
+            place[which.reshape(-1)],
             boxes[:, :2],
             boxes[:, 2:] - boxes[:, :2],
             np.asarray(detections.scores, dtype=np.float64),
-            ids[np.asarray(detections.labels, dtype=np.int64)].astype(np.float64),
+            category[np.asarray(detections.labels, dtype=np.int64)],
         ]
     )
 
 
-def _complete(annotation: dict[str, Any], number: int) -> dict[str, Any]:
-    """An annotation with every field the evaluators read.
+def _by_position(ground_truth: dict[str, Any], images: dict[Any, int], categories: dict[Any, int]) -> dict[str, Any]:
+    """The ground truth with positions as ids, and nothing in it that a backend does not need: no path, no class name.
 
-    Ids are given anew, from 1: pycocotools takes an object with id 0 for one that nothing has matched.
+    Annotations are numbered from 1: pycocotools takes an object with id 0 for one that nothing has matched.
     """
-    x, y, w, h = annotation["bbox"]
+    known = (a for a in ground_truth["annotations"] if a["image_id"] in images and a["category_id"] in categories)
+    annotations = []
+    for number, a in enumerate(known, start=1):
+        x, y, w, h = a["bbox"]
+        annotations.append(
+            {
+                "id": number,
+                "image_id": images[a["image_id"]],
+                "category_id": categories[a["category_id"]],
+                "bbox": [x, y, w, h],
+                "area": a.get("area", w * h),
+                "iscrowd": int(a.get("iscrowd", 0)),
+            }
+        )
     return {
-        "id": number,
-        "image_id": annotation["image_id"],
-        "category_id": annotation["category_id"],
-        "bbox": [x, y, w, h],
-        "area": annotation.get("area", w * h),
-        "iscrowd": int(annotation.get("iscrowd", 0)),
+        "images": [
+            {"id": place, "file_name": str(place), "height": image.get("height", 0), "width": image.get("width", 0)}
+            for place, image in enumerate(ground_truth["images"], start=1)
+        ],
+        "categories": [{"id": place, "name": str(place)} for place in categories.values()],
+        "annotations": annotations,
     }
+
+
+@contextlib.contextmanager
+def _failing(backend: str) -> Iterator[None]:
+    """What a backend raises as one sentence. A panic of hotcoco's Rust is a BaseException that is no Exception."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        other = next(name for name in BACKENDS if name != backend)
+        raise UserError(
+            f"{backend} could not compute the metrics ({type(error).__name__}: {' '.join(str(error).split())}); "
+            f"try --set val.backend={other}"
+        ) from error
 
 
 _Arrays = tuple[list[int], np.ndarray, np.ndarray]

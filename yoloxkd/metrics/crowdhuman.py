@@ -195,28 +195,26 @@ def _share(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
     return np.asarray(inside.max(1, initial=0.0))
 
 
-def crowdhuman_metrics(data: DetectionData, image_ids: list[int], detections: COCODetections) -> dict[str, Any]:
-    """AP, MR and JI, and per_class {name: the same}, of detections on the images `image_ids` of a data set.
+def crowdhuman_metrics(data: DetectionData, positions: list[int], detections: COCODetections) -> dict[str, Any]:
+    """AP, MR and JI, and per_class {name: the same}, of detections on the images at `positions` of a data set.
 
     The ground truth is taken as annotated, where that is known to stick out of its image.
     """
-    images = crowd_images(data, image_ids, detections)
+    images = crowd_images(data, positions, detections)
     found = crowdhuman_result(images)
     numbers = {"AP": found.ap, "MR": found.mr, "JI": found.ji}
     return {**numbers, "per_class": {data.names[0]: numbers}}
 
 
-def crowd_images(data: DetectionData, image_ids: list[int], detections: COCODetections) -> list[CrowdImage]:
-    """The images `image_ids` of a data set of one class, with what was detected on them."""
-    place = {image: i for i, image in enumerate(data.image_ids.tolist())}
+def crowd_images(data: DetectionData, positions: list[int], detections: COCODetections) -> list[CrowdImage]:
+    """The images at `positions` of a data set of one class, with what was detected on them (by position too)."""
     order = np.argsort(detections.image_id, kind="stable")
-    found_ids = detections.image_id[order]
+    found_at = detections.image_id[order]
     boxes = data.boxes if data.unclipped is None else data.unclipped
     out = []
-    for image in image_ids:
-        i = place[image]
+    for i in positions:
         rows = slice(data.offsets[i], data.offsets[i + 1])
-        low, high = np.searchsorted(found_ids, image), np.searchsorted(found_ids, image, side="right")
+        low, high = np.searchsorted(found_at, i), np.searchsorted(found_at, i, side="right")
         mine = order[low:high]
         truth, ignore = boxes[rows], data.crowd[rows]
         if data.unseen is not None:

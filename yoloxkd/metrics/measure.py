@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from yoloxkd.data.records import DetectionData
 from yoloxkd.metrics.coco import COCODetections, coco_metrics
 from yoloxkd.metrics.crowdhuman import crowdhuman_metrics
 
 
-def measure(data: DetectionData, image_ids: list[int], detections: COCODetections, backend: str) -> dict[str, Any]:
-    """The numbers of detections on the images `image_ids`: CrowdHuman's AP, MR and JI for data of that format, else COCO's.
+def measure(data: DetectionData, images: list[int], detections: COCODetections, backend: str) -> dict[str, Any]:
+    """The numbers of detections on `images`: CrowdHuman's AP, MR and JI for data of that format, else COCO's.
 
+    images      positions in the data set; so are the detections' image ids. The data set's own ids do not matter
     `per_class` holds, by class name, some of them. `backend` computes the COCO numbers. UserError: as `coco_metrics`.
     """
     if data.format == "crowdhuman":
-        return crowdhuman_metrics(data, image_ids, detections)
-    return coco_metrics(_restricted(data.ground_truth(), image_ids), detections, names=data.names, backend=backend)
+        return crowdhuman_metrics(data, images, detections)
+    truth = replace(data, image_ids=np.arange(len(data)), category_ids=None).ground_truth()
+    return coco_metrics(_restricted(truth, images), detections, names=data.names, backend=backend)
 
 
 def overall(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -25,9 +30,9 @@ def overall(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if name != "per_class"}
 
 
-def _restricted(ground_truth: dict[str, Any], image_ids: Iterable[int]) -> dict[str, Any]:
+def _restricted(ground_truth: dict[str, Any], images: Iterable[int]) -> dict[str, Any]:
     """The ground truth of these images alone: a loader may have given only some of them."""
-    wanted = set(image_ids)
+    wanted = set(images)
     if len(wanted) == len(ground_truth["images"]):
         return ground_truth
     return {

@@ -12,6 +12,6 @@ class FinalMetrics(Callback):
     """Writes the numbers of the best student when everything else is done: a run without this file can be resumed."""
 
     def on_fit_end(self, state: State) -> None:
-        best = state.extra.get("best_metrics", state.metrics)
-        final = dict(best) | {"epoch": state.extra.get("best_epoch", state.epoch) + 1, "split": state.recipe.val.split}
+        final = dict(state.extra["best_metrics"])
+        final |= {"epoch": state.extra["best_epoch"] + 1, "split": state.recipe.val.split}
         write_text(state.out / "metrics.json", json.dumps(final, indent=2) + "\n")

@@ -42,6 +42,11 @@ class LearningRateLog(NamedCallback):
         if (state.iteration - 1) % self.every == 0:
             self.rows.append((str(state.iteration), str(state.epoch + 1), f"{state.lr:.8g}"))
 
+    def on_eval_start(self, state: State) -> None:
+        _write(
+            state.out / "learning_rate.csv", self.rows
+        )  # a run resumed at the evaluation does not see the steps again
+
     def on_epoch_end(self, state: State) -> None:
         _write(state.out / "learning_rate.csv", self.rows)
 

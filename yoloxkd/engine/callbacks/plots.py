@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import cv2
 from pydantic import Field
 
 from yoloxkd.config.strict import Strict
@@ -13,7 +12,6 @@ from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.evaluate import TorchPredictor
 from yoloxkd.engine.events import State
-from yoloxkd.errors import UserError
 
 
 class PlotsConfig(Strict):
@@ -58,7 +56,7 @@ class Plots(NamedCallback):
                 chosen = range(min(self.cfg.pictures, len(state.val)))
                 draw_comparison(predictor, state.val, chosen, state.recipe.train.imgsz, sheet)
             shutil.copyfile(sheet, sheet.with_name("predictions.png"))
-        except (OSError, UserError, cv2.error) as error:
+        except Exception as error:
             state.say(f"warning: plots were not drawn ({error})")
 
 

@@ -18,7 +18,6 @@ from yoloxkd.engine.callbacks.learning_rate import read_learning_rates
 from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.callbacks.plots import sheet_of
 from yoloxkd.engine.events import State
-from yoloxkd.errors import UserError
 from yoloxkd.metrics.measure import overall
 from yoloxkd.viz.charts import line_chart
 from yoloxkd.viz.report import Chart, ClassRow, Report, TeacherCard, inline_picture, render_report
@@ -72,7 +71,7 @@ class HtmlReport(NamedCallback):
     def _write(self, state: State, ended_by: str | None) -> None:
         try:
             write_text(state.out / "report.html", render_report(collect(state, ended_by)))
-        except (OSError, UserError) as error:
+        except Exception as error:
             state.say(f"warning: report.html was not written ({error})")
 
 

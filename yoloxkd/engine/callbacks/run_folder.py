@@ -36,6 +36,7 @@ class RunFolder(Callback):
             about = here
         about |= {key: state.extra[key] for key in ("backbone", "kd") if key in state.extra}
         _write(file, about)
+        state.say(f"run folder: {state.out}")  # the first line since the folder is there: train.log begins with it
 
     def on_fit_end(self, state: State) -> None:
         file = state.out / "environment.json"

@@ -52,6 +52,9 @@ class TensorBoard(NamedCallback):
                 self.writer.add_scalar(f"step/{name}", float(value.detach()), state.iteration)
             self.writer.add_scalar("step/lr", state.lr, state.iteration)
 
+    def on_eval_start(self, state: State) -> None:
+        self.writer.flush()
+
     def on_epoch_end(self, state: State) -> None:
         step = state.iteration
         for name, value in state.epoch_losses.items():
