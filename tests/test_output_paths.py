@@ -27,7 +27,9 @@ def refused(outputs: list[Output], inputs: list[str | Path], *words: str) -> Non
         assert word in str(raised.value)
 
 
-@pytest.mark.parametrize("way", ["same", "absolute", "dots", "dots through a folder to be made", "link", "hard link", "folder link"])
+@pytest.mark.parametrize(
+    "way", ["same", "absolute", "dots", "dots through a folder to be made", "link", "hard link", "folder link"]
+)
 def test_one_file_by_two_names(way: str, source: Path, tmp_path: Path) -> None:
     (tmp_path / "soft.jpg").symlink_to(source)
     os.link(source, tmp_path / "hard.jpg")
@@ -46,7 +48,8 @@ def test_one_file_by_two_names(way: str, source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("a.json", "./a.json"), ("a.json", "A.JSON"), ("new/a.json", "NEW/b/../a.json"), ("é.json", "e\u0301.json")]
+    ("one", "other"),
+    [("a.json", "./a.json"), ("a.json", "A.JSON"), ("new/a.json", "NEW/b/../a.json"), ("é.json", "e\u0301.json")],
 )
 def test_two_outputs_are_never_one_file(one: str, other: str, source: Path) -> None:
     refused([Output("--json", Path(one)), Output("--coco", Path(other))], [], "--json", "--coco", "are the same file")

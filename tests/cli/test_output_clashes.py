@@ -28,7 +28,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     section = {"name": "yolox-nano", "width": 0.125, "depth": 0.33, "depthwise": True, "family": "yolox"}
     names = ["red", "blue"]
     model = YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), names).state_dict()
-    save_checkpoint({"kind": "student", "student": section, "names": names, "imgsz": 64, "model": model}, Path("best.pt"))
+    save_checkpoint(
+        {"kind": "student", "student": section, "names": names, "imgsz": 64, "model": model}, Path("best.pt")
+    )
     return tmp_path
 
 
@@ -50,22 +52,34 @@ def test_every_command_looks_before_it_works(here: Path, tiny_file: Path, capsys
     before = contents(here)
     train = ["train", "--student", "yolox-nano", "--data", "ds/data.yaml"]
     for arguments, words in (
-        (["val", "best.pt", "--data", "ds/data.yaml", "--json", "best.pt"], ["best.pt is a file that this command reads"]),
+        (
+            ["val", "best.pt", "--data", "ds/data.yaml", "--json", "best.pt"],
+            ["best.pt is a file that this command reads"],
+        ),
         (["val", "best.pt", "--data", "ds/data.yaml", "--json", "link.json"], ["link.json", "(best.pt)"]),
         (["val", "best.pt", "--data", "ds/data.yaml", "--json", "ds/data.yaml"], ["ds/data.yaml is a file that this"]),
-        (["val", "best.pt", "--data", "ds/data.yaml", "--json", "ds/annotations/val.json"], ["val.json is there already"]),
+        (
+            ["val", "best.pt", "--data", "ds/data.yaml", "--json", "ds/annotations/val.json"],
+            ["val.json is there already"],
+        ),
         (["val", "best.pt", "--data", "ds/data.yaml", "--out", "run"], ["metrics.json is a record of the run in"]),
         (["val", "best.pt", "--data", "ds/data.yaml", "--out", "best.pt"], ["could not write best.pt/metrics.json"]),
         (["bench", "tiny.onnx", "--json", "tiny.onnx"], ["tiny.onnx is a file that this command reads"]),
         (["bench", "tiny.onnx", "--json", "notes.json"], ["notes.json is there already"]),
         (["bench", "tiny.onnx", "./tiny.onnx"], ["tiny.onnx is given twice"]),
-        (["data", "check", "ds/data.yaml", "--json", "ds/data.yaml"], ["ds/data.yaml is a file that this command reads"]),
+        (
+            ["data", "check", "ds/data.yaml", "--json", "ds/data.yaml"],
+            ["ds/data.yaml is a file that this command reads"],
+        ),
         (["data", "check", "ds/data.yaml", "--json", "best.pt"], ["best.pt is there already"]),
         (["data", "stats", "ds/data.yaml", "--out", "stats"], ["stats/chart.png is there already"]),
         (["data", "stats", "ds/data.yaml", "--out", "x", "--json", "x/stats.json"], ["are the same file"]),
         (["data", "stats", "ds/data.yaml", "--out", "notes.json"], ["could not write notes.json/samples-train.png"]),
         (["data", "convert", "ds/data.yaml", "--to", "yolo", "--output", "ds"], ["ds is there already"]),
-        (["data", "convert", "ds/data.yaml", "--to", "yolo", "--output", "notes.json/x"], ["could not write notes.json/x"]),
+        (
+            ["data", "convert", "ds/data.yaml", "--to", "yolo", "--output", "notes.json/x"],
+            ["could not write notes.json/x"],
+        ),
         ([*train, "--teacher", "best.pt", "--out", "."], ["--out best.pt is a file that this command reads"]),
         ([*train, "--out", "."], ["--out best.pt is there already"]),
         (["train", "--recipe", "rec/recipe.yaml", "--out", "rec"], ["--out rec/recipe.yaml is a file that this"]),

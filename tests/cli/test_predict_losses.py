@@ -160,10 +160,14 @@ def test_names_that_are_not_utf8(tiny_file: Path, capfd: pytest.CaptureFixture[s
     Path("p").mkdir()
     os.rename("plain.jpg", picture)
     os.rename(put_video(Path("plain2.avi"), 4), clip)
-    assert predict(tiny_file, "p", "--out", out, "--json", f"{out}/r.json", "--coco", f"{out}/c.json", "--save-txt") == 0
+    assert (
+        predict(tiny_file, "p", "--out", out, "--json", f"{out}/r.json", "--coco", f"{out}/c.json", "--save-txt") == 0
+    )
     rows = json.loads(Path(out, "r.json").read_text("utf-8"))
     assert [rows[0]["image"], rows[1]["image"]] == [picture, clip]
-    assert sorted(os.listdir(os.fsencode(out))) == sorted([b"caf\xe9 [1].jpg", b"v\xe9.mp4", b"r.json", b"c.json", b"labels"])
+    assert sorted(os.listdir(os.fsencode(out))) == sorted(
+        [b"caf\xe9 [1].jpg", b"v\xe9.mp4", b"r.json", b"c.json", b"labels"]
+    )
     assert b"caf\xe9 [1].txt" in os.listdir(os.fsencode(f"{out}/labels"))
     assert "Traceback" not in capfd.readouterr().err
 

@@ -36,7 +36,9 @@ def oddly_named(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "COLUMNS": "40"}])
+@pytest.mark.parametrize(
+    "variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "COLUMNS": "40"}]
+)
 def test_class_names_and_numbers_are_whole(variables: dict[str, str], oddly_named: Path) -> None:
     process = started(["data", "stats", "data.yaml", "--out", "stats"], oddly_named, **variables)
     out, err = (text.decode("utf-8") for text in process.communicate(timeout=120))
@@ -74,7 +76,7 @@ def test_a_full_disk_under_stdout_is_said_at_the_end(tmp_path: Path) -> None:
 def test_numbers_of_a_long_class_name_are_not_cut() -> None:
     values = {"AP": 0.12345, "AP50": 0.54321, "AP75": 0.4, "APs": 0.1, "APm": -1.0, "APl": 0.9}
     names = ["x" * 200, "[bold]a[/bold]", ":smile:", "\u732b" * 10, "two\nlines\x1b[31m"]
-    text = metrics_table({**values, "per_class": {name: values for name in names}})
+    text = metrics_table({**values, "per_class": dict.fromkeys(names, values)})
     lines = text.splitlines()
     for name in ("x" * 200, "[bold]a[/bold]", ":smile:", "\u732b" * 10, "two\\nlines\\x1b[31m"):
         at = next(i for i, line in enumerate(lines) if line.startswith(name))
