@@ -22,7 +22,7 @@ class OnnxRuntimeSession:
             options.intra_op_num_threads = threads
         source: str | bytes = str(path)
         try:
-            source.encode()
+            str(path).encode()
         except UnicodeEncodeError:  # ONNX Runtime takes names in UTF-8 only
             source = path.read_bytes()
         try:
