@@ -96,6 +96,33 @@ def draw(image: np.ndarray, boxes: np.ndarray, captions: list[str]) -> np.ndarra
     return canvas
 
 
+def read(name: str) -> np.ndarray | None:
+    """(h, w, 3) BGR, or None; by Python's open, because OpenCV's own ends the process on a name that is no UTF-8."""
+    try:
+        content = np.frombuffer(Path(name).read_bytes(), np.uint8)
+        return cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    except (OSError, cv2.error):
+        return None
+
+
+def drawn_to(images: list[str], out: Path | None, json_file: Path | None) -> list[Path | None]:
+    """The file that each image is drawn to: its own name, numbered where names recur. Ends where one is an image given."""
+    used: set[str] = set()
+    targets: list[Path | None] = []
+    for name in images:
+        path, number = Path(name), 1
+        target = None if out is None else out / path.name
+        while target and str(target).casefold() in used:
+            number += 1
+            target = target.with_name(f"{path.stem}-{number}{path.suffix}")
+        used.add(str(target).casefold())
+        targets.append(target)
+    for written in (*targets, json_file):
+        if written and written.exists() and any(Path(n).exists() and written.samefile(n) for n in images):
+            sys.exit(f"{written} is one of the images given, and would be replaced; write somewhere else")
+    return targets
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Detect objects with an exported yoloxkd model.")
     parser.add_argument("model", help="the .onnx file")
@@ -106,10 +133,14 @@ def main() -> None:
     arguments = parser.parse_args()
     model = Model(arguments.model, arguments.conf)
     results: list[dict[str, Any]] = []
-    for name in arguments.images:
-        bgr = cv2.imread(name, cv2.IMREAD_COLOR)
+    unread = 0
+    targets = drawn_to(arguments.images, arguments.out, arguments.json)
+    for name, target in zip(arguments.images, targets, strict=True):
+        bgr = read(name)
         if bgr is None:
-            sys.exit(f"{name} is not an image that can be read")
+            print(f"{name} is not an image that can be read", file=sys.stderr)
+            unread += 1
+            continue
         image = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
         boxes, scores, labels = model.predict(image)
         found = [
@@ -122,15 +153,17 @@ def main() -> None:
             for box, score, label in zip(boxes, scores, labels, strict=True)
         ]
         results.append({"image": name, "height": image.shape[0], "width": image.shape[1], "detections": found})
-        if arguments.out:
-            arguments.out.mkdir(parents=True, exist_ok=True)
+        if target:
+            target.parent.mkdir(parents=True, exist_ok=True)
             drawn = draw(image, boxes, [f"{d['name']} {100 * d['score']:.0f}" for d in found])
-            cv2.imwrite(str(arguments.out / Path(name).name), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+            target.write_bytes(cv2.imencode(target.suffix, cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1].tobytes())
     text = json.dumps(results, indent=2)
     if arguments.json:
         arguments.json.write_text(text + "\n", encoding="utf-8")
     else:
         print(text)
+    if unread:
+        sys.exit(f"{unread} of {len(arguments.images)} images could not be read")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from yoloxkd.build.arguments import fraction, whole_size
+from yoloxkd.build.arguments import fraction, reference, references, whole_size
 from yoloxkd.build.autobatch import with_measured_batch
 from yoloxkd.build.models import image_size, open_model
 from yoloxkd.build.recipes import recipe_file, resolve
@@ -109,6 +109,7 @@ class Trainer:
             "workers": workers,
         }
         refuse_while_starting()
+        references(student=student, teacher=teacher, kd=kd, data=data, out=out, recipe=recipe, resume=resume)
         dist.start()
         self._checkpoint: dict[str, Any] | None = None
         self._notes: list[str] = []
@@ -172,9 +173,7 @@ class Detector:
     imgsz: ImageSize
 
     def __init__(self, model: str | Path | None = None, device: str = "auto") -> None:
-        if model is not None and not isinstance(model, str | Path):
-            raise UserError(f"the model should be a name or a file, got {type(model).__name__}")
-        self.source = str(model) if model is not None else str(newest_run())
+        self.source = reference("the model", model) if model is not None else str(newest_run())
         if "," in device:
             raise UserError(f"--device {device}: a model runs on one device here; several are for training")
         self.onnx = self.source.lower().endswith(".onnx") or is_onnx(self.source)

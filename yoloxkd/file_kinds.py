@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import IO
 
+from yoloxkd.errors import UserError
+
 _OWN_KEY = b"size_multiple"  # in the metadata of every ONNX file of ours
 _GRAPH, _METADATA = 7, 14
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
@@ -29,6 +31,15 @@ def is_torch(path: str | Path) -> bool:
             return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
     except OSError:
         return False
+
+
+def check_not_exported(path: str | Path) -> None:
+    """UserError: an exported file stands where a checkpoint is needed."""
+    if is_onnx(path) or (Path(path).suffix.lower() == ".onnx" and os.path.isfile(path) and not is_torch(path)):
+        raise UserError(
+            f"{path} is an exported ONNX file, and a checkpoint is needed here: give the .pt or .pth it was exported from "
+            "(a run's best.pt, or last.pt to resume it)"
+        )
 
 
 def _metadata(path: str | Path) -> list[bytes] | None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.conftest import put_picture, put_video
 from tests.cli.test_mistakes import refused
-from yoloxkd import Detector
+from yoloxkd import Detector, Trainer
 from yoloxkd.cli import run
 from yoloxkd.cli.prediction_paths import free_targets, split_model
 from yoloxkd.cli.sources import Source
@@ -198,3 +198,11 @@ def test_python_says_what_cannot_be(tiny_file: Path) -> None:
         with pytest.raises(UserError, match=word):
             detector.predict(picture, **options)
     assert detector.predict([]) == []
+    for model in (7, b"x", ["a.pt"], "", "x" * 300, "a\0b"):
+        with pytest.raises(UserError, match="the model"):
+            Detector(model)
+    for name in ("student", "teacher", "data", "out", "recipe", "resume"):
+        with pytest.raises(UserError, match=name):
+            Trainer(**{name: 7})
+        with pytest.raises(UserError, match=name):
+            Trainer(**{name: "y" * 300})

@@ -39,8 +39,8 @@ def test_all_that_is_one_picture(file: Path) -> None:
     frozen = RGB.copy()
     frozen.flags.writeable = False
     same = [
-        file, str(file), RGB, rgba, wide[:, ::2], frozen, RGB.astype(np.uint16) * 256 + 7, Image.fromarray(RGB),
-        Image.fromarray(rgba), torch.from_numpy(RGB).permute(2, 0, 1), torch.from_numpy(rgba).permute(2, 0, 1),
+        file, str(file), RGB, wide[:, ::2], frozen, RGB.astype(np.uint16) * 256 + 7, Image.fromarray(RGB),
+        Image.fromarray(rgba), torch.from_numpy(RGB).permute(2, 0, 1),
         Image.open(file),
     ]  # fmt: skip
     for image in same:
@@ -78,6 +78,7 @@ def test_several_mixed_and_batched(file: Path) -> None:
         (torch.zeros(3, 6, 8), ["tensor of float32", "(3, 6, 8)"]),
         (torch.zeros(6, 8, 3, dtype=torch.uint8), ["a tensor of uint8 and shape (6, 8, 3)"]),
         (RGB.transpose(2, 0, 1), ["uint8", "(3, 6, 8)"]),
+        (np.dstack([RGB, GRAY]), ["uint8", "(6, 8, 4)"]),
         (RGB > 9, ["bool"]),
         (RGB.astype(np.int64), ["int64"]),
         (np.array([]), ["(0,)"]),

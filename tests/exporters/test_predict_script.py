@@ -80,3 +80,25 @@ def test_as_a_program_it_needs_no_torch_and_writes_json_and_pictures(nms_file: P
 def test_a_threshold_below_the_file_s_own_is_refused(script: ModuleType, nms_file: Path) -> None:
     with pytest.raises(SystemExit, match=r"drops scores below 0\.3"):
         script.Model(str(nms_file), conf=0.2)
+
+
+def test_as_a_program_it_replaces_no_image_and_goes_on_after_a_bad_one(nms_file: Path, tmp_path: Path) -> None:
+    scene(tmp_path, images=2)
+    (tmp_path / "bad.png").write_text("no image")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
+    before = (tmp_path / "0.png").read_bytes()
+
+    def started(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(SCRIPT), str(nms_file), "--conf", "0.5", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    done = started("0.png", "--out", ".")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "0.png is one of the images given" in done.stderr
+    assert (tmp_path / "0.png").read_bytes() == before
+    done = started("bad.png", "0.png", "other/0.png", "--out", "drawn", "--json", "found.json")
+    assert done.returncode == 1
+    assert "1 of 3 images could not be read" in done.stderr
+    assert [row["image"] for row in json.loads((tmp_path / "found.json").read_text())] == ["0.png", "other/0.png"]
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["0-2.png", "0.png"]

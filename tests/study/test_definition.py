@@ -12,6 +12,8 @@ from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.study.definition import read_study
 from yoloxkd.study.plan import Key, differences, plan
+from yoloxkd.study.report import check_report_paths
+from yoloxkd.study.runner import Runner
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"epoch": 3}, "unknown key 'epoch' in the study study.yaml; did you mean 'epochs'"),
@@ -25,6 +27,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"seeds": []}, "key 'seeds'"),
     ({"students": {"a/b": "yolox-nano"}}, "names become folders"),
     ({"students": {"teacher": "yolox-nano"}}, "teacher's own row"),
+    ({"students": {"nano": "yolox-nano", "Nano": "yolox-s"}}, "students 'nano' and 'Nano', whose folders are one"),
+    ({"name": "summary"}, r"summary\.csv is the table of all studies"),
     ({"methods": {"none": {"teacher": "self"}}}, "method 'none' .* has a teacher and no kd"),
     ({"grids": {"g": {"methods": ["none", "pdg"]}}}, "grid 'g' .* the method 'pdg'; did you mean 'pgd'"),
     ({"grids": {"g": {"methods": ["pgd"]}}}, "grid 'g' .* has no baseline 'none' for student 'nano' and seed 0"),
@@ -109,3 +113,35 @@ def test_shipped_studies_resolve(name: str, tmp_path: Path) -> None:
     study = read_study(name)
     runs = plan(study, tmp_path)
     assert len(runs) > len(study.methods)
+
+
+def test_the_tables_of_a_study_replace_only_their_own(tiny: dict[str, Any], tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, tiny))
+    results = tmp_path / "results"
+    results.mkdir()
+    for name, own in (
+        ("tiny.md", "# Study tiny\n"),
+        ("tiny.csv", "grid,student,method,x\n"),
+        ("summary.csv", "study,student,method,x\n"),
+    ):
+        (results / name).write_text("the user's\n")
+        with pytest.raises(UserError, match=f"{name} is there already"):
+            check_report_paths(study, tmp_path / "out", results, [])
+        (results / name).write_text(own)
+    check_report_paths(study, tmp_path / "out", results, [])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is not a folder"):
+        check_report_paths(study, tmp_path / "file", results, [])
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_whose_names_join_to_the_same_words_keep_apart(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["students"] = {"a": "yolox-nano", "a-b": "yolox-nano"}
+    tiny["methods"] = {"none": None, "b-c": {"kd": "pgd"}, "c": {"kd": "pgd"}}
+    study = read_study(write(tmp_path, tiny))
+    runs = plan(study, tmp_path)
+    runner = Runner(study, runs, tmp_path, tmp_path / "results")
+    begun = [runner._training(run) for run in runs.values() if run.recipe is not None]
+    recipes = [command[command.index("--recipe") + 1] for command in begun]
+    assert len(set(recipes)) == len(recipes)
+    assert all(Path(recipe).is_file() for recipe in recipes)

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yoloxkd.errors import UserError
 from yoloxkd.types import ImageSize
+
+
+def reference(name: str, value: Any) -> str:
+    """A name or a path as text. UserError: another type, nothing, or more than any file can be called."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise UserError(f"{name} should be a name or a path, got {value!r}")
+    try:
+        os.stat(value)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{name} {str(value)[:40]!r}... cannot be the name of a file: {error}") from error
+    return str(value)
+
+
+def references(**arguments: Any) -> None:
+    """Look at some arguments by `reference`, each None, one or a list. UserError."""
+    for name, value in arguments.items():
+        for one in value if isinstance(value, list | tuple) else [] if value is None else [value]:
+            reference(name, one)
 
 
 def fraction(name: str, value: Any) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from yoloxkd.cli.tables import table
 from yoloxkd.errors import UserError, nearest
+from yoloxkd.file_kinds import check_not_exported
 from yoloxkd.study.definition import Definition, TeacherPart, read_study
 from yoloxkd.study.plan import Key, plan
 from yoloxkd.study.records import METRICS, Record
@@ -37,6 +38,8 @@ def run_study(
     check_grids(study, grids)
     if teacher is not None:
         study.teacher = TeacherPart(file=teacher, train=None)
+    if study.teacher is not None and study.teacher.file is not None:
+        check_not_exported(study.teacher.file)
     out = out or RUNS / study.name
     results = results or out / "results"
     check_report_paths(study, out, results, [name, *([] if data is None else [data])])

@@ -12,7 +12,10 @@ from PIL import Image
 from yoloxkd.data.images import read_image
 from yoloxkd.errors import UserError
 
-TAKEN = "a file name, a PIL image, an array (h, w, 3) or (h, w) of uint8, or a tensor (3, h, w) or (1, h, w) of uint8"
+TAKEN = (
+    "a file name, a PIL image, an array of uint8 RGB (h, w, 3) or gray (h, w), or a tensor of uint8 RGB (3, h, w) or gray "
+    "(1, h, w)"
+)
 
 
 def given_images(images: Any) -> Iterator[np.ndarray]:
@@ -23,11 +26,11 @@ def given_images(images: Any) -> Iterator[np.ndarray]:
 
         str, Path      an image file, turned upright as its EXIF data say
         PIL image      of any mode, as it is (not turned)
-        NumPy array    uint8 (h, w, 3) RGB, (h, w, 4) RGBA, (h, w) or (h, w, 1) gray; uint16 by its upper 8 bits
-        torch tensor   uint8 (3, h, w) RGB, (4, h, w) RGBA or (1, h, w) gray, on any device; uint16 by its upper 8 bits
+        NumPy array    uint8 (h, w, 3) RGB, (h, w) or (h, w, 1) gray; uint16 by its upper 8 bits
+        torch tensor   uint8 (3, h, w) RGB or (1, h, w) gray, on any device; uint16 by its upper 8 bits
 
-    Alpha is dropped. UserError: anything else, saying which image it was; float pixels too, whose range (0 to 1 or 0 to
-    255) only the user knows.
+    A PIL image's alpha is dropped, as a file's is. UserError: anything else, saying which image it was; float pixels
+    too, whose range (0 to 1 or 0 to 255) only the user knows, and four channels, whose order only the user knows.
     """
     if _is_one(images):
         yield _picture(images, "the image")
@@ -62,11 +65,11 @@ def _picture(image: Any, which: str) -> np.ndarray:
         raise UserError(f"{which} is {_described(image)}{hint}; give {TAKEN}")
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+    if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
         raise UserError(f"{which} is {_described(image)}; give {TAKEN}")
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
-    return np.ascontiguousarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3])
+    return np.ascontiguousarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array)
 
 
 def _of_pil(image: Image.Image, which: str) -> np.ndarray:

@@ -20,8 +20,13 @@ class OnnxRuntimeSession:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        source: str | bytes = str(path)
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            str(path).encode()
+        except UnicodeEncodeError:  # ONNX Runtime takes names in UTF-8 only
+            source = path.read_bytes()
+        try:
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own exception types have no common base
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{path} is not an ONNX file that ONNX Runtime can open: {reason}") from error

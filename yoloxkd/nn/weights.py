@@ -17,7 +17,7 @@ from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml
 from yoloxkd.download import Published
 from yoloxkd.errors import UserError
-from yoloxkd.file_kinds import is_onnx, is_torch
+from yoloxkd.file_kinds import check_not_exported
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.nn.published import PUBLISHED
 
@@ -54,11 +54,7 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} {what}; give the path of a .pth or .pt file")
     if path.stat().st_size == 0:
         raise UserError(f"checkpoint {path} is empty (0 bytes); copy or download it again")
-    if is_onnx(path) or (path.suffix.lower() == ".onnx" and not is_torch(path)):
-        raise UserError(
-            f"{path} is an exported ONNX file, and a checkpoint is needed here: give the .pt or .pth it was exported from "
-            "(a run's best.pt, or last.pt to resume it)"
-        )
+    check_not_exported(path)
     try:
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
             raw = torch.load(path, map_location="cpu", weights_only=True)
