@@ -15,10 +15,10 @@ from PIL import Image
 
 from tests.data.test_images import jpeg_with_thumbnail, picture
 from yoloxkd.data.check import COMPLAINTS, check_data
+from yoloxkd.data.faults import Faults
 from yoloxkd.data.headers import image_size, read_header
 from yoloxkd.data.images import _looks, check_images, measure_images, read_image
 from yoloxkd.data.jpeg import JPEG_END, data_is_whole, jpeg_fault
-from yoloxkd.data.faults import Faults
 from yoloxkd.data.spec import find_data
 from yoloxkd.errors import UserError
 

@@ -22,6 +22,7 @@ from yoloxkd.errors import UserError
 
 OTHER_SIZE = "images of another size than their annotations say"
 TWICE = "images that are in the split before, byte for byte"
+LISTED_TWICE = "images that are listed in the split before"
 NO_SPLIT = "split that cannot be read"
 COMPLAINTS = "images that are decoded with complaints"
 LEAK = "images that are in another split too, byte for byte"
@@ -95,7 +96,9 @@ def _compare(same: list[tuple[SplitReport, str]]) -> None:
     """Tell of pictures with the same bytes, at each of their places."""
     first: dict[str, str] = {}
     for report, path in same:
-        if report.split in first:
+        if path == first.get(report.split):
+            report.faults.add(LISTED_TWICE, [Place(path)])
+        elif report.split in first:
             report.faults.add(TWICE, [Place(path, note=f"the same as {first[report.split]}")])
         else:
             first[report.split] = path

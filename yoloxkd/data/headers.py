@@ -173,7 +173,7 @@ def _webp(head: bytes, file: BinaryIO, length: int) -> Header | None:
     while at + 8 <= end and not cut:
         file.seek(at)
         name, size = struct.unpack("<4sI", file.read(8))
-        cut = at + 8 + size > end
+        cut = at + 8 + size > end or not name.strip().isalnum()
         if name == b"EXIF" and not cut:
             turned = orientation_of(file.read(size).removeprefix(b"Exif\0\0")) in TURNED
         at += 8 + size + size % 2

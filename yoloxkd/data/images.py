@@ -18,6 +18,7 @@ from yoloxkd.data.find_images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from yoloxkd.data.find_images import missing
 from yoloxkd.data.headers import Header, read_header
 from yoloxkd.data.jpeg import JPEG_START, data_is_whole, jpeg_header
+from yoloxkd.data.strings import readable
 from yoloxkd.data.threads import in_threads
 from yoloxkd.data.tiff import TIFF_STARTS
 from yoloxkd.errors import UserError
@@ -75,7 +76,7 @@ def decode_image(
         image, reduce = _of_size(decode, content, path, size, reduce)
     if said and path not in _complained:
         _complained.add(path)
-        logger.warning("the image %s is damaged: its decoder says '%s'; replace it", path, "', '".join(said))
+        logger.warning("the image %s is damaged: its decoder says '%s'; replace it", readable(path), "', '".join(said))
     return image, reduce
 
 

@@ -25,7 +25,7 @@ def tiff_header(file: BinaryIO, length: int) -> tuple[int, int, int, str]:
     try:
         tags = _directory(file, length)
         height, width = tags[_HEIGHT][0], tags[_WIDTH][0]
-    except (struct.error, KeyError, IndexError):
+    except (struct.error, KeyError, IndexError, OverflowError):
         raise ValueError("is cut short, or not a TIFF that can be read") from None
     bits = tags.get(_BITS) or (1,)
     kind = (tags.get(_SAMPLES) or (_UNSIGNED,))[0]
