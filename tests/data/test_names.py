@@ -6,6 +6,7 @@ import json
 import os
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -295,3 +296,23 @@ def test_caches_keep_pictures_of_any_name(tmp_path: Path) -> None:
     for cache in (RamCache(data), DiskCache(data, tmp_path / "cache"), DiskCache(data, tmp_path / "cache")):
         for i, picture in enumerate(plain):
             np.testing.assert_array_equal(cache.read(i, 1)[0], picture)
+
+
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_normal_forms_of_listed_names(tmp_path: Path, listed: Literal["NFC", "NFD"]) -> None:
+    """macOS writes names apart (NFD) that annotation files mostly hold composed (NFC)."""
+    there = unicodedata.normalize("NFD" if listed == "NFC" else "NFC", "Größe é")
+    said = unicodedata.normalize(listed, there)
+    assert said != there
+    yaml = voc_set(tmp_path, [f"{there}.jpg"], {f"{said}.xml": ""}, said)
+    assert read_voc(yaml) == read_voc(yaml, "val") == {f"{there}.jpg": 5}
+    rows = [{"id": 1, "file_name": f"{said}.jpg", "width": 32, "height": 24}]
+    content = {"images": rows, "annotations": [], "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "coco.yaml").write_text("names: [person]\ntrain: {images: JPEGImages, annotations: a.json}\n")
+    assert read_voc(tmp_path / "coco.yaml") == {f"{there}.jpg": 0}
+    (tmp_path / "a.odgt").write_text(json.dumps({"ID": said, "gtboxes": []}))
+    (tmp_path / "crowd.yaml").write_text("train: {images: JPEGImages, annotations: a.odgt}\n")
+    assert read_voc(tmp_path / "crowd.yaml") == {f"{there}.jpg": 0}
+    (tmp_path / "paths.txt").write_text(f"JPEGImages/{said}.jpg")
+    assert images_of([tmp_path / "paths.txt"], tmp_path) == [str(tmp_path / "JPEGImages" / f"{there}.jpg")]

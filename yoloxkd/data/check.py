@@ -136,7 +136,7 @@ def _look(data: DetectionData, faults: Faults, progress: Callable[[int, int], No
             if kind:
                 faults.refuse(kind, Place(path, note=note), "")
         if said:
-            _whose(paths, faults)
+            _whose([path for path, (_, kind, _) in zip(paths, found, strict=True) if not kind], faults)
         digests += [digest for digest, _, _ in found]
         progress(len(digests), len(data))
     return digests
