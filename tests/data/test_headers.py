@@ -205,6 +205,19 @@ def test_samples_of_unknown_scale_are_refused_by_name(tmp_path: Path, words: str
             refuse(file)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_twelve_bits_in_sixteen_are_told(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yoloxkd.data.images._dark", [])
+    for name, factor in (("full", 257), ("dark", 16), ("dark2", 16)):
+        assert cv2.imwrite(str(tmp_path / f"{name}.{suffix}"), picture().astype(np.uint16) * factor)
+        with caplog.at_level(logging.WARNING):
+            read_image(str(tmp_path / f"{name}.{suffix}"))
+    assert len(caplog.messages) == 1
+    assert f"dark.{suffix} has 16 bits and values below 4096 alone" in caplog.messages[0]
+
+
 def test_palette_and_gray_with_alpha(tmp_path: Path) -> None:
     palette = Image.fromarray(picture()).quantize(8)
     palette.save(tmp_path / "p.png", transparency=bytes([0] * 4 + [255] * 4))
@@ -266,3 +279,18 @@ def test_what_decoders_print_gets_the_name_of_the_file(
     assert report.faults.counts[COMPLAINTS] == 1
     assert report.faults.examples[COMPLAINTS][0].file == file
     assert "Corrupt" not in capfd.readouterr().err
+
+
+def test_changed_and_cut_headers_end_in_a_sentence() -> None:
+    """Seeded: bytes of the headers of every kind are changed, most of the files cut; nothing but ValueError comes out."""
+    rng = np.random.default_rng(0)
+    for number in range(1500):
+        content = bytearray(WHOLE[list(WHOLE)[number % len(WHOLE)]])
+        for at in rng.integers(0, min(len(content), (64, 700, len(content))[number % 3]), 4):
+            content[at] = rng.choice([0, 255, rng.integers(256)])
+        content = content[: int(rng.integers(1, 2 * len(content)))]
+        try:
+            fault = read_header(io.BytesIO(content), len(content)).fault
+        except ValueError as error:
+            fault = str(error)
+        assert not fault or fault.startswith(("is ", "holds "))

@@ -6,13 +6,16 @@ import json
 import os
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from yoloxkd.data.caches import DiskCache, RamCache
+from yoloxkd.data.check import LISTED_TWICE, check_data
 from yoloxkd.data.convert import convert_data
-from yoloxkd.data.faults import Faults
+from yoloxkd.data.faults import Faults, Place
 from yoloxkd.data.find_images import LOST_LINKS, OTHER_SPELLING, images_of
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.data.yolo import read_yolo
@@ -266,3 +269,50 @@ def test_stems_that_occur_twice_are_told_apart_by_filename(tmp_path: Path) -> No
     for split in ("train", "val"):
         with pytest.raises(UserError, match=r"a\.jpg and .*a\.png have one annotation file, .*a\.xml"):
             read_voc(yaml, split)
+
+
+def test_an_image_listed_twice_is_told_as_that(tmp_path: Path) -> None:
+    yolo_set(tmp_path, ["a.jpg", "b.jpg"], ["a.txt"])
+    (tmp_path / "list.txt").write_text("images/a.jpg\nimages/b.jpg\nimages/a.jpg\n")
+    (tmp_path / "data.yaml").write_text("names: [person]\ntrain: list.txt\n")
+    (report,) = check_data(find_data(tmp_path / "data.yaml"))
+    assert report.faults.counts == {LISTED_TWICE: 1}
+    assert report.faults.examples[LISTED_TWICE] == [Place(str(tmp_path / "images" / "a.jpg"))]
+
+
+def test_ids_of_several_images_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "Images" / "a.jpg", 1)
+    save(tmp_path / "Images" / "a.png", 2)
+    (tmp_path / "train.odgt").write_text('{"ID": "a", "gtboxes": []}\n', encoding="utf-8-sig")
+    (tmp_path / "data.yaml").write_text("train: {images: Images, annotations: train.odgt}\n")
+    with pytest.raises(UserError, match=r"a\.jpg and .*a\.png both are the image of the ID 'a'"):
+        load_split(find_data(tmp_path / "data.yaml"), "train")
+
+
+def test_caches_keep_pictures_of_any_name(tmp_path: Path) -> None:
+    data = load_split(find_data(odd_set(tmp_path)), "train")
+    plain = [data.read(i) for i in range(len(data))]
+    (tmp_path / "cache").mkdir()
+    for cache in (RamCache(data), DiskCache(data, tmp_path / "cache"), DiskCache(data, tmp_path / "cache")):
+        for i, picture in enumerate(plain):
+            np.testing.assert_array_equal(cache.read(i, 1)[0], picture)
+
+
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_normal_forms_of_listed_names(tmp_path: Path, listed: Literal["NFC", "NFD"]) -> None:
+    """macOS writes names apart (NFD) that annotation files mostly hold composed (NFC)."""
+    there = unicodedata.normalize("NFD" if listed == "NFC" else "NFC", "Größe é")
+    said = unicodedata.normalize(listed, there)
+    assert said != there
+    yaml = voc_set(tmp_path, [f"{there}.jpg"], {f"{said}.xml": ""}, said)
+    assert read_voc(yaml) == read_voc(yaml, "val") == {f"{there}.jpg": 5}
+    rows = [{"id": 1, "file_name": f"{said}.jpg", "width": 32, "height": 24}]
+    content = {"images": rows, "annotations": [], "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "coco.yaml").write_text("names: [person]\ntrain: {images: JPEGImages, annotations: a.json}\n")
+    assert read_voc(tmp_path / "coco.yaml") == {f"{there}.jpg": 0}
+    (tmp_path / "a.odgt").write_text(json.dumps({"ID": said, "gtboxes": []}))
+    (tmp_path / "crowd.yaml").write_text("train: {images: JPEGImages, annotations: a.odgt}\n")
+    assert read_voc(tmp_path / "crowd.yaml") == {f"{there}.jpg": 0}
+    (tmp_path / "paths.txt").write_text(f"JPEGImages/{said}.jpg")
+    assert images_of([tmp_path / "paths.txt"], tmp_path) == [str(tmp_path / "JPEGImages" / f"{there}.jpg")]

@@ -24,6 +24,7 @@ from yoloxkd.types import ImageSize
 
 OTHER_SIZE = "images of another size than their annotations say"
 TWICE = "images that are in the split before, byte for byte"
+LISTED_TWICE = "images that are listed in the split before"
 NO_SPLIT = "split that cannot be read"
 COMPLAINTS = "images that are decoded with complaints"
 LEAK = "images that are in another split too, byte for byte"
@@ -109,7 +110,9 @@ def _compare(same: list[tuple[SplitReport, str]]) -> None:
     """Tell of pictures with the same bytes, at each of their places."""
     first: dict[str, str] = {}
     for report, path in same:
-        if report.split in first:
+        if path == first.get(report.split):
+            report.faults.add(LISTED_TWICE, [Place(path)])
+        elif report.split in first:
             report.faults.add(TWICE, [Place(path, note=f"the same as {first[report.split]}")])
         else:
             first[report.split] = path
@@ -147,7 +150,7 @@ def _look(data: DetectionData, faults: Faults, progress: Callable[[int, int], No
             if kind:
                 faults.refuse(kind, Place(path, note=note), "")
         if said:
-            _whose(paths, faults)
+            _whose([path for path, (_, kind, _) in zip(paths, found, strict=True) if not kind], faults)
         digests += [digest for digest, _, _ in found]
         progress(len(digests), len(data))
     return digests

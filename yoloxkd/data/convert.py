@@ -91,11 +91,13 @@ def _write(
     for split in spec.splits:
         data = select_classes(load_split(spec, split), names)
         files = _new_names(data.paths, used if target.one_folder else Counter())
+        renamed = sum(Path(path).name != name for path, name in zip(data.paths, files, strict=True))
         for i, name in enumerate(files):
             files[i] = _place(data, i, folder / target.pictures.format(split=split) / name, target, link)
         content[split] = target.write(data, files, folder)
         lost = "; ".join(describe_loss(data, target))
         faults = f"; {data.faults.describe()}" if len(data.faults) else ""
+        faults += f"; {renamed} pictures got new names" if renamed else ""
         lines.append(f"{split}: {len(data)} images, {len(data.boxes)} boxes{faults}{'; lost: ' + lost if lost else ''}")
     content["names"] = dict(enumerate(names)) if to == "yolo" else names
     (folder / "data.yaml").write_text(write_yaml(content), encoding="utf-8")

@@ -23,6 +23,7 @@ _BY_PILLOW = frozenset({"PPM", "JPEG2000", "AVIF"})  # formats that OpenCV decod
 class Header:
     """height, width px as stored; turned: EXIF exchanges them; fault: why the file cannot be read, empty if it can.
 
+    bits        of a sample; 16 where a PNG or TIFF has more than 8
     plain_jpeg  a JPEG of one scan without restart markers: only decoding tells whether its data is whole
     """
 
@@ -31,6 +32,7 @@ class Header:
     turned: bool = False
     fault: str = ""
     plain_jpeg: bool = False
+    bits: int = 8
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -118,7 +120,7 @@ def _png(head: bytes, file: BinaryIO, length: int) -> Header:
         if kind == b"eXIf":
             turned = orientation_of(file.read(size)) in TURNED
         if kind == b"IEND":
-            return Header(height, width, turned)
+            return Header(height, width, turned, bits=head[24])
 
 
 def _bmp(head: bytes, file: BinaryIO, length: int) -> Header:
@@ -173,7 +175,7 @@ def _webp(head: bytes, file: BinaryIO, length: int) -> Header | None:
     while at + 8 <= end and not cut:
         file.seek(at)
         name, size = struct.unpack("<4sI", file.read(8))
-        cut = at + 8 + size > end
+        cut = at + 8 + size > end or not name.strip().isalnum()
         if name == b"EXIF" and not cut:
             turned = orientation_of(file.read(size).removeprefix(b"Exif\0\0")) in TURNED
         at += 8 + size + size % 2
@@ -181,8 +183,8 @@ def _webp(head: bytes, file: BinaryIO, length: int) -> Header | None:
 
 
 def _tiff(head: bytes, file: BinaryIO, length: int) -> Header:
-    height, width, orientation, fault = tiff_header(file, length)
-    return Header(height, width, orientation in TURNED, fault)
+    found = tiff_header(file, length)
+    return Header(found.height, found.width, found.orientation in TURNED, found.fault, bits=found.bits)
 
 
 def _by_pillow(head: bytes, file: BinaryIO) -> Header:

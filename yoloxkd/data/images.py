@@ -18,6 +18,7 @@ from yoloxkd.data.find_images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from yoloxkd.data.find_images import missing
 from yoloxkd.data.headers import Header, read_header
 from yoloxkd.data.jpeg import JPEG_START, data_is_whole, jpeg_header
+from yoloxkd.data.strings import readable
 from yoloxkd.data.threads import in_threads
 from yoloxkd.data.tiff import TIFF_STARTS
 from yoloxkd.errors import UserError
@@ -34,7 +35,9 @@ _REDUCED = {
     4: cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR),
     8: cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR),
 }
+_DEEP, _DARK = 16, 16  # bits of a sample; the upper 8 of them where no more than 12 are used
 _complained: set[str] = set()  # files whose complaints were told
+_dark: list[str] = []  # the file that stands for those of 16 bits that use no more than 12
 
 
 class WrongSize(UserError):
@@ -75,8 +78,21 @@ def decode_image(
         image, reduce = _of_size(decode, content, path, size, reduce)
     if said and path not in _complained:
         _complained.add(path)
-        logger.warning("the image %s is damaged: its decoder says '%s'; replace it", path, "', '".join(said))
+        logger.warning("the image %s is damaged: its decoder says '%s'; replace it", readable(path), "', '".join(said))
+    if header.bits == _DEEP and 0 < image.max() < _DARK:
+        _warn_of_dark(path)
     return image, reduce
+
+
+def _warn_of_dark(path: str) -> None:
+    """Once a process: a set of such images has thousands."""
+    if not _dark:
+        _dark.append(path)
+        logger.warning(
+            "the image %s has 16 bits and values below 4096 alone, so that it comes out nearly black, as others may: "
+            "if 4095 is its white, multiply its values by 16",
+            readable(path),
+        )
 
 
 def _of_size(

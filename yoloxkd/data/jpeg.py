@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import ceil
 
 from yoloxkd.data.exif import orientation_of
 
@@ -152,12 +153,12 @@ class _Scans:
 
 def _units(header: JpegHeader, ids: list[int]) -> int:
     """MCUs of a scan of these components; at least 1."""
-    wide = max(h for h, _ in header.sampling.values()) or 1
-    high = max(v for _, v in header.sampling.values()) or 1
+    wide = max((h for h, _ in header.sampling.values()), default=1) or 1
+    high = max((v for _, v in header.sampling.values()), default=1) or 1
     if len(ids) > 1:
-        return -(-header.width // (8 * wide)) * -(-header.height // (8 * high))
+        return ceil(header.width / (8 * wide)) * ceil(header.height / (8 * high))
     h, v = header.sampling.get(ids[0], (wide, high))
-    return -(-(-(-header.width * h // wide)) // 8) * -(-(-(-header.height * v // high)) // 8)
+    return ceil(ceil(header.width * h / wide) / 8) * ceil(ceil(header.height * v / high) / 8)
 
 
 def data_is_whole(content: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from yoloxkd.data.exif import TAG as ORIENTATION
@@ -17,15 +18,23 @@ _KIND = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _MOST_ENTRIES = 4096
 
 
-def tiff_header(file: BinaryIO, length: int) -> tuple[int, int, int, str]:
-    """Height, width px as stored, orientation, and why the picture cannot be read (empty: it can).
+@dataclass(frozen=True, slots=True)
+class TiffHeader:
+    """height, width px as stored; orientation: EXIF's; bits of a sample; fault: why the picture cannot be read."""
 
-    ValueError: the directory cannot be read.
-    """
+    height: int
+    width: int
+    orientation: int
+    bits: int
+    fault: str
+
+
+def tiff_header(file: BinaryIO, length: int) -> TiffHeader:
+    """The first picture of a TIFF. ValueError: its directory cannot be read."""
     try:
         tags = _directory(file, length)
         height, width = tags[_HEIGHT][0], tags[_WIDTH][0]
-    except (struct.error, KeyError, IndexError):
+    except (struct.error, KeyError, IndexError, OverflowError):
         raise ValueError("is cut short, or not a TIFF that can be read") from None
     bits = tags.get(_BITS) or (1,)
     kind = (tags.get(_SAMPLES) or (_UNSIGNED,))[0]
@@ -40,7 +49,7 @@ def tiff_header(file: BinaryIO, length: int) -> tuple[int, int, int, str]:
     elif _pixels_end(tags) > length:
         fault = "is cut short"
     orientation = (tags.get(ORIENTATION) or (1,))[0]
-    return height, width, orientation, fault
+    return TiffHeader(height, width, orientation, bits[0], fault)
 
 
 def _pixels_end(tags: dict[int, tuple[int, ...]]) -> int:
