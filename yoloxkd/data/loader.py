@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any
 
 import cv2
@@ -89,8 +90,7 @@ class Loader(DataLoader[Any]):
         except UserError:
             raise
         except Exception as error:
-            workers = getattr(batches, "_workers", ())
-            if (reason := dead_worker(error, [worker.exitcode for worker in workers])) is None:
+            if (reason := dead_worker(*_death(error, getattr(batches, "_workers", ())))) is None:
                 raise
             raise UserError(reason) from error
 
@@ -110,6 +110,22 @@ class Loader(DataLoader[Any]):
         if not isinstance(sampler, EpochSampler):
             raise TypeError("only a training loader has epochs")
         sampler.set_epoch(epoch, strong, start_batch)
+
+
+def _death(error: Exception, workers: Sequence[Any]) -> tuple[Exception, list[int | None]]:
+    """The error that tells of a worker's death, and the exit codes of all of them.
+
+    A worker that dies while it hands over a batch is first noticed as a broken connection; torch's own word, which it
+    gives by a signal, may come up while its exit code is waited for.
+    """
+    lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not str(error).startswith("Caught ")
+    try:
+        if lost:
+            wait([worker.sentinel for worker in workers], timeout=5)
+        codes = [worker.exitcode for worker in workers]
+    except RuntimeError as told:
+        return told, []
+    return (RuntimeError("DataLoader worker exited unexpectedly") if lost and any(codes) else error), codes
 
 
 def _start_worker(_: int) -> None:
