@@ -109,10 +109,11 @@ class EvalResult:
     seen: list[int]
 
     def coco_results(self) -> list[dict[str, Any]]:
-        """The detections in COCO's result format, with the annotation file's own category ids."""
-        ids = self.data.categories()
+        """The detections in COCO's result format, with the annotation file's own ids of images and categories."""
+        own, ids = self.data.own_image_ids(), self.data.categories()
+        images = dict(zip(self.data.image_ids.tolist(), own, strict=True))
         return [
-            {"image_id": image, "category_id": ids[label], "bbox": box, "score": score}
+            {"image_id": images[image], "category_id": ids[label], "bbox": box, "score": score}
             for image, label, box, score in self._rows()
         ]
 
