@@ -150,7 +150,7 @@ class _Columns:
         table.count(column["outlined"], "boxes that are missing, taken from the outline", faults)
         table.count(column["unclear"], "whose iscrowd or ignore is neither 0 nor 1, taken as 0", faults)
         if 2 * column["crowd"].sum() > len(table.keep):
-            kind = "marked iscrowd 1, so nothing to train on, as most here are: some tools mark every mask so"
+            kind = "ignored for iscrowd 1, as most objects here (some tools mark every mask so; 0 is an object to train on)"
             table.count(column["crowd"], kind, faults)
         check_corner_order(table, pictures.sizes, faults)
         return table

@@ -13,7 +13,18 @@ import numpy as np
 from yoloxkd.data.box_table import UNWANTED, BoxTable, Pictures
 from yoloxkd.data.faults import Faults, Place, shown
 from yoloxkd.data.strings import Strings
-from yoloxkd.data.values import NO_ID, ClassNames, IdCodes, bare_name, id_key, is_plain, own_id, size_px, typed
+from yoloxkd.data.values import (
+    NO_ID,
+    ClassNames,
+    IdCodes,
+    bare_name,
+    has_control,
+    id_key,
+    is_plain,
+    own_id,
+    size_px,
+    typed,
+)
 from yoloxkd.errors import UserError
 
 _FEW = 3  # boxes, too few to tell their order by
@@ -36,7 +47,7 @@ class ImageRows:
         self._parts.append(self._coder.of([row.get("id") for row in rows]))
         for row in rows:
             name = row.get("file_name")
-            if not isinstance(name, str) or not name.strip() or "\0" in name:
+            if not isinstance(name, str) or not name.strip() or has_control(name):
                 raise self._fault(row, "file_name", "which is not a text that names a file")
             if id_key(row.get("id")) is None:
                 raise self._fault(row, "id", "which is not a whole number or a text")

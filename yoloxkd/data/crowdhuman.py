@@ -20,7 +20,7 @@ from yoloxkd.data.formats import Format, SplitSource
 from yoloxkd.data.images import measure_images
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.strings import Strings
-from yoloxkd.data.values import flag, numbers
+from yoloxkd.data.values import flag, has_control, numbers
 from yoloxkd.errors import UserError
 
 PERSON, MASK = "person", "mask"
@@ -114,7 +114,7 @@ def _row(text: str) -> tuple[dict[str, Any] | None, str]:
         return None, "has no usable 'ID'"
     if type(row.get("ID")) is int:
         row["ID"] = str(row["ID"])
-    if not isinstance(row.get("ID"), str) or not row["ID"].strip() or "/" in row["ID"] or "\0" in row["ID"]:
+    if not isinstance(row.get("ID"), str) or not row["ID"].strip() or "/" in row["ID"] or has_control(row["ID"]):
         return None, "has no usable 'ID'"
     boxes = row.get("gtboxes")
     if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):

@@ -14,8 +14,8 @@ NEARLY_ALL = 0.9
 
 
 def shown(text: str, most: int = 60) -> str:
-    """A text of a file's for a sentence: on one line, shortened in the middle."""
-    line = " ".join(text.split())
+    """A text of a file's for a sentence: on one line, what cannot be printed as its code, shortened in the middle."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
     return line if len(line) <= most else f"{line[: most // 2]}...{line[-most // 3 :]}"
 
 

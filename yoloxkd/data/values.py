@@ -143,6 +143,11 @@ def bare_name(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip()
 
 
+def has_control(text: str) -> bool:
+    """Whether a text holds what no name of a file or class does: control characters and line ends."""
+    return any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text)
+
+
 def typed(value: object) -> str:
     """A value for a sentence: as it was written, shortened."""
     return "nothing" if value is None else shown(repr(value))
