@@ -153,7 +153,7 @@ class BoxTable:
                 fractions = self.keep & ((self.written >= 0) & (self.written <= 1)).all(axis=1)
         if fractions[objects].sum() >= NEARLY_ALL * total:
             sentence = (
-                f"{fractions.sum()} of {total} boxes of {self._first(fractions)} are fractions of the picture (0 to 1), "
+                f"{fractions[objects].sum()} of {total} boxes of {self._first(fractions)} are fractions of the picture (0 to 1), "
                 "where the format has pixels; multiply them by the picture's width and height"
             )
             self.refuse(

@@ -67,6 +67,10 @@ class _Content:
             raise UserError(f"cannot read the annotation file {file}: {error.strerror or error}") from error
         except ValueError as error:
             raise UserError(f"the annotation file {file} is not valid JSON: {error}") from error
+        except RecursionError as error:
+            raise UserError(
+                f"the annotation file {file} is not in COCO format: its lists are nested too deeply"
+            ) from error
         except TypeError as error:
             raise UserError(f"the annotation file {file} is not in COCO format: it is {error}") from error
         for key in _LISTS:

@@ -129,6 +129,6 @@ def _class_name(name: Any, place: int) -> str:
         raise ValueError(f"should hold texts, and name {place} is none")
     if not name.strip():
         raise ValueError(f"should hold names, and name {place} is empty")
-    if has_control(name):
+    if has_control(name) or name.encode(errors="ignore").decode() != name:
         raise ValueError(f"should hold names without control characters, and name {place} has one")
     return name

@@ -144,8 +144,11 @@ def bare_name(name: str) -> str:
 
 
 def has_control(text: str) -> bool:
-    """Whether a text holds what no name of a file or class does: control characters and line ends."""
-    return any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text)
+    """Whether a text holds what no name of a file or class does: control characters, line ends, halves of characters.
+
+    Bytes of a file name that are not UTF-8 (Python has them as U+DC80 to U+DCFF) are none of these.
+    """
+    return any(unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") and not "\udc80" <= c <= "\udcff" for c in text)
 
 
 def typed(value: object) -> str:
