@@ -103,19 +103,18 @@ def test_category_ids_of_any_kind(make_set: MakeSet, content: dict[str, Any], id
 
 
 def test_results_have_the_ids_of_the_file(make_set: MakeSet, content: dict[str, Any]) -> None:
-    from yoloxkd.engine.evaluate import EvalResult
-    from yoloxkd.metrics.coco import COCODetections
+    from tests.engine.test_evaluate import Oracle
+    from yoloxkd.data.loader import eval_loader
+    from yoloxkd.engine.evaluate import evaluate
 
     content["categories"] = [{"id": "D", "name": "dog"}, {"id": 2**65, "name": "cat"}]
     for row in content["annotations"]:
         row["category_id"] = {90: "D", 3: 2**65}[row["category_id"]]
     data = read(make_set, with_ids(content, ["a.jpg", 2**70, -4]))
-    truth = data.ground_truth()
-    assert [a["image_id"] for a in truth["annotations"]] == [truth["images"][i]["id"] for i in (0, 2, 2)]
-    keys = data.own_image_ids(), data.categories()
-    assert keys == (["a.jpg", 2**70, -4], [2**65, "D"])
-    found = EvalResult({}, COCODetections(), data.names, 3, 0.0, data, []).coco_results()
-    assert found == []
+    result = evaluate(Oracle(data, 64, NAMES), eval_loader(data, imgsz=64, batch=2), data)
+    assert result.metrics["AP"] == pytest.approx(1.0)
+    found = [(row["image_id"], row["category_id"]) for row in result.coco_results()]
+    assert found == [("a.jpg", "D"), (-4, 2**65), (-4, "D")]
 
 
 def test_converted_to_coco_the_ids_stay(make_set: MakeSet, content: dict[str, Any], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from yoloxkd.data.faults import Faults, shown
 from yoloxkd.data.formats import SplitSource
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.shapes import CLASSES, SHAPES, shapes_folder
-from yoloxkd.data.ultralytics import from_ultralytics, guess_format, is_flat
+from yoloxkd.data.ultralytics import expanded, from_ultralytics, guess_format, is_flat
 from yoloxkd.data.values import bare_name, has_control
 from yoloxkd.errors import UserError, nearest
 
@@ -137,8 +137,6 @@ def _on_disk(where: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"the {where} names {shown(repr(error.filename))}: {error.strerror or error}") from error
-    except RuntimeError as error:  # pathlib's, of "~name"
-        raise UserError(f"the {where} has a path whose home folder is not known: {error}") from error
 
 
 def load_split(spec: DataSpec, split: str, faults: Faults | None = None) -> DetectionData:
@@ -193,7 +191,7 @@ def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:
     if spec.kpt_shape is not None and spec.format != "yolo":
         raise UserError(f"the {where} is in the format {spec.format}, which reads no 'kpt_shape'; take it out")
     with _on_disk(where):
-        root = base / Path(spec.path).expanduser()
+        root = base / expanded(spec.path, where)
         there = root.is_dir()
     if not there:
         how = f"to get it, {' '.join(spec.download.split())}" if spec.download else "correct its 'path'"
