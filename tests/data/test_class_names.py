@@ -107,6 +107,19 @@ def test_other_words_for_a_split(tmp_path: Path, key: str, split: str) -> None:
     assert len(load_split(find_data(file), split)) == 1
 
 
+@pytest.mark.parametrize("folder", ["010", "2024-01-01", "1.10", "no"])
+def test_folders_stay_as_typed(tmp_path: Path, folder: str) -> None:
+    file = write(tmp_path / folder, "[cat]")
+    (tmp_path / folder / "images" / "train").rename(tmp_path / folder / "images" / folder)
+    (tmp_path / folder / "labels" / "train").rename(tmp_path / folder / "labels" / folder)
+    file = tmp_path / "set.yaml"
+    for split in (f"{{images: images/{folder}, labels: labels/{folder}}}", f"[images/{folder}]"):
+        file.write_text(f"path: {folder}\nnames: [cat]\ntrain: {split}\nval: ~\ntest: null")
+        spec = find_data(file)
+        assert spec.splits == ["train"]
+        assert len(load_split(spec, "train").boxes) == 1
+
+
 def test_two_words_for_one_split_and_typing_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'val' and 'valid', which mean the same split; remove one of them"):
         find_data(write(tmp_path, "[cat]", "val: images/train\nvalid: images/train"))

@@ -13,7 +13,7 @@ from yoloxkd.data.faults import shown
 from yoloxkd.data.values import has_control
 from yoloxkd.errors import UserError
 
-_TEXT = "tag:yaml.org,2002:str"
+_TEXT, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 _SPLIT_OF = {
     "training": "train",
     "valid": "val",
@@ -22,35 +22,40 @@ _SPLIT_OF = {
     "evaluation": "val",
     "testing": "test",
 }
+_PATHS = ("path", "train", "val", "test", *_SPLIT_OF)
 _FLAT_KEYS = ("path", "train", "val", "test", "names", "nc", "format", "download", "kpt_shape", *_SPLIT_OF)
 _ELSEWHERE = ("minival", "date", "task", "data", "type", "size", "tags", "author", "name", "notes", "trainval")
 """Keys of other programs' data YAMLs that look like one of ours and are none."""
 
 
 class _AsTyped(yaml.SafeLoader):
-    """A safe loader that leaves class names alone: to YAML, `no` is false, `1.10` is 1.1 and `12:30` is 750."""
+    """A safe loader that leaves class names and paths alone: to YAML, `no` is false, `1.10` is 1.1 and `12:30` is 750."""
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
         if isinstance(node, yaml.MappingNode):
             _refuse_twice(node)
             for key, value in node.value:
-                if key.value == "names":
-                    _keep_texts(value)
+                if key.value == "names" and not isinstance(value, yaml.ScalarNode):
+                    _keep_texts(value, nothing=True)
+                elif key.value in _PATHS:
+                    _keep_texts(value, nothing=False)
         return node
 
 
-def _keep_texts(node: yaml.Node) -> None:
+def _keep_texts(node: yaml.Node, nothing: bool) -> None:
+    """Take the scalars of a node as texts; `nothing`: also `null` and `~`, which are class names but no paths."""
+    values = [node]
     if isinstance(node, yaml.SequenceNode):
-        items = node.value
+        values = list(node.value)
     elif isinstance(node, yaml.MappingNode):
         _refuse_twice(node)
-        items = [value for _, value in node.value]
-    else:
-        return
-    for item in items:
-        if isinstance(item, yaml.ScalarNode):
-            item.tag = _TEXT
+        values = [value for _, value in node.value]
+        if not nothing:
+            values += [item for value in values if isinstance(value, yaml.SequenceNode) for item in value.value]
+    for value in values:
+        if isinstance(value, yaml.ScalarNode) and (nothing or value.tag != _NULL):
+            value.tag = _TEXT
 
 
 def _refuse_twice(node: yaml.MappingNode) -> None:
