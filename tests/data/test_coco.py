@@ -146,7 +146,9 @@ def test_two_images_of_one_id_are_refused(make_set: MakeSet, content: dict[str, 
     [
         ({"width": None}, "not a positive whole number"),
         ({"height": 0}, "not a positive whole number"),
-        ({"id": "x"}, "not a positive whole number"),
+        ({"width": "64.5"}, r"images\[1\] \(b.png\) .* width .64.5., .* not a positive whole number"),
+        ({"id": None}, "not a whole number or a text"),
+        ({"id": True}, "not a whole number or a text"),
     ],
 )
 def test_images_without_usable_size_or_id_are_refused(

@@ -171,3 +171,11 @@ def test_ultralytics_names_and_paths_in_other_shapes(tmp_path: Path, monkeypatch
     assert spec.root == tmp_path / "work" / "datasets" / "cats"
     with pytest.raises(UserError, match=r"no folder .*dogs; to get it, unpack https://example\.org/d\.zip there"):
         find_data(ultralytics(tmp_path, "path: dogs\ntrain: images\nnames: [x]\ndownload: https://example.org/d.zip\n"))
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name", "a" * 300, "a\nb"])
+def test_a_path_that_cannot_be_is_one_sentence(tmp_path: Path, path: str) -> None:
+    for changes in ({"path": path}, {"path": path, "format": ..., "train": "images"}):
+        with pytest.raises(UserError) as caught:
+            find_data(write(tmp_path, **changes))
+        assert str(caught.value).isprintable()

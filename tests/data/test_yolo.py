@@ -54,7 +54,8 @@ def test_a_polygon_is_the_box_around_it(tmp_path: Path) -> None:
     ("line", "kind"),
     [
         ("0 0.5 0.5 0.2", "dropped, lines that are not 'class x y w h' or a polygon"),
-        ("0 0.5 0.5 0.2 0.2 0.9", "dropped, lines that are not 'class x y w h' or a polygon"),
+        ("0 0.5 0.5 0.2 0.2 45", "dropped, lines with a sixth column that is no score (0 to 1)"),
+        ("0 0,5 0,5 0,2 0,2", "dropped, lines that are not 'class x y w h' or a polygon"),
         ("cat 0.5 0.5 0.2 0.2", "dropped, lines that are not 'class x y w h' or a polygon"),
         ("2 0.5 0.5 0.2 0.2", "dropped, of an unknown category"),
         ("0.5 0.5 0.5 0.2 0.2", "dropped, of an unknown category"),

@@ -7,23 +7,30 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.faults import NEARLY_ALL, Faults, Place
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.strings import Strings
+from yoloxkd.data.values import NO_ID
+from yoloxkd.errors import UserError
 
 UNKNOWN, UNWANTED = -2, -1
 """Labels of rows whose class does not exist, or exists and is not among the data set's names."""
 # A box may stick out of its image by this much without being called a fault: annotations are rounded.
 _ROUNDING_PX = 0.5
+# Sides below this are under a pixel; a box of one pixel may be written with few decimals.
+_PIXEL = 0.95
+_MOST_AREA = 2.0
+"""An area may be this many times its box's: outlines and boxes are rounded, and some tools count them apart."""
 
 
 @dataclass(slots=True)
 class Pictures:
-    """The images of a split: ids (N,) int64, N paths, sizes (N, 2) height and width px."""
+    """The images of a split: ids (N,) int64, N paths, sizes (N, 2) height and width px; keys as `DetectionData.image_keys`."""
 
     ids: np.ndarray
     paths: Strings
     sizes: np.ndarray
+    keys: Strings | None = None
 
 
 @dataclass(slots=True)
@@ -36,8 +43,9 @@ class BoxTable:
     ignore      (M,) bool; difficult (M,) bool, those of them that are one object
     line        (M,) line of the annotation file, 0: it has none
     files       the annotation files, by name; file (M,) which of them, None: the only one
-    ids         (M,) the file's own numbers of the boxes; None: there are none
+    ids         (M,) the file's own numbers of the boxes, NO_ID where one has none; None: there are none
     area        (M,) px², NaN: that of the box; None: of all boxes
+    written     (M, 4) box as the file writes it, to tell fractions of the picture from pixels; None: it writes fractions
     visible, head_boxes  (M, 4) xyxy px, NaN where not annotated; None: nowhere
     keep        (M,) bool, rows that are still wanted
     """
@@ -52,6 +60,7 @@ class BoxTable:
     file: np.ndarray | None = None
     ids: np.ndarray | None = None
     area: np.ndarray | None = None
+    written: np.ndarray | None = None
     visible: np.ndarray | None = None
     head_boxes: np.ndarray | None = None
     keep: np.ndarray = field(init=False)
@@ -68,9 +77,18 @@ class BoxTable:
         found = np.flatnonzero(rows & self.keep)
         faults.add(kind, [self.place(i) for i in found[: faults.room(len(found))].tolist()], len(found))
 
+    def refuse(self, rows: np.ndarray, kind: str, sentence: str, faults: Faults) -> None:
+        """Rows that training cannot go on with: raises UserError(sentence), or counts them when gathering."""
+        if not faults.gather:
+            raise UserError(sentence)
+        faults.breaking.add(kind)
+        self.count(rows, kind, faults)
+
     def place(self, row: int) -> Place:
         file = self.files[0 if self.file is None else int(self.file[row])]
-        note = "" if self.ids is None else f"annotation {self.ids[row]}"
+        note = ""
+        if self.ids is not None:
+            note = f"annotations[{row}]" if self.ids[row] == NO_ID else f"annotation {self.ids[row]}"
         return Place(file, int(self.line[row]) or None, note)
 
     def finish(self, names: list[str], split: str, pictures: Pictures, faults: Faults, format: str) -> DetectionData:
@@ -79,21 +97,21 @@ class BoxTable:
         self.drop(self.label == UNKNOWN, "of an unknown category", faults)
         self.drop(self.label == UNWANTED, "of a category that is not in names", faults)
         whole, clipped, unseen = self._check_boxes(pictures, faults)
+        self._check_units(whole, faults)
+        areas = self._areas(whole, faults)
         if faults.gather:
             self.count(self._repeated(whole), "repeated: the same box of the same class again (kept)", faults)
         kept = np.flatnonzero(self.keep)
         kept = kept[np.argsort(self.image[kept], kind="stable")]
         boxes = clipped[kept]
-        areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-        if self.area is not None:
-            said = self.area[kept]
-            areas = np.where(np.isfinite(said), said, areas)
+        areas = np.where(np.isnan(areas[kept]), np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), areas[kept])
         beyond = np.abs(whole[kept] - boxes).max(initial=0) > 0
         counts = np.bincount(self.image[kept], minlength=len(pictures.ids))
         return DetectionData(
             names=list(names),
             split=split,
             image_ids=pictures.ids,
+            image_keys=pictures.keys,
             paths=pictures.paths,
             sizes=pictures.sizes,
             boxes=boxes,
@@ -125,6 +143,49 @@ class BoxTable:
         unseen = before & ~self.keep & ~self.ignore
         return whole, clipped, np.column_stack([self.image[unseen], whole[unseen]])
 
+    def _check_units(self, whole: np.ndarray, faults: Faults) -> None:
+        """Count boxes that are no pixels, or under one; where nearly all objects are, training has nothing to see."""
+        objects = self.keep & ~self.ignore
+        total = max(int(objects.sum()), 1)
+        fractions = np.zeros(len(objects), bool)
+        if self.written is not None:
+            with np.errstate(invalid="ignore"):
+                fractions = self.keep & ((self.written >= 0) & (self.written <= 1)).all(axis=1)
+        if fractions[objects].sum() >= NEARLY_ALL * total:
+            sentence = (
+                f"{fractions[objects].sum()} of {total} boxes of {self._first(fractions)} are fractions of the picture (0 to 1), "
+                "where the format has pixels; multiply them by the picture's width and height"
+            )
+            self.refuse(
+                fractions, "boxes that are fractions of the picture (0 to 1) instead of pixels", sentence, faults
+            )
+        else:
+            fractions[:] = False
+        small = (whole[:, 2:] - whole[:, :2] < _PIXEL).any(axis=1) & self.keep & ~fractions
+        kind = "boxes under a pixel"
+        if small[objects].sum() >= NEARLY_ALL * total:
+            sentence = (
+                f"{small[objects].sum()} of {total} boxes of {self._first(small)} are under a pixel wide or high; they "
+                "are not in pixels of the picture, or nothing can be learned from them"
+            )
+            self.refuse(small, kind, sentence, faults)
+        else:
+            self.count(small, kind, faults)
+
+    def _first(self, rows: np.ndarray) -> Place:
+        return self.place(int(np.flatnonzero(rows)[0]))
+
+    def _areas(self, whole: np.ndarray, faults: Faults) -> np.ndarray:
+        """(M,) areas px² that the boxes can have, NaN: that of the box."""
+        if self.area is None:
+            return np.full(len(self.image), np.nan)
+        with np.errstate(over="ignore", invalid="ignore"):
+            box = np.prod(whole[:, 2:] - whole[:, :2], axis=1)
+            tiny = (self.area < 1) & (self.area < 0.1 * box)  # a fraction of the picture
+            wrong = (self.area <= 0) | (self.area > _MOST_AREA * box + 4) | tiny
+        self.count(wrong, "areas that the box cannot have, replaced by the box's", faults)
+        return np.where(wrong, np.nan, self.area)
+
     def _repeated(self, whole: np.ndarray) -> np.ndarray:
         """(M,) bool: kept rows equal to an earlier one."""
         rows = np.flatnonzero(self.keep)
@@ -140,22 +201,3 @@ class BoxTable:
         if ids is None or (len(ids) and (ids.min() <= 0 or len(np.unique(ids)) < len(ids))):
             return np.arange(1, len(self.image) + 1, dtype=np.int64)
         return ids
-
-
-def numbers(values: Sequence[object], shape: tuple[int, ...] = ()) -> np.ndarray:
-    """float64 (n, *shape); NaN where a value is missing, no number, or of another shape."""
-    try:
-        array = np.array(values, np.float64)
-        if array.shape == (len(values), *shape):
-            return array
-    except (TypeError, ValueError):
-        pass
-    out = np.full((len(values), *shape), np.nan)
-    for row, value in enumerate(values):
-        try:
-            array = np.asarray(value, np.float64)
-        except (TypeError, ValueError):
-            continue
-        if array.shape == shape:
-            out[row] = array
-    return out

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yoloxkd.data.box_table import UNKNOWN, UNWANTED, BoxTable, Pictures, numbers
+from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures
+from yoloxkd.data.coco_lists import ImageRows, check_corner_order, match_categories
 from yoloxkd.data.faults import Faults
-from yoloxkd.data.find_images import located
 from yoloxkd.data.formats import Format, SplitSource
 from yoloxkd.data.images import check_images
 from yoloxkd.data.json_stream import Rows, json_lists
 from yoloxkd.data.records import DetectionData
-from yoloxkd.data.strings import Strings
 from yoloxkd.data.texts import refuse_pointer
+from yoloxkd.data.values import NO_ID, IdCodes, flags, is_plain, number, numbers, typed
 from yoloxkd.errors import UserError
 
 _LISTS = ("images", "annotations", "categories")
-_NO_ID = np.iinfo(np.int64).min
 
 
 def read_coco(
@@ -30,22 +28,24 @@ def read_coco(
 ) -> DetectionData:
     """One split from a COCO JSON file and its folder of images.
 
-    Categories are matched to `names` by name, so ids may be sparse and in any order; images keep the file's order.
+    Categories are matched to `names` by name, so ids may be sparse and in any order; images keep the file's order. Ids are
+    whole numbers of any size and sign, or texts; "7" is 7.
     `iscrowd` and `ignore` mark what is to be ignored; `vbox` and `hbox` (xywh px), where there are any, are the visible
     part and the head. Boxes that cannot be trained on are dropped, boxes that stick out of their image are clipped;
     `faults` counts both. The file is read in blocks: segmentations and captions take no memory.
-    UserError: the file is missing, not JSON, or lacks a key; two images share an id; none of `names` is among the
-    file's categories; an image file is missing, broken or of another size.
+    UserError: the file is missing, not JSON, or lacks a key; an image has no usable id, size or name, or the id of another;
+    none of `names` is among the file's categories; nearly all boxes are fractions, or corners instead of sides; an image
+    file is missing, broken or of another size.
     """
     faults = Faults() if faults is None else faults
     content = _Content(annotations)
-    label_of_category, category_ids = _labels(content.categories, names, annotations)
+    categories = match_categories(content.categories, names, annotations, content.boxes.category_codes, faults)
     pictures = content.pictures(images, faults)
     if not faults.gather:
         check_images(pictures.paths, str(annotations), pictures.sizes)
-    table = content.boxes.table(pictures, label_of_category, str(annotations))
+    table = content.boxes.table(pictures, content.images.codes, categories.label_of, str(annotations), faults)
     data = table.finish(names, split, pictures, faults, "coco")
-    data.category_ids = category_ids
+    data.category_ids, data.category_keys = categories.ids, categories.keys
     return data
 
 
@@ -56,13 +56,11 @@ class _Content:
         self.file = file
         self.categories: list[dict[str, Any]] = []
         self.boxes = _Columns()
-        self._ids: list[np.ndarray] = []
-        self._sizes: list[np.ndarray] = []
-        self._names: list[str] = []
+        self.images = ImageRows(file, self.boxes.image_codes)
         seen = set()
         try:
             for rows in json_lists(file, frozenset(_LISTS)):
-                if not rows.whole or not all(isinstance(row, dict) for row in rows.values):
+                if not rows.whole:
                     break
                 self._take(rows)
                 seen.add(rows.key)
@@ -72,6 +70,10 @@ class _Content:
             with file.open("rb") as stream:
                 refuse_pointer(stream.read(64), f"the annotation file {file}")
             raise UserError(f"the annotation file {file} is not valid JSON: {error}") from error
+        except RecursionError as error:
+            raise UserError(
+                f"the annotation file {file} is not in COCO format: its lists are nested too deeply"
+            ) from error
         except TypeError as error:
             raise UserError(f"the annotation file {file} is not in COCO format: it is {error}") from error
         for key in _LISTS:
@@ -79,57 +81,51 @@ class _Content:
                 raise UserError(f"the annotation file {file} is not in COCO format: it lacks a list '{key}'")
 
     def _take(self, rows: Rows) -> None:
+        before = {"images": self.images.count, "annotations": self.boxes.count, "categories": len(self.categories)}
+        for place, row in enumerate(rows.values, before[rows.key]):
+            if not isinstance(row, dict):
+                raise UserError(
+                    f"{rows.key}[{place}] of {self.file} is no object with keys, but {typed(row)}; correct it"
+                )
         if rows.key == "categories":
             self.categories += rows.values
         elif rows.key == "annotations":
             self.boxes.add(rows)
-        elif rows.values:
-            try:
-                self._ids.append(np.array([row["id"] for row in rows.values]))
-                self._sizes.append(np.array([(row["height"], row["width"]) for row in rows.values]))
-                self._names += [row["file_name"] for row in rows.values]
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"the annotation file {self.file} has an image without a usable {error}") from error
+        else:
+            self.images.add(rows.values)
 
     def pictures(self, folder: Path, faults: Faults) -> Pictures:
-        file = self.file
-        if not self._ids:
-            raise UserError(f"the annotation file {file} lists no image")
-        ids, sizes = np.concatenate(self._ids), np.concatenate(self._sizes)
-        if ids.dtype.kind != "i" or sizes.dtype.kind not in "if" or not (sizes > 0).all():
-            raise UserError(
-                f"the annotation file {file} has an image whose id, height or width is not a positive whole number"
-            )
-        value, count = Counter(ids.tolist()).most_common(1)[0]
-        if count > 1:
-            raise UserError(
-                f"the annotation file {file} gives the image id {value} to {count} images; ids must be unique"
-            )
-        paths = Strings(located([str(folder / str(name)) for name in self._names], faults))
-        return Pictures(ids.astype(np.int64), paths, sizes.astype(np.int32))
+        return self.images.pictures(folder, faults)
 
 
 class _Columns:
     """The annotations as columns, gathered portion by portion."""
 
     def __init__(self) -> None:
+        self.image_codes, self.category_codes = IdCodes(), IdCodes()
+        self.count = 0
         self.parts: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("image", "category", "id", "crowd", "difficult", "area", "bbox", "line")
+            name: []
+            for name in ("image", "category", "id", "crowd", "hard", "unclear", "area", "bbox", "outlined", "line")
         }
         self.extra: dict[str, dict[int, np.ndarray]] = {"vbox": {}, "hbox": {}}
 
     def add(self, rows: Rows) -> None:
         values = rows.values
-        crowd = np.array([bool(row.get("iscrowd")) for row in values], bool)
-        hard = np.array([bool(row.get("ignore")) for row in values], bool) & ~crowd
+        crowd, odd_crowd = flags(row.get("iscrowd") for row in values)
+        hard, odd_hard = flags(row.get("ignore") for row in values)
+        ids = IdCodes().of([row.get("id") for row in values])
+        bbox, outlined = _boxes(values)
         columns = {
-            "image": _whole_numbers([row.get("image_id") for row in values], missing=_NO_ID),
-            "category": _whole_numbers([row.get("category_id") for row in values], missing=_NO_ID),
-            "id": _whole_numbers([row.get("id") for row in values], missing=0),
-            "crowd": crowd | hard,
-            "difficult": hard,
-            "area": numbers([row.get("area") for row in values]),
-            "bbox": numbers([row.get("bbox") for row in values], (4,)),
+            "image": self.image_codes.of([row.get("image_id") for row in values]),
+            "category": self.category_codes.of([row.get("category_id") for row in values]),
+            "id": np.where(is_plain(ids), ids, NO_ID),
+            "crowd": crowd,
+            "hard": hard & ~crowd,
+            "unclear": odd_crowd | odd_hard,
+            "area": _areas([row.get("area") for row in values]),
+            "bbox": bbox,
+            "outlined": outlined,
             "line": np.array(rows.lines, np.int32),
         }
         place = len(self.parts["image"])
@@ -138,22 +134,33 @@ class _Columns:
                 found[place] = numbers([row.get(key) for row in values], (4,))
         for name, column in columns.items():
             self.parts[name].append(column)
+        self.count += len(values)
 
-    def table(self, pictures: Pictures, label_of_category: dict[int, int], file: str) -> BoxTable:
+    def table(
+        self, pictures: Pictures, image_codes: np.ndarray, label_of_category: dict[int, int], file: str, faults: Faults
+    ) -> BoxTable:
         column = {name: np.concatenate(parts) for name, parts in self.parts.items()}
-        return BoxTable(
-            image=_positions(column["image"], pictures.ids),
+        table = BoxTable(
+            image=_positions(column["image"], image_codes),
             label=_mapped(column["category"], label_of_category),
             boxes=_corners(column["bbox"]),
-            ignore=column["crowd"],
-            difficult=column["difficult"],
+            ignore=column["crowd"] | column["hard"],
+            difficult=column["hard"],
             line=column["line"],
             files=[file],
             ids=column["id"],
             area=column["area"],
+            written=column["bbox"],
             visible=self._extra("vbox"),
             head_boxes=self._extra("hbox"),
         )
+        table.count(column["outlined"], "boxes that are missing, taken from the outline", faults)
+        table.count(column["unclear"], "whose iscrowd or ignore is neither 0 nor 1, taken as 0", faults)
+        if 2 * column["crowd"].sum() > len(table.keep):
+            kind = "ignored for iscrowd 1, as most objects here (some tools mark every mask so; 0 is an object to train on)"
+            table.count(column["crowd"], kind, faults)
+        check_corner_order(table, pictures.sizes, faults)
+        return table
 
     def _extra(self, key: str) -> np.ndarray | None:
         """(M, 4) xyxy px; None where no row has it."""
@@ -164,34 +171,32 @@ class _Columns:
         return _corners(np.concatenate([found.get(i, none) for i, none in enumerate(missing)]))
 
 
+def _boxes(rows: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """xywh px (n, 4), NaN where there is none; and which (n,) are those around an outline, for want of a bbox."""
+    found = numbers([row.get("bbox") for row in rows], (4,))
+    outlined = np.zeros(len(rows), bool)
+    for i in np.flatnonzero(np.isnan(found).any(axis=1)).tolist():
+        parts = rows[i].get("segmentation")
+        if rows[i].get("bbox") in (None, []) and isinstance(parts, list) and parts:
+            if not all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in parts):
+                continue
+            points = np.array([number(v) for part in parts for v in part]).reshape(-1, 2)
+            if np.isfinite(points).all():
+                found[i] = [*points.min(0), *np.ptp(points, axis=0)]
+                outlined[i] = True
+    return found, outlined
+
+
+def _areas(values: Sequence[Any]) -> np.ndarray:
+    """px² (n,), NaN where none is said, -1 where what is said is no number."""
+    found = numbers(values)
+    said = np.array([value is not None for value in values], bool)
+    return np.where(np.isnan(found) & said, -1.0, found)
+
+
 def _corners(xywh: np.ndarray) -> np.ndarray:
-    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-
-
-def _labels(categories: list[dict[str, Any]], names: list[str], file: Path) -> tuple[dict[int, int], np.ndarray]:
-    """Category id -> label, or UNWANTED for a category that is not in `names`; and the id of each label.
-
-    A name that the file does not have gets a free id.
-    """
-    label_of_name = {name: label for label, name in enumerate(names)}
-    try:
-        labels = {c["id"]: label_of_name.get(c["name"], UNWANTED) for c in categories}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"the annotation file {file} has a category without a usable 'id' and 'name'") from error
-    if all(label < 0 for label in labels.values()):
-        found = ", ".join(str(c["name"]) for c in categories[:20]) or "none"
-        wanted = ", ".join(names[:20])
-        raise UserError(
-            f"none of the names in the data YAML ({wanted}) is a category of {file} ({found}); make them agree"
-        )
-    numbered = {label: i for i, label in labels.items() if label >= 0 and isinstance(i, int)}
-    free = max([0, *(i for i in labels if isinstance(i, int))]) + 1
-    ids = []
-    for label in range(len(names)):
-        if label not in numbered:
-            numbered[label], free = free, free + 1
-        ids.append(numbered[label])
-    return labels, np.array(ids, np.int64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
 def _mapped(categories: np.ndarray, label_of_category: dict[int, int]) -> np.ndarray:
@@ -207,17 +212,6 @@ def _positions(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.where(ids[order][place] == wanted, order[place], -1)
 
 
-def _whole_numbers(values: Sequence[Any], missing: int) -> np.ndarray:
-    """int64 (n,); `missing` where a value is no whole number."""
-    try:
-        array = np.array(values)
-        if array.dtype.kind == "i" or not values:
-            return array.astype(np.int64)
-    except ValueError:
-        pass
-    return np.array([v if isinstance(v, int) and abs(v) < 2**63 else missing for v in values], np.int64)
-
-
 def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:
     return read_coco(source.images[0], source.annotations[0], names, split, faults)
 
@@ -226,8 +220,14 @@ def write_coco(data: DetectionData, files: Sequence[str], folder: Path) -> dict[
     """annotations/<split>.json for pictures images/<split>/<file>; boxes as annotated, to 1e-9 px."""
     boxes = data.boxes if data.unclipped is None else data.unclipped
     content = data.ground_truth()
-    for image, file in zip(content["images"], files, strict=True):
-        image["file_name"] = file
+    images, categories = data.own_image_ids(), data.categories()
+    for image, file, key in zip(content["images"], files, images, strict=True):
+        image["file_name"], image["id"] = file, key
+    for category, key in zip(content["categories"], categories, strict=True):
+        category["id"] = key
+    owners = zip(data.image_of_box().tolist(), data.labels.tolist(), strict=True)
+    for row, (image, label) in zip(content["annotations"], owners, strict=True):
+        row["image_id"], row["category_id"] = images[image], categories[label]
     for row, box in zip(content["annotations"], _rounded_xywh(boxes), strict=True):
         row["bbox"] = box
     if data.difficult is not None:

@@ -139,8 +139,11 @@ def select_classes(data: DetectionData, names: list[str]) -> DetectionData:
     labels = label_of[data.labels]
     picked = data.take(labels >= 0)
     picked.labels, picked.names = labels[labels >= 0], list(names)
+    rows = [data.names.index(name) for name in names]
     if data.category_ids is not None:
-        picked.category_ids = data.category_ids[[data.names.index(name) for name in names]]
+        picked.category_ids = data.category_ids[rows]
+    if data.category_keys is not None:
+        picked.category_keys = [data.category_keys[row] for row in rows]
     return picked
 
 

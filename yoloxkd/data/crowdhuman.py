@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from yoloxkd.data.box_table import BoxTable, Pictures, numbers
+from yoloxkd.data.box_table import BoxTable, Pictures
 from yoloxkd.data.faults import Faults, Place
 from yoloxkd.data.find_images import IMAGE_SUFFIXES, Stems
 from yoloxkd.data.formats import Format, SplitSource
 from yoloxkd.data.images import measure_images
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.strings import Strings
+from yoloxkd.data.values import flag, has_control, numbers
 from yoloxkd.errors import UserError
 
 PERSON, MASK = "person", "mask"
@@ -55,12 +56,15 @@ def read_crowdhuman(
         label=np.zeros(len(boxes), np.int64),
         boxes=_corners(boxes, "fbox"),
         ignore=ignored,
+        written=numbers([box.get("fbox") for _, _, box in boxes], (4,)),
         difficult=ignored & person,
         line=np.array([line for _, line, _ in boxes], np.int64),
         files=[str(annotations)],
         visible=_corners(boxes, "vbox"),
         head_boxes=_corners(boxes, "hbox"),
     )
+    unclear = np.array([_said_ignore(box) is None for _, _, box in boxes], bool)
+    table.count(unclear, "whose extra.ignore is neither 0 nor 1, taken as 0", faults)
     return table.finish(names, split, pictures, faults, "crowdhuman")
 
 
@@ -81,8 +85,15 @@ def _images(folder: Path, ids: Sequence[str], faults: Faults) -> list[str]:
 
 def is_ignored(box: dict[str, Any]) -> bool:
     """Whether a box of `gtboxes` is none that a detector has to find."""
+    return box.get("tag") != PERSON or _said_ignore(box) is True
+
+
+def _said_ignore(box: dict[str, Any]) -> bool | None:
+    """None: what `extra` says is neither yes nor no."""
     extra = box.get("extra")
-    return box.get("tag") != PERSON or bool(isinstance(extra, dict) and extra.get("ignore", 0))
+    if isinstance(extra, dict):
+        return flag(extra.get("ignore"))
+    return False if extra is None else None
 
 
 def _lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -112,9 +123,13 @@ def _lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
 def _row(text: str) -> tuple[dict[str, Any] | None, str]:
     try:
         row = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, "is not JSON"
-    if not isinstance(row, dict) or not isinstance(row.get("ID"), str) or "/" in row["ID"]:
+    if not isinstance(row, dict):
+        return None, "has no usable 'ID'"
+    if type(row.get("ID")) is int:
+        row["ID"] = str(row["ID"])
+    if not isinstance(row.get("ID"), str) or not row["ID"].strip() or "/" in row["ID"] or has_control(row["ID"]):
         return None, "has no usable 'ID'"
     boxes = row.get("gtboxes")
     if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
@@ -124,7 +139,8 @@ def _row(text: str) -> tuple[dict[str, Any] | None, str]:
 
 def _corners(boxes: list[tuple[int, int, dict[str, Any]]], key: str) -> np.ndarray:
     xywh = numbers([box.get(key) for _, _, box in boxes], (4,))
-    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
 def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:

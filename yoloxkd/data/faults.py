@@ -9,6 +9,14 @@ from yoloxkd.errors import UserError
 
 MISSING = "images that are missing"
 UNREADABLE = "images that cannot be read"
+NEARLY_ALL = 0.9
+"""Where this part of a split's objects has a fault that could be mere oddity, it is the whole split's: it breaks training."""
+
+
+def shown(text: str, most: int = 60) -> str:
+    """A text of a file's for a sentence: on one line, what cannot be printed as its code, shortened in the middle."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most // 2]}...{line[-most // 3 :]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,14 @@ class SplitSource:
     images       folders, or list files
     annotations  files or folders
     lists        files that name the images of the split
+    key_points   [how many, 2 or 3 numbers each] that follow the box on a line; None: nothing is said of any
     """
 
     root: Path
     images: tuple[Path, ...] = ()
     annotations: tuple[Path, ...] = ()
     lists: tuple[Path, ...] = ()
+    key_points: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -37,7 +38,7 @@ class DetectionData:
 
     names           class names; a label is an index into them
     split           train, val, test
-    image_ids       (N,) int64
+    image_ids       (N,) int64, the file's own where they are whole numbers, else positions from 1
     paths           N file names
     sizes           (N, 2) int32, height and width of the image as stored (upright, when EXIF says it is turned)
     boxes           (M, 4) float64, xyxy px of the stored image, clipped to it
@@ -49,6 +50,8 @@ class DetectionData:
     faults          what the reader dropped or clipped
     format          the format it was read from, a key of `data.FORMATS`
     category_ids    (K,) int64, the file's own number of each class; None: label + 1
+    image_keys      N ids as the file has them, in JSON, where `image_ids` are not those (texts, numbers beyond 64 bits)
+    category_keys   K, likewise for `category_ids`
 
     cache           where decoded pictures are kept; None: nowhere
 
@@ -75,6 +78,8 @@ class DetectionData:
     faults: Faults = field(default_factory=Faults)
     format: str = "coco"
     category_ids: np.ndarray | None = None
+    image_keys: Strings | None = None
+    category_keys: list[int | str] | None = None
     difficult: np.ndarray | None = None
     unclipped: np.ndarray | None = None
     visible: np.ndarray | None = None
@@ -107,6 +112,7 @@ class DetectionData:
         return replace(
             self,
             image_ids=self.image_ids[:n],
+            image_keys=None if self.image_keys is None else self.image_keys[:n],
             paths=self.paths[:n],
             sizes=self.sizes[:n],
             offsets=self.offsets[: n + 1],
@@ -121,8 +127,18 @@ class DetectionData:
         counts = np.bincount(self.image_of_box()[rows], minlength=len(self))
         return replace(self, offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), **kept)
 
-    def categories(self) -> list[int]:
-        """The file's own number of each class, label + 1 where the format has none."""
+    def own_image_ids(self) -> list[int | str]:
+        """The file's own id of each image, a number or a text; the position from 1 where the format has none."""
+        if self.image_keys is None:
+            numbers: list[int | str] = self.image_ids.tolist()
+            return numbers
+        return [json.loads(key) for key in self.image_keys]
+
+    def categories(self) -> list[int | str]:
+        """The file's own id of each class, a number or a text; label + 1 where the format has none."""
+        return list(self._category_numbers()) if self.category_keys is None else list(self.category_keys)
+
+    def _category_numbers(self) -> list[int]:
         return list(range(1, len(self.names) + 1)) if self.category_ids is None else self.category_ids.tolist()
 
     def read(self, index: int) -> np.ndarray:
@@ -137,9 +153,9 @@ class DetectionData:
         return read_image(self.paths[index], (height, width), reduce)
 
     def ground_truth(self) -> dict[str, Any]:
-        """The split in COCO's format, for the metric; category ids are those of `categories`."""
+        """The split in COCO's format, for the metric, with the numbers of `image_ids` and `category_ids`."""
         image_ids = self.image_ids[self.image_of_box()]
-        ids = np.array(self.categories(), np.int64)
+        ids = np.array(self._category_numbers(), np.int64)
         xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
         columns = (self.annotation_ids, image_ids, ids[self.labels], xywh, self.areas, self.crowd.astype(np.int64))
         keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, PrivateAttr, field_validator
 
 from yoloxkd.config.files import cfg_folder, cfg_names
-from yoloxkd.config.load import read_yaml, validate
+from yoloxkd.config.load import validate
 from yoloxkd.config.strict import Strict
 from yoloxkd.data import FORMATS
-from yoloxkd.data.faults import Faults
+from yoloxkd.data.class_files import compare_class_files
+from yoloxkd.data.data_yaml import class_names, read_data_yaml
+from yoloxkd.data.faults import Faults, shown
 from yoloxkd.data.formats import SplitSource
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.shapes import CLASSES, SHAPES, shapes_folder
-from yoloxkd.data.ultralytics import from_ultralytics, guess_format, is_flat
+from yoloxkd.data.ultralytics import expanded, from_ultralytics, guess_format, is_flat
+from yoloxkd.data.values import bare_name, has_control
 from yoloxkd.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test")
@@ -25,6 +29,7 @@ _KEYS = (
     "format",
     "names",
     "download",
+    "kpt_shape",
     *SPLITS,
     *(f"{s}.{k}" for s in SPLITS for k in ("images", "annotations", "labels", "list")),
 )
@@ -41,7 +46,10 @@ class SplitFiles(Strict):
     @field_validator("*", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        names = [value] if isinstance(value, str) else value
+        if isinstance(names, list) and any(isinstance(name, str) and has_control(name) for name in names):
+            raise ValueError("should name files or folders, without control characters")
+        return names
 
 
 class DataSpec(Strict):
@@ -54,6 +62,11 @@ class DataSpec(Strict):
     val: SplitFiles | None = None
     test: SplitFiles | None = None
     download: str = Field("", description="how to get the data set, as the end of the sentence 'to get it, ...'")
+
+    kpt_shape: tuple[int, int] | None = Field(
+        None,
+        description="YOLO: key points of each line after its box, [how many, 2 or 3 numbers each]; they are not read",
+    )
 
     _root: Path = PrivateAttr(default=Path())
     _name: str = PrivateAttr(default="")
@@ -77,19 +90,31 @@ class DataSpec(Strict):
         places = dict.fromkeys(self.root / name for part in parts for name in part.images)
         return [place for place in places if place.is_dir()]
 
+    @field_validator("path")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        if has_control(value):
+            raise ValueError("should name a folder, without control characters")
+        return value
+
     @field_validator("names", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            if set(value) != set(range(len(value))):
-                raise ValueError(f"as a mapping should have the indices 0 to {len(value) - 1}")
-            value = [value[index] for index in range(len(value))]
-        if not isinstance(value, list) or not value:
-            raise ValueError("should be a list of class names")
-        names = [name if isinstance(name, str) else str(name) for name in value]  # YAML reads a class `1` as a number
-        if len(set(names)) < len(names):
-            raise ValueError(f"should not hold '{next(n for n in names if names.count(n) > 1)}' twice")
+        names = class_names(value)
+        bare = [bare_name(name) for name in names]
+        if len(set(bare)) < len(bare):
+            raise ValueError(f"should not hold '{shown(next(n for n in bare if bare.count(n) > 1))}' twice")
         return names
+
+    @field_validator("kpt_shape", mode="before")
+    @classmethod
+    def _key_points(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        whole = isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value)
+        if not whole or not 1 <= value[0] <= 10_000 or value[1] not in (2, 3):
+            raise ValueError("should be [NUMBER OF KEY POINTS, 2 or 3]")
+        return value
 
 
 def find_data(name_or_file: str | Path) -> DataSpec:
@@ -111,12 +136,25 @@ def find_data(name_or_file: str | Path) -> DataSpec:
     raise UserError(f"unknown data set '{name}'; {nearest(name, [*cfg_names('data'), SHAPES])} or give a data YAML")
 
 
+@contextmanager
+def _on_disk(where: str) -> Iterator[None]:
+    """A path that the operating system cannot even look for (a name too long, a loop of links) as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"the {where} names {shown(repr(error.filename))}: {error.strerror or error}") from error
+
+
 def load_split(spec: DataSpec, split: str, faults: Faults | None = None) -> DetectionData:
     """Read one split: train, val or test. UserError: the data set has no such split, or what its reader raises."""
     if split not in spec.splits:
         raise UserError(f"the data set {spec.name} has no split '{split}'; it has {', '.join(spec.splits)}")
     source = _source(spec, getattr(spec, split))
-    return FORMATS[spec.format].read(source, spec.names, split, Faults() if faults is None else faults)
+    faults = Faults() if faults is None else faults
+    with _on_disk(f"data set {spec.name}"):
+        if spec.format == "yolo":
+            compare_class_files(source, spec.names, Path(spec.name), faults)
+        return FORMATS[spec.format].read(source, spec.names, split, faults)
 
 
 def _source(spec: DataSpec, files: SplitFiles) -> SplitSource:
@@ -124,7 +162,11 @@ def _source(spec: DataSpec, files: SplitFiles) -> SplitSource:
         return tuple(spec.root / name for name in names)
 
     return SplitSource(
-        spec.root, placed(files.images), placed([*files.annotations, *files.labels]), placed(files.lists)
+        spec.root,
+        placed(files.images),
+        placed([*files.annotations, *files.labels]),
+        placed(files.lists),
+        spec.kpt_shape,
     )
 
 
@@ -136,10 +178,11 @@ def _shapes() -> DataSpec:
 
 def read_spec(file: Path, name: str, base: Path) -> DataSpec:
     """The description in a data YAML, wherever the data set itself is; `base` is where its `path` starts."""
-    content = read_yaml(file)
+    content = read_data_yaml(file)
     where = f"data set {name}"
     if is_flat(content, SPLITS):
-        content = from_ultralytics(content, SPLITS, where, base)
+        with _on_disk(where):
+            content = from_ultralytics(content, SPLITS, where, base)
     content = {key: value for key, value in content.items() if value is not None}
     return validate(DataSpec, _with_format(content, where), where, known=_KEYS)
 
@@ -151,8 +194,12 @@ def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:
         raise UserError(f"the {where} lacks its splits: give at least one of train, val, test")
     for split in spec.splits:
         _check_keys(spec, split, where)
-    root = base / Path(spec.path).expanduser()
-    if not root.is_dir():
+    if spec.kpt_shape is not None and spec.format != "yolo":
+        raise UserError(f"the {where} is in the format {spec.format}, which reads no 'kpt_shape'; take it out")
+    with _on_disk(where):
+        root = base / expanded(spec.path, where)
+        there = root.is_dir()
+    if not there:
         how = f"to get it, {' '.join(spec.download.split())}" if spec.download else "correct its 'path'"
         tail = f"; or use '{SHAPES}', which needs no download" if spec.download else ""
         raise UserError(f"the {where} is not on disk: there is no folder {root}; {how}{tail}")
@@ -162,8 +209,8 @@ def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:
 def _with_format(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The content with its format, said or guessed, and the format's own names where it gives none."""
     kind = content.get("format") or guess_format(content, SPLITS)
-    if kind not in FORMATS:
-        raise UserError(f"the {where} has the format '{kind}'; known formats: {', '.join(sorted(FORMATS))}")
+    if not isinstance(kind, str) or kind not in FORMATS:
+        raise UserError(f"the {where} has the format '{shown(str(kind))}'; known formats: {', '.join(sorted(FORMATS))}")
     names = FORMATS[kind].names
     return {**({"names": list(names)} if names else {}), **content, "format": kind}
 

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yoloxkd.data.data_yaml import refuse_typing_errors
+from yoloxkd.data.faults import shown
+from yoloxkd.data.values import id_key, typed
 from yoloxkd.errors import UserError
+
+_MOST_CLASSES = 1_000_000
 
 
 def is_flat(content: Mapping[str, Any], splits: Sequence[str]) -> bool:
@@ -21,6 +26,7 @@ def from_ultralytics(content: Mapping[str, Any], splits: Sequence[str], where: s
     names; `path` starts at `base`, else at the working folder or its `datasets`. Its other keys do not concern detection.
     UserError: another format is said, `nc` and `names` disagree, a split is something else.
     """
+    refuse_typing_errors(content, where)
     said = content.get("format", "yolo")
     flat = [split for split in splits if isinstance(content.get(split), str | list)]
     if said != "yolo":
@@ -29,7 +35,7 @@ def from_ultralytics(content: Mapping[str, Any], splits: Sequence[str], where: s
             "not a bare path"
         )
     path = str(content.get("path") or ".")
-    places = [base / Path(path).expanduser(), Path.cwd() / path, Path.cwd() / "datasets" / path]
+    places = [base / expanded(path, where), Path.cwd() / path, Path.cwd() / "datasets" / path]
     root = next((place for place in places if place.is_dir()), places[0])
     out: dict[str, Any] = {"path": str(root), "format": "yolo", "names": _names(content, where)}
     for split in splits:
@@ -41,13 +47,18 @@ def from_ultralytics(content: Mapping[str, Any], splits: Sequence[str], where: s
             raise UserError(f"key '{split}' in the {where} should be a folder, a list file or a list of them")
         if names:
             out[split] = {"images": [_roboflow(name, root) for name in names]}
+    if content.get("kpt_shape") is not None:
+        out["kpt_shape"] = content["kpt_shape"]
     if isinstance(link := content.get("download"), str):
         out["download"] = f"unpack {link} there" if link.startswith("http") else "run the script in its YAML by hand"
     return out
 
 
 def _names(content: Mapping[str, Any], where: str) -> Any:
-    names, count = content.get("names"), content.get("nc")
+    names, said = content.get("names"), content.get("nc")
+    count = id_key(said)
+    if said is not None and (not isinstance(count, int) or not 1 <= count <= _MOST_CLASSES):
+        raise UserError(f"key 'nc' in the {where} should be a number of classes, got {typed(said)}")
     if names is None and isinstance(count, int):
         return [f"class{index}" for index in range(count)]
     if count is not None and isinstance(names, list | dict) and len(names) != count:
@@ -59,6 +70,16 @@ def _roboflow(name: str, root: Path) -> str:
     """Roboflow writes `../train/images` where it means `train/images`."""
     inside = name.removeprefix("../")
     return inside if not (root / name).exists() and (root / inside).exists() else name
+
+
+def expanded(path: str, where: str) -> Path:
+    """A path with `~` as the home folder. UserError: there is none, or none of that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"key 'path' in the {where} is {shown(path)}, and no home folder is known for it; write it out"
+        ) from error
 
 
 def guess_format(content: Mapping[str, Any], splits: Sequence[str]) -> str:

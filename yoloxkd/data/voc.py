@@ -7,6 +7,7 @@ x from xmin - 1 to xmax. `difficult` objects are to be ignored.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from yoloxkd.data.box_table import UNWANTED, BoxTable, Pictures, numbers
-from yoloxkd.data.faults import Faults, Place
+from yoloxkd.data.box_table import UNKNOWN, UNWANTED, BoxTable, Pictures
+from yoloxkd.data.faults import Faults, Place, shown
 from yoloxkd.data.find_images import IMAGE_SUFFIXES, Stems, beside, images_of, read_lines
 from yoloxkd.data.formats import Format, SplitSource
 from yoloxkd.data.images import check_images, measure_images
@@ -24,8 +25,10 @@ from yoloxkd.data.records import DetectionData
 from yoloxkd.data.strings import Strings
 from yoloxkd.data.texts import refuse_pointer
 from yoloxkd.data.threads import in_threads
+from yoloxkd.data.values import ClassNames, flags, number, numbers, size_px
 from yoloxkd.errors import UserError
 
+_ENCODING = re.compile(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -39,10 +42,11 @@ class VocObject:
 
 @dataclass(slots=True)
 class VocFile:
-    """What is read of an annotation file: height and width px (0: not given), the image's name, and the objects."""
+    """What is read of an annotation file: height and width px (0: not given), a size that is none, the image's name, objects."""
 
     height: int = 0
     width: int = 0
+    odd_size: str = ""
     filename: str = ""
     objects: list[VocObject] = field(default_factory=list)
 
@@ -76,7 +80,9 @@ def read_voc(
     keep = np.flatnonzero(good).tolist()
     paths, files, content = [paths[i] for i in keep], [files[i] for i in keep], [content[i] for i in keep]
     pictures = Pictures(np.arange(1, len(paths) + 1), Strings(paths), sizes[good])
-    return _table(content, files, names).finish(names, split, pictures, faults, "voc")
+    if odd := [Place(file, note=one.odd_size) for file, one in zip(files, content, strict=True) if one.odd_size]:
+        faults.add("sizes that are no positive whole number, taken from the picture", odd)
+    return _table(content, files, names, faults).finish(names, split, pictures, faults, "voc")
 
 
 def _pairs(
@@ -184,6 +190,10 @@ def _parsed(file: str, faults: Faults) -> VocFile | None:
         return None
     except OSError as error:
         raise UserError(f"cannot read the annotation file {file}: {error.strerror or error}") from error
+    except (ValueError, LookupError) as error:
+        sentence = f"the annotation file {file} is in an encoding that cannot be read: {error}; save it as UTF-8"
+        faults.refuse("annotation files in an unknown encoding", Place(file), sentence)
+        return VocFile()
     except expat.ExpatError as error:
         what = expat.ErrorString(error.code)
         sentence = f"the annotation file {file} is not valid XML: {what}, line {error.lineno}"
@@ -192,11 +202,24 @@ def _parsed(file: str, faults: Faults) -> VocFile | None:
 
 
 def parse_voc(content: bytes) -> VocFile:
-    """Read an annotation file with the line of each object. expat.ExpatError: it is not XML."""
+    """Read an annotation file with the line of each object.
+
+    expat.ExpatError: it is not XML. ValueError, LookupError: it is in an encoding that Python does not know either.
+    """
+    try:
+        return _parse(content, None)
+    except (ValueError, LookupError):  # expat knows few encodings
+        said = _ENCODING.match(content)
+        if said is None:
+            raise
+        return _parse(content.decode(said[1].decode("ascii")).encode(), "utf-8")
+
+
+def _parse(content: bytes, encoding: str | None) -> VocFile:
     out = VocFile()
     path: list[str] = []
     text: list[str] = []
-    parser = expat.ParserCreate()
+    parser = expat.ParserCreate(encoding)
 
     def start(tag: str, _: dict[str, str]) -> None:
         path.append(tag)
@@ -208,8 +231,11 @@ def parse_voc(content: bytes) -> VocFile:
         value = "".join(text).strip()
         if path[1:2] == ["object"] and (len(path) == 3 or path[2:3] == ["bndbox"]) and value:
             out.objects[-1].said[tag] = value
-        elif path[1:] in (["size", "height"], ["size", "width"]) and value.isdigit():
-            setattr(out, tag, int(value))
+        elif path[1:] in (["size", "height"], ["size", "width"]) and value:
+            found = size_px(value)
+            setattr(out, tag, found or 0)
+            if found is None and number(value) != 0:
+                out.odd_size = f"{tag} {shown(value)}"
         elif path[1:] == ["filename"]:
             out.filename = value
         path.pop()
@@ -237,22 +263,35 @@ def _sizes(
     return sizes, good
 
 
-def _table(content: Sequence[VocFile], files: Sequence[str], names: list[str]) -> BoxTable:
+def _table(content: Sequence[VocFile], files: Sequence[str], names: list[str], faults: Faults) -> BoxTable:
     objects = [(i, one) for i, file in enumerate(content) for one in file.objects]
-    label_of = {name: label for label, name in enumerate(names)}
+    table = ClassNames(names)
+    said = [one.said.get("name") for _, one in objects]
     corners = numbers([[one.said.get(corner) for corner in CORNERS] for _, one in objects], (4,))
-    difficult = np.array([one.said.get("difficult", "0") not in ("0", "") for _, one in objects], bool)
+    difficult, unclear = flags(one.said.get("difficult") for _, one in objects)
     image = np.array([i for i, _ in objects], np.int64)
-    return BoxTable(
+    boxes = BoxTable(
         image=image,
-        label=np.array([label_of.get(one.said.get("name", ""), UNWANTED) for _, one in objects], np.int64),
+        label=np.array([_label(name, table) for name in said], np.int64),
         boxes=corners - (1.0, 1.0, 0.0, 0.0),
         ignore=difficult,
         difficult=difficult,
         line=np.array([one.line for _, one in objects], np.int64),
         files=files,
         file=image,
+        written=corners,
     )
+    loose = np.array([name not in table.exact and table.label(name or "") is not None for name in said], bool)
+    boxes.count(loose, "class names that differ from names in spaces or Unicode form", faults)
+    boxes.count(unclear, "whose difficult is neither 0 nor 1, taken as 0", faults)
+    return boxes
+
+
+def _label(name: str | None, table: ClassNames) -> int:
+    if name is None:
+        return UNKNOWN
+    label = table.label(name)
+    return UNWANTED if label is None else label
 
 
 def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:

@@ -1,7 +1,8 @@
 """YOLO text labels, as Ultralytics lays them out: read into arrays, and written.
 
 A line is `class x y w h`: the class as an index, centre and size as fractions of the picture. A polygon
-(`class x1 y1 x2 y2 x3 y3 ...`) counts as the box around it. A picture without a label file has no object.
+(`class x1 y1 x2 y2 x3 y3 ...`, an oriented box too) counts as the box around it; a score behind the box is left out, and so
+are key points where the data YAML announces them. A picture without a label file has no object.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from yoloxkd.data.records import DetectionData
 from yoloxkd.data.strings import Strings
 from yoloxkd.data.texts import decode_text
 from yoloxkd.data.threads import in_threads
+from yoloxkd.data.yolo_lines import OddLines
 from yoloxkd.errors import UserError
 
 _TOO_LARGE = 2.0
@@ -33,13 +35,16 @@ def read_yolo(
     split: str,
     root: Path,
     faults: Faults | None = None,
+    key_points: tuple[int, int] | None = None,
 ) -> DetectionData:
     """One split from image folders or list files and the label files that belong to the images.
 
     labels  folder of the label files, laid out as the image folder; None: beside the images, where the last folder
             `images` of a path becomes `labels`, as Ultralytics has it
+    key_points  [how many, 2 or 3 numbers each] that follow the box on a line; they are not read
     Sizes come from the pictures. Lines that cannot be used are dropped and counted with file and line.
-    UserError: a place is missing, no image has a label file, an image is missing or broken.
+    UserError: a place is missing, no image has a label file, the lines have key points that nobody announced, an image is
+    missing or broken.
     """
     faults = Faults() if faults is None else faults
     paths = images_of(images, root, faults)
@@ -57,7 +62,7 @@ def read_yolo(
             "put the labels there, or name their folder as 'labels' in the data YAML"
         )
     faults.images_without_file += sum(text is None for text in texts)
-    rows = _Rows(faults)
+    rows = _Rows(faults, key_points)
     for image, (file, text) in enumerate(zip(files, texts, strict=True)):
         if text:
             rows.add(image, file, text)
@@ -108,8 +113,9 @@ def _unused(files: Sequence[str], faults: Faults) -> None:
 class _Rows:
     """The lines of the label files, gathered file by file."""
 
-    def __init__(self, faults: Faults) -> None:
+    def __init__(self, faults: Faults, key_points: tuple[int, int] | None) -> None:
         self.faults = faults
+        self.odd, self.total = OddLines(faults, key_points), 0
         self.values: list[np.ndarray] = []
         self.images: list[np.ndarray] = []
         self.lines: list[np.ndarray] = []
@@ -126,6 +132,7 @@ class _Rows:
             plain = False
         if not plain:
             values, lines = self._line_by_line(file, rows)
+        self.total += sum(bool(row.strip()) for row in rows)
         self.values.append(values)
         self.lines.append(lines)
         self.images.append(np.full(len(values), image))
@@ -136,32 +143,27 @@ class _Rows:
         for number, row in enumerate(rows, start=1):
             if not row.strip():
                 continue
-            try:
-                found = np.array(row.split(), np.float64)
-            except ValueError:
-                found = np.zeros(0)
-            if len(found) > 6 and len(found) % 2:
-                x, y = found[1::2], found[2::2]
-                low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
-                found = np.array([found[0], *((low + high) / 2), *(high - low)])
-            if len(found) != 5:
-                self.faults.add("dropped, lines that are not 'class x y w h' or a polygon", [Place(file, number)])
+            found = self.odd.box(row.split(), Place(file, number))
+            if found is None:
                 continue
             values.append(found)
             lines.append(number)
         return np.array(values).reshape(-1, 5), np.array(lines, np.int64)
 
     def table(self, sizes: np.ndarray, classes: int, files: Sequence[str]) -> BoxTable:
+        self.odd.finish(self.total)
         values = np.concatenate([np.zeros((0, 5)), *self.values])
         image = np.concatenate([np.zeros(0, np.int64), *self.images]).astype(np.int64)
         centre, half = values[:, 1:3], values[:, 3:5] / 2
         scale = sizes[image][:, [1, 0, 1, 0]].astype(np.float64) if len(image) else np.zeros((0, 4))
         known = np.isin(values[:, 0], np.arange(classes))
         none = np.zeros(len(values), bool)
+        with np.errstate(over="ignore", invalid="ignore"):
+            boxes = np.concatenate([centre - half, centre + half], axis=1) * scale
         table = BoxTable(
             image=image,
             label=np.where(known, values[:, 0], UNKNOWN).astype(np.int64),
-            boxes=np.concatenate([centre - half, centre + half], axis=1) * scale,
+            boxes=boxes,
             ignore=none,
             difficult=none,
             line=np.concatenate([np.zeros(0, np.int64), *self.lines]).astype(np.int64),
@@ -175,7 +177,7 @@ class _Rows:
 
 def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:
     labels = source.annotations[0] if source.annotations else None
-    return read_yolo(source.images, labels, names, split, source.root, faults)
+    return read_yolo(source.images, labels, names, split, source.root, faults, source.key_points)
 
 
 def write_yolo(data: DetectionData, files: Sequence[str], folder: Path) -> str:

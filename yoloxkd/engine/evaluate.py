@@ -103,7 +103,7 @@ class EvalResult:
 
     def coco_results(self) -> list[dict[str, Any]]:
         """The detections in COCO's result format, with the annotation file's own ids of images and categories."""
-        images, categories = self.data.image_ids.tolist(), self.data.categories()
+        images, categories = self.data.own_image_ids(), self.data.categories()
         return [
             {"image_id": images[image], "category_id": categories[label], "bbox": box, "score": score}
             for image, label, box, score in self._rows()

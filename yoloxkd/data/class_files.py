@@ -1,0 +1,97 @@
+"""Files beside YOLO labels that say what the class numbers mean, held against the data YAML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from yoloxkd.data.data_yaml import class_names, read_data_yaml
+from yoloxkd.data.faults import Faults, Place, shown
+from yoloxkd.data.formats import SplitSource
+from yoloxkd.data.values import bare_name
+from yoloxkd.errors import UserError
+
+KIND = "class files that contradict the names in the data YAML"
+_LINES = ("classes.txt", "obj.names", "_darknet.labels", "*.names")
+
+
+def compare_class_files(source: SplitSource, names: Sequence[str], own: Path, faults: Faults) -> None:
+    """Count files in the folders of labels and images, and above them up to the root, that give the labels other names.
+
+    `own` is the data YAML that `names` are from.
+    """
+    places = []
+    for folder in _folders(source):
+        for file, said in _said(folder, own):
+            if note := _difference(said, names):
+                places.append(Place(str(file), note=note))
+    faults.add(KIND, places)
+
+
+def _folders(source: SplitSource) -> list[Path]:
+    """Without repetition, the nearest first."""
+    starts = [*source.annotations]
+    for place in source.images:
+        folder = place if place.is_dir() else place.parent
+        parts = list(folder.parts)
+        if "images" in parts:
+            parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+            starts.append(Path(*parts))
+        starts.append(folder)
+    found: dict[Path, None] = {}
+    for start in starts:
+        above = [folder for folder in start.parents if folder.is_relative_to(source.root)]
+        found.update(dict.fromkeys([start, *above]))
+    return [folder for folder in found if folder.is_dir()]
+
+
+def _said(folder: Path, own: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Class files of a folder and their names; files that are none of these after all are passed over."""
+    for file in dict.fromkeys(found for pattern in _LINES for found in sorted(folder.glob(pattern))):
+        if (text := _text(file)) is not None:
+            yield file, [line.strip() for line in text.splitlines() if line.strip()]
+    notes = folder / "notes.json"
+    if (text := _text(notes)) is not None and (said := _label_studio(text)):
+        yield notes, said
+    for file in (folder / "data.yaml", folder / "data.yml"):
+        if file.is_file() and not (own.is_file() and own.samefile(file)) and (said := _other_yaml(file)):
+            yield file, said
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError):
+        return None
+
+
+def _label_studio(text: str) -> list[str]:
+    """`{"categories": [{"id": 0, "name": "cat"}, ...]}`"""
+    try:
+        rows: Any = json.loads(text)["categories"]
+        return class_names({row["id"]: row["name"] for row in rows})
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return []
+
+
+def _other_yaml(file: Path) -> list[str]:
+    """The names of a data YAML, where they are numbered: in other formats their order means nothing."""
+    try:
+        content = read_data_yaml(file)
+        flat = any(isinstance(content.get(split), str | list) for split in ("train", "val", "test"))
+        return class_names(content.get("names")) if flat or content.get("format") == "yolo" else []
+    except (UserError, ValueError):
+        return []
+
+
+def _difference(said: Iterable[str], names: Sequence[str]) -> str:
+    """How other names contradict, in words; empty where they do not."""
+    other = list(said)
+    for label, (one, name) in enumerate(zip(other, names, strict=False)):
+        if bare_name(one) != bare_name(name):
+            return f"class {label} is '{shown(one)}' there, '{shown(name)}' in the data YAML"
+    if len(other) != len(names):
+        return f"it has {len(other)} classes, the data YAML {len(names)}"
+    return ""
