@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from yoloxkd.places import settle_libraries
 from yoloxkd.version import __version__
 
 __all__ = ["Detections", "Detector", "Trainer", "__version__"]
+
+settle_libraries()  # before any of them is imported
 
 if TYPE_CHECKING:
     from yoloxkd.api import Detector, Trainer

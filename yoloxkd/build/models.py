@@ -11,7 +11,7 @@ from torch import Tensor
 
 from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml, validate
-from yoloxkd.download import cache_folder, fetch
+from yoloxkd.download import fetch
 from yoloxkd.engine.checkpoint import file_digest, is_own
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.nn import DETECTORS
@@ -90,7 +90,7 @@ def find_weights(reference: str) -> Path:
     if name in model_names() and tag in ("", "coco"):
         if name not in PUBLISHED:
             raise UserError(f"'{name}' has no published weights: give a checkpoint file instead")
-        return fetch(PUBLISHED[name], cache_folder())
+        return fetch(PUBLISHED[name])
     if path.is_dir():
         raise UserError(f"'{reference}' is a folder, not a checkpoint file; a run's student is in its best.pt")
     looks_like_file = bool(path.suffix) or len(path.parts) > 1

@@ -18,7 +18,6 @@ from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.config.recipe import ValSection
 from yoloxkd.data.transforms import largest_input
-from yoloxkd.download import cache_folder
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.evaluate import EvalResult
 from yoloxkd.errors import UserError, nearest
@@ -27,6 +26,7 @@ from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.nn.weights import PUBLISHED
+from yoloxkd.places import cache_folder, find_kept
 from yoloxkd.types import ImageSize
 
 
@@ -130,7 +130,7 @@ def models_table() -> str:
     for name in model_names():
         family, keys = architecture(name)
         published = PUBLISHED.get(name)
-        file = cache_folder() / published.filename if published else None
+        file = find_kept(published.filename) if published else None
         state = "-" if file is None else f"on disk: {file}" if file.is_file() else "not on disk"
         settings = ", ".join(f"{k} {v}" for k, v in keys.items())
         rows.append([name, family, settings, f"{name}@coco" if published else "-", state])

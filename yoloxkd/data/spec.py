@@ -18,6 +18,7 @@ from yoloxkd.data.records import DetectionData
 from yoloxkd.data.shapes import CLASSES, SHAPES, shapes_folder
 from yoloxkd.data.ultralytics import from_ultralytics, guess_format, is_flat
 from yoloxkd.errors import UserError, nearest
+from yoloxkd.places import expand
 
 SPLITS = ("train", "val", "test")
 _KEYS = (
@@ -97,7 +98,7 @@ def find_data(name_or_file: str | Path) -> DataSpec:
         return _shapes()
     if name in cfg_names("data"):
         return _from_yaml(cfg_folder() / "data" / f"{name}.yaml", name, Path.cwd())
-    file = Path(name).expanduser()
+    file = expand(name)
     if file.is_file():
         return _from_yaml(file, name, file.resolve().parent)
     if file.suffix in (".yaml", ".yml"):
@@ -145,7 +146,7 @@ def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:
         raise UserError(f"the {where} lacks its splits: give at least one of train, val, test")
     for split in spec.splits:
         _check_keys(spec, split, where)
-    root = base / Path(spec.path).expanduser()
+    root = base / expand(spec.path)
     if not root.is_dir():
         how = f"to get it, {' '.join(spec.download.split())}" if spec.download else "correct its 'path'"
         tail = f"; or use '{SHAPES}', which needs no download" if spec.download else ""

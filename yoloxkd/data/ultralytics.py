@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloxkd.errors import UserError
+from yoloxkd.places import expand
 
 
 def is_flat(content: Mapping[str, Any], splits: Sequence[str]) -> bool:
@@ -29,7 +30,7 @@ def from_ultralytics(content: Mapping[str, Any], splits: Sequence[str], where: s
             "not a bare path"
         )
     path = str(content.get("path") or ".")
-    places = [base / Path(path).expanduser(), Path.cwd() / path, Path.cwd() / "datasets" / path]
+    places = [base / expand(path), Path.cwd() / path, Path.cwd() / "datasets" / path]
     root = next((place for place in places if place.is_dir()), places[0])
     out: dict[str, Any] = {"path": str(root), "format": "yolo", "names": _names(content, where)}
     for split in splits:
