@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from yoloxkd.build.models import build_detector, open_model
+from yoloxkd.build.models import build_detector
 from yoloxkd.build.run import distillation
+from yoloxkd.build.teachers import open_teachers
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
@@ -155,7 +156,7 @@ def _trial(recipe: Recipe, data: DetectionData, device: torch.device) -> tuple[C
         evaluate=lambda model, limit: {},
         val=data,
     )
-    teachers = [open_model(reference) for reference in recipe.teacher.models]
+    teachers = open_teachers(recipe.teacher, student.names, state.say)
     return Fit(state, None, distillation(plain, teachers, state.say)).trial(), size
 
 

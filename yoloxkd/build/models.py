@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class Opened:
     detector: DenseDetector
     weights: Weights
     report: LoadReport
+    reference: str
 
     @property
     def name(self) -> str:
@@ -115,13 +117,14 @@ def read_weights(reference: str) -> Weights:
         dense = None if found else dense_state(raw, path.name)
     if found is not None:
         names = _plain_names(found.num_classes)
-        return Weights({"name": found.architecture}, names, found.state, None, found.source, path, digest, named=False)
+        published = not os.path.isfile(reference)  # those are of COCO for certain
+        return Weights({"name": found.architecture}, names, found.state, None, found.source, path, digest, published)
     if dense is None:
         raise UserError(
             f"{path} is not a checkpoint of a known detector (ours, Megvii YOLOX, or mmdetection YOLOX, FCOS, GFL or ATSS)"
         )
     names = dense.names or _plain_names(dense.classes)
-    named = dense.names is not None
+    named = dense.names is not None or not os.path.isfile(reference)
     return Weights(dense.section, names, dense.state, None, "mmdetection", path, digest, named)
 
 
@@ -148,7 +151,7 @@ def open_model(reference: str) -> Opened:
     with naming(weights.path):
         detector = build_detector(weights.section, weights.names)
         report = load_into(detector, weights.state, allow_class_mismatch=False)
-    return Opened(detector.eval(), weights, report)
+    return Opened(detector.eval(), weights, report, reference)
 
 
 def load_student(detector: DenseDetector, reference: str) -> LoadReport:

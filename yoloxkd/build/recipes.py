@@ -8,6 +8,7 @@ from typing import Any
 
 from yoloxkd.build.callbacks import callback_keys, check_callbacks
 from yoloxkd.build.models import architecture, model_names, section_of_checkpoint
+from yoloxkd.build.teachers import names_from_files
 from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import leaves, merge, parse_set, put, read_yaml, sections, shown, validate
 from yoloxkd.config.recipe import Recipe
@@ -76,6 +77,8 @@ def resolve(
     tree["student"] = merge(defaults, tree["student"])
     for key, value in sets.items() if isinstance(sets, Mapping) else map(parse_set, sets):
         put(tree, _kd_key(str(key), tree["kd"]), value)
+    if "names" in tree.get("teacher") or {}:
+        tree["teacher"]["names"] = names_from_files(tree["teacher"]["names"])
     return check(tree)
 
 

@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 
 from yoloxkd.build.callbacks import ordered_callbacks
-from yoloxkd.build.models import Opened, build_detector, find_weights, load_student, naming, open_model
+from yoloxkd.build.models import Opened, build_detector, find_weights, load_student, naming
 from yoloxkd.build.recipes import check
+from yoloxkd.build.teachers import open_teachers
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.caches import with_cache
 from yoloxkd.data.loader import eval_loader, train_loader
@@ -157,7 +158,7 @@ def prepare(
     if note:
         say(note)
     start = _first_weights(student, recipe, section, say) if resume is None else None
-    teachers = [open_model(reference) for reference in recipe.teacher.models]
+    teachers = open_teachers(recipe.teacher, spec.names, say)
     loader = _loader(recipe, train, [student, *(o.detector for o in teachers)], device)
     state = State(
         recipe=recipe,

@@ -46,6 +46,11 @@ class TeacherSection(Strict):
     """Whom the student learns from."""
 
     models: list[str] = Field(default_factory=list, description="NAME, NAME@coco or checkpoint file")
+    names: list[list[str] | None] = Field(
+        default_factory=list,
+        description="class names of a teacher whose file has none: a list, names with commas between, or a file of one a "
+        "line; with several teachers a list of lists, null for a file that has names",
+    )
     weight: list[Annotated[float, Field(gt=0, le=1e6)]] = Field(
         default_factory=list, description="factor on what each of `models` teaches; empty: 1 each"
     )
@@ -54,6 +59,45 @@ class TeacherSection(Strict):
         0.05, ge=0, le=1, description="refuse a teacher below this AP on the validation set; 0: no check"
     )
     gate_images: int = Field(200, ge=1, le=MOST_INT, description="validation images the teacher is checked on, at most")
+
+
+    @field_validator("models", "weight", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        """One teacher or weight as a list of one."""
+        return [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """One teacher's names as a list of one list."""
+        entries = [value] if isinstance(value, str) or _all_names(value) else value
+        return [_split(entry) for entry in entries] if isinstance(entries, list | tuple) else entries
+
+    @field_validator("names")
+    @classmethod
+    def _different(cls, value: list[list[str] | None]) -> list[list[str] | None]:
+        for names in value:
+            if names is not None and (not names or not all(names) or len(set(names)) < len(names)):
+                raise ValueError("should be the names of a teacher's classes, none empty and none twice")
+        return value
+
+    @model_validator(mode="after")
+    def _for_each(self) -> Self:
+        if self.names and len(self.names) != len(self.models):
+            raise ValueError(
+                f"teacher.names has {len(self.names)} list(s) of names for {len(self.models)} teacher(s); give a list of "
+                "lists, one for each teacher in their order, and null for a teacher whose file has names"
+            )
+        return self
+
+
+def _all_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(entry, str) for entry in value)
+
+
+def _split(entry: Any) -> Any:
+    return [name.strip() for name in entry.split(",")] if isinstance(entry, str) else entry
 
 
 class TrainSection(Strict):

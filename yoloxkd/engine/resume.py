@@ -58,7 +58,9 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
         with _naming("loss scale"):
             check_keys(state.scaler.state_dict(), run["scaler"])
         state.scaler.load_state_dict(run["scaler"])
-    if state.ema and run["ema"]:
+    if state.ema:
+        if run["ema"] is None:
+            raise UserError(f"{_of('averaged weights')}: there are none")
         with _naming("averaged weights"):
             check_state(state.ema.module.state_dict(), run["ema"]["module"])
         state.ema.load_state_dict(run["ema"])
