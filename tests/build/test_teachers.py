@@ -52,9 +52,7 @@ def test_names_are_given(nameless: Path, names: Any) -> None:
 
 def test_names_come_from_a_file(nameless: Path, tmp_path: Path) -> None:
     (tmp_path / "obj.names").write_text("a\nb, or so\n\nc\n")
-    recipe = resolve(
-        student="yolox-nano", teacher=[str(nameless)], sets={"teacher.names": str(tmp_path / "obj.names")}
-    )
+    recipe = resolve(student="yolox-nano", teacher=[str(nameless)], sets={"teacher.names": str(tmp_path / "obj.names")})
     assert recipe.teacher.names == [["a", "b, or so", "c"]]
 
 

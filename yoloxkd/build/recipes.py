@@ -77,7 +77,7 @@ def resolve(
     tree["student"] = merge(defaults, tree["student"])
     for key, value in sets.items() if isinstance(sets, Mapping) else map(parse_set, sets):
         put(tree, _kd_key(str(key), tree["kd"]), value)
-    if "names" in tree.get("teacher") or {}:
+    if "names" in (tree.get("teacher") or {}):
         tree["teacher"]["names"] = names_from_files(tree["teacher"]["names"])
     return check(tree)
 

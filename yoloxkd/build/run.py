@@ -116,7 +116,9 @@ def read_resume(path: str) -> tuple[Recipe, Path, dict[str, Any]]:
         recipe = check(saved.recipe)
     done = saved.run.epoch
     if done > recipe.train.epochs:
-        raise UserError(f"{file} says that {done} of its {recipe.train.epochs} epochs are done; use another copy of the file")
+        raise UserError(
+            f"{file} says that {done} of its {recipe.train.epochs} epochs are done; use another copy of the file"
+        )
     if (file.parent / "metrics.json").is_file() and (done >= recipe.train.epochs or saved.run.stop):
         raise UserError(f"{file.parent} holds a finished run ({done} epochs); there is nothing to resume")
     return recipe, file.parent, raw

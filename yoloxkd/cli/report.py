@@ -85,7 +85,9 @@ def describe(what: str) -> str:
         raise UserError(f"'{what}' is neither a model, a recipe nor a file; {nearest(what, known)}")
     weights = read_weights(what)
     opened = open_model(what)
-    unnamed = "" if weights.named else " (the file has no names; as a teacher it gets them by --set teacher.names=[...])"
+    unnamed = (
+        "" if weights.named else " (the file has no names; as a teacher it gets them by --set teacher.names=[...])"
+    )
     lines = [
         f"file        {weights.path} ({weights.kind} checkpoint)",
         f"sha256      {weights.digest}",

@@ -35,10 +35,17 @@ def _parsed(text: str) -> Any:
     """What a YAML text holds. ValueError: it is not YAML, or too much of it."""
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, AttributeError, KeyError, RecursionError) as error:  # the last three from odd tags and depths
+    except (
+        yaml.YAMLError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+    ) as error:  # the last three from odd tags and depths
         raise ValueError(str(error) or "it is nested too deeply") from error
     if not _bounded(value, [MOST_VALUES]):
-        raise ValueError(f"its aliases repeat, or its lists nest, to more than {MOST_VALUES} values or {MOST_DEPTH} levels")
+        raise ValueError(
+            f"its aliases repeat, or its lists nest, to more than {MOST_VALUES} values or {MOST_DEPTH} levels"
+        )
     return value
 
 
@@ -94,7 +101,9 @@ def sections(tree: Mapping[str, Any], model: type[BaseModel], where: str) -> dic
         kind = field.annotation
         is_section = get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel))
         if is_section and not isinstance(out.get(name, {}), Mapping):
-            raise UserError(f"key '{name}' in the {where} should be a section (key: value lines), got {shown(out[name])}")
+            raise UserError(
+                f"key '{name}' in the {where} should be a section (key: value lines), got {shown(out[name])}"
+            )
     return out
 
 

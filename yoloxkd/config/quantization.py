@@ -17,7 +17,10 @@ class Quantization(Strict):
     )
     percentile: float = Field(99.99, gt=50, le=100, description="of method percentile")
     silu_floor: float | None = Field(
-        -6.0, lt=0, ge=-1e6, description="ranges that only a SiLU reads start here, below which SiLU is nearly 0; None: anywhere"
+        -6.0,
+        lt=0,
+        ge=-1e6,
+        description="ranges that only a SiLU reads start here, below which SiLU is nearly 0; None: anywhere",
     )
     reduce_range: bool = Field(
         True, description="7-bit weights: with 8 bits, CPUs without VNNI overflow and lose detections"
@@ -28,5 +31,8 @@ class Quantization(Strict):
     )
     sensitivity: bool = Field(False, description="print what quantising each layer alone costs")
     seconds: float = Field(
-        120, gt=0, le=1e6, description="what the sensitivity report may take; where single layers take longer, groups are tried"
+        120,
+        gt=0,
+        le=1e6,
+        description="what the sensitivity report may take; where single layers take longer, groups are tried",
     )

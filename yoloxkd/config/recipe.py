@@ -60,7 +60,6 @@ class TeacherSection(Strict):
     )
     gate_images: int = Field(200, ge=1, le=MOST_INT, description="validation images the teacher is checked on, at most")
 
-
     @field_validator("models", "weight", mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
@@ -104,9 +103,13 @@ class TrainSection(Strict):
     """How long, on what size, from which seed."""
 
     epochs: int = Field(300, ge=1, le=MOST_EPOCHS)
-    batch: int = Field(16, ge=1, le=MOST_BATCH, description="images a step, over all processes and parts; auto: measure what fits")
+    batch: int = Field(
+        16, ge=1, le=MOST_BATCH, description="images a step, over all processes and parts; auto: measure what fits"
+    )
     measure_batch: bool = Field(False, description="batch is still to be measured (what batch: auto means)")
-    accumulate: int = Field(1, ge=1, le=MOST_BATCH, description="take a batch in so many parts, one after the other; less memory")
+    accumulate: int = Field(
+        1, ge=1, le=MOST_BATCH, description="take a batch in so many parts, one after the other; less memory"
+    )
     imgsz: ImageSize = Field(
         640,
         description="px: height and width of the network input, a multiple of the coarsest stride; or [short, long], "
@@ -183,7 +186,9 @@ class ValSection(Strict):
     """How the student is measured during training, and models in `yoloxkd val`."""
 
     split: str = "val"
-    interval: int | None = Field(None, ge=1, le=MOST_EPOCHS, description="epochs between evaluations; None: a thirtieth of the run")
+    interval: int | None = Field(
+        None, ge=1, le=MOST_EPOCHS, description="epochs between evaluations; None: a thirtieth of the run"
+    )
     conf: float = Field(0.01, ge=0, le=1)
     iou: float = Field(0.65, gt=0, le=1, description="NMS overlap")
     max_det: int = Field(300, ge=1, le=100_000, description="detections kept an image; the metric cuts to 100 a class")

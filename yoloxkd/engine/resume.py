@@ -86,7 +86,9 @@ def _optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None
         if any(number not in parameters for number in kept):
             raise UserError(f"it is of {max(kept) + 1} parameters, and {len(parameters)} are trained")
         own = {f"momentum of parameter {number}": parameters[number].detach() for number in kept}
-        check_state(own, {f"momentum of parameter {number}": entry["momentum_buffer"] for number, entry in kept.items()})
+        check_state(
+            own, {f"momentum of parameter {number}": entry["momentum_buffer"] for number, entry in kept.items()}
+        )
     return {"state": {number: {"momentum_buffer": entry["momentum_buffer"]} for number, entry in kept.items()}} | {
         "param_groups": groups
     }

@@ -126,7 +126,9 @@ def rows(state: Mapping[str, Tensor], key: str, dimension: int = 0) -> int:
         raise UserError(f"the checkpoint lacks {key}; use another copy")
     shape = state[key].shape
     if len(shape) <= dimension or not 1 <= shape[dimension] <= MOST_ROWS:
-        raise UserError(f"the checkpoint's {key} has the shape {list(shape)}, which is that of no layer; use another copy")
+        raise UserError(
+            f"the checkpoint's {key} has the shape {list(shape)}, which is that of no layer; use another copy"
+        )
     return shape[dimension]
 
 
