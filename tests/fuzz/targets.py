@@ -138,7 +138,7 @@ def use_last(value: Any, folder: Path, whole: bool = False) -> None:
     """Resume: as far as the first step, or to the end."""
     file = folder / "last.pt"
     torch.save(value, file)
-    recipe, out, raw = read_resume(str(file))
+    recipe, _, raw = read_resume(str(file))
     fit = prepare(recipe, folder / "out", resume=raw, console=_quiet())
     if whole:
         fit.run()
