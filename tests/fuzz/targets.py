@@ -32,7 +32,6 @@ from yoloxkd.engine.optim import learning_rate
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.nn import DETECTORS
 from yoloxkd.study.definition import read_study
 from yoloxkd.study.plan import plan
 from yoloxkd.study.records import keep, kept
@@ -95,14 +94,16 @@ def mmdetection_file() -> dict[str, Any]:
     return {"meta": {"cfg": CONFIG_3, "dataset_meta": {"CLASSES": ("a", "b")}, "epoch": 1}, "state_dict": state}
 
 
-def use_checkpoint(value: Any, folder: Path) -> None:
+def use_checkpoint(value: Any, folder: Path, start: bool = False) -> None:
+    """Open it as a model; start: and begin a student of the same architecture with it."""
     file = folder / "x.pt"
     torch.save(value, file)
     detector = open_model(str(file)).detector
     describe(str(file))
     with torch.no_grad():
         detector(torch.zeros(1, 3, 64, 64))
-    load_student(build_detector(STUDENT, NAMES), str(file))
+    if start:
+        load_student(build_detector(STUDENT, NAMES), str(file))
 
 
 # runs
@@ -234,7 +235,11 @@ def run_json() -> dict[str, Any]:
     numbers = {"AP": 0.5, "AP50": 0.6, "AP75": 0.4, "APs": -1.0, "APm": 0.3, "APl": 0.2}
     about = {"study": "tiny", "student": "nano", "method": "none", "seed": 0, "epochs": 1, "split": "test"}
     about |= {"metrics": numbers | {"per_class": {"red": {"AP": 0.5}}}, "seconds": 3.5, "cpu_seconds": 4.0}
-    return about | {"step_seconds": 0.1, "chosen": numbers | {"epoch": 1, "split": "val"}, "settings": {"train.batch": 4}}
+    return about | {
+        "step_seconds": 0.1,
+        "chosen": numbers | {"epoch": 1, "split": "val"},
+        "settings": {"train.batch": 4},
+    }
 
 
 def use_run_json(value: Any, folder: Path) -> None:
@@ -263,7 +268,13 @@ def _write_file(path: Path, value: Any) -> None:
 
 
 def onnx_metadata() -> dict[str, Any]:
-    about = {"names": NAMES, "strides": [8, 16, 32], "size_multiple": 32, "input_size": [64, 64], "pad_value": [1, 2, 3]}
+    about = {
+        "names": NAMES,
+        "strides": [8, 16, 32],
+        "size_multiple": 32,
+        "input_size": [64, 64],
+        "pad_value": [1, 2, 3],
+    }
     return about | {"dynamic": False, "nms": True, "conf": 0.05, "iou": 0.65, "max_det": 10, "precision": "fp32"}
 
 
@@ -296,9 +307,8 @@ def _quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-assert DETECTORS
 TARGETS: dict[str, Target] = {
-    "best.pt": Target(student_file, use_checkpoint),
+    "best.pt": Target(student_file, functools.partial(use_checkpoint, start=True)),
     "megvii.pth": Target(megvii_file, use_checkpoint),
     "mmdetection.pth": Target(mmdetection_file, use_checkpoint),
     "last.pt": Target(last_file, use_last),

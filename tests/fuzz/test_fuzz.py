@@ -32,7 +32,9 @@ def test_a_mutated_file_is_a_success_or_a_sentence(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", SLOW)
 def test_a_mutated_file_of_the_slower_kinds_too(name: str, tmp_path: Path) -> None:
     TARGETS[name].use(TARGETS[name].base(), tmp_path)
-    faults = [(said, repr(fault)) for said, end, fault in (attempt(name, s, tmp_path) for s in range(12)) if end == "fault"]
+    faults = [
+        (said, repr(fault)) for said, end, fault in (attempt(name, s, tmp_path) for s in range(12)) if end == "fault"
+    ]
     assert not faults
 
 

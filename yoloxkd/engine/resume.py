@@ -101,7 +101,7 @@ def check_keys(own: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 
 
 def _of(part: str) -> str:
-    return f"the checkpoint cannot be resumed, since its {part} is not of this run or was changed"
+    return f"the checkpoint cannot be resumed, it was changed or is of another run; its {part}"
 
 
 @contextmanager
