@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from yoloxkd.download import Published, cache_folder, fetch
+from yoloxkd.download import Published, fetch
 from yoloxkd.errors import UserError
 
 CONTENT = bytes(range(256)) * 2000
@@ -169,10 +169,3 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, server: Server, monk
     monkeypatch.setenv("YOLOXKD_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(UserError, match="YOLOXKD_HOME"):
         fetch(published(server))
-
-
-def test_the_cache_folder_is_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YOLOXKD_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("YOLOXKD_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "yoloxkd"

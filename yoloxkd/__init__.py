@@ -12,6 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from yoloxkd.places import settle_libraries
 from yoloxkd.version import __version__
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "UserError",
     "__version__",
 ]
+
+settle_libraries()  # before any of them is imported
 
 if TYPE_CHECKING:
     from yoloxkd.api import Detector, FitResult, Trainer

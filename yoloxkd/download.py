@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from yoloxkd.errors import UserError
+from yoloxkd.places import find_kept, make_cache_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +36,19 @@ CHUNK = 1 << 18
 TIMEOUT = 30  # seconds without an answer
 
 
-def cache_folder() -> Path:
-    """Where published weights are kept: $YOLOXKD_HOME, else ~/.cache/yoloxkd."""
-    home = os.environ.get("YOLOXKD_HOME")
-    return Path(home) if home else Path.home() / ".cache" / "yoloxkd"
-
-
 def fetch(published: Published, cache_dir: Path | None = None) -> Path:
-    """The local file of something published, in `cache_dir` (default: `cache_folder()`), downloaded when it is not there.
+    """The local file of something published, in `cache_dir` (default: `places.find_kept`), downloaded when it is not there.
 
     A file of that name put into the folder by hand is used, after the same checks of size and digest. The download goes
     to `<filename>.part`, continues there after an interruption, and gets its name only when it is complete and right.
     Raises UserError when there is no connection, no such file, or the wrong bytes came.
     """
-    folder = cache_folder() if cache_dir is None else cache_dir
-    target = folder / published.filename
+    target = find_kept(published.filename) if cache_dir is None else cache_dir / published.filename
     if target.is_file():
         _check(target, published, f"delete {target} to have it downloaded again")
         return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the cache folder {folder} ({error.strerror}); set YOLOXKD_HOME to one that can be written"
-            if cache_dir is None
-            else f"cannot make the folder {folder} ({error.strerror})"
-        ) from error
-    part = folder / f"{published.filename}.part"
+    folder = make_cache_folder() if cache_dir is None else _made(cache_dir)
+    target, part = folder / published.filename, folder / f"{published.filename}.part"
     try:
         _download(published, part)
     except urllib.error.HTTPError as error:
@@ -74,6 +60,10 @@ def fetch(published: Published, cache_dir: Path | None = None) -> Path:
         raise UserError(
             f"cannot download {published.url} ({reason}); try again when online, or put the file at {target}"
         ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write {part}: {error.strerror or error}; set YOLOXKD_HOME to another folder"
+        ) from error
     try:
         _check(part, published, "try again")
     except UserError:
@@ -81,6 +71,14 @@ def fetch(published: Published, cache_dir: Path | None = None) -> Path:
         raise
     part.replace(target)
     return target
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder} ({error.strerror})") from error
+    return folder
 
 
 def _download(published: Published, part: Path) -> None:

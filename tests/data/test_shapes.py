@@ -56,7 +56,7 @@ def test_it_is_found_by_name_and_drawn_once(tmp_path: Path, monkeypatch: pytest.
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("YOLOXKD_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot write the data set 'shapes' to .*set YOLOXKD_HOME"):
+    with pytest.raises(UserError, match=r"cannot make the cache folder .*set YOLOXKD_HOME"):
         find_data("shapes")
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from yoloxkd.build.batch import takes_one_image
-from yoloxkd.build.models import build_detector, open_model
+from yoloxkd.build.models import build_detector
 from yoloxkd.build.run import distillation
+from yoloxkd.build.teachers import open_teachers
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
@@ -123,7 +124,7 @@ def measure(recipe: Recipe) -> Measured:
                 peaks.setdefault(images, memory.available)
                 break
             peaks[images] = memory.peak()
-        del step
+        del step, student
         memory.free()
     images, high = list(peaks.items())[-1]
     slope = _slope(peaks)
@@ -165,7 +166,7 @@ def _trial(
         evaluate=lambda model, limit: {},
         val=data,
     )
-    teachers = [open_model(reference) for reference in recipe.teacher.models]
+    teachers = open_teachers(recipe.teacher, student.names, state.say)
     return Fit(state, None, distillation(plain, teachers, state.say)).trial(), size, student
 
 

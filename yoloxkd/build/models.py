@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from yoloxkd.config.files import cfg_folder, cfg_names
-from yoloxkd.config.load import read_yaml, validate
-from yoloxkd.download import cache_folder, fetch
+from yoloxkd.config.load import read_yaml, shown, validate
+from yoloxkd.download import fetch
 from yoloxkd.engine.checkpoint import file_digest, is_own
+from yoloxkd.engine.saved import read_saved
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.coco_names import COCO_NAMES
@@ -30,7 +33,7 @@ def model_names() -> list[str]:
 def architecture(name: str) -> tuple[str, dict[str, Any]]:
     """(family, keys of its Config) of a named architecture."""
     if name not in model_names():
-        raise UserError(f"unknown model '{name}'; {nearest(name, model_names())}")
+        raise UserError(f"unknown model {shown(name)}; {nearest(name, model_names())}")
     keys = read_yaml(cfg_folder() / "models" / f"{name}.yaml")
     return str(keys.pop("family")), keys
 
@@ -49,7 +52,7 @@ class Weights:
     """The weights in a checkpoint file, whoever wrote it.
 
     section  the model they belong to ({name, further keys}); name is None when the layout is known but the size is not
-    names    class names
+    names    class names; named: whether they are in the file, else they are COCO's or made up
     imgsz    input size the model was trained at, where the file says so
     kind     "yoloxkd", "megvii" or "mmdetection"
     """
@@ -61,6 +64,7 @@ class Weights:
     kind: str
     path: Path
     digest: str
+    named: bool = True
 
 
 @dataclass
@@ -70,6 +74,7 @@ class Opened:
     detector: DenseDetector
     weights: Weights
     report: LoadReport
+    reference: str
 
     @property
     def name(self) -> str:
@@ -90,7 +95,7 @@ def find_weights(reference: str) -> Path:
     if name in model_names() and tag in ("", "coco"):
         if name not in PUBLISHED:
             raise UserError(f"'{name}' has no published weights: give a checkpoint file instead")
-        return fetch(PUBLISHED[name], cache_folder())
+        return fetch(PUBLISHED[name])
     if path.is_dir():
         raise UserError(f"'{reference}' is a folder, not a checkpoint file; a run's student is in its best.pt")
     looks_like_file = bool(path.suffix) or len(path.parts) > 1
@@ -105,24 +110,22 @@ def read_weights(reference: str) -> Weights:
     raw = load_checkpoint_file(path)
     digest = file_digest(path)
     if is_own(raw):
-        ema = raw["run"]["ema"] if raw["kind"] == "run" else None
-        state = ema["module"] if ema else raw["model"]
-        size = image_size(raw.get("imgsz"))
-        return Weights(dict(raw["student"]), list(raw["names"]), state, size, "yoloxkd", path, digest)
-    found = official_state(raw)
+        saved = read_saved(raw, path)
+        return Weights(saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest)
+    with naming(path):
+        found = official_state(raw)
+        dense = None if found else dense_state(raw, path.name)
     if found is not None:
         names = _plain_names(found.num_classes)
-        return Weights({"name": found.architecture}, names, found.state, None, found.source, path, digest)
-    try:
-        dense = dense_state(raw, path.name)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        published = not os.path.isfile(reference)  # those are of COCO for certain
+        return Weights({"name": found.architecture}, names, found.state, None, found.source, path, digest, published)
     if dense is None:
         raise UserError(
             f"{path} is not a checkpoint of a known detector (ours, Megvii YOLOX, or mmdetection YOLOX, FCOS, GFL or ATSS)"
         )
     names = dense.names or _plain_names(dense.classes)
-    return Weights(dense.section, names, dense.state, None, "mmdetection", path, digest)
+    named = dense.names is not None or not os.path.isfile(reference)
+    return Weights(dense.section, names, dense.state, None, "mmdetection", path, digest, named)
 
 
 def _plain_names(classes: int) -> list[str]:
@@ -145,20 +148,24 @@ def open_model(reference: str) -> Opened:
     weights = read_weights(reference)
     if weights.section["name"] is None:
         raise UserError(f"{weights.path} holds a YOLOX of a size that has no name here")
-    detector = build_detector(weights.section, weights.names)
-    report = _load(detector, weights, allow_class_mismatch=False)
-    return Opened(detector.eval(), weights, report)
+    with naming(weights.path):
+        detector = build_detector(weights.section, weights.names)
+        report = load_into(detector, weights.state, allow_class_mismatch=False)
+    return Opened(detector.eval(), weights, report, reference)
 
 
 def load_student(detector: DenseDetector, reference: str) -> LoadReport:
     """Start a student from a checkpoint; predictors of other classes are left untrained, and the report says so."""
     weights = read_weights(reference)
     same = list(weights.names) == list(detector.names)
-    return _load(detector, weights, allow_class_mismatch=True, keep_classes=same)
+    with naming(weights.path):
+        return load_into(detector, weights.state, allow_class_mismatch=True, keep_classes=same)
 
 
-def _load(detector: DenseDetector, weights: Weights, **options: bool) -> LoadReport:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts a file's name before the sentence about it."""
     try:
-        return load_into(detector, weights.state, **options)
+        yield
     except UserError as error:
-        raise UserError(f"{weights.path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error

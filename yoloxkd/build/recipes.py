@@ -8,8 +8,9 @@ from typing import Any
 
 from yoloxkd.build.callbacks import callback_keys, check_callbacks
 from yoloxkd.build.models import architecture, model_names, section_of_checkpoint
+from yoloxkd.build.teachers import names_from_files
 from yoloxkd.config.files import cfg_folder, cfg_names
-from yoloxkd.config.load import leaves, merge, parse_set, put, read_yaml, validate
+from yoloxkd.config.load import leaves, merge, parse_set, put, read_yaml, sections, shown, validate
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd import DISTILLERS, kd_defaults, set_defaults, split_name
@@ -62,7 +63,7 @@ def resolve(
     tree: dict[str, Any] = {"student": _student(student)} if student else {}
     chosen = recipe or tree.get("student", {}).get("name")
     if recipe or (chosen and chosen in cfg_names("recipes")):
-        tree = merge(read_yaml(recipe_file(str(chosen))), tree)
+        tree = merge(sections(read_yaml(recipe_file(str(chosen))), Recipe, "recipe"), tree)
     if "name" not in tree.get("student", {}):
         raise UserError("no student: give --student NAME|FILE, or a recipe that names one")
     _check_name(tree["student"]["name"])
@@ -75,13 +76,18 @@ def resolve(
     _choose_methods(tree, kd, family)
     tree["student"] = merge(defaults, tree["student"])
     for key, value in sets.items() if isinstance(sets, Mapping) else map(parse_set, sets):
-        put(tree, _kd_key(key, tree["kd"]), value)
+        put(tree, _kd_key(str(key), tree["kd"]), value)
+    if "names" in (tree.get("teacher") or {}):
+        tree["teacher"]["names"] = names_from_files(tree["teacher"]["names"])
     return check(tree)
 
 
 def check(tree: Mapping[str, Any]) -> Recipe:
     """Validate every section of a recipe tree, the detector's and the distillers' own keys included."""
     known = list(leaves(Recipe))
+    tree = sections(tree, Recipe, "recipe")
+    if "name" not in tree.get("student", {}):
+        raise UserError("the recipe lacks the key 'student.name'")
     family, _ = architecture(tree["student"]["name"])
     config = DETECTORS[family].Config
     known += [f"student.{key}" for key in leaves(config)]
@@ -142,14 +148,17 @@ def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str)
     written = tree.get("kd") or {}
     taught = bool(tree.get("teacher", {}).get("models"))
     if kd is None:
-        methods = list(written) or ([KD_WHEN_TAUGHT] if taught else [])
+        methods = list(map(str, written)) or ([KD_WHEN_TAUGHT] if taught else [])
     else:
         methods = list(dict.fromkeys(kd))
         if "none" in methods:
             if len(methods) > 1:
                 raise UserError("--kd none cannot be combined with another --kd")
             methods = []
-    said = {split_name(name)[0]: keys or {} for name, keys in written.items()}
+    for name, keys in written.items():
+        if not isinstance(keys or {}, Mapping):
+            raise UserError(f"key 'kd.{name}' in the recipe should be a section (key: value lines), got {shown(keys)}")
+    said = {split_name(str(name))[0]: keys or {} for name, keys in written.items()}
     tree["kd"] = {}
     for name in methods:
         method, chosen = split_name(name)

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from yoloxkd.build.batch import check_batch_norm, share_of_batch, with_real_batch
 from yoloxkd.build.callbacks import ordered_callbacks
-from yoloxkd.build.models import Opened, build_detector, find_weights, load_student, open_model
+from yoloxkd.build.models import Opened, build_detector, find_weights, load_student, naming
 from yoloxkd.build.recipes import check
 from yoloxkd.build.same_data import data_of_run, say_changes
+from yoloxkd.build.teachers import open_teachers
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.caches import with_cache
 from yoloxkd.data.fingerprint import fingerprint
@@ -29,6 +30,7 @@ from yoloxkd.engine.dist import place, rank, share, world
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.log import RunLog
+from yoloxkd.engine.saved import read_saved
 from yoloxkd.engine.trainer import Fit, TrainLoader
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
@@ -115,9 +117,17 @@ def read_resume(path: str) -> tuple[Recipe, Path, dict[str, Any]]:
     raw = load_checkpoint_file(file)
     if not is_own(raw) or raw.get("kind") != "run":
         raise UserError(f"{file} is not the last.pt of a run, so it cannot be resumed")
-    recipe = check(raw["recipe"])
-    done = raw["run"]["epoch"]
-    if (file.parent / "metrics.json").is_file() and (done >= recipe.train.epochs or raw["run"].get("stop")):
+    saved = read_saved(raw, file)
+    assert saved.run is not None
+    assert saved.recipe is not None  # both are checked of a run
+    with naming(file):
+        recipe = check(saved.recipe)
+    done = saved.run.epoch
+    if done > recipe.train.epochs:
+        raise UserError(
+            f"{file} says that {done} of its {recipe.train.epochs} epochs are done; use another copy of the file"
+        )
+    if (file.parent / "metrics.json").is_file() and (done >= recipe.train.epochs or saved.run.stop):
         raise UserError(f"{file.parent} holds a finished run ({done} epochs); there is nothing to resume")
     return recipe, file.parent, raw
 
@@ -164,7 +174,7 @@ def prepare(
     if note:
         say(note)
     start = _first_weights(student, recipe, section, say) if resume is None else None
-    teachers = [open_model(reference) for reference in recipe.teacher.models]
+    teachers = open_teachers(recipe.teacher, spec.names, say)
     loader = _loader(recipe, train, [student, *(o.detector for o in teachers)], device)
     state = State(
         recipe=recipe,

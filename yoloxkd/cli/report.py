@@ -16,7 +16,6 @@ from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.config.recipe import ValSection
 from yoloxkd.data.transforms import largest_input
-from yoloxkd.download import cache_folder
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.evaluate import EvalResult
 from yoloxkd.errors import UserError, nearest
@@ -26,6 +25,7 @@ from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.nn.weights import PUBLISHED
 from yoloxkd.output_paths import Output, check_outputs, own_json
+from yoloxkd.places import cache_folder, find_kept
 from yoloxkd.types import ImageSize
 
 
@@ -95,10 +95,13 @@ def describe(what: str) -> str:
         raise UserError(f"'{what}' is neither a model, a recipe nor a file; {nearest(what, known)}")
     weights = read_weights(what)
     opened = open_model(what)
+    unnamed = (
+        "" if weights.named else " (the file has no names; as a teacher it gets them by --set teacher.names=[...])"
+    )
     lines = [
         f"file        {weights.path} ({weights.kind} checkpoint)",
         f"sha256      {weights.digest}",
-        f"classes     {len(weights.names)}: {', '.join(weights.names[:8])}{', ...' if len(weights.names) > 8 else ''}",
+        f"classes     {len(weights.names)}: {', '.join(weights.names[:8])}{', ...' if len(weights.names) > 8 else ''}{unnamed}",
         _model(opened.name, opened.detector, weights.imgsz or default_size(opened.name)),
     ]
     return "\n".join(lines)
@@ -140,7 +143,7 @@ def models_table() -> str:
     for name in model_names():
         family, keys = architecture(name)
         published = PUBLISHED.get(name)
-        file = cache_folder() / published.filename if published else None
+        file = find_kept(published.filename) if published else None
         state = "-" if file is None else f"on disk: {file}" if file.is_file() else "not on disk"
         settings = ", ".join(f"{k} {v}" for k, v in keys.items())
         rows.append([name, family, f"{name}@coco" if published else "-", state, settings])

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from yoloxkd.config.strict import Strict
 
+MOST_STEPS = 256
+"""Of 32 px, that multi-scale training may vary the input's side by."""
+
 
 class Augment(Strict):
     """Augmentation of training pictures. Defaults are YOLOX's; the final epochs of a run use colour and flip alone."""
@@ -16,6 +19,7 @@ class Augment(Strict):
     mosaic_pool: int = Field(
         0,
         ge=0,
+        le=1_000_000,
         description="0: the other three pictures of a mosaic are any of the split, as YOLOX's; n: they are among the n "
         "before it in the epoch's random order, which are still in memory, so that less is decoded",
     )
@@ -48,8 +52,8 @@ class Augment(Strict):
     @field_validator("short_sides")
     @classmethod
     def _sides(cls, value: list[int]) -> list[int]:
-        if any(side < 32 for side in value) or (len(value) == 2 and value[0] > value[1]):
-            raise ValueError("should be sides of at least 32 px; two are a range, lowest first")
+        if any(not 32 <= side <= 16_384 for side in value) or (len(value) == 2 and value[0] > value[1]):
+            raise ValueError("should be sides of 32 to 16384 px; two are a range, lowest first")
         return value
 
     @field_validator("scale", "mixup_scale")
@@ -62,13 +66,13 @@ class Augment(Strict):
     @field_validator("multiscale", mode="before")
     @classmethod
     def _both_ways(cls, value: object) -> object:
-        return (-abs(value), abs(value)) if isinstance(value, int) else value
+        return (-abs(value), abs(value)) if type(value) is int else value
 
     @field_validator("multiscale")
     @classmethod
     def _around(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not value[0] <= 0 <= value[1]:
-            raise ValueError("should be a number of steps, or two around 0, lowest first")
+        if not -MOST_STEPS <= value[0] <= 0 <= value[1] <= MOST_STEPS:
+            raise ValueError(f"should be a number of steps up to {MOST_STEPS}, or two around 0, lowest first")
         return value
 
     @field_validator("hsv")

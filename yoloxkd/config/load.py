@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,18 +13,49 @@ from yoloxkd.errors import UserError, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MOST_VALUES, MOST_DEPTH = 2_000_000, 100
+"""Of a YAML file whose aliases are written out; a few lines of aliases can stand for billions of values."""
+SHOWN = 80
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping by safe load; anything else is a UserError naming the file."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a YAML mapping (key: value lines), found {type(value).__name__}")
     return value
+
+
+def _parsed(text: str) -> Any:
+    """What a YAML text holds. ValueError: it is not YAML, or too much of it."""
+    try:
+        value = yaml.safe_load(text)
+    except (
+        yaml.YAMLError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+    ) as error:  # the last three from odd tags and depths
+        raise ValueError(str(error) or "it is nested too deeply") from error
+    if not _bounded(value, [MOST_VALUES]):
+        raise ValueError(
+            f"its aliases repeat, or its lists nest, to more than {MOST_VALUES} values or {MOST_DEPTH} levels"
+        )
+    return value
+
+
+def _bounded(value: Any, left: list[int], depth: int = 0) -> bool:
+    """Whether a value, with every alias written out, is of a size that can be looked through; `left` counts down."""
+    left[0] -= 1
+    if left[0] < 0 or depth > MOST_DEPTH:
+        return False
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | set) else ()
+    return all(_bounded(item, left, depth + 1) for item in inner)
 
 
 def write_yaml(value: Mapping[str, Any]) -> str:
@@ -36,11 +67,11 @@ def parse_set(text: str) -> tuple[str, Any]:
     """`a.b=value` -> (`a.b`, value read as YAML)."""
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise UserError(f"--set takes key=value, got '{text}'")
+        raise UserError(f"--set takes key=value, got {shown(text)}")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {key}: '{value}' is not a value that YAML can read") from error
+        return key.strip(), _parsed(value)
+    except ValueError as error:
+        raise UserError(f"--set {key}: {shown(value)} is not a value that YAML can read") from error
 
 
 def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -60,6 +91,19 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
         out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def sections(tree: Mapping[str, Any], model: type[BaseModel], where: str) -> dict[str, Any]:
+    """The tree without its empty sections. UserError: something else than a mapping stands where `model` has a section."""
+    out = {key: value for key, value in tree.items() if value is not None}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        is_section = get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel))
+        if is_section and not isinstance(out.get(name, {}), Mapping):
+            raise UserError(
+                f"key '{name}' in the {where} should be a section (key: value lines), got {shown(out[name])}"
+            )
     return out
 
 
@@ -83,6 +127,9 @@ def validate(
     known   dotted keys to suggest from when a key is unknown; default: those of `model`
     prefix  dotted path of the section within the whole
     """
+    if not isinstance(value, Mapping):
+        place = f"key '{prefix.rstrip('.')}' in the {where}" if prefix else f"the {where}"
+        raise UserError(f"{place} should be a section (key: value lines), got {shown(value)}")
     try:
         return model.model_validate(dict(value))
     except ValidationError as error:
@@ -100,5 +147,14 @@ def validate(
         ):  # a rule about several keys of a section; its sentence names them
             raise UserError(f"the {where}: {reason}") from error
         raise UserError(
-            f"key '{key}' in the {where}: {reason[0].lower() + reason[1:]}, got {fault['input']!r}"
+            f"key '{key}' in the {where}: {reason[0].lower() + reason[1:]}, got {shown(fault['input'])}"
         ) from error
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence shows it: Python's notation, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; a list in itself
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."

@@ -12,10 +12,25 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from yoloxkd.config.augment import Augment
 from yoloxkd.config.schedule import ScheduleSection
-from yoloxkd.config.strict import Strict
+from yoloxkd.config.strict import MOST_INT, Strict
 from yoloxkd.types import ImageSize
 
 Amp = Literal["off", "bf16", "fp16"]
+
+MOST_EPOCHS = 100_000
+MOST_BATCH = 65_536
+SIDES = (32, 16_384)
+"""Least and largest side of the network's input, px."""
+
+
+def input_size(value: Any) -> ImageSize:
+    """An input size as files hold it, a number or a list of one or two. ValueError: it is none."""
+    sides = [value] if isinstance(value, int) else value
+    least, most = SIDES
+    whole = isinstance(sides, list | tuple) and all(type(side) is int and least <= side <= most for side in sides)
+    if not whole or len(sides) not in (1, 2) or sides[0] > sides[-1]:
+        raise ValueError(f"should be a side of {least} to {most} px, or two such sides, the short one first")
+    return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
 
 
 class Student(Strict):
@@ -31,38 +46,81 @@ class TeacherSection(Strict):
     """Whom the student learns from."""
 
     models: list[str] = Field(default_factory=list, description="NAME, NAME@coco or checkpoint file")
-    weight: list[Annotated[float, Field(gt=0)]] = Field(
+    names: list[list[str] | None] = Field(
+        default_factory=list,
+        description="class names of a teacher whose file has none: a list, names with commas between, or a file of one a "
+        "line; with several teachers a list of lists, null for a file that has names",
+    )
+    weight: list[Annotated[float, Field(gt=0, le=1e6)]] = Field(
         default_factory=list, description="factor on what each of `models` teaches; empty: 1 each"
     )
     scale: float = Field(1.0, gt=0, le=8, description="teachers see the batch at this multiple of its size")
     min_ap: float = Field(
         0.05, ge=0, le=1, description="refuse a teacher below this AP on the validation set; 0: no check"
     )
-    gate_images: int = Field(200, ge=1, description="validation images the teacher is checked on, at most")
+    gate_images: int = Field(200, ge=1, le=MOST_INT, description="validation images the teacher is checked on, at most")
+
+    @field_validator("models", "weight", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        """One teacher or weight as a list of one."""
+        return [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """One teacher's names as a list of one list."""
+        entries = [value] if isinstance(value, str) or _all_names(value) else value
+        return [_split(entry) for entry in entries] if isinstance(entries, list | tuple) else entries
+
+    @field_validator("names")
+    @classmethod
+    def _different(cls, value: list[list[str] | None]) -> list[list[str] | None]:
+        for names in value:
+            if names is not None and (not names or not all(names) or len(set(names)) < len(names)):
+                raise ValueError("should be the names of a teacher's classes, none empty and none twice")
+        return value
+
+    @model_validator(mode="after")
+    def _for_each(self) -> Self:
+        if self.names and len(self.names) != len(self.models):
+            raise ValueError(
+                f"teacher.names has {len(self.names)} list(s) of names for {len(self.models)} teacher(s); give a list of "
+                "lists, one for each teacher in their order, and null for a teacher whose file has names"
+            )
+        return self
+
+
+def _all_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(entry, str) for entry in value)
+
+
+def _split(entry: Any) -> Any:
+    return [name.strip() for name in entry.split(",")] if isinstance(entry, str) else entry
 
 
 class TrainSection(Strict):
     """How long, on what size, from which seed."""
 
-    epochs: int = Field(300, ge=1)
-    batch: int = Field(16, ge=1, description="images a step, over all processes and parts; auto: measure what fits")
+    epochs: int = Field(300, ge=1, le=MOST_EPOCHS)
+    batch: int = Field(
+        16, ge=1, le=MOST_BATCH, description="images a step, over all processes and parts; auto: measure what fits"
+    )
     measure_batch: bool = Field(False, description="batch is still to be measured (what batch: auto means)")
-    accumulate: int = Field(1, ge=1, description="take a batch in so many parts, one after the other; less memory")
+    accumulate: int = Field(
+        1, ge=1, le=MOST_BATCH, description="take a batch in so many parts, one after the other; less memory"
+    )
     imgsz: ImageSize = Field(
         640,
         description="px: height and width of the network input, a multiple of the coarsest stride; or [short, long], "
         "within which pictures keep their aspect ratio",
     )
-    seed: int = Field(0, ge=0, description="fixes initial weights, sample order and augmentation")
+    seed: int = Field(0, ge=0, le=MOST_INT, description="fixes initial weights, sample order and augmentation")
 
     @field_validator("imgsz", mode="before")
     @classmethod
-    def _size(cls, value: Any) -> Any:
-        sides = [value] if isinstance(value, int) else value
-        whole = isinstance(sides, list | tuple) and all(type(side) is int and side >= 32 for side in sides)
-        if not whole or len(sides) not in (1, 2) or sides[0] > sides[-1]:
-            raise ValueError("should be a side of at least 32 px, or two such sides, the short one first")
-        return tuple(sides) if len(sides) == 2 else sides[0]
+    def _size(cls, value: Any) -> ImageSize:
+        return input_size(value)
 
     @model_validator(mode="before")
     @classmethod
@@ -77,7 +135,7 @@ class EngineSection(Strict):
 
     device: str = Field("auto", description="auto, cpu, cuda or a CUDA index; 0,1: one for each process")
     amp: Amp = Field("off", description="autocast dtype; losses stay float32")
-    workers: int = Field(2, ge=0, description="loader processes; samples do not depend on their number")
+    workers: int = Field(2, ge=0, le=1024, description="loader processes; samples do not depend on their number")
     cache: Literal["off", "ram", "disk"] = Field(
         "off", description="keep decoded pictures in memory or in files; samples are the same"
     )
@@ -104,16 +162,16 @@ class EngineSection(Strict):
 class OptimSection(Strict):
     """SGD; the learning rate is given per image so that it follows the batch size (the YOLOX rule)."""
 
-    lr_per_image: float = Field(0.01 / 64, gt=0)
+    lr_per_image: float = Field(0.01 / 64, gt=0, le=10)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, le=10)
     decay: Literal["weights", "all"] = Field(
         "weights",
         description="what decays: convolution weights only (YOLOX), or norms and biases as well (mmdetection)",
     )
-    bias_lr: float = Field(1.0, gt=0, description="factor on the rate of biases; mmdetection's FCOS has 2")
-    clip_norm: float | None = Field(None, gt=0, description="gradient norm limit; None: no clipping")
+    bias_lr: float = Field(1.0, gt=0, le=1000, description="factor on the rate of biases; mmdetection's FCOS has 2")
+    clip_norm: float | None = Field(None, gt=0, le=1e6, description="gradient norm limit; None: no clipping")
 
 
 class EmaSection(Strict):
@@ -121,17 +179,19 @@ class EmaSection(Strict):
 
     enabled: bool = True
     decay: float = Field(0.9998, gt=0, lt=1)
-    ramp: float = Field(2000, gt=0, description="updates")
+    ramp: float = Field(2000, gt=0, le=1e9, description="updates")
 
 
 class ValSection(Strict):
     """How the student is measured during training, and models in `yoloxkd val`."""
 
     split: str = "val"
-    interval: int | None = Field(None, ge=1, description="epochs between evaluations; None: a thirtieth of the run")
+    interval: int | None = Field(
+        None, ge=1, le=MOST_EPOCHS, description="epochs between evaluations; None: a thirtieth of the run"
+    )
     conf: float = Field(0.01, ge=0, le=1)
     iou: float = Field(0.65, gt=0, le=1, description="NMS overlap")
-    max_det: int = Field(300, ge=1, description="detections kept an image; the metric cuts to 100 a class")
+    max_det: int = Field(300, ge=1, le=100_000, description="detections kept an image; the metric cuts to 100 a class")
     rect: bool = Field(
         False,
         description="square sizes: pad each batch no further than its largest picture needs, pictures sorted by aspect "

@@ -28,13 +28,14 @@ class ScheduleSection(Strict):
     final_epochs: int | None = Field(
         None,
         ge=0,
+        le=100_000,
         description="epochs without mosaic and with L1; None: yolox a tenth of the epochs, at most 15; step 0",
     )
     warmup_epochs: int | None = Field(
-        None, ge=0, description="yolox; None: a tenth of the epochs, at least 1 and at most 5"
+        None, ge=0, le=100_000, description="yolox; None: a tenth of the epochs, at least 1 and at most 5"
     )
     min_lr_ratio: float = Field(0.05, ge=0, le=1, description="yolox: the floor, as a part of the peak")
-    warmup_iters: int | None = Field(None, ge=0, description="step; None: 500, at most a tenth of the run")
+    warmup_iters: int | None = Field(None, ge=0, le=10**9, description="step; None: 500, at most a tenth of the run")
     warmup_ratio: float = Field(
         0.001, ge=0, le=1, description="step: rate of the first iteration, as a part of the peak"
     )
@@ -46,8 +47,8 @@ class ScheduleSection(Strict):
     @field_validator("milestones")
     @classmethod
     def _rising(cls, value: list[int] | None) -> list[int] | None:
-        if value is not None and (sorted(set(value)) != value or (value and value[0] < 1)):
-            raise ValueError("should be numbers of epochs of at least 1, each larger than the one before")
+        if value is not None and (sorted(set(value)) != value or (value and not 1 <= value[0] <= value[-1] <= 100_000)):
+            raise ValueError("should be numbers of epochs from 1 to 100000, each larger than the one before")
         return value
 
     @model_validator(mode="after")

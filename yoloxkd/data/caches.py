@@ -25,6 +25,7 @@ import numpy as np
 from yoloxkd.data.images import read_image
 from yoloxkd.data.records import DetectionData
 from yoloxkd.errors import UserError
+from yoloxkd.places import make_cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -207,17 +208,8 @@ def with_cache(
 
 
 def picture_folder() -> Path:
-    """Where decoded pictures are kept: `pictures` in $YOLOXKD_HOME or ~/.cache/yoloxkd, made if it is not there."""
-    folder = Path(os.environ.get("YOLOXKD_HOME") or "~/.cache/yoloxkd").expanduser() / "pictures"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the picture cache {folder}: {error.strerror or error}; set YOLOXKD_HOME"
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"the picture cache {folder} cannot be written to; set YOLOXKD_HOME")
-    return folder
+    """Where decoded pictures are kept: `pictures` in the cache folder (see `places`), made if it is not there."""
+    return make_cache_folder("pictures")
 
 
 def available_memory() -> int:

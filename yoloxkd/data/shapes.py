@@ -17,6 +17,7 @@ import numpy as np
 
 from yoloxkd.data.outlines import OUTLINES
 from yoloxkd.errors import UserError
+from yoloxkd.places import find_kept, make_cache_folder
 from yoloxkd.write_image import write_image
 
 SHAPES = "shapes"
@@ -31,12 +32,11 @@ _SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
 
 
 def shapes_folder() -> Path:
-    """The data set's folder, drawn if it is not there yet: shapes-<version> in $YOLOXKD_HOME or ~/.cache/yoloxkd."""
-    home = Path(os.environ.get("YOLOXKD_HOME") or "~/.cache/yoloxkd").expanduser()
-    folder = home / f"{SHAPES}-{VERSION}"
+    """The data set's folder, drawn if it is not there yet: shapes-<version> in the cache folder (see `places`)."""
+    folder = find_kept(f"{SHAPES}-{VERSION}")
     if not folder.is_dir():
+        folder = make_cache_folder() / folder.name
         try:
-            home.mkdir(parents=True, exist_ok=True)
             generate(folder, COUNTS)
         except OSError as error:
             reason = error.strerror or error

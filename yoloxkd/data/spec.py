@@ -19,9 +19,10 @@ from yoloxkd.data.faults import Faults, shown
 from yoloxkd.data.formats import SplitSource
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.shapes import CLASSES, SHAPES, shapes_folder
-from yoloxkd.data.ultralytics import expanded, from_ultralytics, guess_format, is_flat
+from yoloxkd.data.ultralytics import from_ultralytics, guess_format, is_flat
 from yoloxkd.data.values import bare_name, has_control
 from yoloxkd.errors import UserError, nearest
+from yoloxkd.places import expand
 
 SPLITS = ("train", "val", "test")
 _KEYS = (
@@ -128,7 +129,7 @@ def find_data(name_or_file: str | Path) -> DataSpec:
         return _shapes()
     if name in cfg_names("data"):
         return _from_yaml(cfg_folder() / "data" / f"{name}.yaml", name, Path.cwd())
-    file = Path(name).expanduser()
+    file = expand(name)
     if file.is_file():
         return _from_yaml(file, name, file.resolve().parent)
     if file.suffix in (".yaml", ".yml"):
@@ -197,7 +198,7 @@ def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:
     if spec.kpt_shape is not None and spec.format != "yolo":
         raise UserError(f"the {where} is in the format {spec.format}, which reads no 'kpt_shape'; take it out")
     with _on_disk(where):
-        root = base / expanded(spec.path, where)
+        root = base / expand(spec.path)
         there = root.is_dir()
     if not there:
         how = f"to get it, {' '.join(spec.download.split())}" if spec.download else "correct its 'path'"

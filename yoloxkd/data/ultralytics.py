@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from yoloxkd.data.data_yaml import refuse_typing_errors
-from yoloxkd.data.faults import shown
 from yoloxkd.data.values import id_key, typed
 from yoloxkd.errors import UserError
+from yoloxkd.places import expand
 
 _MOST_CLASSES = 1_000_000
 
@@ -35,7 +35,7 @@ def from_ultralytics(content: Mapping[str, Any], splits: Sequence[str], where: s
             "not a bare path"
         )
     path = str(content.get("path") or ".")
-    places = [base / expanded(path, where), Path.cwd() / path, Path.cwd() / "datasets" / path]
+    places = [base / expand(path), Path.cwd() / path, Path.cwd() / "datasets" / path]
     root = next((place for place in places if place.is_dir()), places[0])
     out: dict[str, Any] = {"path": str(root), "format": "yolo", "names": _names(content, where)}
     for split in splits:
@@ -70,16 +70,6 @@ def _roboflow(name: str, root: Path) -> str:
     """Roboflow writes `../train/images` where it means `train/images`."""
     inside = name.removeprefix("../")
     return inside if not (root / name).exists() and (root / inside).exists() else name
-
-
-def expanded(path: str, where: str) -> Path:
-    """A path with `~` as the home folder. UserError: there is none, or none of that name."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(
-            f"key 'path' in the {where} is {shown(path)}, and no home folder is known for it; write it out"
-        ) from error
 
 
 def guess_format(content: Mapping[str, Any], splits: Sequence[str]) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from yoloxkd.engine.checkpoint import random_state, restore_random_state
 from yoloxkd.engine.events import State
+from yoloxkd.errors import UserError
+from yoloxkd.nn.weights import check_state
 
 
 def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]:
@@ -30,20 +36,78 @@ def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]
     }
 
 
-def restore(state: State, saved: dict[str, Any]) -> None:
-    """Put a `run_state` (under its checkpoint's "run" key, with the raw weights under "model") back."""
+def restore(state: State, saved: Mapping[str, Any]) -> None:
+    """Put a `run_state` (under its checkpoint's "run" key, with the raw weights under "model") back.
+
+    saved  checked by `saved.read_saved`: its parts have the right types. UserError: they are not of this run
+    """
     run = saved["run"]
+    if run["step_in_epoch"] > state.iters_per_epoch:
+        raise UserError(
+            f"{_of('position')}: {run['step_in_epoch']} steps of an epoch are done, which has {state.iters_per_epoch}"
+        )
+    with _naming("weights"):
+        check_state(state.detector.state_dict(), saved["model"])
     state.detector.load_state_dict(saved["model"])
+    with _naming("weights of the distillation"):
+        check_state(state.aux.state_dict(), run["aux"])
     state.aux.load_state_dict(run["aux"])
     if state.optimizer:
-        state.optimizer.load_state_dict(run["optimizer"])
+        state.optimizer.load_state_dict(_optimizer(state.optimizer, run["optimizer"]))
     if state.scaler and run["scaler"]:
+        with _naming("loss scale"):
+            check_keys(state.scaler.state_dict(), run["scaler"])
         state.scaler.load_state_dict(run["scaler"])
-    if state.ema and run["ema"]:
+    if state.ema:
+        if run["ema"] is None:
+            raise UserError(f"{_of('averaged weights')}: there are none")
+        with _naming("averaged weights"):
+            check_state(state.ema.module.state_dict(), run["ema"]["module"])
         state.ema.load_state_dict(run["ema"])
     state.epoch, state.step_in_epoch, state.iteration = run["epoch"], run["step_in_epoch"], run["iteration"]
     state.best, state.metrics, state.lr = run["best"], run["metrics"], run["lr"]
     state.stop = run.get("stop", False)
     state.images_per_second = saved.get("images_per_second", 0.0)
     state.sums = {k: next(state.detector.parameters()).new_tensor(v) for k, v in run["sums"].items()}
-    restore_random_state(run["rng"])
+    try:
+        restore_random_state(run["rng"])
+    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:  # what the generators raise
+        raise UserError(f"{_of('random state')}: {' '.join(str(error).split())}") from error
+
+
+def _optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The saved momenta, checked, in the groups of the recipe; the rate is set anew at every step."""
+    if saved is None:
+        raise UserError(f"{_of('optimizer state')}: there is none")
+    groups = optimizer.state_dict()["param_groups"]
+    numbers = [number for group in groups for number in group["params"]]
+    parameters = dict(zip(numbers, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    kept = {number: entry for number, entry in saved["state"].items() if entry.get("momentum_buffer") is not None}
+    with _naming("optimizer state"):
+        if any(number not in parameters for number in kept):
+            raise UserError(f"it is of {max(kept) + 1} parameters, and {len(parameters)} are trained")
+        own = {f"momentum of parameter {number}": parameters[number].detach() for number in kept}
+        check_state(
+            own, {f"momentum of parameter {number}": entry["momentum_buffer"] for number, entry in kept.items()}
+        )
+    return {"state": {number: {"momentum_buffer": entry["momentum_buffer"]} for number, entry in kept.items()}} | {
+        "param_groups": groups
+    }
+
+
+def check_keys(own: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """UserError: a saved mapping lacks keys."""
+    if missing := [key for key in own if key not in found]:
+        raise UserError(f"it lacks {', '.join(missing)}")
+
+
+def _of(part: str) -> str:
+    return f"the checkpoint cannot be resumed, it was changed or is of another run; its {part}"
+
+
+@contextmanager
+def _naming(part: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{_of(part)}: {error}") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from yoloxkd.data.find_images import images_of
@@ -11,6 +9,7 @@ from yoloxkd.data.images import read_image
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.data.transforms import letterbox
 from yoloxkd.errors import UserError
+from yoloxkd.places import expand
 
 
 def calibration_pictures(source: str, imgsz: int, pad_value: tuple[int, int, int], count: int) -> list[np.ndarray]:
@@ -28,7 +27,7 @@ def calibration_pictures(source: str, imgsz: int, pad_value: tuple[int, int, int
 
 
 def _paths(source: str) -> list[str]:
-    folder = Path(source).expanduser()
+    folder = expand(source)
     if folder.is_dir():
         try:
             return images_of([folder], folder)

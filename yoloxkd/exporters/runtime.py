@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from yoloxkd.errors import UserError
+from yoloxkd.exporters.metadata import FileMetadata, read_metadata
 from yoloxkd.types import Detections
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ RUNTIMES: dict[str, Callable[[Path, int | None], Session]] = {
 }
 """Runtime -> function of (file, threads or None for its own choice) that loads a file."""
 
-NEEDED = ("names", "size_multiple", "input_size", "pad_value", "dynamic", "nms", "conf", "iou", "max_det")
+WITH_NMS, WITHOUT_NMS = ("boxes", "scores", "labels", "counts"), ("boxes", "scores")
+"""Outputs of a file with suppression in the graph, and of one without."""
 
 
 class OnnxPredictor:
@@ -81,23 +82,32 @@ class OnnxPredictor:
             raise UserError(f"there is no file {path}")
         self.session = RUNTIMES[runtime](self.path, threads)
         self.metadata: dict[str, str] = dict(self.session.metadata)
-        known = self._read_metadata()
-        self.names: list[str] = known["names"]
-        self.stride = int(known["size_multiple"])
-        self.pad_value: tuple[int, int, int] = tuple(known["pad_value"])
-        self.imgsz = int(known["input_size"][0])
-        self.dynamic_batch = self.dynamic_size = bool(known["dynamic"])
-        self.nms = bool(known["nms"])
-        self._known = known
+        self._known = known = read_metadata(self.metadata, self.path)
+        self.names: list[str] = known.names
+        self.stride = known.size_multiple
+        red, green, blue = known.pad_value
+        self.pad_value: tuple[int, int, int] = (red, green, blue)
+        self.imgsz = known.input_size[0]
+        self.dynamic_batch = self.dynamic_size = known.dynamic
+        self.nms = known.nms
+        self._check_outputs()
         self._set(conf, iou, max_det)
 
     def _set(self, conf: float | None, iou: float | None, max_det: int | None) -> None:
         known = self._known
-        self.conf = float(known["conf"] if conf is None else conf)
-        self.iou = float(known["iou"] if iou is None else iou)
-        self.max_det = int(known["max_det"] if max_det is None else max_det)
+        self.conf = float(known.conf if conf is None else conf)
+        self.iou = float(known.iou if iou is None else iou)
+        self.max_det = int(known.max_det if max_det is None else max_det)
         if self.nms:
             self._check_baked(known)
+
+    def _check_outputs(self) -> None:
+        wanted = WITH_NMS if self.nms else WITHOUT_NMS
+        if missing := [name for name in wanted if name not in self.session.outputs]:
+            raise UserError(
+                f"{self.path} has no output {', '.join(missing)}, which its metadata (nms {str(self.nms).lower()}) promises; "
+                "export the checkpoint again"
+            )
 
     def tuned(self, conf: float | None = None, iou: float | None = None, max_det: int | None = None) -> OnnxPredictor:
         """The same loaded file with other settings; loading it again would cost more than a prediction."""
@@ -127,13 +137,13 @@ class OnnxPredictor:
     def detections(self, outputs: dict[str, np.ndarray]) -> list[Detections]:
         """What `run` gave, as one Detections per image."""
         if self.nms:
-            rows = zip(*(outputs[name] for name in ("boxes", "scores", "labels", "counts")), strict=True)
+            rows = zip(*(outputs[name] for name in WITH_NMS), strict=True)
             return [self._rows(boxes, scores, labels, int(count)) for boxes, scores, labels, count in rows]
         import torch
 
         from yoloxkd.ops.nms import postprocess
 
-        boxes, scores = (torch.from_numpy(outputs[name]) for name in ("boxes", "scores"))
+        boxes, scores = (torch.from_numpy(outputs[name]) for name in WITHOUT_NMS)
         found = postprocess(boxes, scores, conf=self.conf, iou=self.iou, max_det=self.max_det)
         return [Detections(b.numpy(), s.numpy(), k.numpy(), self.names) for b, s, k in found]
 
@@ -142,31 +152,17 @@ class OnnxPredictor:
         n = min(int((scores[:count] >= self.conf).sum()), self.max_det)
         return Detections(boxes[:n], scores[:n], labels[:n], self.names)
 
-    def _read_metadata(self) -> dict[str, Any]:
-        missing = [key for key in NEEDED if key not in self.metadata]
-        if missing:
-            raise UserError(
-                f"{self.path} lacks the metadata {', '.join(missing)}: it was not written by `yoloxkd export`; "
-                "export the checkpoint with this package"
-            )
-        try:
-            return {key: json.loads(self.metadata[key]) for key in NEEDED}
-        except ValueError as error:
-            raise UserError(
-                f"{self.path} has metadata that cannot be read ({error}); export the checkpoint again"
-            ) from error
-
-    def _check_baked(self, known: dict[str, Any]) -> None:
+    def _check_baked(self, known: FileMetadata) -> None:
         """Refuse settings that the suppression inside the graph cannot give."""
-        if self.conf < known["conf"]:
+        if self.conf < known.conf:
             fault, option = (
-                f"finds nothing below a score of {known['conf']}, but conf {self.conf} was asked for",
+                f"finds nothing below a score of {known.conf}, but conf {self.conf} was asked for",
                 "conf",
             )
-        elif self.iou != known["iou"]:
-            fault, option = f"suppresses at an overlap of {known['iou']}, but iou {self.iou} was asked for", "iou"
-        elif self.max_det > known["max_det"]:
-            fault = f"gives at most {known['max_det']} detections an image, but {self.max_det} were asked for"
+        elif self.iou != known.iou:
+            fault, option = f"suppresses at an overlap of {known.iou}, but iou {self.iou} was asked for", "iou"
+        elif self.max_det > known.max_det:
+            fault = f"gives at most {known.max_det} detections an image, but {self.max_det} were asked for"
             option = "max_det"
         else:
             return

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
@@ -34,21 +34,28 @@ class FPNConfig(Strict):
     backbone: str = Field("resnet50", description="a timm model that gives maps of strides 8, 16, 32")
     backbone_weights: str = Field("imagenet", description="imagenet (timm's own), package, none, or a file")
     style: Style = Field("pytorch", description="caffe: a ResNet's stride in the 1x1 convolution")
-    frozen_stages: int = Field(1, ge=0, description="0: none; n: the stem and n stages keep their weights")
+    frozen_stages: int = Field(1, ge=0, le=4, description="0: none; n: the stem and n stages keep their weights")
     norm_eval: bool = Field(True, description="the backbone's batch norms keep their statistics")
     norm_frozen: bool = Field(False, description="their weights and biases do not train either")
     last_conv: bool = Field(
         False,
         description="MobileNetV2, EfficientNet: stride 32 after the network's last 1x1 convolution (1280 channels)",
     )
-    channels: int = Field(256, ge=1, description="of the FPN and of the towers")
-    stacked_convs: int = Field(4, ge=1, description="blocks of each tower")
-    groups: int = Field(32, ge=1, description="of the towers' group norms")
+    channels: int = Field(256, ge=1, le=4096, description="of the FPN and of the towers")
+    stacked_convs: int = Field(4, ge=1, le=64, description="blocks of each tower")
+    groups: int = Field(32, ge=1, le=4096, description="of the towers' group norms")
     bgr: bool = Field(False, description="the backbone reads BGR")
     mean: Triple | None = Field(
         None, description="0..255, in the backbone's channel order; None: that of timm's weights"
     )
     std: Triple | None = Field(None, description="likewise")
+
+    @field_validator("std")
+    @classmethod
+    def _divisor(cls, value: Triple | None) -> Triple | None:
+        if value is not None and not all(1e-3 <= part <= 1e6 for part in value):
+            raise ValueError("should be three numbers from 0.001 to 1000000")
+        return value
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

@@ -27,7 +27,7 @@ ROOM = 0.1
 class GFLConfig(FPNConfig):
     """Keys of GFL."""
 
-    reg_max: int = Field(16, ge=1, description="largest distance to a side, in strides")
+    reg_max: int = Field(16, ge=1, le=1024, description="largest distance to a side, in strides")
 
 
 class GFLHead(SharedHead):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from yoloxkd.errors import UserError
 from yoloxkd.nn.mmdet_files import ZOO
+from yoloxkd.nn.weights import rows
 
 FAMILIES = {"gfl_cls": "gfl", "atss_cls": "atss", "conv_cls": "fcos"}
 """The head's class predictor tells the family."""
@@ -97,7 +98,7 @@ def dense_state(raw: Mapping[str, Any], file_name: str = "") -> DenseState | Non
     if not section.get("last_conv", True):  # mmdetection builds and keeps that layer even where no level reads it
         state = {k: v for k, v in state.items() if not k.startswith("backbone.conv2.")}
     predictor = next(key for key, f in FAMILIES.items() if f == family)
-    classes = state[f"bbox_head.{predictor}.weight"].shape[0]
+    classes = rows(state, f"bbox_head.{predictor}.weight")
     return DenseState(section, {our_key(k): v for k, v in state.items() if _kept(k)}, classes, _names(meta, classes))
 
 
@@ -108,13 +109,13 @@ def _section(family: str, state: Mapping[str, Tensor], text: str, file_name: str
     section: dict[str, Any] = {
         "name": f"{family}-{SHORT.get(backbone, 'r50')}",
         "backbone": backbone,
-        "channels": state["neck.lateral_convs.0.conv.weight"].shape[0],
+        "channels": rows(state, "neck.lateral_convs.0.conv.weight"),
         "stacked_convs": len(tower),
     }
     if backbone == "mobilenetv2_100":
-        section["last_conv"] = state["neck.lateral_convs.2.conv.weight"].shape[1] == MOBILE_LAST
+        section["last_conv"] = rows(state, "neck.lateral_convs.2.conv.weight", 1) == MOBILE_LAST
     if family == "gfl":
-        section["reg_max"] = state["bbox_head.gfl_reg.weight"].shape[0] // 4 - 1
+        section["reg_max"] = rows(state, "bbox_head.gfl_reg.weight") // 4 - 1
     if file_name in ZOO:
         return section | ZOO[file_name].keys
     variant = _fcos_variant(state, text, file_name) if family == "fcos" else {}
@@ -164,13 +165,13 @@ def _check_supported(state: Mapping[str, Tensor]) -> None:
 
 def _backbone(state: Mapping[str, Tensor]) -> str:
     if "backbone.layer1.0.depthwise_conv.conv.weight" in state:
-        if state["backbone.conv1.conv.weight"].shape[0] == 32:
+        if rows(state, "backbone.conv1.conv.weight") == 32:
             return "mobilenetv2_100"
     elif "backbone.layer3.0.conv1.weight" in state:
         blocks = len({k.split(".")[2] for k in state if k.startswith("backbone.layer3.")})
         found = RESNETS.get((blocks, "backbone.layer3.0.conv3.weight" in state))
-        width = state["backbone.layer1.0.conv2.weight"].shape
-        if found and width[0] == width[1] == 64 and "backbone.stem.0.weight" not in state:
+        width = [rows(state, "backbone.layer1.0.conv2.weight", dimension) for dimension in (0, 1)]
+        if found and width == [64, 64] and "backbone.stem.0.weight" not in state:
             return found
     raise UserError("the checkpoint has a backbone other than ResNet and MobileNetV2, which is not supported")
 
@@ -198,7 +199,10 @@ def _convention(family: str, text: str, file_name: str) -> dict[str, Any]:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(",") if part.strip())
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UserError(f"the configuration in the checkpoint has the numbers '{text}'; use another copy") from error
 
 
 def _fcos_variant(state: Mapping[str, Tensor], text: str, file_name: str) -> dict[str, Any]:
@@ -232,6 +236,8 @@ def _names(meta: Any, classes: int) -> list[str] | None:
         return None
     data = meta.get("dataset_meta")
     found = meta.get("CLASSES") or (data.get("classes") or data.get("CLASSES") if isinstance(data, Mapping) else None)
-    if isinstance(found, list | tuple) and len(found) == classes:
-        return [str(name) for name in found]
-    return None
+    if not isinstance(found, list | tuple) or len(found) != classes:
+        return None
+    if not all(isinstance(name, str) and name for name in found) or len(set(found)) < classes:
+        raise UserError("the checkpoint's class names should be texts, none empty and none twice; use another copy")
+    return list(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from yoloxkd.download import Published
 from yoloxkd.errors import UserError
 from yoloxkd.file_kinds import check_not_exported
 from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.other_files import what_else
 from yoloxkd.nn.published import PUBLISHED
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 MINIMUM_SHARE = 0.5
+MOST_ROWS = 100_000
+"""Channels or classes of a layer; more is no network's."""
 SHOWN = 3
 
 _NUMPY_NUMBERS: list[Any] = [
@@ -41,6 +45,8 @@ _NUMPY_NUMBERS: list[Any] = [
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64")),
 ]
 """Megvii's trainer keeps its best AP as a numpy number beside the weights; these classes hold plain values."""
+_OBJECTS = re.compile("reduce for unrecognized function|new object for arbitrary class|set state of objects")
+"""Of what torch says where a pickle makes objects without naming their class in a way that it tells."""
 
 
 def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
@@ -49,25 +55,32 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     Raises UserError when the file is absent, empty, not a checkpoint, or needs other classes to be unpickled.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "does not exist"
         raise UserError(f"checkpoint {path} {what}; give the path of a .pth or .pt file")
     if path.stat().st_size == 0:
         raise UserError(f"checkpoint {path} is empty (0 bytes); copy or download it again")
     check_not_exported(path)
+    if not os.access(path, os.R_OK):
+        raise UserError(f"checkpoint {path} cannot be read; its permissions do not allow it")
+    if (other := what_else(path)) is not None:
+        raise UserError(f"{path} is {other}")
     try:
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
             raw = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign:
+        if foreign or _OBJECTS.search(str(error)):
+            named = f" ({foreign[1]})" if foreign else ""
             raise UserError(
-                f"checkpoint {path} holds objects besides tensors ({foreign[1]}), and loading those could run code; "
-                "save only its state dict to a new file and use that"
+                f"checkpoint {path} holds objects besides tensors{named}, and loading those could run code; save only its "
+                "state dict to a new file and use that: torch.save(model.state_dict(), FILE)"
             ) from error
         raise UserError(f"{path} is not a PyTorch checkpoint, or it is damaged; copy or download it again") from error
     if not isinstance(raw, dict):
-        raise UserError(f"checkpoint {path} holds a {type(raw).__name__}, not a dictionary of weights")
+        raise UserError(
+            f"checkpoint {path} holds a {type(raw).__name__}, not a dictionary of weights; save the model's state dict instead"
+        )
     return raw
 
 
@@ -102,8 +115,23 @@ def official_state(raw: Mapping[str, Any]) -> OfficialState | None:
             state = {from_mmdetection(k): v for k, v in state.items() if not k.startswith("ema_")}
             source = "mmdetection"
         if {"backbone.backbone.stem.conv.conv.weight", "head.cls_preds.0.bias"} <= state.keys():
-            return OfficialState(state, source, state["head.cls_preds.0.bias"].shape[0], _architecture(state))
+            return OfficialState(state, source, rows(state, "head.cls_preds.0.bias"), _architecture(state))
     return None
+
+
+def rows(state: Mapping[str, Tensor], key: str, dimension: int = 0) -> int:
+    """The size of a tensor's dimension: of the first, the channels or classes that a layer gives; of the second, its inputs.
+
+    UserError: there is no such tensor, or its size is that of no layer.
+    """
+    if key not in state:
+        raise UserError(f"the checkpoint lacks {key}; use another copy")
+    shape = state[key].shape
+    if len(shape) <= dimension or not 1 <= shape[dimension] <= MOST_ROWS:
+        raise UserError(
+            f"the checkpoint's {key} has the shape {list(shape)}, which is that of no layer; use another copy"
+        )
+    return shape[dimension]
 
 
 _MMDETECTION_PLACES = {
@@ -150,7 +178,7 @@ def _architecture(state: Mapping[str, Tensor]) -> str | None:
     """The named architecture whose channels, blocks and kind of convolution a state in our names has."""
     found = (
         len({key.split(".")[5] for key in state if key.startswith("backbone.backbone.dark2.1.m.")}),
-        state["backbone.backbone.stem.conv.conv.weight"].shape[0],
+        rows(state, "backbone.backbone.stem.conv.conv.weight"),
         "backbone.backbone.dark2.0.dconv.conv.weight" in state,
     )
     for name in cfg_names("models"):
@@ -247,8 +275,37 @@ def load_into(
             f"the checkpoint fits only {report.share:.0%} of the model's parameters, so it is of another architecture; "
             f"missing: {_some(missing)}; not known here: {_some(unexpected)}"
         )
+    check_tensors(own, chosen)
     model.load_state_dict(chosen, strict=False)
     return report
+
+
+def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """UserError: a tensor of a file, of a shape that fits, holds numbers that cannot be those of a network."""
+    for key, value in found.items():
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise UserError(f"its {key} is no plain tensor of numbers; save the weights again as such")
+        if own[key].is_floating_point() and not value.is_floating_point():
+            raise UserError(f"its {key} holds {_kind(value)} numbers instead of {_kind(own[key])}; use another copy")
+        if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
+            raise UserError(
+                f"its {key} holds numbers that are not finite (NaN or infinity): that training had failed; use an earlier file"
+            )
+
+
+def check_state(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """UserError: a state of a file has not the very tensors of `own`, by name and shape, or as `check_tensors`."""
+    missing, unknown = [key for key in own if key not in found], [key for key in found if key not in own]
+    if missing or unknown:
+        raise UserError(f"missing in it: {_some(missing)}; not known here: {_some(unknown)}")
+    for key, value in found.items():
+        if value.shape != own[key].shape:
+            raise UserError(f"its {key} is {_shape(value)} and should be {_shape(own[key])}")
+    check_tensors(own, found)
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
@@ -72,8 +73,8 @@ class YOLOX(DenseDetector):
     class Config(Strict):
         """depth and width multiply the blocks and channels of YOLOX-L; depthwise: separable convolutions (nano)."""
 
-        depth: float
-        width: float
+        depth: float = Field(gt=0, le=4)
+        width: float = Field(ge=1 / 32, le=4)
         depthwise: bool = False
 
     family = "yolox"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yoloxkd.build.models import naming
 from yoloxkd.build.recipes import check, resolve
 from yoloxkd.config.load import read_yaml
 from yoloxkd.config.recipe import Recipe
@@ -173,7 +174,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of a run that was begun, from its recipe.yaml."""
-    return portable(check(read_yaml(folder / "recipe.yaml")))
+    file = folder / "recipe.yaml"
+    with naming(file):
+        return portable(check(read_yaml(file)))
 
 
 def differences(found: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Mapping
@@ -15,12 +16,21 @@ from typing import Any
 
 from yoloxkd.build.models import read_weights
 from yoloxkd.engine.atomic import write_text
-from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.errors import UserError
+from yoloxkd.study.files import (
+    METRICS,
+    ChosenFile,
+    CostFile,
+    EnvironmentFile,
+    Measured,
+    RunFile,
+    read_file,
+    read_table,
+    speeds,
+)
 from yoloxkd.study.plan import Key, Run, differences
 from yoloxkd.version import __version__
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 SUMMARY = ("study", "student", "method", "seed", "epochs", *METRICS, "seconds")
 
 
@@ -29,7 +39,7 @@ class Record:
     """A finished run.
 
     metrics       on the reported split, 0 to 1; -1 where nothing could be measured
-    chosen        AP of the best epoch on the choosing split, and that epoch (1 is the first); None: not known
+    chosen        AP of the best epoch on the choosing split, that epoch (1 is the first) and the split; None: not known
     seconds       wall time of the training, evaluations during it included
     cpu_seconds   processor time of the same, loader processes included; None: not known
     step_seconds  median over the epochs of the wall time of a step; None: not known
@@ -42,7 +52,7 @@ class Record:
     seconds: float
     cpu_seconds: float | None = None
     step_seconds: float | None = None
-    chosen: Mapping[str, float] | None = None
+    chosen: Mapping[str, float | str] | None = None
     link: str | None = None
 
 
@@ -54,7 +64,7 @@ def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
     """Copy what is worth keeping of a finished run into the results' folder: results.csv and run.json."""
     folder = place(results, study, run.key)
     folder.mkdir(parents=True, exist_ok=True)
-    test = _json(run.folder / "test.json")
+    test = read_file(Measured, run.folder / "test.json")
     about: dict[str, Any] = {
         "study": study,
         "student": run.key.student,
@@ -62,30 +72,32 @@ def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
         "seed": run.key.seed,
         "epochs": run.epochs,
         "split": report_split,
-        "metrics": {k: v for k, v in test.items() if k not in ("model", "data", "split")},
+        "metrics": {
+            k: v for k, v in test.model_dump(exclude_unset=True).items() if k not in ("model", "data", "split")
+        },
         "weights": weights_digest(run.best),
         "version": __version__,
     }
     if run.recipe is not None:
-        rows = read_rows(run.folder / "results.csv")
-        chosen = _json(run.folder / "metrics.json")
-        cost = _json(run.folder / "cost.json") if (run.folder / "cost.json").is_file() else {}
-        speeds = [float(row["images_per_s"]) for row in rows]
-        environment = _json(run.folder / "environment.json")
+        chosen = read_file(ChosenFile, run.folder / "metrics.json")
+        costs = run.folder / "cost.json"
+        cost = read_file(CostFile, costs) if costs.is_file() else None
+        environment = read_file(EnvironmentFile, run.folder / "environment.json")
+        speed = statistics.median(speeds(run.folder / "results.csv"))
         about |= {
-            "chosen": {k: chosen.get(k, -1.0) for k in METRICS} | {k: chosen[k] for k in ("epoch", "split")},
-            "seconds": round(cost.get("wall", 0.0), 1),
-            "cpu_seconds": round(cost["cpu"], 1) if cost else None,
-            "step_seconds": round(run.recipe.train.batch / max(statistics.median(speeds), 1e-9), 5),
-            **{key: environment.get(key) for key in ("torch", "processor", "device", "threads")},
-            "commit": (environment.get("git") or {}).get("commit"),
-            "teacher_digests": [t["digest"] for t in environment.get("kd", {}).get("teachers", [])],
+            "chosen": chosen.overall() | {"epoch": chosen.epoch, "split": chosen.split},
+            "seconds": round(cost.wall if cost else 0.0, 1),
+            "cpu_seconds": round(cost.cpu, 1) if cost else None,
+            "step_seconds": round(run.recipe.train.batch / max(speed, 1e-9), 5),
+            **{key: getattr(environment, key) for key in ("torch", "processor", "device", "threads")},
+            "commit": environment.git.commit if environment.git else None,
+            "teacher_digests": [teacher.digest for teacher in environment.kd.teachers],
             "settings": run.settings,
         }
         if (run.folder / "results.csv").resolve() != (folder / "results.csv").resolve():
             shutil.copyfile(run.folder / "results.csv", folder / "results.csv")
     write_text(folder / "run.json", json.dumps(about, indent=1) + "\n")
-    return _record(about, folder.relative_to(results).as_posix())
+    return _record(folder / "run.json", results)
 
 
 def weights_digest(checkpoint: str) -> str:
@@ -100,7 +112,7 @@ def kept(results: Path, study: str) -> dict[Key, Record]:
     """The runs of a study that a results' folder knows: by their own folders, else by their rows in summary.csv."""
     found = {row.key: row for name, row in _summary(results / "summary.csv") if name == study}
     for file in sorted((results / study).glob("**/run.json")):
-        record = _record(_json(file), file.parent.relative_to(results).as_posix())
+        record = _record(file, results)
         found[record.key] = record
     return found
 
@@ -110,7 +122,7 @@ def check_kept(run: Run, record: Record, study: str, results: Path) -> None:
     where = f"the result of {run.key.path} in {results}"
     unlike = [] if record.epochs == run.epochs else [f"epochs {record.epochs} instead of {run.epochs}"]
     if record.link is not None:
-        unlike += differences(_json(results / record.link / "run.json").get("settings", {}), run.settings)
+        unlike += differences(read_file(RunFile, results / record.link / "run.json").settings, run.settings)
     if unlike:
         raise UserError(
             f"{where} was made with other settings ({'; '.join(unlike[:3])}); give another --results folder, or remove "
@@ -140,36 +152,29 @@ def _summary(path: Path) -> list[tuple[str, Record]]:
     if not path.is_file():
         return []
     out = []
-    for number, row in enumerate(read_rows(path), 2):
+    for number, row in enumerate(read_table(path), 2):
         try:
             key = Key(row["student"], row["method"], int(row["seed"]))
             metrics = {name: float(row[name]) for name in METRICS}
-            out.append((row["study"], Record(key, int(row["epochs"]), metrics, float(row["seconds"]))))
+            seconds = float(row["seconds"])
+            if not all(-1 <= value <= 1 for value in metrics.values()) or not 0 <= seconds < math.inf:
+                raise ValueError("a metric is from -1 to 1, and seconds are at least 0")
+            out.append((row["study"], Record(key, int(row["epochs"]), metrics, seconds)))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"line {number} of {path} is not a result: it needs {', '.join(SUMMARY)}") from error
     return out
 
 
-def _record(about: Mapping[str, Any], link: str) -> Record:
+def _record(path: Path, results: Path) -> Record:
+    """The record in a `run.json`. UserError: it is none."""
+    about = read_file(RunFile, path)
     return Record(
-        Key(about["student"], about["method"], about["seed"]),
-        about["epochs"],
-        {name: about["metrics"].get(name, -1.0) for name in METRICS},
-        about.get("seconds", 0.0),
-        about.get("cpu_seconds"),
-        about.get("step_seconds"),
-        about.get("chosen"),
-        link,
+        Key(about.student, about.method, about.seed),
+        about.epochs,
+        about.metrics.overall(),
+        about.seconds,
+        about.cpu_seconds,
+        about.step_seconds,
+        about.chosen,
+        path.parent.relative_to(results).as_posix(),
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} should hold a JSON object")
-    return value

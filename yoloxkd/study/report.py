@@ -11,8 +11,9 @@ from pathlib import Path
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.output_paths import Output, check_folder, check_outputs, head
 from yoloxkd.study.definition import Definition, Grid
+from yoloxkd.study.files import METRICS
 from yoloxkd.study.plan import TEACHER, Key
-from yoloxkd.study.records import METRICS, Record, write_summary
+from yoloxkd.study.records import Record, write_summary
 from yoloxkd.study.statistics import Row, Spread, rows
 from yoloxkd.viz.comparison import Comparison, draw_comparison
 

@@ -20,6 +20,7 @@ from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.errors import GateError, Interrupted, UserError
 from yoloxkd.study.definition import UNTRAINED, Definition
+from yoloxkd.study.files import CostFile, read_file
 from yoloxkd.study.plan import UNTRAINED_FILE, Key, Run, differences, keys, read_settings
 from yoloxkd.study.processes import Cost, Processes, alone_in
 from yoloxkd.study.records import Record, check_kept, keep, kept
@@ -222,8 +223,8 @@ def _check_begun(run: Run) -> None:
 def _add_cost(folder: Path, cost: Cost) -> None:
     """Sum up over the interruptions of a run what its training cost."""
     path = folder / "cost.json"
-    before = json.loads(path.read_text()) if path.is_file() else {"wall": 0.0, "cpu": 0.0, "parts": 0}
-    total = {"wall": before["wall"] + cost.wall, "cpu": before["cpu"] + cost.cpu, "parts": before["parts"] + 1}
+    before = read_file(CostFile, path) if path.is_file() else CostFile()
+    total = {"wall": before.wall + cost.wall, "cpu": before.cpu + cost.cpu, "parts": before.parts + 1}
     if folder.is_dir():
         write_text(path, json.dumps(total) + "\n")
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from yoloxkd.study.definition import Definition, Grid
+from yoloxkd.study.files import METRICS
 from yoloxkd.study.plan import Key
-from yoloxkd.study.records import METRICS, Record
+from yoloxkd.study.records import Record
 
 CONFIDENCE = 0.95
 
