@@ -4,13 +4,14 @@ VENV := .venv
 RUN := $(VENV)/bin
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help setup check test bench demo clean
+.PHONY: help setup check test test-slow bench demo clean
 
 help:
 	@echo "make setup   install yoloxkd and its development tools into $(VENV)"
 	@echo "make demo    teacher, distilled and plain student, ONNX: the whole way on a generated data set"
 	@echo "make check   lint, types, import floors"
-	@echo "make test    the test suite"
+	@echo "make test    the test suite, without what is slow"
+	@echo "make test-slow   the tests that train or export for more than a few seconds"
 	@echo "make bench   every claim about speed, measured; writes benchmarks/results.md (about 15 minutes on two cores)"
 
 setup: $(VENV)/.installed
@@ -28,7 +29,10 @@ check: setup
 	$(RUN)/lint-imports
 
 test: setup
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m slow
 
 bench: setup
 	$(RUN)/python -m benchmarks.run

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yoloxkd.data.faults import Faults
+from yoloxkd.data.faults import NEARLY_ALL, Faults
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.transforms import fit_size, worth_training
 from yoloxkd.errors import UserError
 from yoloxkd.types import ImageSize
 
-NEARLY_ALL = 0.9
-"""The share of boxes dropped, or of images without a label file, that is no accident of single lines any more."""
 _MANY_DROPPED, _MANY_IGNORED, _MANY_BARE = 0.5, 0.5, 0.1
 _CHOSEN = "dropped, of a category that is not in names"  # dropped since the user wants the other classes
 
