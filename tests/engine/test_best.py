@@ -78,7 +78,9 @@ def test_a_drawing_that_fails_is_a_warning(
     monkeypatch.setattr("yoloxkd.viz.curves.draw_curves", broken)
     monkeypatch.setattr("yoloxkd.engine.callbacks.report.collect", broken)
     out = tmp_path / "run"
-    keys = {k: v for k, v in SETTINGS.items() if not k.startswith("callbacks.")} | {"callbacks.report": kind is HtmlReport}
+    keys = {k: v for k, v in SETTINGS.items() if not k.startswith("callbacks.")} | {
+        "callbacks.report": kind is HtmlReport
+    }
     Trainer(**OPTIONS, epochs=1, set=keys, data=str(toy), out=out).fit()
     assert (out / "metrics.json").is_file()
     assert "no such font" in (out / "train.log").read_text()
