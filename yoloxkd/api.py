@@ -115,13 +115,16 @@ class Trainer:
         self._notes: list[str] = []
         with dist.guarded(), dist.together():
             if resume is not None:
-                others = {name: value for name, value in options.items() if name != "data"}
                 _alone_with_resume(
-                    student=student, teacher=teacher, kd=kd, recipe=recipe, out=out, set=set or None, **others
+                    student=student,
+                    teacher=teacher,
+                    kd=kd,
+                    recipe=recipe,
+                    out=out,
+                    set=set or None,
+                    **options | {"data": None},
                 )
-                self.recipe, self.out, self._checkpoint = read_resume(str(resume))
-                if data is not None:  # where the run's own data set is now
-                    self.recipe = self.recipe.model_copy(update={"data": data})
+                self.recipe, self.out, self._checkpoint = read_resume(str(resume), data)
             elif (own := unfinished_before_restart(out)) is not None:
                 self.recipe, self.out, self._checkpoint = read_resume(str(own))
                 self._notes.append(f"restarted by torchrun: the run in {own} goes on from its last checkpoint")

@@ -109,8 +109,11 @@ def newest_run(runs: Path = RUNS) -> Path:
     return found[-1]
 
 
-def read_resume(path: str) -> tuple[Recipe, Path, dict[str, Any]]:
-    """(recipe, run folder, checkpoint) of an unfinished run, from its folder or its last.pt."""
+def read_resume(path: str, data: str | None = None) -> tuple[Recipe, Path, dict[str, Any]]:
+    """(recipe, run folder, checkpoint) of an unfinished run, from its folder or its last.pt.
+
+    data  where the run's data set is now, if it has moved
+    """
     file = Path(path) / "last.pt" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(f"nothing to resume at {path}: no {file.name} there")
@@ -129,7 +132,7 @@ def read_resume(path: str) -> tuple[Recipe, Path, dict[str, Any]]:
         )
     if (file.parent / "metrics.json").is_file() and (done >= recipe.train.epochs or saved.run.stop):
         raise UserError(f"{file.parent} holds a finished run ({done} epochs); there is nothing to resume")
-    return recipe, file.parent, raw
+    return recipe if data is None else recipe.model_copy(update={"data": data}), file.parent, raw
 
 
 def fetch_weights(recipe: Recipe) -> None:
