@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.scenes import batch_of
+from benchmarks.steps_of import total
 from yoloxkd.build.models import architecture, build_detector
 from yoloxkd.build.recipes import resolve
 from yoloxkd.config.recipe import Recipe
@@ -210,7 +211,7 @@ def measure(name: str, size: int, images: int, rounds: int) -> str:
             losses = student.losses(out, batch.targets)
             if side == "distilled":
                 losses = losses | kd(out, batch)
-            torch.stack([v.float() for v in losses.values()]).sum().backward()
+            total(losses).backward()
             student.zero_grad(set_to_none=True)
             if turn:
                 times.append(time.process_time() - started)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -139,6 +139,53 @@ class DenseOutput:
             return value
 
         return type(self)(**{f.name: cut(getattr(self, f.name)) for f in fields(self)})
+
+
+TASK = "task"
+"""The source of a detector's own losses."""
+
+
+class LossName(NamedTuple):
+    """Which loss it is; text only for the screen and for results.csv.
+
+    source  `TASK`, or the distiller, with its teacher's number where there are several: "pgd", "pgd@2"
+    term    what it compares
+    level   stride (px) of the feature level; None: of all levels together
+    """
+
+    source: str
+    term: str
+    level: int | None = None
+
+    def __str__(self) -> str:
+        term = self.term if self.source == TASK else f"{self.source}/{self.term}"
+        return term if self.level is None else f"{term}/s{self.level}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss of some images that is not divided yet: the engine does that, for it knows the other parts of the batch.
+
+    total  scalar: with `count` a sum over these images, else their mean
+    count  scalar without gradient: what these images contribute to the number that the whole batch's sum is divided by
+    least  that number is at least this
+    """
+
+    total: Tensor
+    count: Tensor | None = None
+    least: float = 1.0
+
+    def mean(self) -> Tensor:
+        """The loss where these images are the whole batch."""
+        return self.total if self.count is None else self.total / self.count.clamp(min=self.least)
+
+
+Losses = dict[LossName, Loss]
+
+
+def task_losses(**terms: Loss) -> Losses:
+    """A detector's own losses, from {term: loss}."""
+    return {LossName(TASK, term): loss for term, loss in terms.items()}
 
 
 @dataclass(slots=True)

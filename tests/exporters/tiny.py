@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Loss, Losses, Targets, task_losses
 
 
 class TinyDetector(DenseDetector):
@@ -57,8 +57,8 @@ class TinyDetector(DenseDetector):
             maps, maps, maps, raw[..., 4:], raw[..., :4], boxes, None, point, step, sizes, self.levels, image_size
         )
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
-        return {"none": out.cls_logits.sum() * 0}
+    def losses(self, out: DenseOutput, targets: Targets) -> Losses:
+        return task_losses(none=Loss(out.cls_logits.sum() * 0))
 
     def scores(self, out: DenseOutput) -> Tensor:
         return out.cls_logits.sigmoid()

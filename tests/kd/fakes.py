@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from yoloxkd.config.strict import Strict
 from yoloxkd.engine.events import State
 from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
-from yoloxkd.types import Batch, DenseOutput, Targets
+from yoloxkd.types import Batch, DenseOutput, Loss, Losses, Targets, task_losses
 
 SIZE = 64
 
@@ -84,8 +84,9 @@ class TinyDetector(DenseDetector):
             image_size=(height, width),
         )
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
-        return {"cls": out.cls_logits.float().square().mean(), "box": out.box_raw.float().square().mean()}
+    def losses(self, out: DenseOutput, targets: Targets) -> Losses:
+        means = {"cls": out.cls_logits, "box": out.box_raw}
+        return task_losses(**{name: Loss(x.float().square().mean()) for name, x in means.items()})
 
     def scores(self, out: DenseOutput) -> Tensor:
         return self.class_probability(out)

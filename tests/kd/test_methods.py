@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.kd.fakes import TinyDetector, make_batch
+from tests.losses import compared, distilled
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import Context, WithTeacher
+from yoloxkd.kd.base import WithTeacher
 from yoloxkd.kd.cwd import CWD, CWDConfig, channel_divergence
 from yoloxkd.kd.ld import LD, LDConfig, localisation_divergence
 from yoloxkd.kd.mgd import MGD, MGDConfig, generated_error, generation
@@ -40,7 +41,7 @@ def distil(method: str, student: DenseDetector, teacher: DenseDetector, **keys: 
     kind = DISTILLERS[method]
     module = WithTeacher(teacher, {method: kind(kind.Config(**keys), Pairing.between(student, teacher))})
     batch = make_batch()
-    return module(student(batch.images), batch)
+    return distilled(module, student(batch.images), batch)
 
 
 # CWD
@@ -134,10 +135,10 @@ def test_mgd_hides_by_seed_and_step_alone() -> None:
 
     def at(seed: int, step: int) -> float:
         torch.rand(step + seed + 1)
-        return float(method.compare(ours, theirs, batch, Context(teacher, seed, step))["generated/s8"].detach())
+        return float(compared(method, ours, theirs, batch, teacher, seed, step)["generated/s8"].detach())
 
     before = torch.get_rng_state()
-    first = method.compare(ours, theirs, batch, Context(teacher, 3, 7))["generated/s8"]
+    first = compared(method, ours, theirs, batch, teacher, 3, 7)["generated/s8"]
     assert torch.equal(torch.get_rng_state(), before)
     assert at(3, 7) == float(first.detach())
     assert len({at(3, 7), at(3, 8), at(4, 7)}) == 3
@@ -179,7 +180,7 @@ def test_ld_weighs_the_students_positives_level_by_level() -> None:
     with torch.no_grad():
         ours, theirs = student(batch.images), teacher(batch.images)
         method = LD(LDConfig(alpha=2.0, beta=0.0, delta=3.0), Pairing.between(student, teacher))
-        found = method.compare(ours, theirs, batch, Context(teacher))
+        found = compared(method, ours, theirs, batch, teacher)
     match = atss_match(ours.points, ours.strides, ours.sizes, batch.targets)
     assert match.fg.any()
     expected = dict.fromkeys(found, 0.0)
@@ -200,7 +201,7 @@ def test_ld_weighs_the_valuable_region_by_the_anchors_overlap() -> None:
     with torch.no_grad():
         ours, theirs = student(batch.images), teacher(batch.images)
         method = LD(LDConfig(alpha=0.0, beta=2.0), Pairing.between(student, teacher))
-        found = method.compare(ours, theirs, batch, Context(teacher))
+        found = compared(method, ours, theirs, batch, teacher)
     near = near_misses(ours.points, ours.strides, ours.sizes, batch.targets, low=0.25)
     ignored = batch.targets.boxes[-1, -1]
     left_out = 0
@@ -224,13 +225,13 @@ def test_ld_classes_are_those_both_know() -> None:
     with torch.no_grad():
         ours, theirs = student(batch.images), teacher(batch.images)
     method = LD(LDConfig(alpha=0, beta=0, delta=1.0), Pairing.between(student, teacher))
-    before = method.compare(ours, theirs, batch, Context(teacher))
+    before = compared(method, ours, theirs, batch, teacher)
     theirs.cls_logits[..., 1] += 5.0
     ours.cls_logits[..., 2] -= 5.0
-    after = method.compare(ours, theirs, batch, Context(teacher))
+    after = compared(method, ours, theirs, batch, teacher)
     assert {k: float(v) for k, v in before.items()} == {k: float(v) for k, v in after.items()}
     ours.cls_logits[..., :2] = theirs.cls_logits[..., [2, 0]]
-    assert all(float(v) == 0.0 for v in method.compare(ours, theirs, batch, Context(teacher)).values())
+    assert all(float(v) == 0.0 for v in compared(method, ours, theirs, batch, teacher).values())
 
 
 def test_ld_class_term_needs_two_classes_in_common() -> None:
@@ -248,8 +249,8 @@ def test_ld_on_some_levels_reads_the_right_ones() -> None:
     whole = LD(LDConfig(), Pairing.between(student, teacher))
     part = Pairing.between(student, teacher)
     object.__setattr__(part, "levels", part.levels[1:])
-    found = LD(LDConfig(), part).compare(ours, theirs, batch, Context(teacher))
-    full = whole.compare(ours, theirs, batch, Context(teacher))
+    found = compared(LD(LDConfig(), part), ours, theirs, batch, teacher)
+    full = compared(whole, ours, theirs, batch, teacher)
     assert {k: float(v) for k, v in found.items()} == {k: float(v) for k, v in full.items() if not k.endswith("/s8")}
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from benchmarks.scenes import batch_of, dense_output
 from tests.kd.plain import fgd_by_object, pgd_by_object
-from yoloxkd.kd.base import Context
+from tests.losses import compared
 from yoloxkd.kd.fgd import FGD, FGDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.pgd import PGD, PGDConfig
@@ -39,10 +39,12 @@ def test_methods_equal_their_plain_reading(images: int, boxes: int, size: int, d
     for block in fgd.student_blocks.values():
         torch.nn.init.normal_(block.expand.weight, std=0.1)
     pgd = PGD(PGDConfig(), Pairing.between(DETECTOR, DETECTOR))
-    context = Context(DETECTOR)
     for method, plain in ((fgd, fgd_by_object), (pgd, pgd_by_object)):
         maps = [m.requires_grad_() for tap in method.needs for m in getattr(student, tap)]
-        ours, theirs = method.compare(student, teacher, batch, context), plain(method, student, teacher, batch, context)
+        ours, theirs = (
+            compared(method, student, teacher, batch, DETECTOR),
+            plain(method, student, teacher, batch, DETECTOR),
+        )
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

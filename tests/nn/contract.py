@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.losses import task
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions
@@ -101,7 +102,7 @@ class DetectorContract:
     @pytest.mark.parametrize("rows", [0, 1, 300])
     def test_losses_with_any_number_of_boxes(self, rows: int) -> None:
         out = self.model.train()(pictures(2, self.size, self.size))
-        losses = self.model.losses(out, boxes_of(2, rows, self.size))
+        losses = task(self.model, out, boxes_of(2, rows, self.size))
         assert all(v.ndim == 0 and v.isfinite() and v >= 0 for v in losses.values())
         assert {v.dtype for v in losses.values()} == {torch.float32}
         assert sum(bool(v > 0) for v in losses.values()) == (1 if rows == 0 else len(losses))
@@ -117,7 +118,7 @@ class DetectorContract:
             *(torch.cat([t, torch.zeros_like(t[:, :2])], 1) for t in (few.boxes, few.labels, few.mask, few.ignore))
         )
         with torch.no_grad():
-            a, b = self.model.losses(out, few), self.model.losses(out, more)
+            a, b = task(self.model, out, few), task(self.model, out, more)
         for name in a:
             torch.testing.assert_close(a[name], b[name])
 
@@ -126,7 +127,7 @@ class DetectorContract:
         out = self.model.eval()(pictures(2, self.size, self.size))
         targets = boxes_of(2, 3, self.size)
         targets.mask[1] = False
-        losses = self.model.losses(out, targets)
+        losses = task(self.model, out, targets)
         assert all(v.isfinite() for v in losses.values())
         total = torch.stack(list(losses.values())).sum()
         boxes, classes = torch.autograd.grad(total, (out.box_raw, out.cls_logits), allow_unused=True)
@@ -145,7 +146,7 @@ class DetectorContract:
             torch.tensor([[False, True]]),
         )
         with torch.no_grad():
-            plain, ignoring = self.model.losses(out, targets), self.model.losses(out, everywhere)
+            plain, ignoring = task(self.model, out, targets), task(self.model, out, everywhere)
         smaller = [name for name in plain if ignoring[name] < plain[name]]
         same = [name for name in plain if torch.equal(ignoring[name], plain[name])]
         assert len(smaller) == 1
@@ -172,14 +173,14 @@ class DetectorContract:
             return changed
 
         with torch.no_grad():
-            before = self.model.losses(out, targets)
+            before = task(self.model, out, targets)
             for change in (-6.0, 6.0):
                 probe = {n: said(getattr(out, n), change) for n in ("cls_logits", "quality", "box_raw", "boxes")}
-                after = self.model.losses(replace(out, **probe), targets)
+                after = task(self.model, replace(out, **probe), targets)
                 for name, value in before.items():
                     assert torch.equal(value, after[name]), name
             targets.ignore[:] = False
-            assert any(not torch.equal(v, after[n]) for n, v in self.model.losses(out, targets).items())
+            assert any(not torch.equal(v, after[n]) for n, v in task(self.model, out, targets).items())
 
     def test_padding_is_neither_positive_nor_background(self) -> None:
         """No gradient reaches a location outside the picture, not even beside a box at the picture's edge."""
@@ -190,7 +191,7 @@ class DetectorContract:
         targets.boxes[:, 1] = torch.tensor([self.size - 6.0, 5.0, self.size, 15.0])
         targets.content = torch.tensor([[0.0, 0.0, self.size, self.size]] * 2)
         read = [t for t in (out.cls_logits, out.box_raw, out.quality) if t is not None]
-        total = torch.stack(list(self.model.losses(out, targets).values())).sum()
+        total = torch.stack(list(task(self.model, out, targets).values())).sum()
         grads = torch.autograd.grad(total, read, allow_unused=True)
         outside = (out.points >= self.size).any(-1)
         assert outside.any()
@@ -199,7 +200,7 @@ class DetectorContract:
             assert not grad[:, outside].any()
         assert any(bool(grad[:, ~outside].any()) for grad in grads if grad is not None)
         targets.content = None
-        losses = self.model.losses(out, targets)
+        losses = task(self.model, out, targets)
         assert torch.stack(list(losses.values())).sum() > total
 
     def test_an_image_does_not_depend_on_its_neighbours(self) -> None:
@@ -229,12 +230,12 @@ class DetectorContract:
         targets = boxes_of(2, 3, self.size)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = self.model.train()(pictures(2, self.size, self.size))
-            losses = self.model.losses(out, targets)
+            losses = task(self.model, out, targets)
             scores = self.model.scores(out)
         assert out.cls_logits.dtype == torch.bfloat16
         assert out.boxes.dtype == scores.dtype == torch.float32
         assert {v.dtype for v in losses.values()} == {torch.float32}
-        outside = self.model.losses(out, targets)
+        outside = task(self.model, out, targets)
         assert all(torch.equal(losses[name], outside[name]) for name in losses)
         torch.stack(list(losses.values())).sum().backward()
 

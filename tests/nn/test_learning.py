@@ -10,6 +10,7 @@ import cv2
 import pytest
 import torch
 
+from tests.losses import task
 from tests.nn.fpn import narrow
 from yoloxkd.data import shapes
 from yoloxkd.data.loader import eval_loader
@@ -75,7 +76,7 @@ def test_overfits_eight_pictures(family: str, eight: Path) -> None:
         rate = RATE.get(family, 3e-3) * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        total = torch.stack(list(model.losses(model(batch.images), batch.targets).values())).sum()
+        total = torch.stack(list(task(model, model(batch.images), batch.targets).values())).sum()
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.losses import task
 from yoloxkd.errors import UserError
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.yolox import YOLOX, decode, encode
@@ -101,11 +102,11 @@ def test_encode_inverts_decode() -> None:
 
 def test_final_phase_switches_the_l1_term(model: YOLOX) -> None:
     out = model(torch.rand(2, 3, 64, 64) * 255)
-    assert list(model.losses(out, targets())) == ["box", "obj", "cls"]
+    assert list(task(model, out, targets())) == ["box", "obj", "cls"]
     model.final_phase(True)
-    assert list(model.losses(out, targets())) == ["box", "obj", "cls", "l1"]
+    assert list(task(model, out, targets())) == ["box", "obj", "cls", "l1"]
     model.final_phase(False)
-    assert list(model.losses(out, targets())) == ["box", "obj", "cls"]
+    assert list(task(model, out, targets())) == ["box", "obj", "cls"]
 
 
 def test_every_parameter_learns(model: YOLOX) -> None:
@@ -114,7 +115,7 @@ def test_every_parameter_learns(model: YOLOX) -> None:
     mask = torch.ones(2, 3, dtype=torch.bool)
     truth = Targets(boxes, torch.tensor([[0, 1, 2]] * 2), mask, ~mask)
     out = model(torch.rand(2, 3, 64, 96) * 255)
-    torch.stack(list(model.losses(out, truth).values())).sum().backward()
+    torch.stack(list(task(model, out, truth).values())).sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
 
@@ -124,7 +125,7 @@ def test_without_boxes_only_objectness_is_left(model: YOLOX, rows: int) -> None:
     none = torch.zeros(2, rows, dtype=torch.bool)
     empty = Targets(torch.zeros(2, rows, 4), torch.zeros(2, rows, dtype=torch.int64), none, none)
     model.final_phase(True)
-    losses = model.losses(model(torch.rand(2, 3, 64, 64) * 255), empty)
+    losses = task(model, model(torch.rand(2, 3, 64, 64) * 255), empty)
     assert losses["obj"] > 0
     assert {name: float(v.detach()) for name, v in losses.items() if name != "obj"} == {"box": 0, "cls": 0, "l1": 0}
     torch.stack(list(losses.values())).sum().backward()
@@ -144,20 +145,20 @@ def test_an_ignore_region_takes_its_cells_out_of_the_objectness_loss(model: YOLO
     inside = ((out.points >= region[0, :, :2]) & (out.points <= region[0, :, 2:])).all(-1)
     assert 0 < int(inside.sum()) < len(inside)
     expected = objectness_by_cell(out)[:, ~inside].sum()
-    assert float(model.losses(out, ignored)["obj"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(task(model, out, ignored)["obj"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_positive_cells_count_inside_an_ignore_region(model: YOLOX) -> None:
     out = model.eval()(torch.rand(1, 3, 64, 64) * 255)
     one = targets(1)
-    plain = model.losses(out, one)
+    plain = task(model, out, one)
     everywhere = Targets(
         torch.tensor([[*one.boxes[0, :2].tolist(), [0, 0, 64, 64]]]),
         one.labels,
         one.mask,
         torch.tensor([[False, False, True]]),
     )
-    ignoring = model.losses(out, everywhere)
+    ignoring = task(model, out, everywhere)
     assert torch.equal(plain["box"], ignoring["box"])
     assert torch.equal(plain["cls"], ignoring["cls"])
     assert 0 < ignoring["obj"] < plain["obj"]
@@ -168,9 +169,9 @@ def test_autocast_keeps_decoding_and_losses_in_float32(model: YOLOX) -> None:
         out = model(torch.rand(2, 3, 64, 64) * 255)
         assert out.box_raw.dtype == torch.bfloat16
         assert out.boxes.dtype == torch.float32
-        losses = model.losses(out, targets())
+        losses = task(model, out, targets())
     assert {v.dtype for v in losses.values()} == {torch.float32}
-    outside = model.losses(out, targets())
+    outside = task(model, out, targets())
     assert all(torch.equal(losses[name], outside[name]) for name in losses)
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.losses import task
 from tests.nn.fpn import narrow
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.fcos import Match, fcos_match
@@ -120,7 +121,7 @@ def head_output(case: Case) -> tuple[FCOS, DenseOutput, dict[str, list[Tensor]]]
 @pytest.mark.parametrize("case", LOSSES)
 def test_losses_and_gradients(case: Case) -> None:
     model, out, maps = head_output(case)
-    losses = model.losses(out, targets_of(case))
+    losses = task(model, out, targets_of(case))
     close(losses["cls"], case.tensor("loss_cls"))
     close(losses["box"], case.tensor("loss_bbox"))
     close(losses["centre"], case.tensor("loss_centreness"), ROUNDED)
@@ -135,7 +136,7 @@ def test_losses_and_gradients(case: Case) -> None:
 def test_giou_losses(case: Case) -> None:
     model, out, _ = head_output(case)
     model.cfg = model.cfg.model_copy(update={"box_loss": "giou"})
-    close(model.losses(out, targets_of(case))["box"], case.tensor("loss_bbox_giou"))
+    close(task(model, out, targets_of(case))["box"], case.tensor("loss_bbox_giou"))
 
 
 @pytest.mark.parametrize("case", LOSSES)
@@ -143,7 +144,7 @@ def test_losses_in_float32(case: Case) -> None:
     model, _, maps = head_output(case)
     single = {name: [t.detach().float() for t in tensors] for name, tensors in maps.items()}
     out = model.assemble(single["cls"], single["reg"], single["centre"], tuple(case.params["image"]))
-    losses = model.losses(out, targets_of(case, torch.float32))
+    losses = task(model, out, targets_of(case, torch.float32))
     for name, key in (("cls", "loss_cls"), ("box", "loss_bbox"), ("centre", "loss_centreness")):
         assert losses[name].dtype == torch.float32
         close(losses[name], case.tensor(key), 1e-4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.losses import task
 from tests.nn.fpn import narrow
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.atss import Match, atss_match, square_anchors, within
@@ -156,10 +157,11 @@ def test_losses_and_gradients(case: Case) -> None:
     match: Match = atss_match(out.points, out.strides, out.sizes, targets, topk=case.params["topk"], area=area)
     terms = gfl_terms(out, match, targets, torch.zeros_like(match.fg), area)
     everywhere = torch.arange(out.points.shape[0]).expand_as(terms.cls)
-    close(by_level(terms.cls, everywhere, out.sizes), case.tensor("loss_cls"))
-    close(by_level(terms.box, terms.found.cell, out.sizes), case.tensor("loss_bbox"))
-    close(by_level(terms.dfl, terms.found.cell, out.sizes), case.tensor("loss_dfl"))
-    (terms.cls.sum() + terms.box.sum() + terms.dfl.sum()).backward()
+    weight = terms.weight.clamp(min=1)
+    close(by_level(terms.cls / terms.count, everywhere, out.sizes), case.tensor("loss_cls"))
+    close(by_level(terms.box / weight, terms.found.cell, out.sizes), case.tensor("loss_bbox"))
+    close(by_level(terms.dfl / weight, terms.found.cell, out.sizes), case.tensor("loss_dfl"))
+    (terms.cls.sum() / terms.count + (terms.box.sum() + terms.dfl.sum()) / weight).backward()
     for tensors, name in ((cls, "grad_cls"), (reg, "grad_reg")):
         for tensor, key in zip(tensors, case.family(name), strict=True):
             assert tensor.grad is not None
@@ -171,7 +173,7 @@ def test_the_method_gives_the_same_losses_when_nothing_is_padded(case: Case) -> 
     if case.tensor("pad_shape").unique(dim=0).tolist() != [list(case.params["image"])]:
         pytest.skip("a case with padding")
     out, _, _ = head_output(case)
-    losses = narrow(GFL, case.params["C"]).losses(out, targets_of(case))
+    losses = task(narrow(GFL, case.params["C"]), out, targets_of(case))
     for name, key in (("cls", "loss_cls"), ("box", "loss_bbox"), ("dfl", "loss_dfl")):
         close(losses[name], case.tensor(key).sum())
 

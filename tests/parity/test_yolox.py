@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.losses import task
 from tests.parity.vectors import Case, cases
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
@@ -159,9 +160,9 @@ def check_losses(model: YOLOX, out: DenseOutput, case: Case, of_total: float = 0
     assert float(ratio) == pytest.approx(float(case.array("num_fg_ratio")), rel=1e-6)
 
     model.final_phase(False)
-    plain = model.losses(out, targets)
+    plain = task(model, out, targets)
     model.final_phase(True)
-    final = model.losses(out, targets)
+    final = task(model, out, targets)
     model.final_phase(False)
     assert list(plain) == ["box", "obj", "cls"]
     assert list(final) == ["box", "obj", "cls", "l1"]
@@ -245,7 +246,7 @@ def test_targets_of_hand_made_outputs(case: Case) -> None:
 def test_gradients_of_hand_made_outputs(case: Case, dtype: torch.dtype) -> None:
     model, out, raw = head_output(case, dtype)
     model.final_phase(True)
-    sum(model.losses(out, targets_of(case, dtype)).values()).backward()  # type: ignore[union-attr]
+    sum(task(model, out, targets_of(case, dtype)).values()).backward()  # type: ignore[union-attr]
     for tensor, name in zip(raw, case.family("grad_raw_level"), strict=True):
         assert tensor.grad is not None
         close(tensor.grad, case.tensor(name), 1e-9 if dtype == torch.float64 else 1e-4)

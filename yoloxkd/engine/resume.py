@@ -6,6 +6,7 @@ from typing import Any
 
 from yoloxkd.engine.checkpoint import random_state, restore_random_state
 from yoloxkd.engine.events import State
+from yoloxkd.types import LossName
 
 
 def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]
         "step_in_epoch": step_in_epoch,
         "iteration": state.iteration,
         "lr": state.lr,
-        "sums": {k: float(v) for k, v in state.sums.items()} if step_in_epoch else {},
+        "sums": [[*name, float(v)] for name, v in state.sums.items()] if step_in_epoch else [],
         "best": state.best,
         "metrics": state.metrics,
         "stop": state.stop,
@@ -44,5 +45,9 @@ def restore(state: State, saved: dict[str, Any]) -> None:
     state.epoch, state.step_in_epoch, state.iteration = run["epoch"], run["step_in_epoch"], run["iteration"]
     state.best, state.metrics, state.lr = run["best"], run["metrics"], run["lr"]
     state.stop = run.get("stop", False)
-    state.sums = {k: next(state.detector.parameters()).new_tensor(v) for k, v in run["sums"].items()}
+    sums = run["sums"]
+    if isinstance(sums, dict):  # version 0.1.0
+        sums = [[*state.loss_name(text), value] for text, value in sums.items()]
+    like = next(state.detector.parameters())
+    state.sums = {LossName(*name): like.new_tensor(value) for *name, value in sums}
     restore_random_state(run["rng"])

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.types import Batch
+from yoloxkd.types import Batch, DenseOutput, Losses, LossName
 
 
-@runtime_checkable
-class LooksFirst(Protocol):
-    """An auxiliary loss with work of its own on the batch: done before the student holds all that it keeps for backward."""
+class AuxiliaryLoss(nn.Module, ABC):
+    """Losses beside the student's own.
 
-    def look(self, batch: Batch) -> None: ...
+    names    of everything `forward` gives, every time the same
+    counted  whether one of them has a `Loss.count`; with `train.accumulate` that costs a further forward pass of it
+    """
+
+    names: tuple[LossName, ...]
+    counted: bool = False
+
+    def look(self, batch: Batch) -> None:
+        """Work of its own on the batch, done before the student holds all that it keeps for backward."""
+
+    @abstractmethod
+    def forward(self, out: DenseOutput, batch: Batch) -> Losses:
+        """The losses of a batch that the student has seen."""
 
 
 class TrainStep(nn.Module):
     """The student and the trainable parts of every auxiliary loss, so that all gradients are reduced and stepped alike.
 
     detector   the student
-    aux        modules called as module(output, batch) -> {name: scalar}
+    aux        every module an `AuxiliaryLoss`
     amp        autocast dtype, or None for full precision; losses are float32 either way
     """
 
@@ -32,22 +44,25 @@ class TrainStep(nn.Module):
         self.aux = aux
         self.amp = amp
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Every loss term by name, task losses first; the training loss is their sum."""
-        with self._autocast(batch):
-            for module in self.aux.values():
-                if isinstance(module, LooksFirst):
-                    module.look(batch)
+    def forward(self, batch: Batch) -> Losses:
+        """Every loss by name, the student's own first, undivided; the training loss is the sum of the quotients."""
+        return self._losses(batch, list(self.auxiliary()))
+
+    def counted(self, batch: Batch) -> Losses:
+        """Those among which all are that have a count."""
+        return self._losses(batch, [module for module in self.auxiliary() if module.counted])
+
+    def auxiliary(self) -> Iterator[AuxiliaryLoss]:
+        for module in self.aux.values():
+            assert isinstance(module, AuxiliaryLoss)
+            yield module
+
+    def _losses(self, batch: Batch, auxiliary: list[AuxiliaryLoss]) -> Losses:
+        with torch.autocast(batch.images.device.type, dtype=self.amp, enabled=self.amp is not None):
+            for module in auxiliary:
+                module.look(batch)
             out = self.detector(batch.images)
             losses = self.detector.losses(out, batch.targets)
-            for module in self.aux.values():
+            for module in auxiliary:
                 losses = losses | module(out, batch)
         return losses
-
-    def task_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The student's own terms alone."""
-        with self._autocast(batch):
-            return self.detector.losses(self.detector(batch.images), batch.targets)
-
-    def _autocast(self, batch: Batch) -> torch.autocast:
-        return torch.autocast(batch.images.device.type, dtype=self.amp, enabled=self.amp is not None)

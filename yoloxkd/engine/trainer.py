@@ -24,7 +24,7 @@ from yoloxkd.engine.parallel import average_statistics, gradients, wrapped
 from yoloxkd.engine.resume import restore
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import Interrupted
-from yoloxkd.types import Batch
+from yoloxkd.types import Batch, LossName
 
 
 class TrainLoader(Protocol):
@@ -215,7 +215,7 @@ class Fit:
             state.ema.update(state.detector)
         self._call("on_step")
 
-    def _told(self, part: int, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _told(self, part: int, losses: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
         self.state.part, self.state.losses = part, losses
         self._call("on_losses")
         return self.state.losses

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Losses, Targets
 
 
 class AtScale(DenseDetector):
@@ -48,7 +48,7 @@ class AtScale(DenseDetector):
     def dense(self, x: Tensor) -> DenseOutput:
         return self.inner.dense(x)
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, out: DenseOutput, targets: Targets) -> Losses:
         return self.inner.losses(out, targets)
 
     def class_probability(self, out: DenseOutput) -> Tensor:

@@ -13,10 +13,11 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
+from yoloxkd.engine.step import AuxiliaryLoss
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn.detector import DenseDetector
 from yoloxkd.ops.ranks import all_sum
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import Batch, DenseOutput, Loss, Losses, LossName
 
 
 class KDConfig(Strict):
@@ -65,23 +66,25 @@ class Context:
 class Distiller(nn.Module, ABC):
     """A distillation method: compares student and teacher outputs, owns what is trained for that and nothing else.
 
-    needs  the `DenseOutput` taps it reads ("features", "cls_features", "reg_features"); none: it compares boxes
-    terms  the keys `compare` returns, "<term>/s<stride>", every time the same
+    needs    the `DenseOutput` taps it reads ("features", "cls_features", "reg_features"); none: it compares boxes
+    terms    the keys that `compare` returns, every time the same; their source is `name`
+    counted  whether one of them has a `Loss.count`; else each is a mean over images
     """
 
     Config: ClassVar[type[KDConfig]]
     name: ClassVar[str]
 
     needs: tuple[str, ...]
-    terms: tuple[str, ...]
+    terms: tuple[LossName, ...]
+    counted: bool = False
 
     def __init__(self, cfg: KDConfig, pairing: Pairing) -> None:
         super().__init__()
         self.pairing = pairing
 
     @abstractmethod
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
-        """Weighted float32 scalars by term; their plain sum is the method's loss."""
+    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> Losses:
+        """Weighted float32 losses by term."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +114,14 @@ class _Outside:
         return self
 
 
-class WithTeacher(nn.Module):
-    """Runs one teacher once a batch and every method on its output: module(student_out, batch) -> {name: scalar}.
+class WithTeacher(AuxiliaryLoss):
+    """Runs one teacher once a batch and every method on its output.
 
-    Names are "<method><tag>/<term>/s<stride>". The teacher is outside the module tree: not in `state_dict`, not among
+    The teacher is outside the module tree: not in `state_dict`, not among
     `parameters()`, never in training mode, never with a gradient.
 
-    tag        tells several teachers apart in the names: "@1", "@2"; empty for a single one
+    tag        tells several teachers apart in the losses' sources: "pgd@1", "pgd@2"; empty for a single one
+    method_of  {source of its losses: method}
     weight     factor on all terms, for good
     scales     {method: factor} of the coming step, set by the callback; a float, or a scalar tensor that is still
                being measured. 0.0 means off: the teacher is not run for it and its terms are zero
@@ -141,8 +145,10 @@ class WithTeacher(nn.Module):
         self.distillers = nn.ModuleDict(distillers)
         self.scales: dict[str, float | Tensor] = dict.fromkeys(distillers, 1.0)
         self.raw: dict[str, Tensor] = {}
-        self.names = [f"{name}{tag}/{term}" for name, method in distillers.items() for term in method.terms]
-        self.dtypes: dict[str, str] = {}
+        self.method_of = {f"{name}{tag}": name for name in distillers}
+        self.names = tuple(self._tagged(term) for method in distillers.values() for term in method.terms)
+        self.counted = any(method.counted for method in distillers.values())
+        self.dtypes: dict[tuple[str, int], str] = {}
         self.nonfinite: Tensor | None = None
         self._faulty: Tensor | None = None
         self._seen: DenseOutput | None = None
@@ -156,11 +162,14 @@ class WithTeacher(nn.Module):
     def methods(self) -> dict[str, Distiller]:
         return {name: m for name, m in self.distillers.items() if isinstance(m, Distiller)}
 
-    def forward(self, student: DenseOutput, batch: Batch) -> dict[str, Tensor]:
+    def _tagged(self, term: LossName) -> LossName:
+        return term._replace(source=f"{term.source}{self.tag}")
+
+    def forward(self, student: DenseOutput, batch: Batch) -> Losses:
         device = student.points.device
         methods = self.methods()
         running = [name for name in methods if self.runs(name)]
-        terms: dict[str, Tensor] = {}
+        losses: Losses = {}
         if running:
             seen = self._take(batch)
             student = self._gated(student)
@@ -172,8 +181,8 @@ class WithTeacher(nn.Module):
                 self._note_dtypes(name, method, student, seen)
             else:
                 found = _nothing(method, device)
-            terms |= {f"{name}{self.tag}/{term}": found[term] for term in method.terms}
-        return self._scaled(self._finite(terms))
+            losses |= {self._tagged(term): found[term] for term in method.terms}
+        return self._scaled(self._finite(losses))
 
     def look(self, batch: Batch) -> None:
         """Run the teacher, when a method of the coming step needs it, and keep the maps that are asked for.
@@ -202,21 +211,26 @@ class WithTeacher(nn.Module):
         scale = self.scales[name]
         return isinstance(scale, Tensor) or scale != 0.0
 
-    def _finite(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _finite(self, losses: Losses) -> Losses:
         """Leaves terms that are not finite out of this step, and counts them on the device."""
-        values = torch.stack([v.detach() for v in terms.values()])
+        values = torch.stack([loss.total.detach() for loss in losses.values()])
         bad = ~values.isfinite()
         self._faulty = bad.any()
         count = all_sum(bad.long())
         self.nonfinite = count if self.nonfinite is None else self.nonfinite.to(bad.device) + count
-        return {name: torch.where(b, torch.zeros_like(v), v) for (name, v), b in zip(terms.items(), bad, strict=True)}
+        return {
+            name: replace(loss, total=torch.where(b, torch.zeros_like(loss.total), loss.total))
+            for (name, loss), b in zip(losses.items(), bad, strict=True)
+        }
 
-    def _scaled(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        out: dict[str, Tensor] = {}
-        for name in self.distillers:
-            own = {k: v * self.weight for k, v in terms.items() if k.startswith(f"{name}{self.tag}/")}
-            self.raw[name] = torch.stack([v.detach() for v in own.values()]).sum()
-            out |= {k: v * self.scales[name] if self.runs(name) else v for k, v in own.items()}
+    def _scaled(self, losses: Losses) -> Losses:
+        losses = {name: replace(loss, total=loss.total * self.weight) for name, loss in losses.items()}
+        out: Losses = {}
+        for source, method in self.method_of.items():
+            own = {name: loss for name, loss in losses.items() if name.source == source}
+            self.raw[method] = torch.stack([loss.mean().detach() for loss in own.values()]).sum()
+            scale = self.scales[method] if self.runs(method) else 1.0
+            out |= {name: replace(loss, total=loss.total * scale) for name, loss in own.items()}
         return out
 
     def _gated(self, student: DenseOutput) -> DenseOutput:
@@ -240,7 +254,7 @@ class WithTeacher(nn.Module):
 
     def _note_dtypes(self, name: str, method: Distiller, student: DenseOutput, teacher: DenseOutput) -> None:
         for level in method.pairing.levels:
-            key = f"{name}{self.tag}/s{level.stride}"
+            key = (f"{name}{self.tag}", level.stride)
             if key in self.dtypes:
                 continue
             if not method.needs:
@@ -255,9 +269,9 @@ def _short(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _nothing(method: Distiller, device: torch.device) -> dict[str, Tensor]:
+def _nothing(method: Distiller, device: torch.device) -> Losses:
     """Zero for every term of a method that is off; its parameters stay in the graph, as DDP expects of them."""
     zero = torch.zeros((), device=device)
     touched = [p.sum() * 0.0 for p in method.parameters() if p.requires_grad]
     first = torch.stack(touched).sum() if touched else zero
-    return {term: first if i == 0 else zero for i, term in enumerate(method.terms)}
+    return {term: Loss(first if i == 0 else zero) for i, term in enumerate(method.terms)}

@@ -21,7 +21,7 @@ from yoloxkd.kd.cells import box_cells, excluded_cells
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
 from yoloxkd.kd.summaries import differences, pooled, shifted_error
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import Batch, DenseOutput, Loss, Losses, LossName
 
 ImageSize = tuple[int, int] | Tensor
 CELL_BUDGET = 4_000_000
@@ -206,7 +206,7 @@ class FGD(Distiller):
             "global": cfg.lambda_ if cfg.global_ else 0.0,
         }
         self.weights = {term: weight for term, weight in wanted.items() if weight > 0}
-        self.terms = tuple(f"{term}/s{level.stride}" for level in pairing.levels for term in self.weights)
+        self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
         if "global" in self.weights:
             block: type[GlobalContext | NonLocal] = GlobalContext if cfg.relation == "gc" else NonLocal
             for level in pairing.levels:
@@ -214,12 +214,13 @@ class FGD(Distiller):
                 self.student_blocks[f"s{level.stride}"] = block(channels)
                 self.teacher_blocks[f"s{level.stride}"] = block(channels)
 
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
+    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> Losses:
         share = self._area_ratio(student.image_size)
-        out: dict[str, Tensor] = {}
+        out: Losses = {}
         for level in self.pairing.levels:
             found = self._level(student, teacher, batch, level)
-            out |= {f"{term}/s{level.stride}": found[term] * (w / share) for term, w in self.weights.items()}
+            for term, weight in self.weights.items():
+                out[LossName(self.name, term, level.stride)] = Loss(found[term] * (weight / share))
         return out
 
     def _level(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, level: LevelPair) -> dict[str, Tensor]:

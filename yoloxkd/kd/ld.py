@@ -20,7 +20,7 @@ from yoloxkd.kd.regions import touched_by_any
 from yoloxkd.nn.assigners.atss import TOPK, atss_match, near_misses
 from yoloxkd.nn.assigners.match import Positives
 from yoloxkd.ops.points import within_content
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import Batch, DenseOutput, Loss, Losses, LossName
 
 
 class LDConfig(KDConfig):
@@ -92,7 +92,7 @@ class LD(Distiller):
         self.needs = ()
         weights = {"sides": cfg.alpha, "around": cfg.beta, "classes": cfg.delta}
         self.weights = {term: weight for term, weight in weights.items() if weight > 0}
-        self.terms = tuple(f"{term}/s{level.stride}" for level in pairing.levels for term in self.weights)
+        self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
         known = pairing.classes >= 0
         if cfg.delta > 0 and int(known.sum()) < 2:
             raise UserError("kd.delta distils class probabilities, and the teacher knows fewer than two of the classes")
@@ -101,12 +101,12 @@ class LD(Distiller):
         self.ours: Tensor
         self.theirs: Tensor
 
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
+    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> Losses:
         match = atss_match(student.points, student.strides, student.sizes, batch.targets)
         most = TOPK * len(student.levels)
         found = Positives.of(match, batch.targets, student.points, student.strides, most)
         boxes = self._beside(teacher.box_raw, student, teacher)
-        terms: dict[str, Tensor] = {}
+        terms: Losses = {}
         if "sides" in self.weights:
             sides = localisation_divergence(found.at(student.box_raw), found.at(boxes), self.cfg.tau)
             sure = found.at(student.cls_logits.detach()).sigmoid().amax(-1)
@@ -122,18 +122,18 @@ class LD(Distiller):
             terms |= self._by_level("classes", divergence, found.strides, found.used)
         return terms
 
-    def _by_level(self, term: str, values: Tensor, strides: Tensor, count: Tensor | None = None) -> dict[str, Tensor]:
+    def _by_level(self, term: str, values: Tensor, strides: Tensor, count: Tensor | None = None) -> Losses:
         """Values (B, N) at locations of strides (B, N) -> the weighted term of each level, the mean over images.
 
         count (B, N) bool: divide by the number of these at the level, image by image; None: a sum
         """
-        out: dict[str, Tensor] = {}
+        out: Losses = {}
         for level in self.pairing.levels:
             here = strides == level.stride
             total = (values * here).sum(1)
             if count is not None:
                 total = total / (count & here).sum(1).clamp_min(1)
-            out[f"{term}/s{level.stride}"] = total.mean() * self.weights[term]
+            out[LossName(self.name, term, level.stride)] = Loss(total.mean() * self.weights[term])
         return out
 
     def _valuable(self, student: DenseOutput, batch: Batch) -> Tensor:

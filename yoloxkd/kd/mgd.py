@@ -13,7 +13,7 @@ from yoloxkd.kd.base import Context, Distiller, KDConfig
 from yoloxkd.kd.cells import excluded_cells
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import Batch, DenseOutput, Loss, Losses, LossName
 
 
 class MGDConfig(KDConfig):
@@ -71,12 +71,13 @@ class MGD(Distiller):
         self.blocks = nn.ModuleDict(
             {f"s{level.stride}": generation(pairing.channels("features", level)[1]) for level in pairing.levels}
         )
-        self.terms = tuple(f"generated/s{level.stride}" for level in pairing.levels) if cfg.alpha > 0 else ()
+        levels = pairing.levels if cfg.alpha > 0 else ()
+        self.terms = tuple(LossName(self.name, "generated", level.stride) for level in levels)
 
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
+    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> Losses:
         draws = torch.Generator(student.points.device).manual_seed(_mixed(context.seed, context.step))
         first, every = batch.place
-        out: dict[str, Tensor] = {}
+        out: Losses = {}
         for level in self.pairing.levels:
             theirs = teacher.features[level.teacher]
             ours = self.adapters(student.features[level.student], theirs, "features", level)
@@ -85,5 +86,5 @@ class MGD(Distiller):
             excluded = excluded_cells(batch, size, teacher.image_size)
             visible = (drawn >= self.cfg.hidden).to(ours.dtype)
             found = generated_error(ours, theirs, visible, self.blocks[f"s{level.stride}"], excluded)
-            out[f"generated/s{level.stride}"] = found * self.cfg.alpha
+            out[LossName(self.name, "generated", level.stride)] = Loss(found * self.cfg.alpha)
         return out

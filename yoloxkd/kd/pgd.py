@@ -20,7 +20,7 @@ from yoloxkd.kd.precision import full_precision, without_autocast
 from yoloxkd.kd.regions import COVARIANCE_EPS, Order, Predictions, Strategy, inside_any, pgd_weights, touched_by_any
 from yoloxkd.kd.summaries import local_error_and_attention, local_error_attention_and_strength
 from yoloxkd.ops.points import within_content
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import Batch, DenseOutput, Loss, Losses, LossName
 
 Branch = Literal["neck", "cls", "reg"]
 TAPS: dict[Branch, str] = {"neck": "features", "cls": "cls_features", "reg": "reg_features"}
@@ -121,7 +121,7 @@ class PGD(Distiller):
         wanted = {"neck": dense, "cls": dense, "reg": {"fea": gamma, "att": cfg.delta}}
         self.weights = {b: {t: w for t, w in wanted[b].items() if w > 0} for b in self.branches}
         self.terms = tuple(
-            f"{branch}_{term}/s{level.stride}"
+            LossName(self.name, f"{branch}_{term}", level.stride)
             for level in pairing.levels
             for branch in self.branches
             for term in self.weights[branch]
@@ -131,16 +131,16 @@ class PGD(Distiller):
         self.classes: Tensor
         self.taught: Tensor
 
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
+    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> Losses:
         weights, background = self.regions(teacher, batch, context)
-        out: dict[str, Tensor] = {}
+        out: Losses = {}
         for i, level in enumerate(self.pairing.levels):
             for branch in self.branches:
                 found = self._level(branch, level, student, teacher, weights[branch][i], background[i])
                 factor = 1.0 if branch == "reg" else self.cfg.level_weights[i]
                 for term, weight in self.weights[branch].items():
                     scale = weight if term == "att" else weight * factor
-                    out[f"{branch}_{term}/s{level.stride}"] = found[term] * scale
+                    out[LossName(self.name, f"{branch}_{term}", level.stride)] = Loss(found[term] * scale)
         return out
 
     def regions(

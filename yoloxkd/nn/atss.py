@@ -16,9 +16,8 @@ from yoloxkd.nn.assigners.match import Positives, centreness, dense_labels
 from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
 from yoloxkd.ops.boxes import paired_iou, to_centre, to_corners, to_distances
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
-from yoloxkd.ops.normaliser import normaliser
 from yoloxkd.ops.points import locations
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Loss, Losses, Targets, task_losses
 
 BOX_WEIGHT = 2.0
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
@@ -92,7 +91,7 @@ class ATSS(FPNDetector):
         assert out.quality is not None
         return full_precision(out.cls_logits).sigmoid() * full_precision(out.quality).sigmoid().unsqueeze(-1)
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, out: DenseOutput, targets: Targets) -> Losses:
         """Training losses over the batch; n is its number of positives, where an image without any counts as 1.
 
         cls     focal loss of every location and class, divided by n. A location in an ignore region or in padding
@@ -109,18 +108,19 @@ class ATSS(FPNDetector):
             rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
             rows = rows.masked_fill(self.ignored(match, targets, out, 0.0), 0)
             found = Positives.of(match, targets, out.points, out.strides, TOPK * len(out.levels))
-            count = normaliser(match.fg.sum(1).clamp(min=1).sum(), 0)
+            count = match.fg.sum(1).clamp(min=1).sum()
             predicted = decode(found.at(out.box_raw), found.points, found.strides)
             wrong = BOX_WEIGHT * giou_loss(predicted, found.boxes)
             if self.cfg.quality == "iou":
                 name, wanted = "iou", paired_iou(predicted.detach(), found.boxes, MIN_UNION)
-                box = found.total(wrong) / count
+                box = Loss(found.total(wrong), count)
             else:
                 distances = to_distances(found.points, found.boxes)
                 name, wanted = "centre", centreness(torch.where(found.used.unsqueeze(-1), distances, 1.0))
-                box = found.total(wrong * wanted) / normaliser(found.total(wanted), 1)
+                box = Loss(found.total(wrong * wanted), found.total(wanted))
             entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), wanted, reduction="none")
-            return {"cls": rows.sum() / count, "box": box, name: found.total(entropy) / count}
+            terms = {"cls": Loss(rows.sum(), count), "box": box, name: Loss(found.total(entropy), count)}
+            return task_losses(**terms)
 
 
 def decode(raw: Tensor, points: Tensor, strides: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Losses, Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,8 @@ class DenseDetector(nn.Module, ABC):
         """The network itself, on normalised input (B, 3, H, W)."""
 
     @abstractmethod
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
-        """Scalar training losses by name, in float32 whatever the autocast dtype; their sum is the task loss."""
+    def losses(self, out: DenseOutput, targets: Targets) -> Losses:
+        """Training losses by name, in float32 whatever the autocast dtype; the sum of their quotients is the task loss."""
 
     def class_probability(self, out: DenseOutput) -> Tensor:
         """(B, A, K) the probability PGD's quality reads: for YOLOX class times objectness, else the class alone."""

@@ -15,9 +15,8 @@ from yoloxkd.nn.assigners.match import Positives, centreness, dense_labels
 from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
 from yoloxkd.ops.boxes import from_distances, to_distances
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss, log_iou_loss
-from yoloxkd.ops.normaliser import normaliser
 from yoloxkd.ops.points import locations
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Loss, Losses, Targets, task_losses
 
 BOX_LOSSES = {"giou": giou_loss, "iou": log_iou_loss}
 
@@ -127,7 +126,7 @@ class FCOS(FPNDetector):
         assert out.quality is not None
         return full_precision(out.cls_logits).sigmoid() * full_precision(out.quality).sigmoid().unsqueeze(-1)
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, out: DenseOutput, targets: Targets) -> Losses:
         """Training losses over the batch; n is its number of positives, at least 1.
 
         cls     focal loss of every location and class, divided by n. A location in an ignore region or in padding
@@ -146,7 +145,7 @@ class FCOS(FPNDetector):
             found = Positives.of(match, targets, out.points, out.strides, most)
             distances = self.distances(found)
             centre = centreness(distances)
-            count = normaliser(match.fg.sum(), 1)
+            count = match.fg.sum()
             predicted = found.at(out.box_raw)
             origin = predicted.new_zeros(2)
             overlap = BOX_LOSSES[self.cfg.box_loss](
@@ -154,11 +153,11 @@ class FCOS(FPNDetector):
                 from_distances(origin.expand(*predicted.shape[:-1], 2), distances),
             )
             entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), centre, reduction="none")
-            return {
-                "cls": rows.sum() / count,
-                "box": found.total(overlap * centre) / normaliser(found.total(centre), 1e-6),
-                "centre": found.total(entropy) / count,
-            }
+            return task_losses(
+                cls=Loss(rows.sum(), count),
+                box=Loss(found.total(overlap * centre), found.total(centre), 1e-6),
+                centre=Loss(found.total(entropy), count),
+            )
 
     def distances(self, found: Positives) -> Tensor:
         """(B, S, 4) what `box_raw` should be at positives; one in unused slots."""

@@ -14,9 +14,8 @@ from yoloxkd.nn.assigners.match import Match, Positives, dense_labels
 from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
 from yoloxkd.ops.boxes import from_distances, paired_iou, to_distances
 from yoloxkd.ops.losses import distribution_focal_loss, full_precision, giou_loss, quality_focal_loss
-from yoloxkd.ops.normaliser import normaliser
 from yoloxkd.ops.points import locations
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Loss, Losses, Targets, task_losses
 
 BOX_WEIGHT = 2.0
 DISTRIBUTION_WEIGHT = 0.25
@@ -42,16 +41,20 @@ class GFLHead(SharedHead):
 
 @dataclass(slots=True)
 class GFLTerms:
-    """The losses of a batch before they are summed: weighted and divided as they should be.
+    """The losses of a batch before they are summed and divided.
 
-    cls    (B, A) of every location
-    box    (B, S) of the slots of `found`, zero in unused ones; dfl likewise
-    found  the positives
+    cls     (B, A) of every location
+    box     (B, S) of the slots of `found`, weighted, zero in unused ones; dfl likewise
+    count   scalar, the number of positives, an image without any counting as 1
+    weight  scalar, the sum of the weights
+    found   the positives
     """
 
     cls: Tensor
     box: Tensor
     dfl: Tensor
+    count: Tensor
+    weight: Tensor
     found: Positives
 
 
@@ -121,7 +124,7 @@ class GFL(FPNDetector):
         """(B, A, K) the class probability, which GFL trains to be the overlap as well."""
         return full_precision(out.cls_logits).sigmoid()
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, out: DenseOutput, targets: Targets) -> Losses:
         """Training losses over the batch.
 
         cls  quality focal loss of every location and class, divided by the number of positives, where an image without
@@ -133,7 +136,11 @@ class GFL(FPNDetector):
         with torch.autocast(out.cls_logits.device.type, enabled=False):
             match = atss_match(out.points, out.strides, out.sizes, targets)
             terms = gfl_terms(out, match, targets, self.ignored(match, targets, out, 0.0))
-            return {"cls": terms.cls.sum(), "box": terms.box.sum(), "dfl": terms.dfl.sum()}
+            return task_losses(
+                cls=Loss(terms.cls.sum(), terms.count),
+                box=Loss(terms.box.sum(), terms.weight),
+                dfl=Loss(terms.dfl.sum(), terms.weight),
+            )
 
 
 def expected_distances(logits: Tensor) -> Tensor:
@@ -167,15 +174,16 @@ def gfl_terms(
     distributions = found.at(out.box_raw)
     predicted = from_distances(points, expected_distances(distributions))
     weight = found.at(logits.detach()).sigmoid().amax(-1).masked_fill(~found.used, 0)
-    share = weight / normaliser(weight.sum(), 1)
     overlap = paired_iou(predicted.detach(), boxes, MIN_UNION)
     score = found.spread(overlap, logits.shape[1])
     rows = quality_focal_loss(logits, dense_labels(match, targets), match.fg, score).masked_fill(ignored, 0)
     bins = distributions.unflatten(-1, (4, -1))
     sides = distribution_focal_loss(bins, encode_distances(points, boxes, bins.shape[-1] - 1)).mean(-1)
     return GFLTerms(
-        cls=rows / normaliser(match.fg.sum(1).clamp(min=1).sum(), 0),
-        box=BOX_WEIGHT * giou_loss(predicted, boxes) * share,
-        dfl=DISTRIBUTION_WEIGHT * sides * share,
+        cls=rows,
+        box=BOX_WEIGHT * giou_loss(predicted, boxes) * weight,
+        dfl=DISTRIBUTION_WEIGHT * sides * weight,
+        count=match.fg.sum(1).clamp(min=1).sum(),
+        weight=weight.sum(),
         found=found,
     )

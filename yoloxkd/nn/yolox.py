@@ -17,9 +17,8 @@ from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
 from yoloxkd.nn.necks import PAFPN
 from yoloxkd.ops.boxes import to_centre, to_corners
 from yoloxkd.ops.losses import full_precision, soft_class_loss, squared_iou_loss
-from yoloxkd.ops.normaliser import normaliser
 from yoloxkd.ops.points import centres_inside, compact, locations, within_content
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Loss, Losses, Targets, task_losses
 
 PRIOR = 1e-2
 """The probability an untrained head gives to every class and to objectness."""
@@ -163,7 +162,7 @@ class YOLOX(DenseDetector):
         """Switches the L1 term of the last epochs."""
         self._l1 = on
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, out: DenseOutput, targets: Targets) -> Losses:
         """The official training losses: box, obj, cls, and l1 in the final phase.
 
         Each is a sum over the batch divided by the batch's number of positives (at least 1):
@@ -177,9 +176,10 @@ class YOLOX(DenseDetector):
         assert out.quality is not None
         with torch.autocast(out.quality.device.type, enabled=False):
             match = simota(out, targets)
-            positives = normaliser(match.fg.sum(), 1)
+            positives = match.fg.sum()
             terms = {"obj": self._objectness(out, targets, match), **self._positives(out, targets, match)}
-            return {name: terms[name] / positives for name in ("box", "obj", "cls", "l1") if name in terms}
+            order = [name for name in ("box", "obj", "cls", "l1") if name in terms]
+            return task_losses(**{name: Loss(terms[name], positives) for name in order})
 
     def _objectness(self, out: DenseOutput, targets: Targets, match: SimOTAMatch) -> Tensor:
         assert out.quality is not None
