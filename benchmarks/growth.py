@@ -20,7 +20,7 @@ from benchmarks.steps import turn
 from benchmarks.steps_of import total
 from benchmarks.timing import Samples, Spread, alternate
 from tests.losses import compared
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.types import Batch, DenseOutput
 
 BASE = {"batch": 2, "boxes": 12, "area": 224**2}
@@ -32,7 +32,7 @@ LIMITS = {"batch": 0.05, "boxes": 1.0, "area": 1.05}
 def task_losses(model: DenseDetector, out: DenseOutput, batch: Batch) -> Tensor:
     """Assignment, losses, and the gradient of the predictions."""
     wanted = [x.requires_grad_() for x in (out.cls_logits, out.box_raw, out.quality) if x is not None]
-    loss = total(model.losses(out, batch.targets))
+    loss = total(model.losses(out, batch.targets, model.assign(out, batch.targets)))
     torch.autograd.grad(loss, wanted)
     return loss.detach()
 

@@ -17,7 +17,7 @@ from yoloxkd.kd import DISTILLERS, regions
 from yoloxkd.kd.base import WithTeacher
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.types import TASK, Batch, Targets
 
 # what makes the host wait for a device: reading a number, and shapes that depend on data

@@ -11,7 +11,7 @@ from torch import Tensor
 from yoloxkd.kd.fgd import FGD, GlobalContext
 from yoloxkd.kd.pgd import PGD
 from yoloxkd.kd.regions import COVARIANCE_EPS, Predictions
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.types import Batch, DenseOutput
 
 
@@ -149,13 +149,13 @@ def pgd_by_object(
 ) -> dict[str, Tensor]:
     """`PGD.compare` of classification and regression maps, likewise."""
     cfg, targets = method.cfg, batch.targets
-    seen = Predictions(teacher.points, model.class_probability(teacher), teacher.boxes)
+    seen = Predictions(teacher.grid.points, model.class_probability(teacher), teacher.boxes)
     args = (seen, targets.boxes, targets.labels, targets.mask)
     weights = [pgd_weights_by_object(*args, xi, cfg.k) for xi in (cfg.xi_cls, cfg.xi_reg)]
-    background = (~inside_by_object(teacher.points, targets.boxes, targets.mask)).to(weights[0].dtype)
+    background = (~inside_by_object(teacher.grid.points, targets.boxes, targets.mask)).to(weights[0].dtype)
     out, start = {}, 0
     for i, level in enumerate(method.pairing.levels):
-        h, w = teacher.sizes[i]
+        h, w = teacher.grid.sizes[i]
         here = slice(start, start + h * w)
         start += h * w
         of_cls, of_reg, plain = (x[:, here].view(-1, h, w) for x in (*weights, background))

@@ -33,7 +33,7 @@ def train(student: TinyDetector, module: WithTeacher, steps: int = 3) -> dict[st
     for i in range(steps):
         batch = make_batch(seed=i)
         out = student(batch.images)
-        losses = task(student, out, batch.targets) | distilled(module, out, batch)
+        losses = task(student, out, batch.targets) | distilled(module, student, batch)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -80,15 +80,15 @@ def test_scales_are_factors_and_zero_turns_a_method_off() -> None:
     batch = make_batch()
     calls: list[int] = []
     teacher.register_forward_hook(lambda *_: calls.append(1))
-    full = distilled(module, student(batch.images), batch)
+    full = distilled(module, student, batch)
     module.scales = {"fgd": 0.25, "pgd": torch.tensor(0.5)}
-    part = distilled(module, student(batch.images), batch)
+    part = distilled(module, student, batch)
     for name, value in full.items():
         torch.testing.assert_close(part[name], value * (0.25 if name.startswith("fgd") else 0.5))
     torch.testing.assert_close(module.raw["fgd"], sum(v for k, v in full.items() if k.startswith("fgd/")).detach())
     assert len(calls) == 2
     module.scales = {"fgd": 0.0, "pgd": 0.0}
-    off = distilled(module, student(batch.images), batch)
+    off = distilled(module, student, batch)
     assert len(calls) == 2  # the teacher is not run for nothing
     assert list(off) == list(full)
     assert all(float(v.detach()) == 0.0 for v in off.values())
@@ -101,8 +101,8 @@ class Broken(TinyDetector):
 
     value = float("inf")
 
-    def dense(self, x: Tensor) -> DenseOutput:
-        out = super().dense(x)
+    def network(self, x: Tensor) -> DenseOutput:
+        out = super().network(x)
         bad = out.features[0].clone()
         bad[0, 0, 2, 2] = self.value
         out.features = (bad, *out.features[1:])
@@ -121,8 +121,7 @@ def test_terms_that_are_not_finite_are_left_out(value: float) -> None:
     for _ in range(2):
         student.zero_grad()
         module.zero_grad()
-        out = student(batch.images)
-        losses = distilled(module, out, batch)
+        losses = distilled(module, student, batch)
         torch.stack(list(losses.values())).sum().backward()
     counts = dict(zip(map(str, module.names), module.nonfinite.tolist(), strict=True))
     assert counts["fgd/fg/s8"] == counts["fgd/global/s8"] == 2
@@ -141,8 +140,7 @@ def test_finite_gradients_pass_untouched() -> None:
     student, _, module = build()
     batch = make_batch()
     student.train()
-    out = student(batch.images)
-    losses = distilled(module, out, batch)
+    losses = distilled(module, student, batch)
     (torch.stack(list(losses.values())).sum() * float("nan")).backward()
     assert student.neck[0][0].weight.grad.isnan().any()
 
@@ -151,7 +149,7 @@ def test_bfloat16_autocast_gives_float32_terms() -> None:
     student, _, module = build()
     batch = make_batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = distilled(module, student(batch.images), batch)
+        losses = distilled(module, student, batch)
     assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
     assert module.dtypes["pgd", 16] == "student map bfloat16, teacher map bfloat16"
 
@@ -181,6 +179,6 @@ def test_each_batch_meets_its_own_teacher_output() -> None:
     step = TrainStep(student, torch.nn.ModuleDict({"kd": module}))
     for seed in (0, 1):
         batch = make_batch(seed=seed)
-        found, plain = means(step(batch)), distilled(module, student(batch.images), batch)
+        found, plain = means(step(batch)), distilled(module, student, batch)
         for name, value in plain.items():
             assert torch.equal(found[name], value), name

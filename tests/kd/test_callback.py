@@ -10,6 +10,7 @@ import torch
 from tests.kd.fakes import TinyDetector, make_batch, make_state, metrics
 from tests.kd.test_base import Broken
 from yoloxkd.engine.events import State
+from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.kd.base import KDConfig, Teacher
 from yoloxkd.kd.callback import Distill
@@ -42,10 +43,7 @@ def epoch(callback: Distill, state: State, steps: int = 4, training: bool = True
     for i in range(steps):
         state.batch = make_batch(seed=i)
         callback.on_batch_start(state)
-        out = state.detector(state.batch.images)
-        losses = state.detector.losses(out, state.batch.targets)
-        for module in state.aux.values():
-            losses |= module(out, state.batch)
+        losses = TrainStep(state.detector, state.aux)(state.batch)
         state.losses = {name: loss.mean() for name, loss in losses.items()}
         callback.on_losses(state)
         if training:

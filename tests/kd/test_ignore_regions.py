@@ -14,7 +14,7 @@ from tests.losses import compared
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import Distiller
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.types import Batch, DenseOutput
 
 STATISTICS = ("attention/", "global/", "cls_att/", "reg_att/", "neck_att/")
@@ -59,12 +59,12 @@ def test_no_gradient_reaches_an_ignore_region(name: str) -> None:
     learnt(method, ours, theirs, batch, teacher).backward()
     touched = 0
     for tap in ("features", "cls_features", "reg_features"):
-        for stride, value in zip(ours.levels, getattr(ours, tap), strict=True):
+        for stride, value in zip(ours.grid.strides, getattr(ours, tap), strict=True):
             if value.grad is not None:
                 within = torch.arange(value.shape[3]) * stride > 38  # whole cells, wherever their location is
                 assert not value.grad[..., within].any(), (tap, stride)
                 touched += int(value.grad[..., ~within].count_nonzero())
-    inside = ours.points[:, 0] > 40
+    inside = ours.grid.points[:, 0] > 40
     for table in (ours.cls_logits, ours.box_raw):
         if table.grad is not None:
             assert not table.grad[:, inside].any()
@@ -86,7 +86,7 @@ def test_mgd_does_not_ask_what_the_teacher_sees_there() -> None:
     with torch.no_grad():
         ours, theirs = student(batch.images), teacher(batch.images)
         before = learnt(method, ours, theirs, batch, teacher)
-        for stride, value in zip(theirs.levels, theirs.features, strict=True):
+        for stride, value in zip(theirs.grid.strides, theirs.features, strict=True):
             value[..., torch.arange(value.shape[3]) * stride > 38] += 3.0
         assert torch.equal(before, learnt(method, ours, theirs, batch, teacher))
         batch.targets.ignore[:] = False

@@ -18,7 +18,7 @@ from yoloxkd.kd.ld import LD, LDConfig, localisation_divergence
 from yoloxkd.kd.mgd import MGD, MGDConfig, generated_error, generation
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn.assigners.atss import atss_match, near_misses
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.nn.gfl import GFL
 from yoloxkd.nn.yolox import YOLOX
 
@@ -41,7 +41,7 @@ def distil(method: str, student: DenseDetector, teacher: DenseDetector, **keys: 
     kind = DISTILLERS[method]
     module = WithTeacher(teacher, {method: kind(kind.Config(**keys), Pairing.between(student, teacher))})
     batch = make_batch()
-    return distilled(module, student(batch.images), batch)
+    return distilled(module, student, batch)
 
 
 # CWD
@@ -181,15 +181,15 @@ def test_ld_weighs_the_students_positives_level_by_level() -> None:
         ours, theirs = student(batch.images), teacher(batch.images)
         method = LD(LDConfig(alpha=2.0, beta=0.0, delta=3.0), Pairing.between(student, teacher))
         found = compared(method, ours, theirs, batch, teacher)
-    match = atss_match(ours.points, ours.strides, ours.sizes, batch.targets)
+    match = atss_match(ours.grid, batch.targets)
     assert match.fg.any()
     expected = dict.fromkeys(found, 0.0)
     for b, a in match.fg.nonzero().tolist():
-        stride = int(ours.strides[a])
+        stride = int(ours.grid.point_strides[a])
         value = float(localisation_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
         expected[f"sides/s{stride}"] += 2.0 * value * float(ours.cls_logits[b, a].sigmoid().max()) / 2
         p_s, p_t = (torch.softmax(out.cls_logits[b, a] / 2.0, 0) for out in (ours, theirs))
-        others = int((match.fg[b] & (ours.strides == stride)).sum())
+        others = int((match.fg[b] & (ours.grid.point_strides == stride)).sum())
         expected[f"classes/s{stride}"] += 3.0 * float((p_t * (p_t / p_s).log()).mean()) * 4.0 / others / 2
     assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-4)
     assert all(sum(v for k, v in expected.items() if term in k) > 0 for term in ("sides", "classes"))
@@ -202,17 +202,17 @@ def test_ld_weighs_the_valuable_region_by_the_anchors_overlap() -> None:
         ours, theirs = student(batch.images), teacher(batch.images)
         method = LD(LDConfig(alpha=0.0, beta=2.0), Pairing.between(student, teacher))
         found = compared(method, ours, theirs, batch, teacher)
-    near = near_misses(ours.points, ours.strides, ours.sizes, batch.targets, low=0.25)
+    near = near_misses(ours.grid, batch.targets, low=0.25)
     ignored = batch.targets.boxes[-1, -1]
     left_out = 0
     expected = dict.fromkeys(found, 0.0)
     for b, a in near.nonzero().tolist():
-        x, y = ours.points[a].tolist()
+        x, y = ours.grid.points[a].tolist()
         if b == 1 and ignored[0] < x < ignored[2] and ignored[1] < y < ignored[3]:
             left_out += 1
             continue
         value = float(localisation_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
-        expected[f"around/s{int(ours.strides[a])}"] += 2.0 * value * float(near[b, a]) / 2
+        expected[f"around/s{int(ours.grid.point_strides[a])}"] += 2.0 * value * float(near[b, a]) / 2
     assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-4)
     assert sum(expected.values()) > 0
     assert left_out > 0

@@ -13,10 +13,11 @@ from yoloxkd.kd.fgd import FGD, FGDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.pgd import PGD, PGDConfig
 from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.types import Tap
 
 CLASSES = 3
 DETECTOR = YOLOX(YOLOX.Config(depth=0.33, width=0.0625), [str(i) for i in range(CLASSES)])
-CHANNELS = DETECTOR.taps.features[0]
+CHANNELS = DETECTOR.spec.channels[Tap.NECK][8]
 
 
 @given(
@@ -40,7 +41,7 @@ def test_methods_equal_their_plain_reading(images: int, boxes: int, size: int, d
         torch.nn.init.normal_(block.expand.weight, std=0.1)
     pgd = PGD(PGDConfig(), Pairing.between(DETECTOR, DETECTOR))
     for method, plain in ((fgd, fgd_by_object), (pgd, pgd_by_object)):
-        maps = [m.requires_grad_() for tap in method.needs for m in getattr(student, tap)]
+        maps = [m.requires_grad_() for tap in Tap if tap in method.needs for m in getattr(student, tap)]
         ours, theirs = (
             compared(method, student, teacher, batch, DETECTOR),
             plain(method, student, teacher, batch, DETECTOR),

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.losses import task
+from tests.losses import means, task
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.operators import NETWORK, SUPPRESSION, operators
 from yoloxkd.exporters.parity import export_checked
-from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.ops.points import locations
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.ops.points import grid_of
+from yoloxkd.types import DenseOutput, Tap, Targets
 
 NAMES = ["red", "blue", "green"]
 
@@ -63,28 +63,29 @@ class DetectorContract:
 
     def test_shapes_and_dtypes(self) -> None:
         out = self.forward(pictures(2, self.size, self.size + 32))
-        a = sum(h * w for h, w in out.sizes)
+        a = sum(h * w for h, w in out.grid.sizes) * out.grid.per_cell
         assert out.image_size == (self.size, self.size + 32)
-        assert out.levels == tuple(self.model.levels)
-        assert out.sizes == tuple((-(-self.size // s), -(-(self.size + 32) // s)) for s in out.levels)
+        assert out.grid.strides == self.model.spec.strides
+        assert out.grid.sizes == tuple((-(-self.size // s), -(-(self.size + 32) // s)) for s in out.grid.strides)
         assert out.cls_logits.shape == (2, a, len(NAMES))
         assert out.boxes.shape == (2, a, 4)
         assert out.box_raw.shape[:2] == (2, a)
-        assert out.points.shape == (a, 2)
-        assert out.strides.shape == (a,)
+        assert out.grid.points.shape == (a, 2)
+        assert out.grid.point_strides.shape == (a,)
         assert out.quality is None or out.quality.shape == (2, a)
-        for tensor in (out.cls_logits, out.boxes, out.points, out.strides):
+        for tensor in (out.cls_logits, out.boxes, out.grid.points, out.grid.point_strides):
             assert tensor.dtype == torch.float32
-        for tap in ("features", "cls_features", "reg_features"):
-            maps = getattr(out, tap)
-            assert tuple(m.shape[1] for m in maps) == getattr(self.model.taps, tap)
-            assert tuple(tuple(m.shape[2:]) for m in maps) == out.sizes
+        for tap, channels in self.model.spec.channels.items():
+            maps = dict(zip(channels, getattr(out, tap), strict=True))
+            assert {stride: m.shape[1] for stride, m in maps.items()} == channels
+            rounded_up = {s: (-(-self.size // s), -(-(self.size + 32) // s)) for s in channels}
+            assert {stride: tuple(m.shape[2:]) for stride, m in maps.items()} == rounded_up
 
     def test_locations_lie_in_their_cells(self) -> None:
         out = self.forward(pictures(1, self.size, self.size))
-        corners, strides = locations(out.sizes, out.levels, out.points.device, offset=0.0)
-        offset = (out.points - corners) / strides[:, None]
-        assert torch.equal(out.strides, strides)
+        corners = grid_of(out.grid.sizes, out.grid.strides, out.grid.points.device, 0.0, out.grid.per_cell)
+        offset = (out.grid.points - corners.points) / out.grid.point_strides[:, None]
+        assert torch.equal(out.grid.point_strides, corners.point_strides)
         assert ((offset >= 0) & (offset <= 0.5)).all()
 
     def test_scores_and_probabilities(self) -> None:
@@ -95,6 +96,39 @@ class DetectorContract:
             assert values.dtype == torch.float32
             assert ((values >= 0) & (values <= 1)).all()
         assert (scores <= probability + 1e-6).all()
+
+    def test_the_head_can_be_entered_in_the_middle(self) -> None:
+        """A map taken behind a tower's first block gives what the whole way gives; another map gives something else."""
+        out = self.forward(pictures(1, self.size, self.size))
+        model = self.model
+        with torch.no_grad():
+            cls, reg = model.tower(Tap.CLS, out.features, stop=1), model.tower(Tap.REG, out.features, stop=1)
+            rest = model.tower(Tap.CLS, cls, 1), model.tower(Tap.REG, reg, 1)
+            again = model.assemble(model.predict(*rest), out.image_size)
+            other = model.assemble(
+                model.predict(model.tower(Tap.CLS, tuple(m + 1 for m in cls), 1), rest[1]), out.image_size
+            )
+        for ours, theirs in ((cls, out.cls_features), (reg, out.reg_features)):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert torch.equal(again.cls_logits, out.cls_logits)
+        assert torch.equal(again.boxes, out.boxes)
+        assert not torch.equal(other.cls_logits, out.cls_logits)
+        assert torch.equal(other.boxes, out.boxes)
+
+    def test_the_assignment_is_shared_and_follows_from_its_arguments(self) -> None:
+        out, targets = self.forward(pictures(2, self.size, self.size)), boxes_of(2, 3, self.size)
+        targets.ignore[:, 2], targets.mask[:, 2] = True, False
+        match, again = self.model.assign(out, targets), self.model.assign(out, targets)
+        assert torch.equal(match.fg, again.fg)
+        assert torch.equal(match.gt, again.gt)
+        assert torch.equal(match.fg, match.gt >= 0)
+        assert match.ignored.any()
+        assert not (match.fg & match.ignored).any()
+        nobody = replace(match, ignored=torch.ones_like(match.fg) & ~match.fg)
+        with torch.no_grad():
+            some, none = (means(self.model.losses(out, targets, m)) for m in (match, nobody))
+        assert any(none[name] < some[name] for name in some)  # ignored predictions cost nothing
+        assert all(none[name] <= some[name] for name in some)
 
     def test_an_untrained_detector_is_sure_of_nothing(self) -> None:
         assert self.model.scores(self.forward(pictures(1, self.size, self.size))).max() < 0.1
@@ -162,7 +196,9 @@ class DetectorContract:
             torch.tensor([[True, False]]),
             torch.tensor([[False, True]]),
         )
-        inside = (out.points[:, 0] >= half) & (out.points[:, 0] < self.size) & (out.points[:, 1] < self.size)
+        inside = (
+            (out.grid.points[:, 0] >= half) & (out.grid.points[:, 0] < self.size) & (out.grid.points[:, 1] < self.size)
+        )
         assert 0 < int(inside.sum()) < len(inside)
 
         def said(value: Tensor | None, change: float) -> Tensor | None:
@@ -193,7 +229,7 @@ class DetectorContract:
         read = [t for t in (out.cls_logits, out.box_raw, out.quality) if t is not None]
         total = torch.stack(list(task(self.model, out, targets).values())).sum()
         grads = torch.autograd.grad(total, read, allow_unused=True)
-        outside = (out.points >= self.size).any(-1)
+        outside = (out.grid.points >= self.size).any(-1)
         assert outside.any()
         for grad in grads:
             assert grad is not None
@@ -223,7 +259,7 @@ class DetectorContract:
     @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 96), (160, 64)])
     def test_every_multiple_is_a_size(self, height: int, width: int) -> None:
         out = self.forward(pictures(1, height, width))
-        assert out.sizes == tuple((-(-height // s), -(-width // s)) for s in out.levels)
+        assert out.grid.sizes == tuple((-(-height // s), -(-width // s)) for s in out.grid.strides)
         assert out.boxes.isfinite().all()
 
     def test_bf16_autocast(self) -> None:

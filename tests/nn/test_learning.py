@@ -17,7 +17,7 @@ from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.nn.yolox import YOLOX
 
 PICTURES = (11, 35, 110, 173, 196, 204, 222, 268)
@@ -68,7 +68,7 @@ def test_overfits_eight_pictures(family: str, eight: Path) -> None:
     data = load_split(find_data(str(eight)), "train")
     assert len(data) == 8
     model = build(family, data.names).train()
-    loader = eval_loader(data, imgsz=SIZE, batch=8, workers=0, pad_value=model.input.pad_value)
+    loader = eval_loader(data, imgsz=SIZE, batch=8, workers=0, pad_value=model.spec.input.pad_value)
     batch = next(iter(loader))
     optimizer = torch.optim.AdamW(model.parameters())
     steps = STEPS.get(family, 100)

@@ -12,7 +12,7 @@ from tests.losses import task
 from yoloxkd.errors import UserError
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.yolox import YOLOX, decode, encode
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Tap, Targets
 
 
 @pytest.fixture
@@ -52,31 +52,31 @@ def test_output_shapes_and_taps(model: YOLOX) -> None:
     assert out.quality is not None
     assert out.quality.shape == (2, a)
     assert out.boxes.shape == out.box_raw.shape == (2, a, 4)
-    assert out.points.shape == (a, 2)
-    assert out.strides.unique().tolist() == list(out.levels) == [8, 16, 32]
-    assert out.sizes == ((8, 12), (4, 6), (2, 3))
+    assert out.grid.points.shape == (a, 2)
+    assert out.grid.point_strides.unique().tolist() == list(out.grid.strides) == [8, 16, 32]
+    assert out.grid.sizes == ((8, 12), (4, 6), (2, 3))
     assert out.image_size == (64, 96)
     for name in ("features", "cls_features", "reg_features"):
         maps = getattr(out, name)
-        assert tuple(m.shape[1] for m in maps) == getattr(model.taps, name) == (32, 32, 32)
-        assert tuple(tuple(m.shape[2:]) for m in maps) == out.sizes
+        assert tuple(m.shape[1] for m in maps) == tuple(model.spec.channels[Tap(name)].values()) == (32, 32, 32)
+        assert tuple(tuple(m.shape[2:]) for m in maps) == out.grid.sizes
 
 
 def test_taps_are_the_inputs_of_what_follows(model: YOLOX) -> None:
-    out = model.eval().dense(torch.rand(1, 3, 64, 64) * 255)
+    out = model.eval().network(torch.rand(1, 3, 64, 64) * 255)
     for level in range(3):
         head = model.head
         assert torch.equal(head.cls_convs[level][0](out.features[level]), out.cls_features[level])
         assert torch.equal(head.reg_convs[level][0](out.features[level]), out.reg_features[level])
         logits = head.cls_preds[level](head.cls_convs[level][1](out.cls_features[level])).flatten(2).transpose(1, 2)
-        first = sum(h * w for h, w in out.sizes[:level])
+        first = sum(h * w for h, w in out.grid.sizes[:level])
         assert torch.equal(out.cls_logits[:, first : first + logits.shape[1]], logits)
 
 
 def test_the_input_is_rgb_and_the_network_reads_bgr(model: YOLOX) -> None:
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     model.eval()
-    assert torch.equal(model(image).boxes, model.dense(image.flip(1).float()).boxes)
+    assert torch.equal(model(image).boxes, model.network(image.flip(1).float()).boxes)
 
 
 @pytest.mark.parametrize("size", [(64, 80), (33, 64)])
@@ -142,7 +142,7 @@ def test_an_ignore_region_takes_its_cells_out_of_the_objectness_loss(model: YOLO
     none = torch.zeros(1, 1, dtype=torch.bool)
     region = torch.tensor([[[0.0, 0.0, 30.0, 20.0]]])
     ignored = Targets(region, torch.zeros(1, 1, dtype=torch.int64), none, ~none)
-    inside = ((out.points >= region[0, :, :2]) & (out.points <= region[0, :, 2:])).all(-1)
+    inside = ((out.grid.points >= region[0, :, :2]) & (out.grid.points <= region[0, :, 2:])).all(-1)
     assert 0 < int(inside.sum()) < len(inside)
     expected = objectness_by_cell(out)[:, ~inside].sum()
     assert float(task(model, out, ignored)["obj"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)

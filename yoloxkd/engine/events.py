@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from yoloxkd.data.records import DetectionData
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.types import TASK, Batch, LossName
 
 
@@ -58,13 +58,13 @@ class State:
     """
 
     recipe: Any
-    detector: DenseDetector
+    detector: Detector[Any, Any]
     device: torch.device
     out: Path
     epochs: int
     iters_per_epoch: int
     say: Callable[[str], None]
-    evaluate: Callable[[DenseDetector, int | None], dict[str, Any]]
+    evaluate: Callable[[Detector[Any, Any], int | None], dict[str, Any]]
     val: DetectionData
     aux: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     epoch: int = 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.ops.ranks import all_mean, all_sum, world
-from yoloxkd.types import Batch, Losses, LossName
+from yoloxkd.types import Batch, Draw, Losses, LossName
 
 # newer releases have another name for it
 _BUFFERS_AS_THEY_ARE: dict[str, Any] = next(
@@ -38,24 +38,26 @@ def wrapped(step: TrainStep) -> nn.Module:
 def gradients(
     step: nn.Module,
     parts: Sequence[Batch],
+    draw: Draw,
     backward: Callable[[Tensor], None],
     on_losses: Callable[[int, dict[LossName, Tensor]], dict[LossName, Tensor]],
 ) -> dict[LossName, Tensor]:
     """Forward and backward over the parts of a batch -> the terms of the whole batch over all processes, detached.
 
+    draw       what is drawn at random in this step follows from
     backward   of a part's loss
     on_losses  called as on_losses(part, terms) before that; gives the terms whose sum is the part's loss
     The loss of a step is a sum over all its images divided by one number of the whole batch, such as its positives. With
     several parts that number is counted first, in a forward pass without gradient: what is positive depends on the
     predictions. Gradients are reduced over processes once, with the last part.
     """
-    counts = _counted(step, parts) if len(parts) > 1 else None
+    counts = _counted(step, parts, draw) if len(parts) > 1 else None
     sums: dict[LossName, Tensor] = {}
     for number, part in enumerate(parts):
         with ExitStack() as stack:
             if number + 1 < len(parts) and isinstance(step, nn.parallel.DistributedDataParallel):
                 stack.enter_context(step.no_sync())
-            losses: Losses = step(part)
+            losses: Losses = step(part, draw)
             terms = on_losses(number, _divided(losses, counts or _over_processes(_counts(losses)), len(parts)))
             backward(torch.stack([v.float() for v in terms.values()]).sum())
         for name, value in terms.items():
@@ -84,14 +86,14 @@ def _divided(losses: Losses, counts: dict[LossName, Tensor], parts: int) -> dict
     }
 
 
-def _counted(step: nn.Module, parts: Sequence[Batch]) -> dict[LossName, Tensor]:
+def _counted(step: nn.Module, parts: Sequence[Batch], draw: Draw) -> dict[LossName, Tensor]:
     """The counts of all parts and processes together."""
     inner = step.module if isinstance(step, nn.parallel.DistributedDataParallel) else step
     assert isinstance(inner, TrainStep)
     sums: dict[LossName, Tensor] = {}
     with torch.no_grad(), _statistics_kept(inner.detector):
         for part in parts:
-            for name, count in _counts(inner.counted(part)).items():
+            for name, count in _counts(inner.counted(part, draw)).items():
                 sums[name] = sums[name] + count if name in sums else count
     return _over_processes(sums)
 

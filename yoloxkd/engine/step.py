@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.types import Batch, DenseOutput, Losses, LossName
+from yoloxkd.nn.detector import Detector
+from yoloxkd.types import Batch, Draw, Losses, LossName
+
+
+@dataclass(frozen=True, slots=True)
+class StudentPass:
+    """A batch that the student has seen.
+
+    model  the student; out: what it says; match: who answers for what, as its own losses have it
+    draw   what is drawn at random in this step follows from
+    """
+
+    model: Detector[Any, Any]
+    out: Any
+    batch: Batch
+    match: Any
+    draw: Draw
 
 
 class AuxiliaryLoss(nn.Module, ABC):
@@ -26,7 +43,7 @@ class AuxiliaryLoss(nn.Module, ABC):
         """Work of its own on the batch, done before the student holds all that it keeps for backward."""
 
     @abstractmethod
-    def forward(self, out: DenseOutput, batch: Batch) -> Losses:
+    def forward(self, student: StudentPass) -> Losses:
         """The losses of a batch that the student has seen."""
 
 
@@ -38,31 +55,33 @@ class TrainStep(nn.Module):
     amp        autocast dtype, or None for full precision; losses are float32 either way
     """
 
-    def __init__(self, detector: DenseDetector, aux: nn.ModuleDict, amp: torch.dtype | None = None) -> None:
+    def __init__(self, detector: Detector[Any, Any], aux: nn.ModuleDict, amp: torch.dtype | None = None) -> None:
         super().__init__()
         self.detector = detector
         self.aux = aux
         self.amp = amp
 
-    def forward(self, batch: Batch) -> Losses:
+    def forward(self, batch: Batch, draw: Draw = Draw()) -> Losses:
         """Every loss by name, the student's own first, undivided; the training loss is the sum of the quotients."""
-        return self._losses(batch, list(self.auxiliary()))
+        return self._losses(batch, draw, list(self.auxiliary()))
 
-    def counted(self, batch: Batch) -> Losses:
+    def counted(self, batch: Batch, draw: Draw = Draw()) -> Losses:
         """Those among which all are that have a count."""
-        return self._losses(batch, [module for module in self.auxiliary() if module.counted])
+        return self._losses(batch, draw, [module for module in self.auxiliary() if module.counted])
 
     def auxiliary(self) -> Iterator[AuxiliaryLoss]:
         for module in self.aux.values():
             assert isinstance(module, AuxiliaryLoss)
             yield module
 
-    def _losses(self, batch: Batch, auxiliary: list[AuxiliaryLoss]) -> Losses:
+    def _losses(self, batch: Batch, draw: Draw, auxiliary: list[AuxiliaryLoss]) -> Losses:
         with torch.autocast(batch.images.device.type, dtype=self.amp, enabled=self.amp is not None):
             for module in auxiliary:
                 module.look(batch)
             out = self.detector(batch.images)
-            losses = self.detector.losses(out, batch.targets)
+            match = self.detector.assign(out, batch.targets, draw)
+            losses = self.detector.losses(out, batch.targets, match)
+            student = StudentPass(self.detector, out, batch, match, draw)
             for module in auxiliary:
-                losses = losses | module(out, batch)
+                losses = losses | module(student)
         return losses

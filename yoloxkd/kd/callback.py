@@ -17,7 +17,7 @@ from yoloxkd.kd.gate import check_teacher
 from yoloxkd.kd.inherit import inherit_from
 from yoloxkd.kd.pairing import Pairing, share_classes, table
 from yoloxkd.kd.weight import MethodWeight
-from yoloxkd.types import TASK, LossName
+from yoloxkd.types import TASK, LossName, Tap
 
 CHECK_EVERY = 20
 """Steps between looks at the counters on the device."""
@@ -33,7 +33,6 @@ class Distill(Callback):
     min_ap        refuse a teacher below this AP (0 to 1) in the student's classes that it knows; 0: do not evaluate it
     gate_images   validation images that AP is measured on; None: all
     nominal_size  px, side of the training input before multi-scale
-    seed          for what methods draw at random
     """
 
     everywhere = True
@@ -46,14 +45,13 @@ class Distill(Callback):
         min_ap: float = 0.05,
         gate_images: int | None = None,
         nominal_size: int | None = None,
-        seed: int = 0,
     ) -> None:
         for name in methods:
             if name not in DISTILLERS:
                 raise UserError(f"unknown distiller '{name}'; {nearest(name, DISTILLERS)}")
         self.teachers = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
         self.methods = dict(methods)
-        self.min_ap, self.gate_images, self.nominal_size, self.seed = min_ap, gate_images, nominal_size, seed
+        self.min_ap, self.gate_images, self.nominal_size = min_ap, gate_images, nominal_size
         self.plans: list[Pairing] = []
         self.modules: list[WithTeacher] = []
         self.weights: dict[str, MethodWeight] = {}
@@ -86,7 +84,7 @@ class Distill(Callback):
             ]
         for i, (teacher, own) in enumerate(zip(self.teachers, methods, strict=True)):
             tag = f"@{i + 1}" if len(self.teachers) > 1 else ""
-            module = WithTeacher(teacher.detector, own, tag=tag, weight=teacher.weight, seed=self.seed)
+            module = WithTeacher(teacher.detector, own, tag=tag, weight=teacher.weight)
             self.modules.append(module)
             state.aux[f"kd{tag}"] = module
         self.weights = {name: MethodWeight(cfg, state.iters_per_epoch) for name, cfg in self.methods.items()}
@@ -121,8 +119,6 @@ class Distill(Callback):
             scale = weight.at(state.epoch, state.iteration, state.device)
             for module in self.modules:
                 module.scales[name] = scale
-        for module in self.modules:
-            module.step = state.iteration
 
     def on_losses(self, state: State) -> None:
         measuring = [(name, weight) for name, weight in self.weights.items() if weight.measuring]
@@ -248,6 +244,6 @@ class Distill(Callback):
             )
 
 
-def _taps(methods: Mapping[str, Distiller]) -> list[str]:
+def _taps(methods: Mapping[str, Distiller]) -> list[Tap]:
     """What the methods read of a detector, each once."""
-    return list(dict.fromkeys(tap for method in methods.values() for tap in method.needs))
+    return list(dict.fromkeys(tap for method in methods.values() for tap in Tap if tap in method.needs))

@@ -17,7 +17,7 @@ from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml
 from yoloxkd.download import Published
 from yoloxkd.errors import UserError
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.published import PUBLISHED
 
 __all__ = [
@@ -202,7 +202,7 @@ class LoadReport:
 
 
 def load_into(
-    model: DenseDetector, state: Mapping[str, Tensor], *, allow_class_mismatch: bool, keep_classes: bool = True
+    model: Detector[Any, Any], state: Mapping[str, Tensor], *, allow_class_mismatch: bool, keep_classes: bool = True
 ) -> LoadReport:
     """Copy a checkpoint's weights into a detector, in place.
 
