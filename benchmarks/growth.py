@@ -17,9 +17,10 @@ from benchmarks.kd_losses import channels_last, maps_of, methods, with_backward
 from benchmarks.report import Row, run_script
 from benchmarks.scenes import batch_of, dense_output, detector
 from benchmarks.steps import turn
+from benchmarks.steps_of import total
 from benchmarks.timing import Samples, Spread, alternate
-from yoloxkd.kd.base import Context
-from yoloxkd.nn.detector import DenseDetector
+from tests.losses import compared
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.types import Batch, DenseOutput
 
 BASE = {"batch": 2, "boxes": 12, "area": 224**2}
@@ -31,9 +32,9 @@ LIMITS = {"batch": 0.05, "boxes": 1.0, "area": 1.05}
 def task_losses(model: DenseDetector, out: DenseOutput, batch: Batch) -> Tensor:
     """Assignment, losses, and the gradient of the predictions."""
     wanted = [x.requires_grad_() for x in (out.cls_logits, out.box_raw, out.quality) if x is not None]
-    total = torch.stack(list(model.losses(out, batch.targets).values())).sum()
-    torch.autograd.grad(total, wanted)
-    return total.detach()
+    loss = total(model.losses(out, batch.targets, model.assign(out, batch.targets)))
+    torch.autograd.grad(loss, wanted)
+    return loss.detach()
 
 
 def part(what: str, model: DenseDetector, images: int, boxes: int, size: int) -> Callable[[], object]:
@@ -45,7 +46,7 @@ def part(what: str, model: DenseDetector, images: int, boxes: int, size: int) ->
         return partial(task_losses, model, outs[0], batch)
     method = methods(model)[what]
     assert maps_of(method, outs[0])
-    return partial(with_backward, method.compare, method, outs[0], outs[1], batch, Context(model))
+    return partial(with_backward, partial(compared, method), method, outs[0], outs[1], batch, model)
 
 
 def exponents(samples: dict[int, Samples], sizes: dict[int, float], images: dict[int, int]) -> tuple[Spread, Spread]:

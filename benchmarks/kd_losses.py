@@ -13,7 +13,8 @@ from benchmarks.scenes import batch_of, dense_output, detector
 from benchmarks.steps_of import training_step
 from benchmarks.timing import alternate, ratio
 from tests.kd.plain import fgd_by_object, pgd_by_object
-from yoloxkd.kd.base import Context, Distiller
+from tests.losses import compared
+from yoloxkd.kd.base import Distiller
 from yoloxkd.kd.fgd import FGD, FGDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.pgd import PGD, PGDConfig
@@ -33,10 +34,8 @@ def measure(quick: bool) -> Iterator[Row]:
         student, teacher = (channels_last(dense_output(images, size, seed, width)) for seed in (0, 1))
         for name, method in methods(model).items():
             turns = {
-                "ours": partial(with_backward, method.compare, method, student, teacher, batch, Context(model)),
-                "plain": partial(
-                    with_backward, partial(PLAIN[name], method), method, student, teacher, batch, Context(model)
-                ),
+                "ours": partial(with_backward, partial(compared, method), method, student, teacher, batch, model),
+                "plain": partial(with_backward, partial(PLAIN[name], method), method, student, teacher, batch, model),
                 "step": step,
                 "once": partial(once, method, student, teacher),
             }

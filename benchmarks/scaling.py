@@ -14,21 +14,23 @@ from dataclasses import dataclass
 
 import cv2
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.scenes import batch_of
+from benchmarks.steps_of import total
 from yoloxkd.build.models import architecture, build_detector
 from yoloxkd.build.recipes import resolve
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.samples import TrainSamples
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.engine.multiscale import size_at
+from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import WithTeacher
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 
 RECIPES = (
     "fgd-yolox-l-m",
@@ -151,7 +153,7 @@ def activations(student: DenseDetector, size: int) -> float:
     batch = batch_of(1, 5, size)
     student.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = student.losses(student(batch.images), batch.targets)
+        losses = TrainStep(student, nn.ModuleDict())(batch)
         assert losses
     return float(sum(size for size, _ in kept.values()))
 
@@ -202,15 +204,12 @@ def measure(name: str, size: int, images: int, rounds: int) -> str:
     }
     kd = WithTeacher(teacher, methods)
     batch = batch_of(images, 7, size)
+    steps = {"plain": TrainStep(student, nn.ModuleDict()), "distilled": TrainStep(student, nn.ModuleDict({"kd": kd}))}
     seconds: dict[str, list[float]] = {"plain": [], "distilled": []}
     for turn in range(rounds + 1):
         for side, times in seconds.items():
             started = time.process_time()
-            out = student(batch.images)
-            losses = student.losses(out, batch.targets)
-            if side == "distilled":
-                losses = losses | kd(out, batch)
-            torch.stack([v.float() for v in losses.values()]).sum().backward()
+            total(steps[side](batch)).backward()
             student.zero_grad(set_to_none=True)
             if turn:
                 times.append(time.process_time() - started)

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from yoloxkd.build.models import build_detector
 from yoloxkd.nn.coco_names import COCO_NAMES
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.nn.yolox import decode
-from yoloxkd.ops.points import locations
+from yoloxkd.ops.points import grid_of
 from yoloxkd.types import Batch, DenseOutput, Targets
 
 LEVELS = (8, 16, 32)
@@ -38,25 +38,23 @@ def dense_output(images: int, size: int, seed: int = 0, channels: int = 0, class
     """Predictions around their cells, of a box a few strides wide; with maps of `channels` channels when asked for."""
     g = torch.Generator().manual_seed(seed)
     sizes = tuple((size // s, size // s) for s in LEVELS)
-    points, strides = locations(sizes, LEVELS, torch.device("cpu"))
-    cells = len(points)
+    grid = grid_of(sizes, LEVELS, torch.device("cpu"))
+    cells = len(grid.points)
     raw = torch.randn(images, cells, 4, generator=g) * 0.6 + torch.tensor([0.3, 0.3, 0.9, 0.9])
 
     def maps() -> tuple[Tensor, ...]:
         return tuple(torch.randn(images, channels, *s, generator=g) for s in sizes) if channels else ()
 
     return DenseOutput(
+        backbone_features=(),
         features=maps(),
         cls_features=maps(),
         reg_features=maps(),
         cls_logits=torch.randn(images, cells, classes, generator=g) * 2 - 3,
         box_raw=raw,
-        boxes=decode(raw, points, strides),
+        boxes=decode(raw, grid.points, grid.point_strides),
         quality=torch.randn(images, cells, generator=g) * 2 - 2,
-        points=points,
-        strides=strides,
-        sizes=sizes,
-        levels=LEVELS,
+        grid=grid,
         image_size=(size, size),
     )
 

@@ -12,15 +12,16 @@ from benchmarks.peers import use_peers
 from benchmarks.report import Row, run_script
 from benchmarks.scenes import CLASSES, dense_output, targets_of
 from benchmarks.timing import alternate, ratio
-from yoloxkd.nn.assigners.simota import SimOTAMatch, simota
+from yoloxkd.nn.assigners.match import Match
+from yoloxkd.nn.assigners.simota import simota
 from yoloxkd.ops.boxes import to_centre
 from yoloxkd.types import DenseOutput, Targets
 
 
 def official(head: torch.nn.Module, out: DenseOutput, targets: Targets) -> list[tuple[Tensor, ...]]:
     """What the release's `get_losses` does before its losses: one image at a time."""
-    shifts = out.points / out.strides[:, None] - 0.5
-    x, y, strides = shifts[None, :, 0], shifts[None, :, 1], out.strides[None]
+    shifts = out.grid.points / out.grid.point_strides[:, None] - 0.5
+    x, y, strides = shifts[None, :, 0], shifts[None, :, 1], out.grid.point_strides[None]
     predicted = to_centre(out.boxes)
     found = []
     for i in range(len(out.boxes)):
@@ -46,18 +47,18 @@ def measure(quick: bool) -> Iterator[Row]:
             rounds=1 if quick else 6,
         )
         yield Row(
-            f"official loop / ours, {len(out.points)} points, {images} images × {boxes} boxes",
+            f"official loop / ours, {len(out.grid.points)} points, {images} images × {boxes} boxes",
             *ratio(samples["theirs"], samples["ours"]),
             at_least=20 if boxes == 100 else 10,
             note=f"{samples['theirs'].milliseconds} / {samples['ours'].milliseconds}; same cells, boxes and overlaps",
         )
 
 
-def check_equal(ours: SimOTAMatch, theirs: list[tuple[Tensor, ...]]) -> None:
+def check_equal(ours: Match, theirs: list[tuple[Tensor, ...]]) -> None:
     for i, (_, fg, iou, rows, _) in enumerate(theirs):
         assert torch.equal(ours.fg[i], fg)
         assert torch.equal(ours.gt[i][fg], rows)
-        torch.testing.assert_close(ours.iou[i][fg], iou, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.score[i][fg], iou, rtol=1e-4, atol=1e-5)
 
 
 if __name__ == "__main__":

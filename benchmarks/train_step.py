@@ -13,7 +13,7 @@ from benchmarks.roofline import convolution_peak, step_flops
 from benchmarks.scenes import CLASSES, batch_of, detector
 from benchmarks.steps_of import training_step
 from benchmarks.timing import Spread, alternate, ratio
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.ops.boxes import to_centre
 from yoloxkd.types import Batch
 

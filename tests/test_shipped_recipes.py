@@ -48,7 +48,7 @@ class Watch(Callback):
         assert state.batch is not None
         self.rates.append(state.lr)
         self.sizes.append((state.batch.images.shape[2], state.batch.images.shape[3]))
-        self.losses = {name: float(value.detach()) for name, value in state.losses.items()}
+        self.losses = {str(name): float(value.detach()) for name, value in state.losses.items()}
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
 from yoloxkd.exporters.target import export_target
 from yoloxkd.file_kinds import is_onnx
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector as Network
 from yoloxkd.types import Detections, ImageMeta, ImageSize, Predictor
 
 logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ class Detector:
             detector = self._opened.detector.to(self.device)
             self.names, self.stride = list(detector.names), detector.size_multiple
             self.imgsz = self._opened.weights.imgsz or default_size(self._opened.name)
-            self.pad_value = detector.input.pad_value
+            self.pad_value = detector.spec.input.pad_value
 
     def predict(
         self, images: Any, conf: float = 0.25, iou: float = 0.65, imgsz: ImageSize | None = None
@@ -353,7 +353,7 @@ class Detector:
         return size
 
     @property
-    def network(self) -> DenseDetector:
+    def network(self) -> Network[Any, Any]:
         """The PyTorch model. UserError: an exported file has none."""
         if self.onnx:
             raise UserError(f"{self.source} is an exported file; the PyTorch model is in its checkpoint")

@@ -8,9 +8,11 @@ Shape legend, used in every docstring of the package:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from yoloxkd.detections import Detections as Detections
 
@@ -99,24 +101,107 @@ class Batch:
         return self._map(lambda x: x.pin_memory())
 
 
+class Tap(StrEnum):
+    """The maps of a detector that a distiller can read: the name of the output's field that holds them."""
+
+    BACKBONE = "backbone_features"
+    NECK = "features"
+    CLS = "cls_features"
+    REG = "reg_features"
+    ROI = "roi_features"
+
+
+class Draw(NamedTuple):
+    """What everything drawn at random in a step follows from, so that a resumed run draws the same.
+
+    seed of the run; number of the step, from 0 over the whole run
+    """
+
+    seed: int = 0
+    number: int = 0
+
+
+@dataclass(slots=True)
+class Grid:
+    """Where a detector's A predictions lie: level after level, row-major inside a level, those of a cell side by side.
+
+    sizes          L x (h, w) cells
+    strides        L strides in px, finest first
+    points         (A, 2) x, y px
+    point_strides  (A,) px, the stride of each prediction's level
+    anchors        (A, 4) px, or None
+    per_cell       predictions of a cell
+    offset         cell (row i, column j) of stride s lies at ((j + offset) s, (i + offset) s)
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...]
+    points: Tensor
+    point_strides: Tensor
+    anchors: Tensor | None = None
+    per_cell: int = 1
+    offset: float = 0.5
+
+    def slices(self) -> tuple[slice, ...]:
+        """Where each level's predictions are among all."""
+        ends = list(accumulate((h * w * self.per_cell for h, w in self.sizes), initial=0))
+        return tuple(map(slice, ends[:-1], ends[1:]))
+
+    def by_level(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, A, ...) -> L x (B, h, w, per_cell, ...)"""
+        parts = zip(self.slices(), self.sizes, strict=True)
+        return tuple(x[:, part].unflatten(1, (h, w, self.per_cell)) for part, (h, w) in parts)
+
+    def of_levels(self, levels: Sequence[int]) -> Grid:
+        """The grid of some levels alone."""
+        slices = self.slices()
+
+        def chosen(x: Tensor) -> Tensor:
+            import torch
+
+            return torch.cat([x[slices[i]] for i in levels])
+
+        return replace(
+            self,
+            sizes=tuple(self.sizes[i] for i in levels),
+            strides=tuple(self.strides[i] for i in levels),
+            points=chosen(self.points),
+            point_strides=chosen(self.point_strides),
+            anchors=None if self.anchors is None else chosen(self.anchors),
+        )
+
+
+class DetectorOutput(Protocol):
+    """All that a distiller of maps may ask of any detector's output; further maps are fields named as `Tap` says.
+
+    features    L x (B, C, h, w) neck maps
+    image_size  (H, W) of the network input
+    """
+
+    @property
+    def features(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+
 @dataclass(slots=True)
 class DenseOutput:
     """Everything a dense detector says about a batch: what losses, distillers and post-processing read.
 
-    features      L x (B, C, h, w) neck maps
-    cls_features  L x (B, C, h, w) output of the first block of each classification tower
-    reg_features  L x (B, C, h, w) the same of the regression tower
-    cls_logits    (B, A, K) class logits
-    box_raw       (B, A, R) box code as the network gives it
-    boxes         (B, A, 4) decoded xyxy px of the network input
-    quality       (B, A) objectness or centre-ness logits, or None
-    points        (A, 2) x, y px of each location, level after level, row-major inside a level
-    strides       (A,) px, stride of each location
-    sizes         L x (h, w)
-    levels        L strides in px, finest first
-    image_size    (H, W)
+    backbone_features  (B, C, h, w) maps of the backbone, finest first
+    features           L x (B, C, h, w) neck maps
+    cls_features       L x (B, C, h, w) output of the first block of each classification tower
+    reg_features       L x (B, C, h, w) the same of the regression tower
+    cls_logits         (B, A, K) class logits
+    box_raw            (B, A, R) box code as the network gives it
+    boxes              (B, A, 4) decoded xyxy px of the network input
+    quality            (B, A) objectness or centre-ness logits, or None
+    grid               where the A predictions lie
+    image_size         (H, W)
     """
 
+    backbone_features: tuple[Tensor, ...]
     features: tuple[Tensor, ...]
     cls_features: tuple[Tensor, ...]
     reg_features: tuple[Tensor, ...]
@@ -124,23 +209,103 @@ class DenseOutput:
     box_raw: Tensor
     boxes: Tensor
     quality: Tensor | None
-    points: Tensor
-    strides: Tensor
-    sizes: tuple[tuple[int, int], ...]
-    levels: tuple[int, ...]
+    grid: Grid
     image_size: tuple[int, int]
 
-    def detach(self) -> Self:
-        """The same output without gradient history."""
 
-        def cut(value: Any) -> Any:
-            if hasattr(value, "detach"):
-                return value.detach()
-            if isinstance(value, tuple) and value and hasattr(value[0], "detach"):
-                return tuple(v.detach() for v in value)
-            return value
+@dataclass(slots=True)
+class RoIStage:
+    """What one stage of a two-stage detector says of P regions.
 
-        return type(self)(**{f.name: cut(getattr(self, f.name)) for f in fields(self)})
+    roi_features  (B, P, C, s, s) pooled maps
+    cls_logits    (B, P, K + 1), background last
+    box_raw       (B, P, R) box code
+    boxes         (B, P, 4) decoded px
+    """
+
+    roi_features: Tensor
+    cls_logits: Tensor
+    box_raw: Tensor
+    boxes: Tensor
+
+
+@dataclass(slots=True)
+class RoIOutput:
+    """Everything a two-stage detector says about a batch.
+
+    rpn        the proposal network's output, of one class
+    proposals  (B, P, 4) px, best first, in as many slots for every image
+    valid      (B, P) bool, slots that hold a proposal
+    stages     one after the other; the last is what detections are made of
+    """
+
+    rpn: DenseOutput
+    proposals: Tensor
+    valid: Tensor
+    stages: tuple[RoIStage, ...]
+
+    @property
+    def backbone_features(self) -> tuple[Tensor, ...]:
+        return self.rpn.backbone_features
+
+    @property
+    def features(self) -> tuple[Tensor, ...]:
+        return self.rpn.features
+
+    @property
+    def roi_features(self) -> tuple[Tensor, ...]:
+        return tuple(stage.roi_features for stage in self.stages)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.rpn.image_size
+
+
+TASK = "task"
+"""The source of a detector's own losses."""
+
+
+class LossName(NamedTuple):
+    """Which loss it is; text only for the screen and for results.csv.
+
+    source  `TASK`, or the distiller, with its teacher's number where there are several: "pgd", "pgd@2"
+    term    what it compares
+    level   stride (px) of the feature level; None: of all levels together
+    """
+
+    source: str
+    term: str
+    level: int | None = None
+
+    def __str__(self) -> str:
+        term = self.term if self.source == TASK else f"{self.source}/{self.term}"
+        return term if self.level is None else f"{term}/s{self.level}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss of some images that is not divided yet: the engine does that, for it knows the other parts of the batch.
+
+    total  scalar: with `count` a sum over these images, else their mean
+    count  scalar without gradient: what these images contribute to the number that the whole batch's sum is divided by
+    least  that number is at least this
+    """
+
+    total: Tensor
+    count: Tensor | None = None
+    least: float = 1.0
+
+    def mean(self) -> Tensor:
+        """The loss where these images are the whole batch."""
+        return self.total if self.count is None else self.total / self.count.clamp(min=self.least)
+
+
+Losses = dict[LossName, Loss]
+
+
+def task_losses(**terms: Loss) -> Losses:
+    """A detector's own losses, from {term: loss}."""
+    return {LossName(TASK, term): loss for term, loss in terms.items()}
 
 
 @runtime_checkable

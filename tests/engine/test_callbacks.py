@@ -25,6 +25,7 @@ from yoloxkd.engine.callbacks import CALLBACKS, EarlyStopping, Plots, TensorBoar
 from yoloxkd.engine.callbacks.progress import ProgressReport, duration
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import Interrupted, UserError
+from yoloxkd.types import TASK, LossName
 
 OPTIONS: dict[str, Any] = {"student": "yolox-nano", "batch": 8, "imgsz": 64, "device": "cpu"}
 STEPS = 3  # batches of 8 in the toy's 24 pictures
@@ -160,6 +161,9 @@ def test_an_early_stopped_run_resumes_exactly_and_counts_as_finished(toy: Path, 
     assert (again.out / "metrics.json").read_text() == (whole.out / "metrics.json").read_text()
 
 
+NAMES = (LossName(TASK, "box"), LossName("fgd", "fg", 8), LossName("fgd", "fg", 16))
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_shows_everything_promised(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yoloxkd.engine.callbacks.progress.PLAIN_SECONDS", -1)
@@ -168,8 +172,8 @@ def test_progress_shows_everything_promised(terminal: bool, monkeypatch: pytest.
     state: Any = SimpleNamespace(
         epoch=1, epochs=5, step_in_epoch=0, iters_per_epoch=4, iteration=4, lr=0.01, device=torch.device("cpu"), stop=False,
         recipe=SimpleNamespace(train=SimpleNamespace(batch=8)), images_per_second=12.5, extra={"evaluated": 1},
-        losses={"box": torch.tensor(1.5), "fgd/fg/s8": torch.tensor(2.0), "fgd/fg/s16": torch.tensor(0.5)},
-        epoch_losses={"box": 1.5, "fgd/fg/s8": 2.0, "fgd/fg/s16": 0.25}, metrics={"AP": 0.25, "AP50": 0.5},
+        losses=dict(zip(NAMES, torch.tensor([1.5, 2.0, 0.5]), strict=True)),
+        epoch_losses=dict(zip(NAMES, (1.5, 2.0, 0.25), strict=True)), metrics={"AP": 0.25, "AP50": 0.5},
         say=lambda line: console.print(line, highlight=False, soft_wrap=True),
     )  # fmt: skip
     report = ProgressReport(console)

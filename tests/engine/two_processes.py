@@ -26,7 +26,7 @@ from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import WithTeacher
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.types import Batch
+from yoloxkd.types import Batch, Draw
 
 FAMILIES = {
     "yolox": ("fgd", "pgd", "cwd", "mgd"),
@@ -108,11 +108,15 @@ def family_gradients(family: str, parts: int) -> dict[str, Tensor]:
     keys: dict[str, Any] = {"ld": {"delta": 1.0}}
     methods = {n: DISTILLERS[n](DISTILLERS[n].Config(**keys.get(n, {})), plan) for n in FAMILIES[family]}
     student.final_phase(True)
-    step = TrainStep(student, nn.ModuleDict({"kd": WithTeacher(teacher.double(), methods, seed=3)})).train().double()
+    step = TrainStep(student, nn.ModuleDict({"kd": WithTeacher(teacher.double(), methods)})).train().double()
     freeze(step)
     mine = scenes().part(*dist.share())
     losses = gradients(
-        wrapped(step), [mine.part(i, parts) for i in range(parts)], lambda loss: loss.backward(), lambda i, terms: terms
+        wrapped(step),
+        [mine.part(i, parts) for i in range(parts)],
+        Draw(3),
+        lambda loss: loss.backward(),
+        lambda i, terms: terms,
     )
     found = {f"loss {name}": value for name, value in losses.items()}
     return found | {f"grad {n}": p.grad.clone() for n, p in step.named_parameters() if p.grad is not None}

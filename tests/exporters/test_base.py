@@ -27,9 +27,9 @@ def test_a_norm_that_two_convolutions_share_is_left_alone(pixels: Tensor) -> Non
     class Shared(TinyDetector):
         """Both levels go through the stem's norm."""
 
-        def dense(self, x: Tensor) -> DenseOutput:
+        def network(self, x: Tensor) -> DenseOutput:
             self.down[1] = self.stem[1]
-            return super().dense(x)
+            return super().network(x)
 
     detector = Shared(["a"]).eval()
     with torch.no_grad():

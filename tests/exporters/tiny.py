@@ -6,8 +6,10 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.nn.assigners.match import Match, no_match
+from yoloxkd.nn.dense_detector import DenseDetector, Maps, Predictions
+from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
+from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Tap, Targets, task_losses
 
 
 class TinyDetector(DenseDetector):
@@ -19,11 +21,15 @@ class TinyDetector(DenseDetector):
     family = "tiny"
 
     def __init__(self, names: list[str], seed: int = 0, bias: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(self.Config(), names)
         torch.manual_seed(seed)
-        self.names, self.levels = names, (8, 16)
-        self.input = InputConvention(bgr=True)
-        self.taps = Taps((16, 16), (16, 16), (16, 16))
+        self.spec = DetectorSpec(
+            names=tuple(names),
+            strides=(8, 16),
+            channels={Tap.NECK: {8: 16, 16: 16}},
+            box_code=BoxCode("cells"),
+            input=InputConvention(bgr=True),
+        )
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 8, 8, bias=False), nn.BatchNorm2d(16, eps=1e-3), nn.SiLU())
         self.down = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU())
         self.head = nn.Conv2d(16, 4 + len(names), 1)
@@ -35,30 +41,25 @@ class TinyDetector(DenseDetector):
         nn.init.normal_(self.head.weight, std=0.6)
         nn.init.normal_(self.head.bias, mean=bias, std=0.1)
 
-    def dense(self, x: Tensor) -> DenseOutput:
+    def pyramid(self, x: Tensor) -> tuple[Maps, Maps]:
         fine = self.stem(x / 8)
-        coarse = self.down(fine)
-        maps = (fine, coarse)
-        flat = [self.head(f).flatten(2).transpose(1, 2) for f in maps]
-        raw = torch.cat(flat, dim=1)
-        points, strides = [], []
-        for f, stride in zip(maps, self.levels, strict=True):
-            h, w = f.shape[2], f.shape[3]
-            y, x_ = torch.meshgrid(torch.arange(h, dtype=f.dtype), torch.arange(w, dtype=f.dtype), indexing="ij")
-            points.append(torch.stack([x_, y], dim=2).reshape(-1, 2) * stride + stride / 2)
-            strides.append(torch.full((h * w,), float(stride)))
-        point, step = torch.cat(points), torch.cat(strides)
-        size = torch.exp(raw[..., 2:4].clamp(-3, 3)) * step[:, None] * 3
-        centre = point + raw[..., :2].tanh() * step[:, None]
-        boxes = torch.cat([centre - size / 2, centre + size / 2], dim=2)
-        sizes = tuple((f.shape[2], f.shape[3]) for f in maps)
-        image_size = (x.shape[2], x.shape[3])
-        return DenseOutput(
-            maps, maps, maps, raw[..., 4:], raw[..., :4], boxes, None, point, step, sizes, self.levels, image_size
-        )
+        return (), (fine, self.down(fine))
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
-        return {"none": out.cls_logits.sum() * 0}
+    def tower(self, branch: Tap, maps: Maps, start: int = 0, stop: int | None = None) -> Maps:
+        return maps
 
-    def scores(self, out: DenseOutput) -> Tensor:
-        return out.cls_logits.sigmoid()
+    def predict(self, cls: Maps, reg: Maps) -> Predictions:
+        both = [self.head(x) for x in reg]
+        return Predictions([x[:, 4:] for x in both], [x[:, :4] for x in both])
+
+    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
+        step = grid.point_strides[:, None]
+        size = torch.exp(raw[..., 2:4].clamp(-3, 3)) * step * 3
+        centre = grid.points + raw[..., :2].tanh() * step
+        return torch.cat([centre - size / 2, centre + size / 2], dim=2)
+
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
+        return no_match(*out.cls_logits.shape[:2], out.cls_logits.device)
+
+    def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
+        return task_losses(none=Loss(out.cls_logits.sum() * 0))

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
 from yoloxkd.engine.events import State
-from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
-from yoloxkd.types import Batch, DenseOutput, Targets
+from yoloxkd.nn.assigners.match import Match, no_match
+from yoloxkd.nn.dense_detector import DenseDetector, Maps, Predictions
+from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
+from yoloxkd.ops.boxes import from_distances
+from yoloxkd.types import Batch, DenseOutput, Draw, Grid, Loss, Losses, Tap, Targets, task_losses
 
 SIZE = 64
 
 
 class TinyDetector(DenseDetector):
-    """One convolution a level and one a tower, all with batch norm; FCOS-like points and boxes."""
+    """One convolution a level and one a tower, all with batch norm; FCOS-like points and boxes, no background."""
 
     class Config(Strict):
         channels: int = 6
@@ -34,11 +37,15 @@ class TinyDetector(DenseDetector):
         names: Sequence[str] = ("cat", "dog", "bird"),
         convention: InputConvention | None = None,
     ) -> None:
-        super().__init__()
-        self.levels, self.names = tuple(levels), list(names)
-        self.input = convention or InputConvention(std=(255.0, 255.0, 255.0))
-        n = len(levels)
-        self.taps = Taps((channels,) * n, (channels,) * n, (channels,) * n)
+        super().__init__(self.Config(channels=channels), names)
+        maps = dict.fromkeys(levels, channels)
+        self.spec = DetectorSpec(
+            names=tuple(names),
+            strides=tuple(levels),
+            channels={Tap.BACKBONE: {1: channels}, Tap.NECK: maps, Tap.CLS: maps, Tap.REG: maps},
+            box_code=BoxCode("distances"),
+            input=convention or InputConvention(std=(255.0, 255.0, 255.0)),
+        )
 
         def block(inputs: int, stride: int = 1) -> nn.Sequential:
             return nn.Sequential(
@@ -49,46 +56,29 @@ class TinyDetector(DenseDetector):
         self.neck = nn.ModuleList(block(channels) for _ in levels)
         self.cls_tower = nn.ModuleList(block(channels) for _ in levels)
         self.reg_tower = nn.ModuleList(block(channels) for _ in levels)
-        self.cls_pred = nn.Conv2d(channels, len(self.names), 1)
+        self.cls_pred = nn.Conv2d(channels, len(names), 1)
         self.reg_pred = nn.Conv2d(channels, 4, 1)
 
-    def dense(self, x: Tensor) -> DenseOutput:
-        height, width = x.shape[2:]
+    def pyramid(self, x: Tensor) -> tuple[Maps, Maps]:
         base = self.backbone(x)
-        features = tuple(b(F.avg_pool2d(base, s)) for b, s in zip(self.neck, self.levels, strict=True))
-        cls = tuple(b(f) for b, f in zip(self.cls_tower, features, strict=True))
-        reg = tuple(b(f) for b, f in zip(self.reg_tower, features, strict=True))
-        logits = torch.cat([self.cls_pred(f).flatten(2) for f in cls], 2).transpose(1, 2)
-        raw = torch.cat([self.reg_pred(f).flatten(2) for f in reg], 2).transpose(1, 2)
-        sizes = tuple((f.shape[2], f.shape[3]) for f in features)
-        points, strides = [], []
-        for (h, w), s in zip(sizes, self.levels, strict=True):
-            y, x_ = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-            points.append((torch.stack([x_, y], -1).reshape(-1, 2) + 0.5) * s)
-            strides.append(torch.full((h * w,), float(s)))
-        where, stride = torch.cat(points).to(raw.device), torch.cat(strides).to(raw.device)
-        far = raw.float().sigmoid() * 4 * stride[:, None]
-        boxes = torch.cat([where - far[..., :2], where + far[..., 2:]], -1)
-        return DenseOutput(
-            features=features,
-            cls_features=cls,
-            reg_features=reg,
-            cls_logits=logits,
-            box_raw=raw,
-            boxes=boxes,
-            quality=None,
-            points=where,
-            strides=stride,
-            sizes=sizes,
-            levels=self.levels,
-            image_size=(height, width),
-        )
+        return (base,), tuple(b(F.avg_pool2d(base, s)) for b, s in zip(self.neck, self.spec.strides, strict=True))
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
-        return {"cls": out.cls_logits.float().square().mean(), "box": out.box_raw.float().square().mean()}
+    def tower(self, branch: Tap, maps: Maps, start: int = 0, stop: int | None = None) -> Maps:
+        blocks = self.cls_tower if branch == Tap.CLS else self.reg_tower
+        return tuple(b(x) for b, x in zip(blocks, maps, strict=True)) if start == 0 else maps
 
-    def scores(self, out: DenseOutput) -> Tensor:
-        return self.class_probability(out)
+    def predict(self, cls: Maps, reg: Maps) -> Predictions:
+        return Predictions([self.cls_pred(x) for x in cls], [self.reg_pred(x) for x in reg])
+
+    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
+        return from_distances(grid.points, raw.float().sigmoid() * 4 * grid.point_strides[:, None])
+
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
+        return no_match(*out.cls_logits.shape[:2], out.cls_logits.device)
+
+    def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
+        means = {"cls": out.cls_logits, "box": out.box_raw}
+        return task_losses(**{name: Loss(x.float().square().mean()) for name, x in means.items()})
 
 
 def make_batch(images: int = 2, size: int = SIZE, seed: int = 0, classes: int = 3, boxes: int = 4) -> Batch:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yoloxkd.kd.base import Context
 from yoloxkd.kd.fgd import FGD, GlobalContext
 from yoloxkd.kd.pgd import PGD
 from yoloxkd.kd.regions import COVARIANCE_EPS, Predictions
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.types import Batch, DenseOutput
 
 
@@ -129,7 +129,7 @@ def fgd_relation_by_image(s: Tensor, t: Tensor, of_student: GlobalContext, of_te
 
 
 def fgd_by_object(
-    method: FGD, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context
+    method: FGD, student: DenseOutput, teacher: DenseOutput, batch: Batch, model: DenseDetector
 ) -> dict[str, Tensor]:
     """`FGD.compare` of maps with equal channels, on pictures that fill the input."""
     out = {}
@@ -145,17 +145,17 @@ def fgd_by_object(
 
 
 def pgd_by_object(
-    method: PGD, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context
+    method: PGD, student: DenseOutput, teacher: DenseOutput, batch: Batch, model: DenseDetector
 ) -> dict[str, Tensor]:
     """`PGD.compare` of classification and regression maps, likewise."""
     cfg, targets = method.cfg, batch.targets
-    seen = Predictions(teacher.points, context.teacher.class_probability(teacher), teacher.boxes)
+    seen = Predictions(teacher.grid.points, model.class_probability(teacher), teacher.boxes)
     args = (seen, targets.boxes, targets.labels, targets.mask)
     weights = [pgd_weights_by_object(*args, xi, cfg.k) for xi in (cfg.xi_cls, cfg.xi_reg)]
-    background = (~inside_by_object(teacher.points, targets.boxes, targets.mask)).to(weights[0].dtype)
+    background = (~inside_by_object(teacher.grid.points, targets.boxes, targets.mask)).to(weights[0].dtype)
     out, start = {}, 0
     for i, level in enumerate(method.pairing.levels):
-        h, w = teacher.sizes[i]
+        h, w = teacher.grid.sizes[i]
         here = slice(start, start + h * w)
         start += h * w
         of_cls, of_reg, plain = (x[:, here].view(-1, h, w) for x in (*weights, background))

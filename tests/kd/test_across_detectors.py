@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from tests.kd.fakes import make_batch
+from tests.losses import distilled
 from tests.nn.fpn import narrow
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS, kd_defaults
 from yoloxkd.kd.base import WithTeacher
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.nn.yolox import YOLOX
 
 NAMES = ["cat", "dog", "bird"]
@@ -55,11 +56,10 @@ def test_two_steps(teacher_family: str, student_family: str, method: str) -> Non
     module = distilling(method, student, teacher)
     own = [*student.parameters(), *module.parameters()]
     optimizer = torch.optim.SGD(own, lr=1e-4)
-    common = set(student.levels) & set(teacher.levels)
+    common = set(student.spec.strides) & set(teacher.spec.strides)
     for step in range(2):
         batch = make_batch(images=2, size=SIZE, seed=step)
-        out = student(batch.images)
-        terms = module(out, batch)
+        terms = distilled(module, student, batch)
         assert {int(name.rpartition("/s")[2]) for name in terms} == common
         for name, value in terms.items():
             assert value.isfinite(), name
@@ -96,5 +96,5 @@ def test_nothing_to_learn_from_oneself(family: str, method: str) -> None:
         keys["global"] = False
     module = WithTeacher(teacher, {method: kind(kind.Config.model_validate(keys), Pairing.between(student, teacher))})
     batch = make_batch(images=2, size=SIZE)
-    terms = module(student(batch.images), batch)
+    terms = distilled(module, student, batch)
     assert {name: float(v.detach()) for name, v in terms.items()} == dict.fromkeys(terms, 0.0)

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 
 from tests.kd.fakes import TinyDetector, make_batch, make_state
 from tests.kd.test_across_detectors import FAMILIES, SIZE, detector, distilling
+from tests.losses import distilled, step_of
 from yoloxkd import Trainer
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS, kd_defaults
 from yoloxkd.kd.at_scale import AtScale
-from yoloxkd.kd.base import Context, Teacher
+from yoloxkd.kd.base import Teacher
 from yoloxkd.kd.callback import Distill
 from yoloxkd.kd.pairing import Pairing, table
 from yoloxkd.kd.pgd import PGD
@@ -28,11 +29,11 @@ def test_what_it_says_is_in_the_pixels_it_was_given() -> None:
     with torch.no_grad():
         seen, expected = AtScale(inner, 2.0)(images), inner(twice)
     assert seen.image_size == (32, 48)
-    assert seen.sizes == expected.sizes == ((8, 12), (4, 6))
+    assert seen.grid.sizes == expected.grid.sizes == ((8, 12), (4, 6))
     torch.testing.assert_close(seen.boxes, expected.boxes / 2)
-    torch.testing.assert_close(seen.points, expected.points / 2)
+    torch.testing.assert_close(seen.grid.points, expected.grid.points / 2)
     assert torch.equal(seen.cls_logits, expected.cls_logits)
-    assert seen.points[:, 0].max() < 48
+    assert seen.grid.points[:, 0].max() < 48
     assert torch.equal(AtScale(inner, 1.0)(images).boxes, inner(images).boxes)
     assert AtScale(inner, 0.4).seen_size(64, 96) == (32, 32)  # rounded to multiples of 16
 
@@ -44,7 +45,7 @@ def test_every_method_learns_from_another_size(families: tuple[str, str], scale:
     teacher, student = AtScale(detector(families[0], 1), scale), detector(families[1], 2).train()
     module = distilling(method, student, teacher)
     batch = make_batch(images=2, size=SIZE)
-    terms = module(student(batch.images), batch)
+    terms = distilled(module, student, batch)
     for name, value in terms.items():
         assert value.isfinite(), name
         assert value >= 0, name
@@ -66,7 +67,7 @@ def test_pgd_finds_the_same_places_at_twice_the_size(family: str) -> None:
         pgd = PGD(PGD.Config.model_validate(kd_defaults("pgd", family) | {"foreground": "box"}), plan)
         with torch.no_grad():
             seen = teacher(batch.images)
-        weights, _ = pgd.regions(seen, batch, Context(teacher))
+        weights, _ = pgd.regions(step_of(seen, seen, batch, teacher))
         h, w = weights["cls"][0].shape[1:]
         y, x = torch.meshgrid((torch.arange(h) + 0.5) * SIZE / h, (torch.arange(w) + 0.5) * SIZE / w, indexing="ij")
         mass = weights["cls"][0][0] / weights["cls"][0][0].sum()

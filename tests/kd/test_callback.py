@@ -10,11 +10,13 @@ import torch
 from tests.kd.fakes import TinyDetector, make_batch, make_state, metrics
 from tests.kd.test_base import Broken
 from yoloxkd.engine.events import State
+from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.kd.base import KDConfig, Teacher
 from yoloxkd.kd.callback import Distill
 from yoloxkd.kd.fgd import FGDConfig
 from yoloxkd.kd.pgd import PGDConfig
+from yoloxkd.types import TASK, LossName
 
 
 def start(
@@ -35,16 +37,14 @@ def start(
 
 def epoch(callback: Distill, state: State, steps: int = 4, training: bool = True) -> None:
     """Runs an epoch the way the engine does."""
-    sums: dict[str, float] = {}
+    sums: dict[LossName, float] = {}
     state.detector.train()
     callback.on_epoch_start(state)
     for i in range(steps):
         state.batch = make_batch(seed=i)
         callback.on_batch_start(state)
-        out = state.detector(state.batch.images)
-        state.losses = state.detector.losses(out, state.batch.targets)
-        for module in state.aux.values():
-            state.losses |= module(out, state.batch)
+        losses = TrainStep(state.detector, state.aux)(state.batch)
+        state.losses = {name: loss.mean() for name, loss in losses.items()}
         callback.on_losses(state)
         if training:
             torch.stack(list(state.losses.values())).sum().backward()
@@ -146,8 +146,8 @@ def test_automatic_weight_is_fixed_said_and_stored() -> None:
     fixed = state.extra["kd"]["auto"]["pgd"]["fixed"]
     assert any(f"fixed at {fixed:.4g}" in line for line in said)
     epoch(callback, state, training=False)
-    task = sum(v for k, v in state.epoch_losses.items() if "/" not in k)
-    own = sum(v for k, v in state.epoch_losses.items() if "/" in k)
+    task = sum(v for k, v in state.epoch_losses.items() if k.source == TASK)
+    own = sum(v for k, v in state.epoch_losses.items() if k.source != TASK)
     assert own == pytest.approx(0.5 * task, rel=0.05)
 
 
@@ -185,7 +185,7 @@ def test_zero_missing_and_overwhelming_terms_are_said() -> None:
     callback, state, said = start({"pgd": PGDConfig(warn_above=2.0)})
     callback.on_batch_start(state)
     names = state.aux["kd"].names
-    state.epoch_losses = {"cls": 1.0, **dict.fromkeys(names, 5.0), names[0]: 0.0}
+    state.epoch_losses = {LossName(TASK, "cls"): 1.0, **dict.fromkeys(names, 5.0), names[0]: 0.0}
     del state.epoch_losses[names[1]]
     callback.on_epoch_end(state)
     text = "\n".join(said)
@@ -201,7 +201,7 @@ def test_a_term_that_stays_zero_is_said_once_and_again_after_it_was_not() -> Non
 
     def warned(value: float) -> bool:
         said.clear()
-        state.epoch_losses = {"cls": 1.0, **dict.fromkeys(names, 5.0), names[0]: value}
+        state.epoch_losses = {LossName(TASK, "cls"): 1.0, **dict.fromkeys(names, 5.0), names[0]: value}
         callback.on_epoch_end(state)
         return any("exactly 0" in line for line in said)
 
@@ -244,4 +244,4 @@ def test_self_distillation() -> None:
     callback, state, _ = start(student=TinyDetector(6), teacher=TinyDetector(6))
     assert not any("adapters" in k for k in state.aux.state_dict())
     epoch(callback, state)
-    assert all(v > 0 for k, v in state.epoch_losses.items() if k.startswith("pgd/cls_att"))
+    assert all(v > 0 for k, v in state.epoch_losses.items() if k[:2] == ("pgd", "cls_att"))

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from tests.kd.fakes import TinyDetector, make_batch
+from tests.losses import means
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd.base import WithTeacher
 from yoloxkd.kd.fgd import FGD, FGDConfig
@@ -27,7 +28,7 @@ def build() -> TrainStep:
 
 
 def gradients(step: nn.Module, plain: TrainStep, seed: int) -> dict[str, Tensor]:
-    torch.stack(list(step(make_batch(seed=seed)).values())).sum().backward()
+    torch.stack([*means(step(make_batch(seed=seed))).values()]).sum().backward()
     return {name: p.grad.clone() for name, p in plain.named_parameters() if p.grad is not None}
 
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from tests.kd.fakes import make_batch
 from tests.kd.test_methods import two_gfls
+from tests.losses import compared
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import Context, Distiller
+from yoloxkd.kd.base import Distiller
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.types import Batch, DenseOutput
 
 STATISTICS = ("attention/", "global/", "cls_att/", "reg_att/", "neck_att/")
@@ -38,8 +40,8 @@ def leaves(out: DenseOutput) -> DenseOutput:
     return replace(out, **maps, cls_logits=leaf(out.cls_logits), box_raw=leaf(out.box_raw))
 
 
-def learnt(method: Distiller, ours: DenseOutput, theirs: DenseOutput, batch: Batch, context: Context) -> Tensor:
-    found = method.compare(ours, theirs, batch, context)
+def learnt(method: Distiller, ours: DenseOutput, theirs: DenseOutput, batch: Batch, teacher: DenseDetector) -> Tensor:
+    found = compared(method, ours, theirs, batch, teacher)
     kept = {name: value for name, value in found.items() if not name.startswith(STATISTICS)}
     assert kept
     return torch.stack(list(kept.values())).sum()
@@ -54,15 +56,15 @@ def test_no_gradient_reaches_an_ignore_region(name: str) -> None:
     ours = leaves(ours)
     kind = DISTILLERS[name]
     method = kind(kind.Config(**KEYS.get(name, {})), Pairing.between(student, teacher))
-    learnt(method, ours, theirs, batch, Context(teacher)).backward()
+    learnt(method, ours, theirs, batch, teacher).backward()
     touched = 0
     for tap in ("features", "cls_features", "reg_features"):
-        for stride, value in zip(ours.levels, getattr(ours, tap), strict=True):
+        for stride, value in zip(ours.grid.strides, getattr(ours, tap), strict=True):
             if value.grad is not None:
                 within = torch.arange(value.shape[3]) * stride > 38  # whole cells, wherever their location is
                 assert not value.grad[..., within].any(), (tap, stride)
                 touched += int(value.grad[..., ~within].count_nonzero())
-    inside = ours.points[:, 0] > 40
+    inside = ours.grid.points[:, 0] > 40
     for table in (ours.cls_logits, ours.box_raw):
         if table.grad is not None:
             assert not table.grad[:, inside].any()
@@ -70,7 +72,7 @@ def test_no_gradient_reaches_an_ignore_region(name: str) -> None:
     assert touched > 0
     batch.targets.ignore[:] = False  # without the mask it does learn there
     again = leaves(ours)
-    learnt(method, again, theirs, batch, Context(teacher)).backward()
+    learnt(method, again, theirs, batch, teacher).backward()
     grads = [v.grad[..., 5:] for v in (again.features[0], again.cls_features[0]) if v.grad is not None]
     assert name == "ld" or any(bool(g.any()) for g in grads)
 
@@ -83,9 +85,9 @@ def test_mgd_does_not_ask_what_the_teacher_sees_there() -> None:
     method = kind(kind.Config(), Pairing.between(student, teacher))
     with torch.no_grad():
         ours, theirs = student(batch.images), teacher(batch.images)
-        before = learnt(method, ours, theirs, batch, Context(teacher))
-        for stride, value in zip(theirs.levels, theirs.features, strict=True):
+        before = learnt(method, ours, theirs, batch, teacher)
+        for stride, value in zip(theirs.grid.strides, theirs.features, strict=True):
             value[..., torch.arange(value.shape[3]) * stride > 38] += 3.0
-        assert torch.equal(before, learnt(method, ours, theirs, batch, Context(teacher)))
+        assert torch.equal(before, learnt(method, ours, theirs, batch, teacher))
         batch.targets.ignore[:] = False
-        assert not torch.equal(before, learnt(method, ours, theirs, batch, Context(teacher)))
+        assert not torch.equal(before, learnt(method, ours, theirs, batch, teacher))

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from tests.kd.fakes import TinyDetector, make_batch
+from tests.losses import compared, distilled
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import Context, WithTeacher
+from yoloxkd.kd.base import WithTeacher
 from yoloxkd.kd.cwd import CWD, CWDConfig, channel_divergence
 from yoloxkd.kd.ld import LD, LDConfig, localisation_divergence
 from yoloxkd.kd.mgd import MGD, MGDConfig, generated_error, generation
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn.assigners.atss import atss_match, near_misses
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.nn.gfl import GFL
 from yoloxkd.nn.yolox import YOLOX
 
@@ -40,7 +41,7 @@ def distil(method: str, student: DenseDetector, teacher: DenseDetector, **keys: 
     kind = DISTILLERS[method]
     module = WithTeacher(teacher, {method: kind(kind.Config(**keys), Pairing.between(student, teacher))})
     batch = make_batch()
-    return module(student(batch.images), batch)
+    return distilled(module, student, batch)
 
 
 # CWD
@@ -134,10 +135,10 @@ def test_mgd_hides_by_seed_and_step_alone() -> None:
 
     def at(seed: int, step: int) -> float:
         torch.rand(step + seed + 1)
-        return float(method.compare(ours, theirs, batch, Context(teacher, seed, step))["generated/s8"].detach())
+        return float(compared(method, ours, theirs, batch, teacher, seed, step)["generated/s8"].detach())
 
     before = torch.get_rng_state()
-    first = method.compare(ours, theirs, batch, Context(teacher, 3, 7))["generated/s8"]
+    first = compared(method, ours, theirs, batch, teacher, 3, 7)["generated/s8"]
     assert torch.equal(torch.get_rng_state(), before)
     assert at(3, 7) == float(first.detach())
     assert len({at(3, 7), at(3, 8), at(4, 7)}) == 3
@@ -179,16 +180,16 @@ def test_ld_weighs_the_students_positives_level_by_level() -> None:
     with torch.no_grad():
         ours, theirs = student(batch.images), teacher(batch.images)
         method = LD(LDConfig(alpha=2.0, beta=0.0, delta=3.0), Pairing.between(student, teacher))
-        found = method.compare(ours, theirs, batch, Context(teacher))
-    match = atss_match(ours.points, ours.strides, ours.sizes, batch.targets)
+        found = compared(method, ours, theirs, batch, teacher)
+    match = atss_match(ours.grid, batch.targets)
     assert match.fg.any()
     expected = dict.fromkeys(found, 0.0)
     for b, a in match.fg.nonzero().tolist():
-        stride = int(ours.strides[a])
+        stride = int(ours.grid.point_strides[a])
         value = float(localisation_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
         expected[f"sides/s{stride}"] += 2.0 * value * float(ours.cls_logits[b, a].sigmoid().max()) / 2
         p_s, p_t = (torch.softmax(out.cls_logits[b, a] / 2.0, 0) for out in (ours, theirs))
-        others = int((match.fg[b] & (ours.strides == stride)).sum())
+        others = int((match.fg[b] & (ours.grid.point_strides == stride)).sum())
         expected[f"classes/s{stride}"] += 3.0 * float((p_t * (p_t / p_s).log()).mean()) * 4.0 / others / 2
     assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-4)
     assert all(sum(v for k, v in expected.items() if term in k) > 0 for term in ("sides", "classes"))
@@ -200,18 +201,18 @@ def test_ld_weighs_the_valuable_region_by_the_anchors_overlap() -> None:
     with torch.no_grad():
         ours, theirs = student(batch.images), teacher(batch.images)
         method = LD(LDConfig(alpha=0.0, beta=2.0), Pairing.between(student, teacher))
-        found = method.compare(ours, theirs, batch, Context(teacher))
-    near = near_misses(ours.points, ours.strides, ours.sizes, batch.targets, low=0.25)
+        found = compared(method, ours, theirs, batch, teacher)
+    near = near_misses(ours.grid, batch.targets, low=0.25)
     ignored = batch.targets.boxes[-1, -1]
     left_out = 0
     expected = dict.fromkeys(found, 0.0)
     for b, a in near.nonzero().tolist():
-        x, y = ours.points[a].tolist()
+        x, y = ours.grid.points[a].tolist()
         if b == 1 and ignored[0] < x < ignored[2] and ignored[1] < y < ignored[3]:
             left_out += 1
             continue
         value = float(localisation_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
-        expected[f"around/s{int(ours.strides[a])}"] += 2.0 * value * float(near[b, a]) / 2
+        expected[f"around/s{int(ours.grid.point_strides[a])}"] += 2.0 * value * float(near[b, a]) / 2
     assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-4)
     assert sum(expected.values()) > 0
     assert left_out > 0
@@ -224,13 +225,13 @@ def test_ld_classes_are_those_both_know() -> None:
     with torch.no_grad():
         ours, theirs = student(batch.images), teacher(batch.images)
     method = LD(LDConfig(alpha=0, beta=0, delta=1.0), Pairing.between(student, teacher))
-    before = method.compare(ours, theirs, batch, Context(teacher))
+    before = compared(method, ours, theirs, batch, teacher)
     theirs.cls_logits[..., 1] += 5.0
     ours.cls_logits[..., 2] -= 5.0
-    after = method.compare(ours, theirs, batch, Context(teacher))
+    after = compared(method, ours, theirs, batch, teacher)
     assert {k: float(v) for k, v in before.items()} == {k: float(v) for k, v in after.items()}
     ours.cls_logits[..., :2] = theirs.cls_logits[..., [2, 0]]
-    assert all(float(v) == 0.0 for v in method.compare(ours, theirs, batch, Context(teacher)).values())
+    assert all(float(v) == 0.0 for v in compared(method, ours, theirs, batch, teacher).values())
 
 
 def test_ld_class_term_needs_two_classes_in_common() -> None:
@@ -248,8 +249,8 @@ def test_ld_on_some_levels_reads_the_right_ones() -> None:
     whole = LD(LDConfig(), Pairing.between(student, teacher))
     part = Pairing.between(student, teacher)
     object.__setattr__(part, "levels", part.levels[1:])
-    found = LD(LDConfig(), part).compare(ours, theirs, batch, Context(teacher))
-    full = whole.compare(ours, theirs, batch, Context(teacher))
+    found = compared(LD(LDConfig(), part), ours, theirs, batch, teacher)
+    full = compared(whole, ours, theirs, batch, teacher)
     assert {k: float(v) for k, v in found.items()} == {k: float(v) for k, v in full.items() if not k.endswith("/s8")}
 
 

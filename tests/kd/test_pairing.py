@@ -12,12 +12,13 @@ from yoloxkd.errors import UserError
 from yoloxkd.kd.adapters import Adapters, match_size
 from yoloxkd.kd.pairing import Pairing, match_classes, table
 from yoloxkd.nn.detector import InputConvention
+from yoloxkd.types import Tap
 
 
 def test_levels_are_paired_by_stride() -> None:
     plan = Pairing.between(TinyDetector(levels=(4, 8, 16)), TinyDetector(levels=(8, 16, 32)))
     assert [(p.stride, p.student, p.teacher) for p in plan.levels] == [(8, 1, 0), (16, 2, 1)]
-    text = table(plan.describe(["features"]))
+    text = table(plan.describe([Tap.NECK]))
     assert "stride 4" in text
     assert "only the student has it" in text
     assert "only the teacher has it" in text
@@ -37,7 +38,7 @@ def test_the_table_and_the_stored_plan() -> None:
     student = TinyDetector(4, names=["dog", "yak"])
     teacher = TinyDetector(6, convention=InputConvention(bgr=True))
     plan = Pairing.between(student, teacher, nominal_size=64)
-    text = table(plan.describe(["cls_features", "reg_features"]))
+    text = table(plan.describe([Tap.CLS, Tap.REG]))
     lines = text.splitlines()
     assert sum("1x1 adapter" in line for line in lines) == 4
     assert any(line.startswith("classes") and "1 known" in line and line.endswith("yak") for line in lines)
@@ -63,6 +64,6 @@ def test_adapters_run_in_float32_under_autocast() -> None:
     adapters = Adapters(plan, ("features",))
     x, t = torch.rand(1, 4, 3, 3), torch.rand(1, 6, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = adapters(x, t, "features", plan.levels[0])
+        cast = adapters(x, t, Tap.NECK, plan.levels[0])
     assert cast.dtype == torch.float32
-    assert torch.equal(cast, adapters(x, t, "features", plan.levels[0]))
+    assert torch.equal(cast, adapters(x, t, Tap.NECK, plan.levels[0]))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.kd.fakes import TinyDetector, make_batch
+from tests.losses import compared, step_of
 from yoloxkd.errors import UserError
-from yoloxkd.kd.base import Context
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.pgd import PGD, PGDConfig, pgd_cls_terms, pgd_reg_terms
 from yoloxkd.kd.regions import STRATEGIES
-from yoloxkd.types import Batch
+from yoloxkd.types import TASK, Batch
 
 
 def distil(
@@ -23,7 +25,7 @@ def distil(
     method = PGD(PGDConfig(**keys), Pairing.between(student, teacher))
     with torch.no_grad():
         seen = teacher.eval()(batch.images)
-    return method, method.compare(student.eval()(batch.images), seen, batch, Context(teacher))
+    return method, compared(method, student.eval()(batch.images), seen, batch, teacher)
 
 
 def pair(student: int = 6, teacher: int = 6) -> tuple[TinyDetector, TinyDetector]:
@@ -72,7 +74,7 @@ def test_default_terms() -> None:
     method, found = distil(*pair())
     names = ("cls_fg", "cls_bg", "cls_att", "reg_fea", "reg_att")
     assert set(found) == {f"{n}/s{s}" for n in names for s in (8, 16)}
-    assert set(method.terms) == set(found)
+    assert [str(n._replace(source=TASK)) for n in method.terms] == list(found)
     assert all(v > 0 and v.dtype == torch.float32 for v in found.values())
 
 
@@ -133,7 +135,7 @@ def test_classes_are_matched_by_name() -> None:
     with torch.no_grad():
         teacher.cls_pred.weight.copy_(teacher.cls_pred.weight[order].clone())
         teacher.cls_pred.bias.copy_(teacher.cls_pred.bias[order].clone())
-    teacher.names = [teacher.names[i] for i in order]
+    teacher.spec = replace(teacher.spec, names=tuple(teacher.names[i] for i in order))
     _, after = distil(student, teacher)
     for name, value in before.items():
         assert torch.equal(value, after[name])
@@ -146,7 +148,7 @@ def test_only_paired_levels_are_candidates() -> None:
     method = PGD(PGDConfig(k=1), Pairing.between(student, teacher))
     with torch.no_grad():
         seen = teacher.eval()(batch.images)
-        weights, background = method.regions(seen, batch, Context(teacher))
+        weights, background = method.regions(step_of(seen, seen, batch, teacher))
     assert [tuple(w.shape[1:]) for w in weights["cls"]] == [(8, 8), (4, 4)] == [tuple(b.shape[1:]) for b in background]
     objects = batch.targets.mask.sum(1)
     chosen = sum((w > 0).sum((1, 2)) for w in weights["cls"])
@@ -163,7 +165,8 @@ def test_ignored_and_padded_locations_belong_to_nothing() -> None:
     batch.targets.ignore[0, 0] = True
     method = PGD(PGDConfig(foreground="box"), Pairing.between(student, teacher))
     with torch.no_grad():
-        weights, background = method.regions(teacher(batch.images), batch, Context(teacher))
+        out = teacher(batch.images)
+        weights, background = method.regions(step_of(out, out, batch, teacher))
     used = (weights["cls"][0] + background[0])[0]
     assert float(used[5:].sum()) == 0.0
     assert float(used[:2, 2:4].sum()) == 0.0

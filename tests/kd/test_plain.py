@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 
 from benchmarks.scenes import batch_of, dense_output
 from tests.kd.plain import fgd_by_object, pgd_by_object
-from yoloxkd.kd.base import Context
+from tests.losses import compared
 from yoloxkd.kd.fgd import FGD, FGDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.pgd import PGD, PGDConfig
 from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.types import Tap
 
 CLASSES = 3
 DETECTOR = YOLOX(YOLOX.Config(depth=0.33, width=0.0625), [str(i) for i in range(CLASSES)])
-CHANNELS = DETECTOR.taps.features[0]
+CHANNELS = DETECTOR.spec.channels[Tap.NECK][8]
 
 
 @given(
@@ -39,10 +40,12 @@ def test_methods_equal_their_plain_reading(images: int, boxes: int, size: int, d
     for block in fgd.student_blocks.values():
         torch.nn.init.normal_(block.expand.weight, std=0.1)
     pgd = PGD(PGDConfig(), Pairing.between(DETECTOR, DETECTOR))
-    context = Context(DETECTOR)
     for method, plain in ((fgd, fgd_by_object), (pgd, pgd_by_object)):
-        maps = [m.requires_grad_() for tap in method.needs for m in getattr(student, tap)]
-        ours, theirs = method.compare(student, teacher, batch, context), plain(method, student, teacher, batch, context)
+        maps = [m.requires_grad_() for tap in Tap if tap in method.needs for m in getattr(student, tap)]
+        ours, theirs = (
+            compared(method, student, teacher, batch, DETECTOR),
+            plain(method, student, teacher, batch, DETECTOR),
+        )
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

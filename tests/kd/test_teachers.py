@@ -10,15 +10,17 @@ import torch
 
 from tests.kd.fakes import TinyDetector, make_batch, make_state, metrics
 from tests.kd.test_callback import epoch
+from tests.losses import distilled, step_of
 from yoloxkd.engine.callbacks.progress import by_term
 from yoloxkd.engine.events import State
 from yoloxkd.errors import GateError, UserError
-from yoloxkd.kd.base import Context, Distiller, KDConfig, Teacher
+from yoloxkd.kd.base import Distiller, KDConfig, Teacher
 from yoloxkd.kd.callback import Distill
 from yoloxkd.kd.fgd import FGDConfig
 from yoloxkd.kd.gate import known_ap
 from yoloxkd.kd.pairing import Pairing, share_classes
 from yoloxkd.kd.pgd import PGD, PGDConfig
+from yoloxkd.types import TASK, Tap
 
 STUDENT = ("cat", "dog", "bird", "yak")
 
@@ -63,7 +65,8 @@ def test_an_object_is_foreground_for_one_teacher_and_background_for_none() -> No
     found = []
     for plan, detector in zip(plans, teachers, strict=True):
         with torch.no_grad():
-            weights, background = PGD(PGDConfig(), plan).regions(detector(batch.images), batch, Context(detector))
+            out = detector(batch.images)
+            weights, background = PGD(PGDConfig(), plan).regions(step_of(out, out, batch, detector))
         found.append((weights["cls"][0][0] > 0, background[0][0] > 0))
     (dog, plain), (bird, plain_too) = found
     assert dog[:4, :4].any()
@@ -78,20 +81,19 @@ def test_terms_of_all_teachers_are_named_weighted_and_trained() -> None:
     teachers = both()
     callback, state, said = run(teachers, {"fgd": FGDConfig(), "pgd": PGDConfig()})
     assert list(state.aux) == ["kd@1", "kd@2"]
-    assert {"fgd@1/fg/s8", "fgd@2/fg/s8", "pgd@2/cls_att/s16"} <= set(callback.names)
-    assert set(by_term(dict.fromkeys(callback.names, 1.0))) >= {"fgd@1/fg", "fgd@2/fg"}
+    assert {"fgd@1/fg/s8", "fgd@2/fg/s8", "pgd@2/cls_att/s16"} <= {*map(str, callback.names)}
+    assert {*map(str, by_term(dict.fromkeys(callback.names, 1.0)))} >= {"fgd@1/fg", "fgd@2/fg"}
     text = "\n".join(said)
     assert "teacher @2 of 2: b.pt, weight 0.5" in text
     assert "this teacher's: bird" in text
     state.batch = make_batch(classes=4)
     callback.on_batch_start(state)
     state.detector.eval()
-    out = state.detector(state.batch.images)
-    losses = [module(out, state.batch) for module in state.aux.values()]
+    losses = [distilled(module, state.detector, state.batch) for module in state.aux.values()]
     other, twice, _ = run([teachers[0], replace(teachers[1], weight=1.0)], {"fgd": FGDConfig(), "pgd": PGDConfig()})
     twice.aux.load_state_dict(state.aux.state_dict())
     other.on_batch_start(twice)
-    full = [module(out, state.batch) for module in twice.aux.values()]
+    full = [distilled(module, state.detector, state.batch) for module in twice.aux.values()]
     for name, value in losses[0].items():
         assert torch.equal(value, full[0][name])
     for name, value in losses[1].items():
@@ -107,8 +109,8 @@ def test_an_epoch_reports_each_method_once_and_the_automatic_weight_covers_all_t
     said.clear()
     epoch(callback, state, training=False)
     assert sum(line.startswith("pgd: ") for line in said) == 1
-    task = sum(v for k, v in state.epoch_losses.items() if "/" not in k)
-    own = sum(v for k, v in state.epoch_losses.items() if k.startswith("pgd@"))
+    task = sum(v for k, v in state.epoch_losses.items() if k.source == TASK)
+    own = sum(v for k, v in state.epoch_losses.items() if k.source in ("pgd@1", "pgd@2"))
     assert own == pytest.approx(0.5 * task, rel=0.05)
 
 
@@ -165,4 +167,4 @@ def test_known_ap_leaves_out_classes_that_do_not_occur() -> None:
 def test_every_distiller_is_made_for_each_teacher() -> None:
     callback, _, _ = run(both(), {"fgd": FGDConfig()})
     made: list[Distiller] = [module.methods()["fgd"] for module in callback.modules]
-    assert [m.pairing.channels("features", m.pairing.levels[0]) for m in made] == [(4, 6), (4, 8)]
+    assert [m.pairing.channels(Tap.NECK, m.pairing.levels[0]) for m in made] == [(4, 6), (4, 8)]

@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.losses import means, task
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.operators import NETWORK, SUPPRESSION, operators
 from yoloxkd.exporters.parity import export_checked
-from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.ops.points import locations
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.ops.points import grid_of
+from yoloxkd.types import DenseOutput, Tap, Targets
 
 NAMES = ["red", "blue", "green"]
 
@@ -62,28 +63,29 @@ class DetectorContract:
 
     def test_shapes_and_dtypes(self) -> None:
         out = self.forward(pictures(2, self.size, self.size + 32))
-        a = sum(h * w for h, w in out.sizes)
+        a = sum(h * w for h, w in out.grid.sizes) * out.grid.per_cell
         assert out.image_size == (self.size, self.size + 32)
-        assert out.levels == tuple(self.model.levels)
-        assert out.sizes == tuple((-(-self.size // s), -(-(self.size + 32) // s)) for s in out.levels)
+        assert out.grid.strides == self.model.spec.strides
+        assert out.grid.sizes == tuple((-(-self.size // s), -(-(self.size + 32) // s)) for s in out.grid.strides)
         assert out.cls_logits.shape == (2, a, len(NAMES))
         assert out.boxes.shape == (2, a, 4)
         assert out.box_raw.shape[:2] == (2, a)
-        assert out.points.shape == (a, 2)
-        assert out.strides.shape == (a,)
+        assert out.grid.points.shape == (a, 2)
+        assert out.grid.point_strides.shape == (a,)
         assert out.quality is None or out.quality.shape == (2, a)
-        for tensor in (out.cls_logits, out.boxes, out.points, out.strides):
+        for tensor in (out.cls_logits, out.boxes, out.grid.points, out.grid.point_strides):
             assert tensor.dtype == torch.float32
-        for tap in ("features", "cls_features", "reg_features"):
-            maps = getattr(out, tap)
-            assert tuple(m.shape[1] for m in maps) == getattr(self.model.taps, tap)
-            assert tuple(tuple(m.shape[2:]) for m in maps) == out.sizes
+        for tap, channels in self.model.spec.channels.items():
+            maps = dict(zip(channels, getattr(out, tap), strict=True))
+            assert {stride: m.shape[1] for stride, m in maps.items()} == channels
+            rounded_up = {s: (-(-self.size // s), -(-(self.size + 32) // s)) for s in channels}
+            assert {stride: tuple(m.shape[2:]) for stride, m in maps.items()} == rounded_up
 
     def test_locations_lie_in_their_cells(self) -> None:
         out = self.forward(pictures(1, self.size, self.size))
-        corners, strides = locations(out.sizes, out.levels, out.points.device, offset=0.0)
-        offset = (out.points - corners) / strides[:, None]
-        assert torch.equal(out.strides, strides)
+        corners = grid_of(out.grid.sizes, out.grid.strides, out.grid.points.device, 0.0, out.grid.per_cell)
+        offset = (out.grid.points - corners.points) / out.grid.point_strides[:, None]
+        assert torch.equal(out.grid.point_strides, corners.point_strides)
         assert ((offset >= 0) & (offset <= 0.5)).all()
 
     def test_scores_and_probabilities(self) -> None:
@@ -95,13 +97,46 @@ class DetectorContract:
             assert ((values >= 0) & (values <= 1)).all()
         assert (scores <= probability + 1e-6).all()
 
+    def test_the_head_can_be_entered_in_the_middle(self) -> None:
+        """A map taken behind a tower's first block gives what the whole way gives; another map gives something else."""
+        out = self.forward(pictures(1, self.size, self.size))
+        model = self.model
+        with torch.no_grad():
+            cls, reg = model.tower(Tap.CLS, out.features, stop=1), model.tower(Tap.REG, out.features, stop=1)
+            rest = model.tower(Tap.CLS, cls, 1), model.tower(Tap.REG, reg, 1)
+            again = model.assemble(model.predict(*rest), out.image_size)
+            other = model.assemble(
+                model.predict(model.tower(Tap.CLS, tuple(m + 1 for m in cls), 1), rest[1]), out.image_size
+            )
+        for ours, theirs in ((cls, out.cls_features), (reg, out.reg_features)):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert torch.equal(again.cls_logits, out.cls_logits)
+        assert torch.equal(again.boxes, out.boxes)
+        assert not torch.equal(other.cls_logits, out.cls_logits)
+        assert torch.equal(other.boxes, out.boxes)
+
+    def test_the_assignment_is_shared_and_follows_from_its_arguments(self) -> None:
+        out, targets = self.forward(pictures(2, self.size, self.size)), boxes_of(2, 3, self.size)
+        targets.ignore[:, 2], targets.mask[:, 2] = True, False
+        match, again = self.model.assign(out, targets), self.model.assign(out, targets)
+        assert torch.equal(match.fg, again.fg)
+        assert torch.equal(match.gt, again.gt)
+        assert torch.equal(match.fg, match.gt >= 0)
+        assert match.ignored.any()
+        assert not (match.fg & match.ignored).any()
+        nobody = replace(match, ignored=torch.ones_like(match.fg) & ~match.fg)
+        with torch.no_grad():
+            some, none = (means(self.model.losses(out, targets, m)) for m in (match, nobody))
+        assert any(none[name] < some[name] for name in some)  # ignored predictions cost nothing
+        assert all(none[name] <= some[name] for name in some)
+
     def test_an_untrained_detector_is_sure_of_nothing(self) -> None:
         assert self.model.scores(self.forward(pictures(1, self.size, self.size))).max() < 0.1
 
     @pytest.mark.parametrize("rows", [0, 1, 300])
     def test_losses_with_any_number_of_boxes(self, rows: int) -> None:
         out = self.model.train()(pictures(2, self.size, self.size))
-        losses = self.model.losses(out, boxes_of(2, rows, self.size))
+        losses = task(self.model, out, boxes_of(2, rows, self.size))
         assert all(v.ndim == 0 and v.isfinite() and v >= 0 for v in losses.values())
         assert {v.dtype for v in losses.values()} == {torch.float32}
         assert sum(bool(v > 0) for v in losses.values()) == (1 if rows == 0 else len(losses))
@@ -117,7 +152,7 @@ class DetectorContract:
             *(torch.cat([t, torch.zeros_like(t[:, :2])], 1) for t in (few.boxes, few.labels, few.mask, few.ignore))
         )
         with torch.no_grad():
-            a, b = self.model.losses(out, few), self.model.losses(out, more)
+            a, b = task(self.model, out, few), task(self.model, out, more)
         for name in a:
             torch.testing.assert_close(a[name], b[name])
 
@@ -126,7 +161,7 @@ class DetectorContract:
         out = self.model.eval()(pictures(2, self.size, self.size))
         targets = boxes_of(2, 3, self.size)
         targets.mask[1] = False
-        losses = self.model.losses(out, targets)
+        losses = task(self.model, out, targets)
         assert all(v.isfinite() for v in losses.values())
         total = torch.stack(list(losses.values())).sum()
         boxes, classes = torch.autograd.grad(total, (out.box_raw, out.cls_logits), allow_unused=True)
@@ -145,7 +180,7 @@ class DetectorContract:
             torch.tensor([[False, True]]),
         )
         with torch.no_grad():
-            plain, ignoring = self.model.losses(out, targets), self.model.losses(out, everywhere)
+            plain, ignoring = task(self.model, out, targets), task(self.model, out, everywhere)
         smaller = [name for name in plain if ignoring[name] < plain[name]]
         same = [name for name in plain if torch.equal(ignoring[name], plain[name])]
         assert len(smaller) == 1
@@ -161,7 +196,9 @@ class DetectorContract:
             torch.tensor([[True, False]]),
             torch.tensor([[False, True]]),
         )
-        inside = (out.points[:, 0] >= half) & (out.points[:, 0] < self.size) & (out.points[:, 1] < self.size)
+        inside = (
+            (out.grid.points[:, 0] >= half) & (out.grid.points[:, 0] < self.size) & (out.grid.points[:, 1] < self.size)
+        )
         assert 0 < int(inside.sum()) < len(inside)
 
         def said(value: Tensor | None, change: float) -> Tensor | None:
@@ -172,14 +209,14 @@ class DetectorContract:
             return changed
 
         with torch.no_grad():
-            before = self.model.losses(out, targets)
+            before = task(self.model, out, targets)
             for change in (-6.0, 6.0):
                 probe = {n: said(getattr(out, n), change) for n in ("cls_logits", "quality", "box_raw", "boxes")}
-                after = self.model.losses(replace(out, **probe), targets)
+                after = task(self.model, replace(out, **probe), targets)
                 for name, value in before.items():
                     assert torch.equal(value, after[name]), name
             targets.ignore[:] = False
-            assert any(not torch.equal(v, after[n]) for n, v in self.model.losses(out, targets).items())
+            assert any(not torch.equal(v, after[n]) for n, v in task(self.model, out, targets).items())
 
     def test_padding_is_neither_positive_nor_background(self) -> None:
         """No gradient reaches a location outside the picture, not even beside a box at the picture's edge."""
@@ -190,16 +227,16 @@ class DetectorContract:
         targets.boxes[:, 1] = torch.tensor([self.size - 6.0, 5.0, self.size, 15.0])
         targets.content = torch.tensor([[0.0, 0.0, self.size, self.size]] * 2)
         read = [t for t in (out.cls_logits, out.box_raw, out.quality) if t is not None]
-        total = torch.stack(list(self.model.losses(out, targets).values())).sum()
+        total = torch.stack(list(task(self.model, out, targets).values())).sum()
         grads = torch.autograd.grad(total, read, allow_unused=True)
-        outside = (out.points >= self.size).any(-1)
+        outside = (out.grid.points >= self.size).any(-1)
         assert outside.any()
         for grad in grads:
             assert grad is not None
             assert not grad[:, outside].any()
         assert any(bool(grad[:, ~outside].any()) for grad in grads if grad is not None)
         targets.content = None
-        losses = self.model.losses(out, targets)
+        losses = task(self.model, out, targets)
         assert torch.stack(list(losses.values())).sum() > total
 
     def test_an_image_does_not_depend_on_its_neighbours(self) -> None:
@@ -222,19 +259,19 @@ class DetectorContract:
     @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 96), (160, 64)])
     def test_every_multiple_is_a_size(self, height: int, width: int) -> None:
         out = self.forward(pictures(1, height, width))
-        assert out.sizes == tuple((-(-height // s), -(-width // s)) for s in out.levels)
+        assert out.grid.sizes == tuple((-(-height // s), -(-width // s)) for s in out.grid.strides)
         assert out.boxes.isfinite().all()
 
     def test_bf16_autocast(self) -> None:
         targets = boxes_of(2, 3, self.size)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = self.model.train()(pictures(2, self.size, self.size))
-            losses = self.model.losses(out, targets)
+            losses = task(self.model, out, targets)
             scores = self.model.scores(out)
         assert out.cls_logits.dtype == torch.bfloat16
         assert out.boxes.dtype == scores.dtype == torch.float32
         assert {v.dtype for v in losses.values()} == {torch.float32}
-        outside = self.model.losses(out, targets)
+        outside = task(self.model, out, targets)
         assert all(torch.equal(losses[name], outside[name]) for name in losses)
         torch.stack(list(losses.values())).sum().backward()
 

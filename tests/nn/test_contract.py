@@ -8,7 +8,7 @@ from tests.nn.contract import DetectorContract
 from tests.nn.fpn import narrow
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.atss import ATSS
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.nn.fcos import FCOS
 from yoloxkd.nn.gfl import GFL
 from yoloxkd.nn.yolox import YOLOX

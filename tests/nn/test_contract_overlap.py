@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.nn.contract import DetectorContract
 from tests.nn.fpn import narrow
 from yoloxkd.nn.atss import ATSS
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 
 
 class TestOverlapATSS(DetectorContract):

@@ -14,7 +14,7 @@ def test_every_side_starts_where_the_relu_lets_gradients_through(seed: int) -> N
     """From a bias of zero 7 to 87 percent of a side's distances start at zero with these four seeds, and get no gradient."""
     torch.manual_seed(seed)
     model = narrow(FCOS, channels=32, groups=8)
-    out = model.dense(torch.randn(2, 3, 128, 128))
+    out = model.network(torch.randn(2, 3, 128, 128))
     assert bool((out.box_raw > 0).all())
 
 

@@ -10,13 +10,14 @@ import cv2
 import pytest
 import torch
 
+from tests.losses import task
 from tests.nn.fpn import narrow
 from yoloxkd.data import shapes
 from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.nn.yolox import YOLOX
 
 PICTURES = (11, 35, 110, 173, 196, 204, 222, 268)
@@ -67,7 +68,7 @@ def test_overfits_eight_pictures(family: str, eight: Path) -> None:
     data = load_split(find_data(str(eight)), "train")
     assert len(data) == 8
     model = build(family, data.names).train()
-    loader = eval_loader(data, imgsz=SIZE, batch=8, workers=0, pad_value=model.input.pad_value)
+    loader = eval_loader(data, imgsz=SIZE, batch=8, workers=0, pad_value=model.spec.input.pad_value)
     batch = next(iter(loader))
     optimizer = torch.optim.AdamW(model.parameters())
     steps = STEPS.get(family, 100)
@@ -75,7 +76,7 @@ def test_overfits_eight_pictures(family: str, eight: Path) -> None:
         rate = RATE.get(family, 3e-3) * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        total = torch.stack(list(model.losses(model(batch.images), batch.targets).values())).sum()
+        total = torch.stack(list(task(model, model(batch.images), batch.targets).values())).sum()
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)

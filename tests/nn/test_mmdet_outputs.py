@@ -53,7 +53,7 @@ def test_the_head_of_a_file_gives_the_reference_outputs(family: str, case: Case 
         assert out.quality is not None
         torch.testing.assert_close(out.quality, stored("out_centre")[..., 0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(out.box_raw, stored("out_reg_train"), rtol=1e-4, atol=1e-5)
-        expected = from_distances(out.points, stored("out_reg_eval"))
+        expected = from_distances(out.grid.points, stored("out_reg_eval"))
         torch.testing.assert_close(out.boxes, expected, rtol=1e-4, atol=1e-3)
     else:
         torch.testing.assert_close(out.box_raw, stored("out_reg"), rtol=1e-4, atol=1e-5)

@@ -144,8 +144,8 @@ def test_the_file_decides_how_the_detector_reads_its_input(tmp_path: Path) -> No
     state = checkpoint("fcos", "resnet50", style="caffe")
     torch.save({"meta": {"config": CONFIG_2}, "state_dict": state}, tmp_path / "x.pth")
     detector = open_model(str(tmp_path / "x.pth")).detector
-    assert detector.input.bgr
-    assert detector.input.pad_value == (123, 116, 103)
+    assert detector.spec.input.bgr
+    assert detector.spec.input.pad_value == (123, 116, 103)
     pixel = torch.tensor([122.7717, 115.9465, 102.9801]).view(1, 3, 1, 1)
     assert detector.normalise(pixel).abs().max() < 1e-4
     assert detector.get_submodule("backbone.body.layer2.0.conv1").stride == (2, 2)

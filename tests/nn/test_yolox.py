@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.losses import task
 from yoloxkd.errors import UserError
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.yolox import YOLOX, decode, encode
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Tap, Targets
 
 
 @pytest.fixture
@@ -51,31 +52,31 @@ def test_output_shapes_and_taps(model: YOLOX) -> None:
     assert out.quality is not None
     assert out.quality.shape == (2, a)
     assert out.boxes.shape == out.box_raw.shape == (2, a, 4)
-    assert out.points.shape == (a, 2)
-    assert out.strides.unique().tolist() == list(out.levels) == [8, 16, 32]
-    assert out.sizes == ((8, 12), (4, 6), (2, 3))
+    assert out.grid.points.shape == (a, 2)
+    assert out.grid.point_strides.unique().tolist() == list(out.grid.strides) == [8, 16, 32]
+    assert out.grid.sizes == ((8, 12), (4, 6), (2, 3))
     assert out.image_size == (64, 96)
     for name in ("features", "cls_features", "reg_features"):
         maps = getattr(out, name)
-        assert tuple(m.shape[1] for m in maps) == getattr(model.taps, name) == (32, 32, 32)
-        assert tuple(tuple(m.shape[2:]) for m in maps) == out.sizes
+        assert tuple(m.shape[1] for m in maps) == tuple(model.spec.channels[Tap(name)].values()) == (32, 32, 32)
+        assert tuple(tuple(m.shape[2:]) for m in maps) == out.grid.sizes
 
 
 def test_taps_are_the_inputs_of_what_follows(model: YOLOX) -> None:
-    out = model.eval().dense(torch.rand(1, 3, 64, 64) * 255)
+    out = model.eval().network(torch.rand(1, 3, 64, 64) * 255)
     for level in range(3):
         head = model.head
         assert torch.equal(head.cls_convs[level][0](out.features[level]), out.cls_features[level])
         assert torch.equal(head.reg_convs[level][0](out.features[level]), out.reg_features[level])
         logits = head.cls_preds[level](head.cls_convs[level][1](out.cls_features[level])).flatten(2).transpose(1, 2)
-        first = sum(h * w for h, w in out.sizes[:level])
+        first = sum(h * w for h, w in out.grid.sizes[:level])
         assert torch.equal(out.cls_logits[:, first : first + logits.shape[1]], logits)
 
 
 def test_the_input_is_rgb_and_the_network_reads_bgr(model: YOLOX) -> None:
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     model.eval()
-    assert torch.equal(model(image).boxes, model.dense(image.flip(1).float()).boxes)
+    assert torch.equal(model(image).boxes, model.network(image.flip(1).float()).boxes)
 
 
 @pytest.mark.parametrize("size", [(64, 80), (33, 64)])
@@ -101,11 +102,11 @@ def test_encode_inverts_decode() -> None:
 
 def test_final_phase_switches_the_l1_term(model: YOLOX) -> None:
     out = model(torch.rand(2, 3, 64, 64) * 255)
-    assert list(model.losses(out, targets())) == ["box", "obj", "cls"]
+    assert list(task(model, out, targets())) == ["box", "obj", "cls"]
     model.final_phase(True)
-    assert list(model.losses(out, targets())) == ["box", "obj", "cls", "l1"]
+    assert list(task(model, out, targets())) == ["box", "obj", "cls", "l1"]
     model.final_phase(False)
-    assert list(model.losses(out, targets())) == ["box", "obj", "cls"]
+    assert list(task(model, out, targets())) == ["box", "obj", "cls"]
 
 
 def test_every_parameter_learns(model: YOLOX) -> None:
@@ -114,7 +115,7 @@ def test_every_parameter_learns(model: YOLOX) -> None:
     mask = torch.ones(2, 3, dtype=torch.bool)
     truth = Targets(boxes, torch.tensor([[0, 1, 2]] * 2), mask, ~mask)
     out = model(torch.rand(2, 3, 64, 96) * 255)
-    torch.stack(list(model.losses(out, truth).values())).sum().backward()
+    torch.stack(list(task(model, out, truth).values())).sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
 
@@ -124,7 +125,7 @@ def test_without_boxes_only_objectness_is_left(model: YOLOX, rows: int) -> None:
     none = torch.zeros(2, rows, dtype=torch.bool)
     empty = Targets(torch.zeros(2, rows, 4), torch.zeros(2, rows, dtype=torch.int64), none, none)
     model.final_phase(True)
-    losses = model.losses(model(torch.rand(2, 3, 64, 64) * 255), empty)
+    losses = task(model, model(torch.rand(2, 3, 64, 64) * 255), empty)
     assert losses["obj"] > 0
     assert {name: float(v.detach()) for name, v in losses.items() if name != "obj"} == {"box": 0, "cls": 0, "l1": 0}
     torch.stack(list(losses.values())).sum().backward()
@@ -141,23 +142,23 @@ def test_an_ignore_region_takes_its_cells_out_of_the_objectness_loss(model: YOLO
     none = torch.zeros(1, 1, dtype=torch.bool)
     region = torch.tensor([[[0.0, 0.0, 30.0, 20.0]]])
     ignored = Targets(region, torch.zeros(1, 1, dtype=torch.int64), none, ~none)
-    inside = ((out.points >= region[0, :, :2]) & (out.points <= region[0, :, 2:])).all(-1)
+    inside = ((out.grid.points >= region[0, :, :2]) & (out.grid.points <= region[0, :, 2:])).all(-1)
     assert 0 < int(inside.sum()) < len(inside)
     expected = objectness_by_cell(out)[:, ~inside].sum()
-    assert float(model.losses(out, ignored)["obj"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(task(model, out, ignored)["obj"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_positive_cells_count_inside_an_ignore_region(model: YOLOX) -> None:
     out = model.eval()(torch.rand(1, 3, 64, 64) * 255)
     one = targets(1)
-    plain = model.losses(out, one)
+    plain = task(model, out, one)
     everywhere = Targets(
         torch.tensor([[*one.boxes[0, :2].tolist(), [0, 0, 64, 64]]]),
         one.labels,
         one.mask,
         torch.tensor([[False, False, True]]),
     )
-    ignoring = model.losses(out, everywhere)
+    ignoring = task(model, out, everywhere)
     assert torch.equal(plain["box"], ignoring["box"])
     assert torch.equal(plain["cls"], ignoring["cls"])
     assert 0 < ignoring["obj"] < plain["obj"]
@@ -168,9 +169,9 @@ def test_autocast_keeps_decoding_and_losses_in_float32(model: YOLOX) -> None:
         out = model(torch.rand(2, 3, 64, 64) * 255)
         assert out.box_raw.dtype == torch.bfloat16
         assert out.boxes.dtype == torch.float32
-        losses = model.losses(out, targets())
+        losses = task(model, out, targets())
     assert {v.dtype for v in losses.values()} == {torch.float32}
-    outside = model.losses(out, targets())
+    outside = task(model, out, targets())
     assert all(torch.equal(losses[name], outside[name]) for name in losses)
 
 

@@ -6,15 +6,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yoloxkd.ops.points import centres_inside, compact, locations
+from yoloxkd.ops.points import centres_inside, compact, grid_of
 
 LEVELS = (8, 16, 32)
 
 
 def test_locations_are_cell_centres_row_by_row() -> None:
-    points, strides = locations(((2, 3), (1, 2)), (8, 16), torch.device("cpu"))
-    assert points.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12], [8, 8], [24, 8]]
-    assert strides.tolist() == [8] * 6 + [16] * 2
+    grid = grid_of(((2, 3), (1, 2)), (8, 16), torch.device("cpu"))
+    assert grid.points.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12], [8, 8], [24, 8]]
+    assert grid.point_strides.tolist() == [8] * 6 + [16] * 2
+
+
+def test_predictions_of_a_cell_lie_side_by_side() -> None:
+    grid = grid_of(((2, 3), (1, 2)), (8, 16), torch.device("cpu"), per_cell=2)
+    assert grid.points[:4].tolist() == [[4, 4], [4, 4], [12, 4], [12, 4]]
+    assert grid.slices() == (slice(0, 12), slice(12, 16))
+    fine, coarse = grid.by_level(torch.arange(16)[None])
+    assert fine.shape == (1, 2, 3, 2)
+    assert fine[0, 1, 0].tolist() == [6, 7]
+    assert coarse.shape == (1, 1, 2, 2)
+    last = grid.of_levels([1])
+    assert (last.sizes, last.strides, last.point_strides.tolist()) == (((1, 2),), (16,), [16] * 4)
+    assert torch.equal(last.points, grid.points[12:])
+    box = torch.tensor([[[10.0, 0.0, 14.0, 6.0]]])
+    inside = centres_inside(box, torch.ones(1, 1, dtype=torch.bool), grid)
+    assert inside[0].nonzero().flatten().tolist() == [2, 3]
 
 
 @settings(deadline=None)
@@ -38,7 +54,7 @@ def test_centres_inside_is_the_plain_test(rows: list[tuple[float, float, float, 
     sizes = ((8, 12), (4, 6), (2, 3))
     boxes = torch.tensor([r[:4] for r in rows], dtype=torch.float32).reshape(1, -1, 4)
     valid = torch.tensor([r[4] for r in rows], dtype=torch.bool).reshape(1, -1)
-    points, _ = locations(sizes, LEVELS, torch.device("cpu"))
+    grid = grid_of(sizes, LEVELS, torch.device("cpu"))
     low, high = boxes[0, :, None, :2], boxes[0, :, None, 2:]
-    plain = ((points >= low) & (points <= high)).all(-1) & valid[0, :, None]
-    assert torch.equal(centres_inside(boxes, valid, sizes, LEVELS), plain.any(0).unsqueeze(0))
+    plain = ((grid.points >= low) & (grid.points <= high)).all(-1) & valid[0, :, None]
+    assert torch.equal(centres_inside(boxes, valid, grid), plain.any(0).unsqueeze(0))

@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.losses import task
 from tests.nn.fpn import narrow
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.fcos import Match, fcos_match
 from yoloxkd.nn.assigners.match import Positives, centreness
+from yoloxkd.nn.dense_detector import Predictions
 from yoloxkd.nn.fcos import FCOS
 from yoloxkd.ops.boxes import from_distances, paired_iou
 from yoloxkd.ops.losses import focal_loss, giou_loss, log_iou_loss
-from yoloxkd.ops.points import locations
+from yoloxkd.ops.points import grid_of
 from yoloxkd.types import DenseOutput, Targets
 
 RTOL = 1e-9
@@ -95,15 +97,16 @@ def test_targets(case: Case, budget: int | None) -> None:
     height, width = p["image"]
     sizes = tuple((-(-height // s), -(-width // s)) for s in p["strides"])
     assert [h * w for h, w in sizes] == case.tensor("level_count").tolist()
-    points, strides = locations(sizes, p["strides"], torch.device("cpu"))
+    grid = grid_of(sizes, p["strides"], torch.device("cpu"))
+    points = grid.points
     close(points, case.tensor("points"))
     targets = targets_of(case)
     radius = p["radius"] if p["center_sampling"] else None
-    match: Match = fcos_match(points, strides, sizes, targets, radius=radius, ranges=p["regress_ranges"], budget=budget)
+    match: Match = fcos_match(grid, targets, radius=radius, ranges=p["regress_ranges"], budget=budget)
     assert match.fg.sum(1).tolist() == p["num_pos"]
     labels = torch.where(match.fg, targets.labels.gather(1, match.gt.clamp(min=0)), p["C"])
     assert torch.equal(labels, case.tensor("target_label"))
-    found = Positives.of(match, targets, points, strides, len(points))
+    found = Positives.of(match, targets, grid, len(points))
     distances = model_of(case).distances(found)
     filled = torch.stack([found.spread(side * found.used, len(points)) for side in distances.unbind(-1)], -1)
     close(filled, case.tensor("target_ltrb"))
@@ -113,14 +116,14 @@ def test_targets(case: Case, budget: int | None) -> None:
 def head_output(case: Case) -> tuple[FCOS, DenseOutput, dict[str, list[Tensor]]]:
     maps = {name: [case.tensor(n).requires_grad_() for n in case.family(name)] for name in ("cls", "reg", "centre")}
     model = model_of(case)
-    out = model.assemble(maps["cls"], maps["reg"], maps["centre"], tuple(case.params["image"]))
+    out = model.assemble(Predictions(maps["cls"], maps["reg"], maps["centre"]), tuple(case.params["image"]))
     return model, out, maps
 
 
 @pytest.mark.parametrize("case", LOSSES)
 def test_losses_and_gradients(case: Case) -> None:
     model, out, maps = head_output(case)
-    losses = model.losses(out, targets_of(case))
+    losses = task(model, out, targets_of(case))
     close(losses["cls"], case.tensor("loss_cls"))
     close(losses["box"], case.tensor("loss_bbox"))
     close(losses["centre"], case.tensor("loss_centreness"), ROUNDED)
@@ -135,15 +138,15 @@ def test_losses_and_gradients(case: Case) -> None:
 def test_giou_losses(case: Case) -> None:
     model, out, _ = head_output(case)
     model.cfg = model.cfg.model_copy(update={"box_loss": "giou"})
-    close(model.losses(out, targets_of(case))["box"], case.tensor("loss_bbox_giou"))
+    close(task(model, out, targets_of(case))["box"], case.tensor("loss_bbox_giou"))
 
 
 @pytest.mark.parametrize("case", LOSSES)
 def test_losses_in_float32(case: Case) -> None:
     model, _, maps = head_output(case)
     single = {name: [t.detach().float() for t in tensors] for name, tensors in maps.items()}
-    out = model.assemble(single["cls"], single["reg"], single["centre"], tuple(case.params["image"]))
-    losses = model.losses(out, targets_of(case, torch.float32))
+    out = model.assemble(Predictions(single["cls"], single["reg"], single["centre"]), tuple(case.params["image"]))
+    losses = task(model, out, targets_of(case, torch.float32))
     for name, key in (("cls", "loss_cls"), ("box", "loss_bbox"), ("centre", "loss_centreness")):
         assert losses[name].dtype == torch.float32
         close(losses[name], case.tensor(key), 1e-4)
@@ -162,7 +165,7 @@ def test_head_network(case: Case) -> None:
     model.head.load_state_dict(weights)
     model.head.double()
     height, width = features[0].shape[2:]
-    out = model.predict(features, (8 * height, 8 * width))
+    out = model.on_features(features, (8 * height, 8 * width))
 
     def stored(name: str) -> Tensor:
         return torch.cat([case.tensor(n).flatten(2) for n in case.family(name)], 2).transpose(1, 2)
@@ -171,4 +174,4 @@ def test_head_network(case: Case) -> None:
     assert out.quality is not None
     close(out.quality, stored("out_centre")[..., 0])
     close(out.box_raw, stored("out_reg_train"), ROUNDED)
-    close(out.boxes, from_distances(out.points, stored("out_reg_eval")), ROUNDED)
+    close(out.boxes, from_distances(out.grid.points, stored("out_reg_eval")), ROUNDED)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from tests.losses import task
 from tests.nn.fpn import narrow
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.atss import Match, atss_match, square_anchors, within
+from yoloxkd.nn.dense_detector import Predictions
 from yoloxkd.nn.gfl import BOX_WEIGHT, DISTRIBUTION_WEIGHT, GFL, encode_distances, expected_distances, gfl_terms
 from yoloxkd.ops.boxes import from_distances, paired_iou
 from yoloxkd.ops.losses import distribution_focal_loss, giou_loss, quality_focal_loss
-from yoloxkd.ops.points import locations
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.ops.points import grid_of
+from yoloxkd.types import DenseOutput, Grid, Targets
 
 RTOL = 1e-9
 ROUNDED = 1e-6
@@ -82,7 +86,7 @@ def test_decoding_and_encoding(case: Case) -> None:
     close(encoded, case.tensor("enc_dist"))
 
 
-def grid(case: Case) -> tuple[Tensor, Tensor, tuple[tuple[int, int], ...]]:
+def grid_in(case: Case) -> Grid:
     """Points, strides and sizes of the case's levels, checked against its anchors."""
     height, width = case.params["image"]
     levels = case.params["strides"]
@@ -91,9 +95,9 @@ def grid(case: Case) -> tuple[Tensor, Tensor, tuple[tuple[int, int], ...]]:
     else:
         sizes = tuple((-(-height // s), -(-width // s)) for s in levels)
         assert [h * w for h, w in sizes] == case.tensor("level_count").tolist()
-    points, strides = locations(sizes, levels, torch.device("cpu"), offset=0.0)
-    close(square_anchors(points, strides), case.tensor("anchors"))
-    return points, strides, sizes
+    grid = grid_of(sizes, levels, torch.device("cpu"), offset=0.0)
+    close(square_anchors(grid.points, grid.point_strides), case.tensor("anchors"))
+    return grid
 
 
 def targets_of(case: Case, dtype: torch.dtype = torch.float64) -> Targets:
@@ -107,12 +111,14 @@ def targets_of(case: Case, dtype: torch.dtype = torch.float64) -> Targets:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", ASSIGNMENTS)
 def test_assignment(case: Case, dtype: torch.dtype) -> None:
-    points, strides, sizes = grid(case)
+    where = grid_in(case)
     targets = targets_of(case, dtype)
-    match = atss_match(points, strides, sizes, targets, topk=case.params["topk"])
+    match = atss_match(where, targets, topk=case.params["topk"])
     assert torch.equal(match.gt[0], case.tensor("assigned"))
     assert torch.equal(match.fg, match.gt >= 0)
-    overlap = paired_iou(square_anchors(points, strides), targets.boxes[0, match.gt[0].clamp(min=0)], 1e-6)
+    overlap = paired_iou(
+        square_anchors(where.points, where.point_strides), targets.boxes[0, match.gt[0].clamp(min=0)], 1e-6
+    )
     close(
         torch.where(match.fg[0], overlap, -1.0), case.tensor("assigned_iou"), RTOL if dtype == torch.float64 else 1e-5
     )
@@ -123,15 +129,15 @@ def head_output(case: Case) -> tuple[DenseOutput, list[Tensor], list[Tensor]]:
     reg = [case.tensor(n).requires_grad_() for n in case.family("reg")]
     model = narrow(GFL, case.params["C"])
     assert isinstance(model, GFL)
-    return model.assemble(cls, reg, tuple(case.params["image"])), cls, reg
+    return model.assemble(Predictions(cls, reg), tuple(case.params["image"])), cls, reg
 
 
 @pytest.mark.parametrize("budget", [None, 1], ids=["together", "image by image"])
 @pytest.mark.parametrize("case", HEADS)
 def test_targets(case: Case, budget: int | None) -> None:
-    points, strides, sizes = grid(case)
+    where = grid_in(case)
     targets, area = targets_of(case), case.tensor("pad_shape")
-    match = atss_match(points, strides, sizes, targets, topk=case.params["topk"], area=area, budget=budget)
+    match = atss_match(where, targets, topk=case.params["topk"], area=area, budget=budget)
     assert torch.equal(match.gt, case.tensor("assigned"))
     assert match.fg.sum(1).tolist() == case.params["num_pos"]
     row = match.gt.clamp(min=0)
@@ -139,7 +145,7 @@ def test_targets(case: Case, budget: int | None) -> None:
     assert torch.equal(labels, case.tensor("target_label"))
     boxes = targets.boxes.gather(1, row[..., None].expand(-1, -1, 4)) * match.fg[..., None]
     assert torch.equal(boxes, case.tensor("target_box"))
-    assert torch.equal(within(points, area).double(), case.tensor("label_weight"))
+    assert torch.equal(within(where.points, area).double(), case.tensor("label_weight"))
 
 
 def by_level(rows: Tensor, cell: Tensor, sizes: tuple[tuple[int, int], ...]) -> Tensor:
@@ -153,13 +159,14 @@ def by_level(rows: Tensor, cell: Tensor, sizes: tuple[tuple[int, int], ...]) -> 
 def test_losses_and_gradients(case: Case) -> None:
     out, cls, reg = head_output(case)
     targets, area = targets_of(case), case.tensor("pad_shape")
-    match: Match = atss_match(out.points, out.strides, out.sizes, targets, topk=case.params["topk"], area=area)
-    terms = gfl_terms(out, match, targets, torch.zeros_like(match.fg), area)
-    everywhere = torch.arange(out.points.shape[0]).expand_as(terms.cls)
-    close(by_level(terms.cls, everywhere, out.sizes), case.tensor("loss_cls"))
-    close(by_level(terms.box, terms.found.cell, out.sizes), case.tensor("loss_bbox"))
-    close(by_level(terms.dfl, terms.found.cell, out.sizes), case.tensor("loss_dfl"))
-    (terms.cls.sum() + terms.box.sum() + terms.dfl.sum()).backward()
+    match: Match = atss_match(out.grid, targets, topk=case.params["topk"], area=area)
+    terms = gfl_terms(out, replace(match, ignored=~within(out.grid.points, area)), targets)
+    everywhere = torch.arange(out.grid.points.shape[0]).expand_as(terms.cls)
+    weight = terms.weight.clamp(min=1)
+    close(by_level(terms.cls / terms.count, everywhere, out.grid.sizes), case.tensor("loss_cls"))
+    close(by_level(terms.box / weight, terms.found.cell, out.grid.sizes), case.tensor("loss_bbox"))
+    close(by_level(terms.dfl / weight, terms.found.cell, out.grid.sizes), case.tensor("loss_dfl"))
+    (terms.cls.sum() / terms.count + (terms.box.sum() + terms.dfl.sum()) / weight).backward()
     for tensors, name in ((cls, "grad_cls"), (reg, "grad_reg")):
         for tensor, key in zip(tensors, case.family(name), strict=True):
             assert tensor.grad is not None
@@ -171,7 +178,7 @@ def test_the_method_gives_the_same_losses_when_nothing_is_padded(case: Case) -> 
     if case.tensor("pad_shape").unique(dim=0).tolist() != [list(case.params["image"])]:
         pytest.skip("a case with padding")
     out, _, _ = head_output(case)
-    losses = narrow(GFL, case.params["C"]).losses(out, targets_of(case))
+    losses = task(narrow(GFL, case.params["C"]), out, targets_of(case))
     for name, key in (("cls", "loss_cls"), ("box", "loss_bbox"), ("dfl", "loss_dfl")):
         close(losses[name], case.tensor(key).sum())
 
@@ -189,7 +196,7 @@ def test_head_network(case: Case) -> None:
     model.head.load_state_dict(weights)
     model.head.double()
     height, width = features[0].shape[2:]
-    out = model.predict(features, (8 * height, 8 * width))
+    out = model.on_features(features, (8 * height, 8 * width))
     cls = torch.cat([case.tensor(n).flatten(2) for n in case.family("out_cls")], 2).transpose(1, 2)
     reg = torch.cat([case.tensor(n).flatten(2) for n in case.family("out_reg")], 2).transpose(1, 2)
     close(out.cls_logits, cls)

@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.losses import task
 from tests.parity.vectors import Case, cases
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
 from yoloxkd.nn.assigners.simota import simota
+from yoloxkd.nn.dense_detector import Predictions
 from yoloxkd.nn.yolox import YOLOX
 from yoloxkd.ops.boxes import to_centre, to_corners
 from yoloxkd.types import DenseOutput, Targets
@@ -125,9 +127,9 @@ def test_network_outputs_in_float64(case: Case) -> None:
         if case.has("feat_dark3"):
             for got, stage in zip(model.backbone.backbone(image), (3, 4, 5), strict=True):
                 close(got, case.tensor(f"feat_dark{stage}"), 1e-9)
-            for got, stride in zip(model.backbone(image), model.levels, strict=True):
+            for got, stride in zip(model.backbone(image), model.spec.strides, strict=True):
                 close(got, case.tensor(f"pan_{stride}"), 1e-9)
-        out = model.dense(image)
+        out = model.network(image)
     close(raw_table(out, out.box_raw), case.tensor("raw"), 1e-9)
     close(raw_table(out, to_centre(out.boxes)), case.tensor("decoded"), 1e-9)
     scores = case.tensor("decoded")
@@ -139,7 +141,7 @@ def test_network_outputs_in_float64(case: Case) -> None:
 def test_network_outputs_in_float32(case: Case) -> None:
     model = loaded(case).float().eval()
     with torch.no_grad():
-        out = model.dense(image_of(case))
+        out = model.network(image_of(case))
     close(raw_table(out, to_centre(out.boxes)), case.tensor("decoded"), 1e-4)
     if case.has("decoded_f32"):
         close(raw_table(out, to_centre(out.boxes)), case.tensor("decoded_f32"), 1e-4)
@@ -154,14 +156,14 @@ def check_losses(model: YOLOX, out: DenseOutput, case: Case, of_total: float = 0
     if dtype == torch.float64 or case.params["assignment_same_in_f32"]:
         assert torch.equal(match.fg, case.tensor("fg_mask").bool())
         assert torch.equal(match.gt, case.tensor("matched_gt"))
-    close(match.iou, case.tensor("matched_iou"), rtol if dtype == torch.float64 else 1e-3)
+    close(match.score, case.tensor("matched_iou"), rtol if dtype == torch.float64 else 1e-3)
     ratio = match.fg.sum().clamp(min=1) / targets.mask.sum().clamp(min=1)
     assert float(ratio) == pytest.approx(float(case.array("num_fg_ratio")), rel=1e-6)
 
     model.final_phase(False)
-    plain = model.losses(out, targets)
+    plain = task(model, out, targets)
     model.final_phase(True)
-    final = model.losses(out, targets)
+    final = task(model, out, targets)
     model.final_phase(False)
     assert list(plain) == ["box", "obj", "cls"]
     assert list(final) == ["box", "obj", "cls", "l1"]
@@ -182,7 +184,7 @@ def check_losses(model: YOLOX, out: DenseOutput, case: Case, of_total: float = 0
 def test_training_outputs_and_losses_of_the_network(case: Case, dtype: torch.dtype) -> None:
     model = loaded(case).to(dtype)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    out = model.train().dense(image_of(case).to(dtype))
+    out = model.train().network(image_of(case).to(dtype))
     model.load_state_dict(before)
     got, expected = table(out, to_centre(out.boxes)).detach(), case.tensor("train_decoded", dtype)
     if dtype == torch.float64:
@@ -206,7 +208,7 @@ def amplified_rounding(case: Case, draws: int = 4) -> float:
         with torch.no_grad():
             for p in model.parameters():
                 p.mul_(1 + torch.finfo(torch.float32).eps * torch.randn(p.shape, generator=g, dtype=p.dtype))
-            out = model.dense(image_of(case).double())
+            out = model.network(image_of(case).double())
         largest = max(largest, float((table(out, to_centre(out.boxes)) - expected).norm() / expected.norm()))
     return largest
 
@@ -215,8 +217,7 @@ def head_output(case: Case, dtype: torch.dtype) -> tuple[YOLOX, DenseOutput, lis
     model = network("nano", case.params["num_classes"])
     raw = [case.tensor(name, dtype).requires_grad_() for name in case.family("raw_level")]
     parts: list[tuple[Any, ...]] = [r.split((4, 1, r.shape[1] - 5), dim=1) for r in raw]
-    out = model.assemble([p[0] for p in parts], [p[1] for p in parts], [p[2] for p in parts])
-    assert out.image_size == tuple(case.params["image"])
+    out = model.assemble(Predictions(*([p[i] for p in parts] for i in (2, 0, 1))), tuple(case.params["image"]))
     return model, out, raw
 
 
@@ -237,7 +238,7 @@ def test_targets_of_hand_made_outputs(case: Case) -> None:
     row = match.gt[image, cell]
     close(to_centre(targets.boxes[image, row]), case.tensor("reg_target"), 1e-9)
     one_hot = torch.nn.functional.one_hot(targets.labels[image, row], case.params["num_classes"])
-    close(one_hot * match.iou[image, cell].unsqueeze(-1), case.tensor("cls_target"), 1e-9)
+    close(one_hot * match.score[image, cell].unsqueeze(-1), case.tensor("cls_target"), 1e-9)
 
 
 @DTYPES
@@ -245,7 +246,7 @@ def test_targets_of_hand_made_outputs(case: Case) -> None:
 def test_gradients_of_hand_made_outputs(case: Case, dtype: torch.dtype) -> None:
     model, out, raw = head_output(case, dtype)
     model.final_phase(True)
-    sum(model.losses(out, targets_of(case, dtype)).values()).backward()  # type: ignore[union-attr]
+    sum(task(model, out, targets_of(case, dtype)).values()).backward()  # type: ignore[union-attr]
     for tensor, name in zip(raw, case.family("grad_raw_level"), strict=True):
         assert tensor.grad is not None
         close(tensor.grad, case.tensor(name), 1e-9 if dtype == torch.float64 else 1e-4)

@@ -25,7 +25,7 @@ from yoloxkd.engine.failures import is_out_of_memory
 from yoloxkd.engine.memory import Memory
 from yoloxkd.engine.trainer import Fit
 from yoloxkd.errors import UserError
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.types import Batch, Targets
 
 FILLED = 0.8
@@ -141,7 +141,7 @@ def _slope(peaks: dict[int, int]) -> float:
 
 def _trial(
     recipe: Recipe, data: DetectionData, device: torch.device
-) -> tuple[Callable[[Batch], None], int, DenseDetector]:
+) -> tuple[Callable[[Batch], None], int, Detector[Any, Any]]:
     """A function that makes a step of this training, the largest size (px) that the training has, and the student."""
     student = build_detector(recipe.student.model_dump(), find_data(recipe.data).names)
     given, multiple = recipe.train.imgsz, student.size_multiple

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.transforms import up_to_multiple
 from yoloxkd.errors import UserError
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 
 
 def share_of_batch(batch: int, processes: int, parts: int, images: int) -> int:
@@ -45,7 +46,7 @@ def with_real_batch(recipe: Recipe, images: int, processes: int, say: Callable[[
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch": real})})
 
 
-def takes_one_image(student: DenseDetector, side: int) -> bool:
+def takes_one_image(student: Detector[Any, Any], side: int) -> bool:
     """Whether a training step on one image of `side` px works: batch norm cannot take a single value a channel."""
     if side > max(student.levels):  # at least four cells everywhere
         return True
@@ -59,7 +60,7 @@ def takes_one_image(student: DenseDetector, side: int) -> bool:
     return True
 
 
-def check_batch_norm(student: DenseDetector, recipe: Recipe, processes: int) -> None:
+def check_batch_norm(student: Detector[Any, Any], recipe: Recipe, processes: int) -> None:
     """UserError where a step of this recipe, its batch being the real one, is one image too small for batch norm."""
     train = recipe.train
     if train.batch > processes * train.accumulate or (recipe.engine.sync_bn and processes > 1):

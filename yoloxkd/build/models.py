@@ -19,7 +19,7 @@ from yoloxkd.engine.saved import read_saved
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.coco_names import COCO_NAMES
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.mmdet_weights import dense_state
 from yoloxkd.nn.weights import PUBLISHED, LoadReport, load_checkpoint_file, load_into, official_state
 from yoloxkd.types import ImageSize
@@ -38,13 +38,13 @@ def architecture(name: str) -> tuple[str, dict[str, Any]]:
     return str(keys.pop("family")), keys
 
 
-def build_detector(section: Mapping[str, Any], names: Sequence[str]) -> DenseDetector:
+def build_detector(section: Mapping[str, Any], names: Sequence[str]) -> Detector[Any, Any]:
     """An untrained detector from a student section ({name, weights, further keys}) for the given class names."""
     family, defaults = architecture(section["name"])
     keys = defaults | {k: v for k, v in section.items() if k not in ("name", "weights", "family")}
     detector = DETECTORS[family]
     config = validate(detector.Config, keys, f"model '{section['name']}'", prefix="student.")
-    return detector(config, list(names))  # type: ignore[call-arg]
+    return detector(config, list(names))
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Weights:
 class Opened:
     """A detector with its weights in place."""
 
-    detector: DenseDetector
+    detector: Detector[Any, Any]
     weights: Weights
     report: LoadReport
     reference: str
@@ -154,7 +154,7 @@ def open_model(reference: str) -> Opened:
     return Opened(detector.eval(), weights, report, reference)
 
 
-def load_student(detector: DenseDetector, reference: str) -> LoadReport:
+def load_student(detector: Detector[Any, Any], reference: str) -> LoadReport:
     """Start a student from a checkpoint; predictors of other classes are left untrained, and the report says so."""
     weights = read_weights(reference)
     same = list(weights.names) == list(detector.names)

@@ -37,7 +37,7 @@ from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.at_scale import AtScale
 from yoloxkd.kd.base import Teacher
 from yoloxkd.kd.callback import Distill
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.weights import load_checkpoint_file
 from yoloxkd.types import ImageSize
 from yoloxkd.version import __version__
@@ -201,7 +201,7 @@ def prepare(
 
 
 def _loader(
-    recipe: Recipe, train: DetectionData, detectors: Sequence[DenseDetector], device: torch.device
+    recipe: Recipe, train: DetectionData, detectors: Sequence[Detector[Any, Any]], device: torch.device
 ) -> TrainLoader:
     """This process' training batches, of sizes that all detectors take; the first of them is the student."""
     return train_loader(
@@ -212,7 +212,7 @@ def _loader(
         seed=recipe.train.seed,
         multiple=math.lcm(*(d.size_multiple for d in detectors)),
         workers=recipe.engine.workers,
-        pad_value=detectors[0].input.pad_value,
+        pad_value=detectors[0].spec.input.pad_value,
         pin_memory=device.type == "cuda",
         rank=rank(),
         world=world(),
@@ -220,7 +220,7 @@ def _loader(
 
 
 def _first_weights(
-    student: DenseDetector, recipe: Recipe, section: dict[str, Any], say: Callable[[str], None]
+    student: Detector[Any, Any], recipe: Recipe, section: dict[str, Any], say: Callable[[str], None]
 ) -> str | None:
     """Give the student of a new run its weights; what is said of its backbone, where it starts without a checkpoint.
 
@@ -241,7 +241,7 @@ def _nothing(line: str) -> None:
 
 
 def _header(
-    recipe: Recipe, section: dict[str, Any], student: DenseDetector, prints: Mapping[str, Any]
+    recipe: Recipe, section: dict[str, Any], student: Detector[Any, Any], prints: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What identifies the student in its checkpoints, and by `prints` the data it was trained on."""
     return {
@@ -267,7 +267,7 @@ def distillation(recipe: Recipe, teachers: Sequence[Opened], say: Callable[[str]
     section = recipe.teacher
     methods = {name: DISTILLERS[name].Config.model_validate(keys) for name, keys in recipe.kd.items()}
 
-    def looking(detector: DenseDetector) -> DenseDetector:
+    def looking(detector: Detector[Any, Any]) -> Detector[Any, Any]:
         return detector if section.scale == 1 else AtScale(detector, section.scale)
 
     return [
@@ -280,17 +280,16 @@ def distillation(recipe: Recipe, teachers: Sequence[Opened], say: Callable[[str]
             min_ap=section.min_ap,
             gate_images=section.gate_images,
             nominal_size=recipe.train.imgsz if isinstance(recipe.train.imgsz, int) else None,
-            seed=recipe.train.seed,
         )
     ]
 
 
 def _evaluator(
     recipe: Recipe, val: DetectionData, device: torch.device
-) -> Callable[[DenseDetector, int | None], dict[str, Any]]:
+) -> Callable[[Detector[Any, Any], int | None], dict[str, Any]]:
     """evaluate(model, n): metrics of a model on the first n validation images, or on all."""
 
-    def run(model: DenseDetector, limit: int | None) -> dict[str, Any]:
+    def run(model: Detector[Any, Any], limit: int | None) -> dict[str, Any]:
         data = val if limit is None else val.head(limit)
         loader = eval_loader(
             data,
@@ -299,7 +298,7 @@ def _evaluator(
             rect=recipe.val.rect,
             multiple=model.size_multiple,
             workers=recipe.engine.workers,
-            pad_value=model.input.pad_value,
+            pad_value=model.spec.input.pad_value,
             pin_memory=device.type == "cuda",
             rank=share()[0],
             world=share()[1],

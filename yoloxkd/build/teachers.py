@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _assume(teacher: Opened, classes: Sequence[str], section: TeacherSection, sa
 
 def _set(teacher: Opened, names: Sequence[str]) -> None:
     teacher.weights.names = list(names)
-    teacher.detector.names = list(names)
+    teacher.detector.spec = replace(teacher.detector.spec, names=tuple(names))
 
 
 def names_from_files(given: Any) -> Any:

@@ -16,6 +16,8 @@ from torch import Tensor
 from yoloxkd.api import one_input
 from yoloxkd.engine.evaluate import TorchPredictor
 from yoloxkd.exporters.runtime import OnnxPredictor
+from yoloxkd.nn.detector import kept
+from yoloxkd.types import Detections
 
 Timed = OnnxPredictor | TorchPredictor
 WARM_UP = 3
@@ -26,16 +28,18 @@ class CompiledPredictor(TorchPredictor):
 
     def compiled(self) -> CompiledPredictor:
         self.detector.eval()
-        self._network: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.compile(self._boxes_and_scores)
+        self._network: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.compile(self._candidates)
         return self
 
-    def _boxes_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.detector(images)
-        return out.boxes.float(), self.detector.scores(out).float()
+    def _candidates(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.detector.candidates(self.detector(images))
 
     @torch.no_grad()
     def run(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self._network(images)
+
+    def detections(self, out: tuple[Tensor, Tensor]) -> list[Detections]:
+        return kept(*out, self.nms, self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +97,9 @@ def _once(predictor: Timed, picture: np.ndarray, imgsz: int) -> tuple[float, flo
     else:
         prepared = predictor.prepare(images)
         ready = _now(predictor.device)
-        boxes, scores = predictor.run(prepared)
+        out = predictor.run(prepared)
         done = _now(predictor.device)
-        found = predictor.detections(boxes, scores)[0]
+        found = predictor.detections(out)[0]
     found.to_image(meta)
     return ready - started, done - ready, time.perf_counter() - done
 

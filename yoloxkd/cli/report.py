@@ -22,7 +22,7 @@ from yoloxkd.errors import UserError, nearest
 from yoloxkd.metrics.measure import overall
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.weights import PUBLISHED
 from yoloxkd.output_paths import Output, check_outputs, own_json
 from yoloxkd.places import cache_folder, find_kept
@@ -120,19 +120,18 @@ def _recipe(name: str, tree: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _model(name: str, detector: DenseDetector, size: ImageSize) -> str:
+def _model(name: str, detector: Detector[Any, Any], size: ImageSize) -> str:
     height, width = largest_input(size, detector.size_multiple)
     cost = complexity(detector, (height, width))
     shown = height if height == width else f"{height}x{width}"
-    taps = detector.taps
     return "\n".join(
         [
             f"model       {name} ({detector.family})",
             f"parameters  {cost.parameters / 1e6:.2f} M",
             f"FLOPs       {cost.flops / 1e9:.2f} G at {shown} px (two for each multiply-add)",
-            f"strides     {', '.join(map(str, detector.levels))}",
-            f"input       {detector.input.describe()}",
-            f"taps        features {taps.features}, cls_features {taps.cls_features}, reg_features {taps.reg_features}",
+            f"strides     {', '.join(map(str, detector.spec.strides))}",
+            f"input       {detector.spec.input.describe()}",
+            f"taps        {', '.join(f'{tap} {tuple(maps.values())}' for tap, maps in detector.spec.channels.items())}",
         ]
     )
 

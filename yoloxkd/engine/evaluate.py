@@ -19,13 +19,13 @@ from yoloxkd.engine.failures import memory_advice
 from yoloxkd.errors import UserError
 from yoloxkd.metrics.coco import COCODetections
 from yoloxkd.metrics.measure import measure
-from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.ops.nms import postprocess
+from yoloxkd.nn.detector import Detector
+from yoloxkd.ops.nms import NMS
 from yoloxkd.types import Batch, Detections, Predictor
 
 
 class TorchPredictor:
-    """A `types.Predictor` around a DenseDetector: the network in evaluation mode, then YOLOX's post-processing.
+    """A `types.Predictor` around a Detector: the network in evaluation mode, then YOLOX's post-processing.
 
     conf, iou, max_det: of the suppression. During a call every module is in evaluation mode; afterwards each is back in
     the mode it was in. The detector is moved to `device`.
@@ -33,7 +33,7 @@ class TorchPredictor:
 
     def __init__(
         self,
-        detector: DenseDetector,
+        detector: Detector[Any, Any],
         conf: float = 0.01,
         iou: float = 0.65,
         max_det: int = 300,
@@ -41,14 +41,14 @@ class TorchPredictor:
     ) -> None:
         self.device = torch.device(device)
         self.detector = detector.to(self.device)
-        self.conf, self.iou, self.max_det = conf, iou, max_det
+        self.nms = NMS(conf, iou, max_det)
         self.names = list(detector.names)
         self.stride = detector.size_multiple
-        self.pad_value = detector.input.pad_value
+        self.pad_value = detector.spec.input.pad_value
 
     def __call__(self, images: Tensor) -> list[Detections]:
         """images (B, 3, H, W) uint8 RGB -> one Detections per image, boxes in px of the network input."""
-        return self.detections(*self.run(self.prepare(images)))
+        return self.detections(self.run(self.prepare(images)))
 
     def prepare(self, images: Tensor) -> Tensor:
         """The images as the network wants them, on its device."""
@@ -56,16 +56,15 @@ class TorchPredictor:
 
     # no inference_mode: what a detector caches in it (point grids) could not be used in training afterwards
     @torch.no_grad()
-    def run(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The network alone: boxes (B, A, 4), scores (B, A, K), float32."""
+    def run(self, images: Tensor) -> Any:
+        """The network alone: its output."""
         with _evaluating(self.detector):
-            out = self.detector(images)
-            return out.boxes.float(), self.detector.scores(out).float()
+            return self.detector(images)
 
-    def detections(self, boxes: Tensor, scores: Tensor) -> list[Detections]:
-        """What `run` gave, suppressed."""
-        found = postprocess(boxes, scores, conf=self.conf, iou=self.iou, max_det=self.max_det)
-        return [Detections(b.cpu().numpy(), s.cpu().numpy(), k.cpu().numpy(), self.names) for b, s, k in found]
+    @torch.no_grad()
+    def detections(self, out: Any) -> list[Detections]:
+        """What `run` gave, as detections."""
+        return self.detector.detect(out, self.nms)
 
 
 @contextmanager

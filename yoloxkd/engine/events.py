@@ -39,15 +39,15 @@ import torch
 from torch import Tensor, nn
 
 from yoloxkd.data.records import DetectionData
-from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.types import Batch
+from yoloxkd.nn.detector import Detector
+from yoloxkd.types import TASK, Batch, LossName
 
 
 @dataclass
 class State:
     """Everything about a run that callbacks may read; they may change `aux`, `extra` and `stop` and read the rest.
 
-    aux     modules called as module(output, batch) -> {name: scalar}; they train with the student and are wrapped by DDP
+    aux     `engine.step.AuxiliaryLoss` modules; they train with the student and are wrapped by DDP
     losses  {name: scalar tensor} of the current batch, task losses and auxiliary ones; the training loss is their sum
     sums    {name: device tensor}, running sums of the losses of this epoch over `step_in_epoch` steps
     extra   {key: plain containers or tensors} that callbacks want kept in `last.pt`
@@ -60,22 +60,22 @@ class State:
     """
 
     recipe: Any
-    detector: DenseDetector
+    detector: Detector[Any, Any]
     device: torch.device
     out: Path
     epochs: int
     iters_per_epoch: int
     say: Callable[[str], None]
-    evaluate: Callable[[DenseDetector, int | None], dict[str, Any]]
+    evaluate: Callable[[Detector[Any, Any], int | None], dict[str, Any]]
     val: DetectionData
     aux: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     epoch: int = 0
     iteration: int = 0
     step_in_epoch: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[LossName, Tensor] = field(default_factory=dict)
     batch: Batch | None = None
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    epoch_losses: dict[str, float] = field(default_factory=dict)
+    losses: dict[LossName, Tensor] = field(default_factory=dict)
+    epoch_losses: dict[LossName, float] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     best: float = -1.0
     optimizer: torch.optim.Optimizer | None = None
@@ -90,6 +90,13 @@ class State:
     world: int = 1
     part: int = 0
     parts: int = 1
+
+    def loss_name(self, text: str) -> LossName:
+        """The loss that is written so; what is not known (yet) is one of the student's own."""
+        known = [*self.epoch_losses, *self.sums]
+        for module in self.aux.values():
+            known += module.names  # type: ignore[arg-type]
+        return next((name for name in known if str(name) == text), LossName(TASK, text))
 
 
 class Callback:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.ops.normaliser import Parts
-from yoloxkd.ops.ranks import all_mean, world
-from yoloxkd.types import Batch
+from yoloxkd.ops.losses import full_precision
+from yoloxkd.ops.ranks import all_mean, all_sum, world
+from yoloxkd.types import Batch, Draw, Losses, LossName
 
 # newer releases have another name for it
 _BUFFERS_AS_THEY_ARE: dict[str, Any] = next(
@@ -38,28 +38,27 @@ def wrapped(step: TrainStep) -> nn.Module:
 def gradients(
     step: nn.Module,
     parts: Sequence[Batch],
+    draw: Draw,
     backward: Callable[[Tensor], None],
-    on_losses: Callable[[int, dict[str, Tensor]], dict[str, Tensor]],
-) -> dict[str, Tensor]:
+    on_losses: Callable[[int, dict[LossName, Tensor]], dict[LossName, Tensor]],
+) -> dict[LossName, Tensor]:
     """Forward and backward over the parts of a batch -> the terms of the whole batch over all processes, detached.
 
+    draw       what is drawn at random in this step follows from
     backward   of a part's loss
     on_losses  called as on_losses(part, terms) before that; gives the terms whose sum is the part's loss
-    Gradients are reduced over processes once, with the last part. With several parts the losses' normalisers are counted
-    first, in a forward pass without gradient.
+    The loss of a step is a sum over all its images divided by one number of the whole batch, such as its positives. With
+    several parts that number is counted first, in a forward pass without gradient: what is positive depends on the
+    predictions. Gradients are reduced over processes once, with the last part.
     """
-    shares = _counted(step, parts) if len(parts) > 1 else None
-    sums: dict[str, Tensor] = {}
+    counts = _counted(step, parts, draw) if len(parts) > 1 else None
+    sums: dict[LossName, Tensor] = {}
     for number, part in enumerate(parts):
         with ExitStack() as stack:
             if number + 1 < len(parts) and isinstance(step, nn.parallel.DistributedDataParallel):
                 stack.enter_context(step.no_sync())
-            if shares is not None:
-                stack.enter_context(shares.sharing())
-            terms = step(part)
-            if len(parts) > 1:
-                terms = {name: value / len(parts) for name, value in terms.items()}
-            terms = on_losses(number, terms)
+            losses: Losses = step(part, draw)
+            terms = on_losses(number, _divided(losses, counts or _over_processes(_counts(losses)), len(parts)))
             backward(torch.stack([v.float() for v in terms.values()]).sum())
         for name, value in terms.items():
             sums[name] = sums[name] + value.detach() if name in sums else value.detach()
@@ -68,15 +67,35 @@ def gradients(
     return dict(zip(sums, all_mean(torch.stack(list(sums.values()))).unbind(), strict=True))
 
 
-def _counted(step: nn.Module, parts: Sequence[Batch]) -> Parts:
-    plain = step.module if isinstance(step, nn.parallel.DistributedDataParallel) else step
-    assert isinstance(plain, TrainStep)
-    shares = Parts(len(parts))
-    with torch.no_grad(), _statistics_kept(plain.detector):
+def _counts(losses: Losses) -> dict[LossName, Tensor]:
+    return {name: loss.count for name, loss in losses.items() if loss.count is not None}
+
+
+def _over_processes(counts: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
+    """The counts' sums over all processes."""
+    if world() == 1 or not counts:
+        return counts
+    return dict(zip(counts, all_sum(torch.stack([full_precision(v) for v in counts.values()])).unbind(), strict=True))
+
+
+def _divided(losses: Losses, counts: dict[LossName, Tensor], parts: int) -> dict[LossName, Tensor]:
+    """This part's contribution to each loss of the whole batch, whose gradients are averaged over processes."""
+    return {
+        name: loss.total / parts if loss.count is None else loss.total * world() / counts[name].clamp(min=loss.least)
+        for name, loss in losses.items()
+    }
+
+
+def _counted(step: nn.Module, parts: Sequence[Batch], draw: Draw) -> dict[LossName, Tensor]:
+    """The counts of all parts and processes together."""
+    inner = step.module if isinstance(step, nn.parallel.DistributedDataParallel) else step
+    assert isinstance(inner, TrainStep)
+    sums: dict[LossName, Tensor] = {}
+    with torch.no_grad(), _statistics_kept(inner.detector):
         for part in parts:
-            with shares.counting():
-                plain.task_losses(part)
-    return shares
+            for name, count in _counts(inner.counted(part, draw)).items():
+                sums[name] = sums[name] + count if name in sums else count
+    return _over_processes(sums)
 
 
 def _changing(module: nn.Module) -> list[Tensor]:

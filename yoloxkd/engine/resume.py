@@ -12,6 +12,7 @@ from yoloxkd.engine.checkpoint import random_state, restore_random_state
 from yoloxkd.engine.events import State
 from yoloxkd.errors import UserError
 from yoloxkd.nn.weights import check_state
+from yoloxkd.types import LossName
 
 
 def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]
         "step_in_epoch": step_in_epoch,
         "iteration": state.iteration,
         "lr": state.lr,
-        "sums": {k: float(v) for k, v in state.sums.items()} if step_in_epoch else {},
+        "sums": [[*name, float(v)] for name, v in state.sums.items()] if step_in_epoch else [],
         "best": state.best,
         "metrics": state.metrics,
         "stop": state.stop,
@@ -68,7 +69,11 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
     state.best, state.metrics, state.lr = run["best"], run["metrics"], run["lr"]
     state.stop = run.get("stop", False)
     state.images_per_second = saved.get("images_per_second", 0.0)
-    state.sums = {k: next(state.detector.parameters()).new_tensor(v) for k, v in run["sums"].items()}
+    sums = run["sums"]
+    if isinstance(sums, dict):  # version 0.1.0
+        sums = [[*state.loss_name(text), value] for text, value in sums.items()]
+    like = next(state.detector.parameters())
+    state.sums = {LossName(*name): like.new_tensor(value) for *name, value in sums}
     try:
         restore_random_state(run["rng"])
     except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:  # what the generators raise

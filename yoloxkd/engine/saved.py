@@ -87,7 +87,7 @@ class SavedRun(SavedPart):
     step_in_epoch: Count
     iteration: Count
     lr: Finite
-    sums: dict[str, float]
+    sums: list[tuple[str, str, int | None, float]] | dict[str, float]  # a mapping in version 0.1.0
     best: Finite
     metrics: Measured | Annotated[dict[str, Any], Field(max_length=0)]
     stop: bool = False

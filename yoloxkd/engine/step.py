@@ -2,52 +2,86 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.types import Batch
+from yoloxkd.nn.detector import Detector
+from yoloxkd.types import Batch, Draw, Losses, LossName
 
 
-@runtime_checkable
-class LooksFirst(Protocol):
-    """An auxiliary loss with work of its own on the batch: done before the student holds all that it keeps for backward."""
+@dataclass(frozen=True, slots=True)
+class StudentPass:
+    """A batch that the student has seen.
 
-    def look(self, batch: Batch) -> None: ...
+    model  the student; out: what it says; match: who answers for what, as its own losses have it
+    draw   what is drawn at random in this step follows from
+    """
+
+    model: Detector[Any, Any]
+    out: Any
+    batch: Batch
+    match: Any
+    draw: Draw
+
+
+class AuxiliaryLoss(nn.Module, ABC):
+    """Losses beside the student's own.
+
+    names    of everything `forward` gives, every time the same
+    counted  whether one of them has a `Loss.count`; with `train.accumulate` that costs a further forward pass of it
+    """
+
+    names: tuple[LossName, ...]
+    counted: bool = False
+
+    def look(self, batch: Batch) -> None:
+        """Work of its own on the batch, done before the student holds all that it keeps for backward."""
+
+    @abstractmethod
+    def forward(self, student: StudentPass) -> Losses:
+        """The losses of a batch that the student has seen."""
 
 
 class TrainStep(nn.Module):
     """The student and the trainable parts of every auxiliary loss, so that all gradients are reduced and stepped alike.
 
     detector   the student
-    aux        modules called as module(output, batch) -> {name: scalar}
+    aux        every module an `AuxiliaryLoss`
     amp        autocast dtype, or None for full precision; losses are float32 either way
     """
 
-    def __init__(self, detector: DenseDetector, aux: nn.ModuleDict, amp: torch.dtype | None = None) -> None:
+    def __init__(self, detector: Detector[Any, Any], aux: nn.ModuleDict, amp: torch.dtype | None = None) -> None:
         super().__init__()
         self.detector = detector
         self.aux = aux
         self.amp = amp
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Every loss term by name, task losses first; the training loss is their sum."""
-        with self._autocast(batch):
-            for module in self.aux.values():
-                if isinstance(module, LooksFirst):
-                    module.look(batch)
+    def forward(self, batch: Batch, draw: Draw = Draw()) -> Losses:
+        """Every loss by name, the student's own first, undivided; the training loss is the sum of the quotients."""
+        return self._losses(batch, draw, list(self.auxiliary()))
+
+    def counted(self, batch: Batch, draw: Draw = Draw()) -> Losses:
+        """Those among which all are that have a count."""
+        return self._losses(batch, draw, [module for module in self.auxiliary() if module.counted])
+
+    def auxiliary(self) -> Iterator[AuxiliaryLoss]:
+        for module in self.aux.values():
+            assert isinstance(module, AuxiliaryLoss)
+            yield module
+
+    def _losses(self, batch: Batch, draw: Draw, auxiliary: list[AuxiliaryLoss]) -> Losses:
+        with torch.autocast(batch.images.device.type, dtype=self.amp, enabled=self.amp is not None):
+            for module in auxiliary:
+                module.look(batch)
             out = self.detector(batch.images)
-            losses = self.detector.losses(out, batch.targets)
-            for module in self.aux.values():
-                losses = losses | module(out, batch)
+            match = self.detector.assign(out, batch.targets, draw)
+            losses = self.detector.losses(out, batch.targets, match)
+            student = StudentPass(self.detector, out, batch, match, draw)
+            for module in auxiliary:
+                losses = losses | module(student)
         return losses
-
-    def task_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The student's own terms alone."""
-        with self._autocast(batch):
-            return self.detector.losses(self.detector(batch.images), batch.targets)
-
-    def _autocast(self, batch: Batch) -> torch.autocast:
-        return torch.autocast(batch.images.device.type, dtype=self.amp, enabled=self.amp is not None)

@@ -24,7 +24,7 @@ from yoloxkd.engine.parallel import average_statistics, gradients, wrapped
 from yoloxkd.engine.resume import restore
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import Interrupted
-from yoloxkd.types import Batch
+from yoloxkd.types import Batch, Draw, LossName
 
 
 class TrainLoader(Protocol):
@@ -203,8 +203,9 @@ class Fit:
             "lower --batch or --imgsz, use --amp bf16, or take a batch in parts with train.accumulate",
         ):
             state.optimizer.zero_grad(set_to_none=True)
+            draw = Draw(recipe.train.seed, state.iteration)
             parts = [state.batch.part(number, state.parts) for number in range(state.parts)]
-            state.losses = gradients(self.step, parts, self._backward, self._told)
+            state.losses = gradients(self.step, parts, draw, self._backward, self._told)
             self._optimise(state.optimizer)
         for name, value in state.losses.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
@@ -215,7 +216,7 @@ class Fit:
             state.ema.update(state.detector)
         self._call("on_step")
 
-    def _told(self, part: int, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _told(self, part: int, losses: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
         self.state.part, self.state.losses = part, losses
         self._call("on_losses")
         return self.state.losses

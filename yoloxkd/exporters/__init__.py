@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from yoloxkd.errors import UserError, nearest
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from yoloxkd.data.records import DetectionData
     from yoloxkd.exporters.onnx import ExportOptions
     from yoloxkd.exporters.parity import Int8Recipe
-    from yoloxkd.nn.detector import DenseDetector
+    from yoloxkd.nn.detector import Detector
 
 
 class Exporter(Protocol):
@@ -20,7 +20,7 @@ class Exporter(Protocol):
 
     def __call__(
         self,
-        detector: DenseDetector,
+        detector: Detector[Any, Any],
         path: str | Path,
         options: ExportOptions,
         *,
@@ -32,7 +32,7 @@ class Exporter(Protocol):
 
 
 def _onnx(
-    detector: DenseDetector,
+    detector: Detector[Any, Any],
     path: str | Path,
     options: ExportOptions,
     *,

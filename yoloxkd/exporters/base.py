@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 
 
 class Exportable(nn.Module):
@@ -20,17 +20,17 @@ class Exportable(nn.Module):
     changed.
     """
 
-    def __init__(self, detector: DenseDetector) -> None:
+    def __init__(self, detector: Detector[Any, Any]) -> None:
         super().__init__()
         self.detector = copy.deepcopy(detector).cpu().eval().requires_grad_(False)
         fold_batch_norm(self.detector)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         out = self.detector(images)
-        return out.boxes, self.detector.scores(out)
+        return self.detector.candidates(out)
 
 
-def fold_batch_norm(detector: DenseDetector) -> None:
+def fold_batch_norm(detector: Detector[Any, Any]) -> None:
     """Put every batch norm that follows a convolution into that convolution's weights, in place, computed in float64.
 
     Which follows which is seen in a forward pass, not guessed from names; a convolution that feeds two different norms,
@@ -47,7 +47,7 @@ def fold_batch_norm(detector: DenseDetector) -> None:
     detector.float().requires_grad_(False)
 
 
-def _followers(detector: DenseDetector) -> set[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+def _followers(detector: Detector[Any, Any]) -> set[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Pairs of a convolution and the batch norm that reads its output."""
     made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     pairs: set[tuple[nn.Conv2d, nn.BatchNorm2d]] = set()

@@ -17,7 +17,7 @@ import torch
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.half import to_half
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.version import __version__
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ExportOptions:
     def precision(self) -> str:
         return "int8" if self.int8 else "fp16" if self.half else "fp32"
 
-    def check(self, detector: DenseDetector) -> None:
+    def check(self, detector: Detector[Any, Any]) -> None:
         """UserError where the numbers make no file."""
         if self.half and self.int8:
             raise UserError("half and int8 exclude each other: choose one of them")
@@ -71,7 +71,7 @@ class ExportOptions:
 
 
 def export_onnx(
-    detector: DenseDetector, path: Path, options: ExportOptions, *, source_digest: str = "", probes: bool = False
+    detector: Detector[Any, Any], path: Path, options: ExportOptions, *, source_digest: str = "", probes: bool = False
 ) -> Path:
     """Write `detector` as an ONNX file of opset 18, weights inside; returns the path.
 
@@ -85,7 +85,7 @@ def export_onnx(
     return save_checked(model if probes else without_probes(model), path)
 
 
-def described_graph(detector: DenseDetector, options: ExportOptions, source_digest: str = "") -> onnx.ModelProto:
+def described_graph(detector: Detector[Any, Any], options: ExportOptions, source_digest: str = "") -> onnx.ModelProto:
     """The graph with its metadata and with probes, in float32 or fp16; that of an int8 file is still in float32."""
     options.check(detector)
     model = _graph(detector, options)
@@ -112,7 +112,7 @@ def without_probes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _graph(detector: DenseDetector, options: ExportOptions) -> onnx.ModelProto:
+def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelProto:
     """The traced and optimised graph.
 
     Where shapes are free, a batch of two is traced, with two cells or more on the coarsest level: one would be taken as
@@ -126,7 +126,7 @@ def _graph(detector: DenseDetector, options: ExportOptions) -> onnx.ModelProto:
     if options.nms:
         network = WithSuppression(plain, conf=options.conf, iou=options.iou, max_det=options.max_det)
         outputs = NMS_OUTPUTS + PROBES
-    side = max(options.imgsz, 2 * max(detector.levels)) if options.dynamic else options.imgsz
+    side = max(options.imgsz, 2 * max(detector.spec.strides)) if options.dynamic else options.imgsz
     sample = torch.full((2 if options.dynamic else 1, 3, side, side), 114.0)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -152,7 +152,7 @@ def _free(stride: int) -> tuple[dict[int, Any], ...]:
     return ({0: Dim("batch", min=1), 2: stride * Dim("rows", min=1), 3: stride * Dim("columns", min=1)},)
 
 
-def _describe(model: onnx.ModelProto, detector: DenseDetector, options: ExportOptions, source_digest: str) -> None:
+def _describe(model: onnx.ModelProto, detector: Detector[Any, Any], options: ExportOptions, source_digest: str) -> None:
     """Metadata of the file, and away with what the exporter notes about the source code of every node."""
     import onnx
 
@@ -164,19 +164,19 @@ def _describe(model: onnx.ModelProto, detector: DenseDetector, options: ExportOp
     onnx.helper.set_model_props(model, metadata(detector, options, source_digest))
 
 
-def metadata(detector: DenseDetector, options: ExportOptions, source_digest: str) -> dict[str, str]:
+def metadata(detector: Detector[Any, Any], options: ExportOptions, source_digest: str) -> dict[str, str]:
     """What a user of the file has to know, as texts; lists and objects are JSON."""
     free = ["N", "H", "W"] if options.dynamic else [1, options.imgsz, options.imgsz]
     return {
         "yoloxkd_version": __version__,
         "family": detector.family,
         "names": json.dumps(detector.names),
-        "strides": json.dumps(list(detector.levels)),
+        "strides": json.dumps(list(detector.spec.strides)),
         "size_multiple": json.dumps(detector.size_multiple),
         "input_size": json.dumps([options.imgsz, options.imgsz]),
         "input": f"images float32 ({free[0]}, 3, {free[1]}, {free[2]}) RGB 0..255; normalisation is inside",
         "letterbox": json.dumps(LETTERBOX),
-        "pad_value": json.dumps(list(detector.input.pad_value)),
+        "pad_value": json.dumps(list(detector.spec.input.pad_value)),
         "dynamic": json.dumps(options.dynamic),
         "precision": options.precision,
         "nms": json.dumps(options.nms),

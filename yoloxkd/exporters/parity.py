@@ -25,7 +25,7 @@ from yoloxkd.exporters.matching import Candidates, Suppression, Tolerance, compa
 from yoloxkd.exporters.onnx import PROBES, ExportOptions, described_graph, save_checked, without_probes
 from yoloxkd.exporters.parity_report import FP32, TOLERANCES, ParityReport
 from yoloxkd.exporters.runtime import OnnxPredictor
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Detections
 
@@ -39,7 +39,7 @@ BEST = 100
 
 
 def check_parity(
-    detector: DenseDetector, path: Path, images: Iterable[Tensor], tolerance: Tolerance = FP32
+    detector: Detector[Any, Any], path: Path, images: Iterable[Tensor], tolerance: Tolerance = FP32
 ) -> ParityReport:
     """Compare an exported file with the model it came from.
 
@@ -59,7 +59,7 @@ def check_parity(
             outputs = predictor.run(chunk.numpy())
             report.images += len(chunk)
             raw = _raw(outputs, predictor.nms)
-            if raw is not None:
+            if raw is not None and detector.spec.stable_locations:
                 scores_of_both += _compare_locations(report, boxes.numpy(), scores.numpy(), raw, size)
             pairs = zip(_suppressed(boxes, scores, settings), predictor.detections(outputs), strict=True)
             for i, (expected, found) in enumerate(pairs):
@@ -69,14 +69,13 @@ def check_parity(
     return report
 
 
-def _reference(detector: DenseDetector) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _reference(detector: Detector[Any, Any]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The model as it is, batch norms not folded: images -> boxes (B, A, 4), scores (B, A, K), float32 on the CPU."""
     model = copy.deepcopy(detector).cpu().float().eval()
 
     @torch.no_grad()
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        out = model(images)
-        return out.boxes, model.scores(out)
+        return model.candidates(model(images))
 
     return run
 
@@ -156,7 +155,7 @@ class Int8Recipe:
 
 
 def export_checked(
-    detector: DenseDetector,
+    detector: Detector[Any, Any],
     path: str | Path,
     options: ExportOptions,
     *,
@@ -214,10 +213,10 @@ def export_checked(
 class _Judge:
     """Writes graphs to `part` and compares them with the model they came from."""
 
-    def __init__(self, detector: DenseDetector, part: Path, options: ExportOptions, data: DetectionData) -> None:
+    def __init__(self, detector: Detector[Any, Any], part: Path, options: ExportOptions, data: DetectionData) -> None:
         self.detector, self.part, self.options, self.data = detector, part, options, data
         self.tolerance = TOLERANCES[options.precision]
-        stride, pad_value = detector.size_multiple, detector.input.pad_value
+        stride, pad_value = detector.size_multiple, detector.spec.input.pad_value
         self.images = list(sample_images(data, options.imgsz, stride, pad_value, dynamic=options.dynamic))
         self.model_ap: float | None = None
 
@@ -245,7 +244,7 @@ class _Judge:
         sides: list[Detect] = [OnnxPredictor(self.part)]
         if self.model_ap is None:
             sides.append(detect)
-        pad_value, names = self.detector.input.pad_value, self.detector.names
+        pad_value, names = self.detector.spec.input.pad_value, self.detector.names
         found = average_precisions(sides, names, self.data, self.options.imgsz, pad_value, AP_IMAGES)
         if found is None and self.options.int8:
             raise UserError(

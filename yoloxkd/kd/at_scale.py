@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from yoloxkd.nn.detector import DenseDetector
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.nn.detector import Detector
+from yoloxkd.types import DenseOutput, Draw, Losses, Targets
 
 
-class AtScale(DenseDetector):
-    """A detector that sees its input enlarged (or reduced) by `scale`, rounded to the sizes that it takes.
+class AtScale(Detector[DenseOutput, Any]):
+    """A dense detector that sees its input enlarged (or reduced) by `scale`, rounded to the sizes that it takes.
 
-    What it says is in px of the input it was given: boxes, points and image size. Its maps are those of the size it saw,
+    What it says is in px of the input it was given: boxes, grid and image size. Its maps are those of the size it saw,
     and its levels keep the strides they have there, by which they are paired: a teacher at scale 2 has four cells where
     the student has one.
     """
 
-    def __init__(self, inner: DenseDetector, scale: float) -> None:
-        super().__init__()
-        self.inner, self.scale = inner, scale
-        self.levels, self.names = inner.levels, list(inner.names)
-        self.input, self.taps = inner.input, inner.taps
+    def __init__(self, inner: Detector[DenseOutput, Any], scale: float) -> None:
+        super().__init__(inner.cfg, inner.names)
+        self.inner, self.scale, self.spec = inner, scale, inner.spec
 
     @property
     def size_multiple(self) -> int:
@@ -41,23 +40,27 @@ class AtScale(DenseDetector):
             smaller = size[0] < height
             images = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=smaller)
         out: DenseOutput = self.inner(images)
-        back = out.points.new_tensor([width / size[1], height / size[0]])
-        boxes = out.boxes * back.to(out.boxes.dtype).repeat(2)
-        return replace(out, boxes=boxes, points=out.points * back, image_size=(height, width))
+        back = out.grid.points.new_tensor([width / size[1], height / size[0]])
+        anchors = None if out.grid.anchors is None else out.grid.anchors * back.repeat(2)
+        grid = replace(out.grid, points=out.grid.points * back, anchors=anchors)
+        return replace(out, boxes=out.boxes * back.to(out.boxes.dtype).repeat(2), grid=grid, image_size=(height, width))
 
-    def dense(self, x: Tensor) -> DenseOutput:
-        return self.inner.dense(x)
+    def network(self, x: Tensor) -> DenseOutput:
+        return self.inner.network(x)
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
-        return self.inner.losses(out, targets)
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Any:
+        return self.inner.assign(out, targets, draw)
+
+    def losses(self, out: DenseOutput, targets: Targets, match: Any) -> Losses:
+        return self.inner.losses(out, targets, match)
+
+    def candidates(self, out: DenseOutput) -> tuple[Tensor, Tensor]:
+        return self.inner.candidates(out)
 
     def class_probability(self, out: DenseOutput) -> Tensor:
         return self.inner.class_probability(out)
 
-    def scores(self, out: DenseOutput) -> Tensor:
-        return self.inner.scores(out)
 
-
-def plain(detector: DenseDetector) -> DenseDetector:
+def plain(detector: Detector[Any, Any]) -> Detector[Any, Any]:
     """The detector itself, without its scale."""
     return detector.inner if isinstance(detector, AtScale) else detector

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
-from yoloxkd.kd.pairing import Pairing
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.engine.step import AuxiliaryLoss, StudentPass
+from yoloxkd.kd.pairing import LevelPair, Pairing
+from yoloxkd.nn.detector import Detector
 from yoloxkd.ops.ranks import all_sum
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import Batch, DetectorOutput, Loss, Losses, LossName, RoIOutput, Tap
 
 
 class KDConfig(Strict):
@@ -48,40 +49,63 @@ class KDConfig(Strict):
         return number
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a method may need beyond the two outputs.
+O = TypeVar("O", bound=DetectorOutput)
 
-    teacher  for what its outputs mean (`class_probability`)
-    seed     of the run, and step, which counts from 0 over the whole run: what a method draws at random follows from
-             these two alone, so that a resumed run draws the same
+
+class Pair(NamedTuple):
+    """Two detectors."""
+
+    student: Detector[Any, Any]
+    teacher: Detector[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[O]):
+    """A batch that both have seen; O is what detectors say that the method can distil.
+
+    student, teacher  their outputs; of the teacher's maps only those that are asked for
+    match             who answers for what in the student's own losses
+    models            for what the outputs mean (`class_probability`)
+    seed              of the run, and number, which counts from 0 over the whole run: what a method draws at random
+                      follows from these two alone, so that a resumed run draws the same
     """
 
-    teacher: DenseDetector
+    student: O
+    teacher: O
+    batch: Batch
+    match: Any
+    models: Pair
     seed: int = 0
-    step: int = 0
+    number: int = 0
+
+    def maps(self, tap: Tap, level: LevelPair) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's map of a tap at a pair of levels."""
+        student, teacher = getattr(self.student, tap)[level.student], getattr(self.teacher, tap)[level.teacher]
+        return student, teacher
 
 
 class Distiller(nn.Module, ABC):
     """A distillation method: compares student and teacher outputs, owns what is trained for that and nothing else.
 
-    needs  the `DenseOutput` taps it reads ("features", "cls_features", "reg_features"); none: it compares boxes
-    terms  the keys `compare` returns, "<term>/s<stride>", every time the same
+    needs    the maps it reads; none: it compares predictions
+    terms    the keys that `compare` returns, every time the same; their source is `name`
+    counted  whether one of them has a `Loss.count`; else each is a mean over images
     """
 
     Config: ClassVar[type[KDConfig]]
     name: ClassVar[str]
 
-    needs: tuple[str, ...]
-    terms: tuple[str, ...]
+    needs: frozenset[Tap]
+    terms: tuple[LossName, ...]
+    counted: bool = False
 
     def __init__(self, cfg: KDConfig, pairing: Pairing) -> None:
         super().__init__()
         self.pairing = pairing
 
     @abstractmethod
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
-        """Weighted float32 scalars by term; their plain sum is the method's loss."""
+    def compare(self, step: Step[Any]) -> Losses:
+        """Weighted float32 losses by term."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +118,7 @@ class Teacher:
     weight  factor on everything this teacher teaches
     """
 
-    detector: DenseDetector
+    detector: Detector[Any, Any]
     source: str
     digest: str
     share: float
@@ -104,76 +128,79 @@ class Teacher:
 class _Outside:
     """Holds a detector where nn.Module does not look for children; copies of the holder share the detector."""
 
-    def __init__(self, detector: DenseDetector) -> None:
+    def __init__(self, detector: Detector[Any, Any]) -> None:
         self.detector = detector
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Outside:
         return self
 
 
-class WithTeacher(nn.Module):
-    """Runs one teacher once a batch and every method on its output: module(student_out, batch) -> {name: scalar}.
+class WithTeacher(AuxiliaryLoss):
+    """Runs one teacher once a batch and every method on its output.
 
-    Names are "<method><tag>/<term>/s<stride>". The teacher is outside the module tree: not in `state_dict`, not among
+    The teacher is outside the module tree: not in `state_dict`, not among
     `parameters()`, never in training mode, never with a gradient.
 
-    tag        tells several teachers apart in the names: "@1", "@2"; empty for a single one
+    tag        tells several teachers apart in the losses' sources: "pgd@1", "pgd@2"; empty for a single one
+    method_of  {source of its losses: method}
     weight     factor on all terms, for good
     scales     {method: factor} of the coming step, set by the callback; a float, or a scalar tensor that is still
                being measured. 0.0 means off: the teacher is not run for it and its terms are zero
-    step       the coming step, likewise; for what methods draw at random from it and `seed`
     raw        {method: its loss before the factor of the step}, of the last step, detached
     nonfinite  (terms,) int64 on the device: how often each term of `names` was not finite in a process, and so left out
     """
 
     def __init__(
         self,
-        teacher: DenseDetector,
+        teacher: Detector[Any, Any],
         distillers: Mapping[str, Distiller],
         *,
         tag: str = "",
         weight: float = 1.0,
-        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.tag, self.weight, self.seed, self.step = tag, weight, seed, 0
+        self.tag, self.weight = tag, weight
         self._outside = _Outside(teacher.eval().requires_grad_(False))
         self.distillers = nn.ModuleDict(distillers)
         self.scales: dict[str, float | Tensor] = dict.fromkeys(distillers, 1.0)
         self.raw: dict[str, Tensor] = {}
-        self.names = [f"{name}{tag}/{term}" for name, method in distillers.items() for term in method.terms]
-        self.dtypes: dict[str, str] = {}
+        self.method_of = {f"{name}{tag}": name for name in distillers}
+        self.names = tuple(self._tagged(term) for method in distillers.values() for term in method.terms)
+        self.counted = any(method.counted for method in distillers.values())
+        self.dtypes: dict[tuple[str, int], str] = {}
         self.nonfinite: Tensor | None = None
         self._faulty: Tensor | None = None
-        self._seen: DenseOutput | None = None
+        self._seen: Any = None
         for parameter in self.parameters():
             parameter.register_hook(self._cut)
 
     @property
-    def teacher(self) -> DenseDetector:
+    def teacher(self) -> Detector[Any, Any]:
         return self._outside.detector
 
     def methods(self) -> dict[str, Distiller]:
         return {name: m for name, m in self.distillers.items() if isinstance(m, Distiller)}
 
-    def forward(self, student: DenseOutput, batch: Batch) -> dict[str, Tensor]:
-        device = student.points.device
+    def _tagged(self, term: LossName) -> LossName:
+        return term._replace(source=f"{term.source}{self.tag}")
+
+    def forward(self, student: StudentPass) -> Losses:
+        batch, device = student.batch, student.batch.images.device
         methods = self.methods()
         running = [name for name in methods if self.runs(name)]
-        terms: dict[str, Tensor] = {}
+        losses: Losses = {}
         if running:
-            seen = self._take(batch)
-            student = self._gated(student)
-            context = Context(self.teacher, self.seed, self.step)
+            seen, models = self._take(batch), Pair(student.model, self.teacher)
+            step = Step(self._gated(student.out), seen, batch, student.match, models, *student.draw)
         for name, method in methods.items():
             if name in running:
                 with torch.autocast(device.type, enabled=False):
-                    found = method.compare(student, seen, batch, context)
-                self._note_dtypes(name, method, student, seen)
+                    found = method.compare(step)
+                self._note_dtypes(name, method, step)
             else:
                 found = _nothing(method, device)
-            terms |= {f"{name}{self.tag}/{term}": found[term] for term in method.terms}
-        return self._scaled(self._finite(terms))
+            losses |= {self._tagged(term): found[term] for term in method.terms}
+        return self._scaled(self._finite(losses))
 
     def look(self, batch: Batch) -> None:
         """Run the teacher, when a method of the coming step needs it, and keep the maps that are asked for.
@@ -187,14 +214,12 @@ class WithTeacher(nn.Module):
             self.teacher.eval()
         with torch.no_grad():
             seen = self.teacher(batch.images)
-        unread = {"features", "cls_features", "reg_features"} - {tap for method in running for tap in method.needs}
-        self._seen = replace(seen, **dict.fromkeys(unread, ()))
+        self._seen = _with_maps(seen, frozenset[Tap]().union(*(method.needs for method in running)))
 
-    def _take(self, batch: Batch) -> DenseOutput:
+    def _take(self, batch: Batch) -> Any:
         if self._seen is None:
             self.look(batch)
         seen, self._seen = self._seen, None
-        assert seen is not None
         return seen
 
     def runs(self, name: str) -> bool:
@@ -202,62 +227,78 @@ class WithTeacher(nn.Module):
         scale = self.scales[name]
         return isinstance(scale, Tensor) or scale != 0.0
 
-    def _finite(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _finite(self, losses: Losses) -> Losses:
         """Leaves terms that are not finite out of this step, and counts them on the device."""
-        values = torch.stack([v.detach() for v in terms.values()])
+        values = torch.stack([loss.total.detach() for loss in losses.values()])
         bad = ~values.isfinite()
         self._faulty = bad.any()
         count = all_sum(bad.long())
         self.nonfinite = count if self.nonfinite is None else self.nonfinite.to(bad.device) + count
-        return {name: torch.where(b, torch.zeros_like(v), v) for (name, v), b in zip(terms.items(), bad, strict=True)}
+        return {
+            name: replace(loss, total=torch.where(b, torch.zeros_like(loss.total), loss.total))
+            for (name, loss), b in zip(losses.items(), bad, strict=True)
+        }
 
-    def _scaled(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        out: dict[str, Tensor] = {}
-        for name in self.distillers:
-            own = {k: v * self.weight for k, v in terms.items() if k.startswith(f"{name}{self.tag}/")}
-            self.raw[name] = torch.stack([v.detach() for v in own.values()]).sum()
-            out |= {k: v * self.scales[name] if self.runs(name) else v for k, v in own.items()}
+    def _scaled(self, losses: Losses) -> Losses:
+        losses = {name: replace(loss, total=loss.total * self.weight) for name, loss in losses.items()}
+        out: Losses = {}
+        for source, method in self.method_of.items():
+            own = {name: loss for name, loss in losses.items() if name.source == source}
+            self.raw[method] = torch.stack([loss.mean().detach() for loss in own.values()]).sum()
+            scale = self.scales[method] if self.runs(method) else 1.0
+            out |= {name: replace(loss, total=loss.total * scale) for name, loss in own.items()}
         return out
 
-    def _gated(self, student: DenseOutput) -> DenseOutput:
-        """The student's output behind a gate that stops what a left-out term would still send back: 0 * inf is NaN."""
-
-        def gate(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(gate(v) for v in value)
-            if not isinstance(value, Tensor) or not value.requires_grad:
-                return value
-            alias = value.view_as(value)
-            alias.register_hook(self._cut)
-            return alias
-
-        return replace(student, **{f.name: gate(getattr(student, f.name)) for f in fields(student)})
+    def _gated(self, value: Any) -> Any:
+        """An output behind a gate that stops what a left-out term would still send back: 0 * inf is NaN."""
+        if isinstance(value, tuple):
+            return tuple(self._gated(v) for v in value)
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{f.name: self._gated(getattr(value, f.name)) for f in fields(value)})
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return value
+        alias = value.view_as(value)
+        alias.register_hook(self._cut)
+        return alias
 
     def _cut(self, gradient: Tensor) -> Tensor:
         if self._faulty is None or (self._faulty.device.type == "cpu" and not self._faulty):
             return gradient  # asking a CUDA tensor would wait for the device
         return torch.where(self._faulty, torch.nan_to_num(gradient, 0.0, 0.0, 0.0), gradient)
 
-    def _note_dtypes(self, name: str, method: Distiller, student: DenseOutput, teacher: DenseOutput) -> None:
-        for level in method.pairing.levels:
-            key = f"{name}{self.tag}/s{level.stride}"
-            if key in self.dtypes:
-                continue
-            if not method.needs:
-                self.dtypes[key] = f"student boxes {_short(student.box_raw)}, teacher boxes {_short(teacher.box_raw)}"
-                continue
-            s = {_short(getattr(student, tap)[level.student]) for tap in method.needs}
-            t = {_short(getattr(teacher, tap)[level.teacher]) for tap in method.needs}
-            self.dtypes[key] = f"student map {'/'.join(sorted(s))}, teacher map {'/'.join(sorted(t))}"
+    def _note_dtypes(self, name: str, method: Distiller, step: Step[Any]) -> None:
+        source = f"{name}{self.tag}"
+        if any(key[0] == source for key in self.dtypes):
+            return
+        if not method.needs:
+            ours, theirs = _short(step.student.box_raw), _short(step.teacher.box_raw)
+            text = f"student boxes {ours}, teacher boxes {theirs}"
+            self.dtypes |= {(source, level.stride): text for level in method.pairing.levels}
+            return
+        found: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for tap in method.needs:
+            for level in method.pairing.levels_of(tap):
+                found.setdefault(level.stride, []).append(step.maps(tap, level))
+        for stride, maps in found.items():
+            ours, theirs = ("/".join(sorted({_short(m) for m in side})) for side in zip(*maps, strict=True))
+            self.dtypes[source, stride] = f"student map {ours}, teacher map {theirs}"
+
+
+def _with_maps(out: Any, taps: frozenset[Tap]) -> Any:
+    """An output without the maps that nobody asked for, so that they need not be kept."""
+    if isinstance(out, RoIOutput):
+        return replace(out, rpn=_with_maps(out.rpn, taps))
+    unread = {tap: () for tap in Tap if tap not in taps and tap in out.__dataclass_fields__}
+    return replace(out, **unread)
 
 
 def _short(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _nothing(method: Distiller, device: torch.device) -> dict[str, Tensor]:
+def _nothing(method: Distiller, device: torch.device) -> Losses:
     """Zero for every term of a method that is off; its parameters stay in the graph, as DDP expects of them."""
     zero = torch.zeros((), device=device)
     touched = [p.sum() * 0.0 for p in method.parameters() if p.requires_grad]
     first = torch.stack(touched).sum() if touched else zero
-    return {term: first if i == 0 else zero for i, term in enumerate(method.terms)}
+    return {term: Loss(first if i == 0 else zero) for i, term in enumerate(method.terms)}

@@ -17,6 +17,7 @@ from yoloxkd.kd.gate import check_teacher
 from yoloxkd.kd.inherit import inherit_from
 from yoloxkd.kd.pairing import Pairing, share_classes, table
 from yoloxkd.kd.weight import MethodWeight
+from yoloxkd.types import TASK, LossName, Tap
 
 CHECK_EVERY = 20
 """Steps between looks at the counters on the device."""
@@ -32,7 +33,6 @@ class Distill(Callback):
     min_ap        refuse a teacher below this AP (0 to 1) in the student's classes that it knows; 0: do not evaluate it
     gate_images   validation images that AP is measured on; None: all
     nominal_size  px, side of the training input before multi-scale
-    seed          for what methods draw at random
     """
 
     everywhere = True
@@ -45,25 +45,29 @@ class Distill(Callback):
         min_ap: float = 0.05,
         gate_images: int | None = None,
         nominal_size: int | None = None,
-        seed: int = 0,
     ) -> None:
         for name in methods:
             if name not in DISTILLERS:
                 raise UserError(f"unknown distiller '{name}'; {nearest(name, DISTILLERS)}")
         self.teachers = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
         self.methods = dict(methods)
-        self.min_ap, self.gate_images, self.nominal_size, self.seed = min_ap, gate_images, nominal_size, seed
+        self.min_ap, self.gate_images, self.nominal_size = min_ap, gate_images, nominal_size
         self.plans: list[Pairing] = []
         self.modules: list[WithTeacher] = []
         self.weights: dict[str, MethodWeight] = {}
         self.reported: list[int] = []
         self.measured: dict[str, torch.Tensor] = {}  # task loss and own, of the parts of this step so far
-        self.silent: set[str] = set()  # terms that were zero throughout their last epoch, said once
+        self.silent: set[LossName] = set()  # terms that were zero throughout their last epoch, said once
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> list[LossName]:
         """Every term of every method and teacher, as the modules return them."""
         return [name for module in self.modules for name in module.names]
+
+    @property
+    def method_of(self) -> dict[str, str]:
+        """{source of a loss: its method}"""
+        return {source: method for module in self.modules for source, method in module.method_of.items()}
 
     def on_setup(self, state: State) -> None:
         saved = self._resumed(state)
@@ -80,7 +84,7 @@ class Distill(Callback):
             ]
         for i, (teacher, own) in enumerate(zip(self.teachers, methods, strict=True)):
             tag = f"@{i + 1}" if len(self.teachers) > 1 else ""
-            module = WithTeacher(teacher.detector, own, tag=tag, weight=teacher.weight, seed=self.seed)
+            module = WithTeacher(teacher.detector, own, tag=tag, weight=teacher.weight)
             self.modules.append(module)
             state.aux[f"kd{tag}"] = module
         self.weights = {name: MethodWeight(cfg, state.iters_per_epoch) for name, cfg in self.methods.items()}
@@ -115,14 +119,12 @@ class Distill(Callback):
             scale = weight.at(state.epoch, state.iteration, state.device)
             for module in self.modules:
                 module.scales[name] = scale
-        for module in self.modules:
-            module.step = state.iteration
 
     def on_losses(self, state: State) -> None:
         measuring = [(name, weight) for name, weight in self.weights.items() if weight.measuring]
         if not measuring:
             return
-        task = torch.stack([v.detach().float() for k, v in state.losses.items() if "/" not in k]).sum()
+        task = torch.stack([v.detach().float() for k, v in state.losses.items() if k.source == TASK]).sum()
         own = {name: torch.stack([module.raw[name] for module in self.modules]).sum() for name in self.methods}
         if state.part == 0:
             self.measured = {}
@@ -147,7 +149,7 @@ class Distill(Callback):
 
     def on_epoch_end(self, state: State) -> None:
         self._check_finite(state)
-        task = sum(v for k, v in state.epoch_losses.items() if "/" not in k)
+        task = sum(v for k, v in state.epoch_losses.items() if k.source == TASK)
         for name in self.methods:
             if self._runs(name):
                 self._report(state, name, task)
@@ -203,7 +205,7 @@ class Distill(Callback):
                     f"warning: {self._named(name)} was not finite in {count - old} step(s) and was left out of them"
                 )
         for method, cfg in self.methods.items():
-            own = {n: c for n, c in zip(self.names, now, strict=True) if _method(n) == method}
+            own = {n: c for n, c in zip(self.names, now, strict=True) if self.method_of[n.source] == method}
             if sum(own.values()) > cfg.max_nonfinite:
                 worst = max(own, key=lambda n: own[n])
                 raise GateError(
@@ -212,23 +214,24 @@ class Distill(Callback):
                     "use --amp bf16 or off, or check the teacher's weights"
                 )
 
-    def _named(self, name: str) -> str:
-        label, _, rest = name.partition("/")
-        term, _, level = rest.rpartition("/")
-        dtypes = {key: text for module in self.modules for key, text in module.dtypes.items()}
-        return f"{label} term {term} at stride {level[1:]} ({dtypes.get(f'{label}/{level}', 'not run')})"
+    def _named(self, name: LossName) -> str:
+        dtypes = [
+            text for module in self.modules for key, text in module.dtypes.items() if key == (name.source, name.level)
+        ]
+        level = "" if name.level is None else f" at stride {name.level}"
+        return f"{name.source} term {name.term}{level} ({dtypes[0] if dtypes else 'not run'})"
 
     def _report(self, state: State, method: str, task: float) -> None:
         """A method's part in the epoch's loss; a warning when it is missing, zero or overwhelming."""
         cfg = self.methods[method]
-        names = [n for n in self.names if _method(n) == method]
+        names = [n for n in self.names if self.method_of[n.source] == method]
         found = {n: state.epoch_losses.get(n) for n in names}
         missing = [n for n, v in found.items() if v is None]
         zero = [n for n, v in found.items() if v == 0.0]
         if missing:
-            state.say(f"warning: {', '.join(missing)} did not reach the loss in epoch {state.epoch + 1}")
+            state.say(f"warning: {', '.join(map(str, missing))} did not reach the loss in epoch {state.epoch + 1}")
         if new := [n for n in zero if n not in self.silent]:
-            state.say(f"warning: {', '.join(new)} was exactly 0 throughout epoch {state.epoch + 1}")
+            state.say(f"warning: {', '.join(map(str, new))} was exactly 0 throughout epoch {state.epoch + 1}")
         self.silent = (self.silent - set(names)) | set(zero)
         own = math.fsum(v for v in found.values() if v is not None)
         everything = math.fsum(state.epoch_losses.values())
@@ -241,11 +244,6 @@ class Distill(Callback):
             )
 
 
-def _taps(methods: Mapping[str, Distiller]) -> list[str]:
+def _taps(methods: Mapping[str, Distiller]) -> list[Tap]:
     """What the methods read of a detector, each once."""
-    return list(dict.fromkeys(tap for method in methods.values() for tap in method.needs))
-
-
-def _method(name: str) -> str:
-    """ "pgd@2/cls_fg/s8" -> "pgd" """
-    return name.partition("/")[0].partition("@")[0]
+    return list(dict.fromkeys(tap for method in methods.values() for tap in Tap if tap in method.needs))

@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from yoloxkd.kd.adapters import Adapters
-from yoloxkd.kd.base import Context, Distiller, KDConfig
+from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.cells import excluded_cells
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.pgd import TAPS, Branch
 from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import DetectorOutput, Loss, Losses, LossName
 
 OUT_OF_SIGHT = -1e4
 """Takes the place of a cell that does not count: no probability, and finite even where no cell counts."""
@@ -54,19 +54,20 @@ class CWD(Distiller):
         super().__init__(cfg, pairing)
         self.cfg = cfg
         self.branches: tuple[Branch, ...] = tuple(dict.fromkeys(cfg.branches))
-        self.needs = tuple(TAPS[branch] for branch in self.branches)
-        self.adapters = Adapters(pairing, self.needs)
-        named = [f"{branch}/s{level.stride}" for level in pairing.levels for branch in self.branches]
+        taps = [TAPS[branch] for branch in self.branches]
+        self.needs = frozenset(taps)
+        self.adapters = Adapters(pairing, taps)
+        named = [LossName(self.name, branch, level.stride) for level in pairing.levels for branch in self.branches]
         self.terms = tuple(named) if cfg.alpha > 0 else ()
 
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
-        out: dict[str, Tensor] = {}
+    def compare(self, step: Step[DetectorOutput]) -> Losses:
+        out: Losses = {}
         for level in self.pairing.levels:
-            excluded = excluded_cells(batch, teacher.sizes[level.teacher], teacher.image_size)
             for branch in self.branches:
                 tap = TAPS[branch]
-                theirs = getattr(teacher, tap)[level.teacher]
-                ours = self.adapters(getattr(student, tap)[level.student], theirs, tap, level)
+                ours, theirs = step.maps(tap, level)
+                ours = self.adapters(ours, theirs, tap, level)
+                excluded = excluded_cells(step.batch, (theirs.shape[2], theirs.shape[3]), step.teacher.image_size)
                 found = channel_divergence(ours, theirs, self.cfg.tau, excluded)
-                out[f"{branch}/s{level.stride}"] = found * self.cfg.alpha
+                out[LossName(self.name, branch, level.stride)] = Loss(found * self.cfg.alpha)
         return out

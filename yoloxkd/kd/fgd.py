@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from yoloxkd.kd.adapters import Adapters
 from yoloxkd.kd.attention import channel_attention, spatial_attention
-from yoloxkd.kd.base import Context, Distiller, KDConfig
+from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.cells import box_cells, excluded_cells
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
 from yoloxkd.kd.summaries import differences, pooled, shifted_error
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 ImageSize = tuple[int, int] | Tensor
 CELL_BUDGET = 4_000_000
@@ -195,7 +195,7 @@ class FGD(Distiller):
     def __init__(self, cfg: FGDConfig, pairing: Pairing) -> None:
         super().__init__(cfg, pairing)
         self.cfg = cfg
-        self.needs = ("features",)
+        self.needs = frozenset({Tap.NECK})
         self.adapters = Adapters(pairing, self.needs)
         self.student_blocks, self.teacher_blocks = nn.ModuleDict(), nn.ModuleDict()
         attends = cfg.spatial_attention or cfg.channel_attention
@@ -206,34 +206,34 @@ class FGD(Distiller):
             "global": cfg.lambda_ if cfg.global_ else 0.0,
         }
         self.weights = {term: weight for term, weight in wanted.items() if weight > 0}
-        self.terms = tuple(f"{term}/s{level.stride}" for level in pairing.levels for term in self.weights)
+        self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
         if "global" in self.weights:
             block: type[GlobalContext | NonLocal] = GlobalContext if cfg.relation == "gc" else NonLocal
             for level in pairing.levels:
-                channels = pairing.channels("features", level)[1]
+                channels = pairing.channels(Tap.NECK, level)[1]
                 self.student_blocks[f"s{level.stride}"] = block(channels)
                 self.teacher_blocks[f"s{level.stride}"] = block(channels)
 
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
-        share = self._area_ratio(student.image_size)
-        out: dict[str, Tensor] = {}
+    def compare(self, step: Step[DetectorOutput]) -> Losses:
+        share = self._area_ratio(step.student.image_size)
+        out: Losses = {}
         for level in self.pairing.levels:
-            found = self._level(student, teacher, batch, level)
-            out |= {f"{term}/s{level.stride}": found[term] * (w / share) for term, w in self.weights.items()}
+            found = self._level(step, level)
+            for term, weight in self.weights.items():
+                out[LossName(self.name, term, level.stride)] = Loss(found[term] * (weight / share))
         return out
 
-    def _level(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, level: LevelPair) -> dict[str, Tensor]:
+    def _level(self, step: Step[DetectorOutput], level: LevelPair) -> dict[str, Tensor]:
         """The terms of one level before their weights."""
-        theirs = teacher.features[level.teacher]
-        ours = self.adapters(student.features[level.student], theirs, "features", level)
+        ours, theirs = step.maps(Tap.NECK, level)
+        ours = self.adapters(ours, theirs, Tap.NECK, level)
         theirs = full_precision(theirs)
         found: dict[str, Tensor] = {}
         key = f"s{level.stride}"
         blocks = (self.student_blocks[key], self.teacher_blocks[key]) if "global" in self.weights else None
         if self.weights.keys() - {"global"}:
             size = (theirs.shape[2], theirs.shape[3])
-            excluded = excluded_cells(batch, size, teacher.image_size)
-            masks = fgd_masks(batch.targets.boxes, batch.targets.mask, size, teacher.image_size, excluded)
+            masks = self._masks(step, size)
             cfg = self.cfg
             found = fgd_focal_terms(
                 ours,
@@ -247,6 +247,11 @@ class FGD(Distiller):
         if blocks is not None and "global" not in found:
             found["global"] = fgd_relation(ours, theirs, *blocks)
         return found
+
+    def _masks(self, step: Step[DetectorOutput], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Foreground and background weights (B, h, w) of a map of the teacher's."""
+        targets, image_size = step.batch.targets, step.teacher.image_size
+        return fgd_masks(targets.boxes, targets.mask, size, image_size, excluded_cells(step.batch, size, image_size))
 
     def _area_ratio(self, image_size: tuple[int, int]) -> float:
         """Current over nominal input area, the divisor of the authors' YOLOX branch; 1 when it is not asked for."""

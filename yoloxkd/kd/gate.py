@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from yoloxkd.engine.events import State
 from yoloxkd.errors import GateError
 from yoloxkd.kd.base import Teacher
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 
 
 def known_ap(metrics: Mapping[str, Any], pairing: Pairing) -> float:
@@ -19,25 +20,25 @@ def known_ap(metrics: Mapping[str, Any], pairing: Pairing) -> float:
 
     A class that the teacher does not know says nothing about its weights, so it does not count.
     """
-    known = [n for n, i in zip(pairing.student_names, pairing.classes.tolist(), strict=True) if i >= 0]
+    known = [n for n, i in zip(pairing.student.names, pairing.classes.tolist(), strict=True) if i >= 0]
     measured = [float(metrics["per_class"][n]["AP"]) for n in known if n in metrics["per_class"]]
     occur = [ap for ap in measured if not ap < 0]  # -1: no such object in the images; a NaN stays, and fails
     return math.fsum(occur) / len(occur) if occur else math.nan
 
 
 @contextmanager
-def _spelled_as_the_student(detector: DenseDetector, pairing: Pairing) -> Iterator[None]:
+def _spelled_as_the_student(detector: Detector[Any, Any], pairing: Pairing) -> Iterator[None]:
     """The pairing overlooks case, spaces, hyphens and underscores of class names, an evaluation does not."""
-    before = detector.names
-    names = list(before)
-    for name, index in zip(pairing.student_names, pairing.classes.tolist(), strict=True):
+    before = detector.spec
+    names = list(before.names)
+    for name, index in zip(pairing.student.names, pairing.classes.tolist(), strict=True):
         if index >= 0:
             names[index] = name
-    detector.names = names
+    detector.spec = replace(before, names=tuple(names))
     try:
         yield
     finally:
-        detector.names = before
+        detector.spec = before
 
 
 def check_teacher(
@@ -65,7 +66,7 @@ def check_teacher(
             f"the AP of the teacher {teacher.source} cannot be measured: {which} show no object of a class it knows; add "
             "such images, raise teacher.gate_images, or use --set teacher.min_ap=0 to train without measuring it"
         )
-    n = len(pairing.student_names)
+    n = len(pairing.student.names)
     over = "" if pairing.known_classes == n else f" over the {pairing.known_classes} of {n} classes that it knows"
     state.say(f"{who}; AP {ap:.3f} on {images} validation images{over}")
     if not ap >= min_ap:  # a NaN fails too

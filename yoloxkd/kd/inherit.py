@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @torch.no_grad()
-def inherit_from(teacher: DenseDetector, student: DenseDetector) -> list[str]:
+def inherit_from(teacher: Detector[Any, Any], student: Detector[Any, Any]) -> list[str]:
     """Copy the teacher's neck and head into the student, layer by layer; returns the names of the layers taken.
 
     A layer is taken when all its tensors have the same shapes in both. A normalisation is taken only with the layers
@@ -47,7 +48,7 @@ def _in_backbone(name: str, modules: Iterable[str]) -> bool:
     return name.startswith("backbone.backbone." if nested else "backbone.")
 
 
-def _predicts_class(name: str, module: nn.Module, student: DenseDetector) -> bool:
+def _predicts_class(name: str, module: nn.Module, student: Detector[Any, Any]) -> bool:
     """A detector may name its class predictors in `class_predictors`; else they are told by one output a class."""
     prefixes: tuple[str, ...] = getattr(student, "class_predictors", ())
     if prefixes:

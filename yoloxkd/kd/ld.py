@@ -13,14 +13,14 @@ from pydantic import Field
 from torch import Tensor
 
 from yoloxkd.errors import UserError
-from yoloxkd.kd.base import Context, Distiller, KDConfig
+from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
 from yoloxkd.kd.regions import touched_by_any
-from yoloxkd.nn.assigners.atss import TOPK, atss_match, near_misses
+from yoloxkd.nn.assigners.atss import TOPK, near_misses
 from yoloxkd.nn.assigners.match import Positives
 from yoloxkd.ops.points import within_content
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import Batch, DenseOutput, Loss, Losses, LossName, Tap
 
 
 class LDConfig(KDConfig):
@@ -72,16 +72,17 @@ class LD(Distiller):
 
     def __init__(self, cfg: LDConfig, pairing: Pairing) -> None:
         super().__init__(cfg, pairing)
-        for who, bins in zip(("student", "teacher"), pairing.bins, strict=True):
-            if bins is None:
+        bins = pairing.student.box_code.bins, pairing.teacher.box_code.bins
+        for who, count in zip(("student", "teacher"), bins, strict=True):
+            if count is None:
                 raise UserError(
                     f"--kd ld distils distributions of box sides, which only gfl detectors predict, and the {who} predicts "
                     f"its boxes directly; choose a gfl {who}, or another --kd"
                 )
-        if pairing.bins[0] != pairing.bins[1]:
+        if bins[0] != bins[1]:
             raise UserError(
-                f"--kd ld needs distributions of equal length, and the student has {pairing.bins[0]} bins a side, the "
-                f"teacher {pairing.bins[1]}; give the student the teacher's reg_max"
+                f"--kd ld needs distributions of equal length, and the student has {bins[0]} bins a side, the "
+                f"teacher {bins[1]}; give the student the teacher's reg_max"
             )
         if pairing.teacher_scale != 1:
             raise UserError(
@@ -89,10 +90,10 @@ class LD(Distiller):
                 "teacher has others; set it to 1, or choose another --kd"
             )
         self.cfg = cfg
-        self.needs = ()
+        self.needs = frozenset[Tap]()
         weights = {"sides": cfg.alpha, "around": cfg.beta, "classes": cfg.delta}
         self.weights = {term: weight for term, weight in weights.items() if weight > 0}
-        self.terms = tuple(f"{term}/s{level.stride}" for level in pairing.levels for term in self.weights)
+        self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
         known = pairing.classes >= 0
         if cfg.delta > 0 and int(known.sum()) < 2:
             raise UserError("kd.delta distils class probabilities, and the teacher knows fewer than two of the classes")
@@ -101,12 +102,11 @@ class LD(Distiller):
         self.ours: Tensor
         self.theirs: Tensor
 
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
-        match = atss_match(student.points, student.strides, student.sizes, batch.targets)
-        most = TOPK * len(student.levels)
-        found = Positives.of(match, batch.targets, student.points, student.strides, most)
+    def compare(self, step: Step[DenseOutput]) -> Losses:
+        student, teacher, batch = step.student, step.teacher, step.batch
+        found = Positives.of(step.match, batch.targets, student.grid, TOPK * len(student.grid.strides))
         boxes = self._beside(teacher.box_raw, student, teacher)
-        terms: dict[str, Tensor] = {}
+        terms: Losses = {}
         if "sides" in self.weights:
             sides = localisation_divergence(found.at(student.box_raw), found.at(boxes), self.cfg.tau)
             sure = found.at(student.cls_logits.detach()).sigmoid().amax(-1)
@@ -114,7 +114,7 @@ class LD(Distiller):
             terms |= self._by_level("sides", weighted, found.strides)
         if "around" in self.weights:
             around = localisation_divergence(student.box_raw, boxes, self.cfg.tau) * self._valuable(student, batch)
-            terms |= self._by_level("around", around, student.strides.expand_as(around))
+            terms |= self._by_level("around", around, student.grid.point_strides.expand_as(around))
         if "classes" in self.weights:
             logits = self._beside(teacher.cls_logits, student, teacher)
             ours, theirs = found.at(student.cls_logits)[..., self.ours], found.at(logits)[..., self.theirs]
@@ -122,35 +122,30 @@ class LD(Distiller):
             terms |= self._by_level("classes", divergence, found.strides, found.used)
         return terms
 
-    def _by_level(self, term: str, values: Tensor, strides: Tensor, count: Tensor | None = None) -> dict[str, Tensor]:
+    def _by_level(self, term: str, values: Tensor, strides: Tensor, count: Tensor | None = None) -> Losses:
         """Values (B, N) at locations of strides (B, N) -> the weighted term of each level, the mean over images.
 
         count (B, N) bool: divide by the number of these at the level, image by image; None: a sum
         """
-        out: dict[str, Tensor] = {}
+        out: Losses = {}
         for level in self.pairing.levels:
             here = strides == level.stride
             total = (values * here).sum(1)
             if count is not None:
                 total = total / (count & here).sum(1).clamp_min(1)
-            out[f"{term}/s{level.stride}"] = total.mean() * self.weights[term]
+            out[LossName(self.name, term, level.stride)] = Loss(total.mean() * self.weights[term])
         return out
 
     def _valuable(self, student: DenseOutput, batch: Batch) -> Tensor:
         """(B, A) weight of each of the student's locations in the valuable region; none on padding or ignore regions."""
-        near = near_misses(student.points, student.strides, student.sizes, batch.targets, low=self.cfg.low)
-        ignored = touched_by_any(student.points, batch.targets.boxes, batch.targets.ignore)
-        return near * (within_content(student.points, batch.content) & ~ignored)
+        near = near_misses(student.grid, batch.targets, low=self.cfg.low)
+        ignored = touched_by_any(student.grid.points, batch.targets.boxes, batch.targets.ignore)
+        return near * (within_content(student.grid.points, batch.content) & ~ignored)
 
     def _beside(self, values: Tensor, student: DenseOutput, teacher: DenseOutput) -> Tensor:
         """What the teacher says (B, teacher's A, R) at the student's locations (B, A, R); zero on unpaired levels."""
-        theirs = values.split([h * w for h, w in teacher.sizes], 1)
-        by_level = {level.student: theirs[level.teacher] for level in self.pairing.levels}
-        empty = values[:, :1]
-        return torch.cat(
-            [
-                by_level[i] if i in by_level else torch.zeros_like(empty).expand(-1, h * w, -1)
-                for i, (h, w) in enumerate(student.sizes)
-            ],
-            1,
-        )
+        theirs = teacher.grid.slices()
+        by_level = {level.student: values[:, theirs[level.teacher]] for level in self.pairing.levels}
+        empty = torch.zeros_like(values[:, :1])
+        parts = enumerate(student.grid.slices())
+        return torch.cat([by_level.get(i, empty.expand(-1, part.stop - part.start, -1)) for i, part in parts], 1)

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from yoloxkd.kd.adapters import Adapters
-from yoloxkd.kd.base import Context, Distiller, KDConfig
+from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.cells import excluded_cells
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 
 class MGDConfig(KDConfig):
@@ -66,24 +66,25 @@ class MGD(Distiller):
     def __init__(self, cfg: MGDConfig, pairing: Pairing) -> None:
         super().__init__(cfg, pairing)
         self.cfg = cfg
-        self.needs = ("features",)
+        self.needs = frozenset({Tap.NECK})
         self.adapters = Adapters(pairing, self.needs)
         self.blocks = nn.ModuleDict(
-            {f"s{level.stride}": generation(pairing.channels("features", level)[1]) for level in pairing.levels}
+            {f"s{level.stride}": generation(pairing.channels(Tap.NECK, level)[1]) for level in pairing.levels}
         )
-        self.terms = tuple(f"generated/s{level.stride}" for level in pairing.levels) if cfg.alpha > 0 else ()
+        levels = pairing.levels if cfg.alpha > 0 else ()
+        self.terms = tuple(LossName(self.name, "generated", level.stride) for level in levels)
 
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
-        draws = torch.Generator(student.points.device).manual_seed(_mixed(context.seed, context.step))
-        first, every = batch.place
-        out: dict[str, Tensor] = {}
+    def compare(self, step: Step[DetectorOutput]) -> Losses:
+        draws = torch.Generator(step.batch.images.device).manual_seed(_mixed(step.seed, step.number))
+        first, every = step.batch.place
+        out: Losses = {}
         for level in self.pairing.levels:
-            theirs = teacher.features[level.teacher]
-            ours = self.adapters(student.features[level.student], theirs, "features", level)
+            ours, theirs = step.maps(Tap.NECK, level)
+            ours = self.adapters(ours, theirs, Tap.NECK, level)
             size = (theirs.shape[2], theirs.shape[3])
             drawn = torch.rand(theirs.shape[0] * every, *size, generator=draws, device=ours.device)[first::every]
-            excluded = excluded_cells(batch, size, teacher.image_size)
+            excluded = excluded_cells(step.batch, size, step.teacher.image_size)
             visible = (drawn >= self.cfg.hidden).to(ours.dtype)
             found = generated_error(ours, theirs, visible, self.blocks[f"s{level.stride}"], excluded)
-            out[f"generated/s{level.stride}"] = found * self.cfg.alpha
+            out[LossName(self.name, "generated", level.stride)] = Loss(found * self.cfg.alpha)
         return out

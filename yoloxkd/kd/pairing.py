@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from yoloxkd.errors import UserError
-from yoloxkd.kd.at_scale import AtScale, plain
-from yoloxkd.nn.detector import DenseDetector, Taps
-
-TAP_NAMES = {"features": "neck", "cls_features": "cls", "reg_features": "reg"}
+from yoloxkd.kd.at_scale import AtScale
+from yoloxkd.nn.detector import Detector, DetectorSpec
+from yoloxkd.types import Tap
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,107 +31,117 @@ class Pairing:
     levels        pairs, finest first
     classes       (student classes,) int64: the teacher's index of each student class, -1 where the teacher has none
     taught        (student classes,) bool: classes whose objects this teacher answers for; all, but with several teachers
-    bins          (student's, teacher's) logits of the distribution of each side of a box; None: predicted directly
     nominal_size  px, the side of the training input before multi-scale; None when it does not vary
     teacher_scale the teacher sees the batch at this multiple of its size
     """
 
     levels: tuple[LevelPair, ...]
-    student_levels: tuple[int, ...]
-    teacher_levels: tuple[int, ...]
-    student_taps: Taps
-    teacher_taps: Taps
-    student_names: tuple[str, ...]
-    teacher_names: tuple[str, ...]
-    student_input: str
-    teacher_input: str
+    student: DetectorSpec
+    teacher: DetectorSpec
     classes: Tensor = field(compare=False)
     taught: Tensor = field(compare=False)
-    bins: tuple[int | None, int | None] = (None, None)
     nominal_size: int | None = None
     teacher_scale: float = 1.0
 
     @classmethod
-    def between(cls, student: DenseDetector, teacher: DenseDetector, nominal_size: int | None = None) -> Pairing:
+    def between(
+        cls, student: Detector[Any, Any], teacher: Detector[Any, Any], nominal_size: int | None = None
+    ) -> Pairing:
         """Pair two detectors; UserError when they have no stride in common."""
-        common = sorted(set(student.levels) & set(teacher.levels))
-        if not common:
+        ours, theirs = student.spec, teacher.spec
+        levels = _paired(ours.strides, theirs.strides)
+        if not levels:
             raise UserError(
-                f"student and teacher have no stride in common (student {list(student.levels)}, teacher "
-                f"{list(teacher.levels)}), so no feature level can be distilled; "
+                f"student and teacher have no stride in common (student {list(ours.strides)}, teacher "
+                f"{list(theirs.strides)}), so no feature level can be distilled; "
                 "choose a teacher with one of the student's strides"
             )
         return cls(
-            levels=tuple(LevelPair(s, student.levels.index(s), teacher.levels.index(s)) for s in common),
-            student_levels=tuple(student.levels),
-            teacher_levels=tuple(teacher.levels),
-            student_taps=student.taps,
-            teacher_taps=teacher.taps,
-            student_names=tuple(student.names),
-            teacher_names=tuple(teacher.names),
-            student_input=student.input.describe(),
-            teacher_input=teacher.input.describe(),
-            classes=match_classes(student.names, teacher.names),
-            taught=torch.ones(len(student.names), dtype=torch.bool),
-            bins=(_bins(student), _bins(teacher)),
+            levels=levels,
+            student=ours,
+            teacher=theirs,
+            classes=match_classes(ours.names, theirs.names),
+            taught=torch.ones(len(ours.names), dtype=torch.bool),
             nominal_size=nominal_size,
             teacher_scale=teacher.scale if isinstance(teacher, AtScale) else 1.0,
         )
 
-    def channels(self, tap: str, level: LevelPair) -> tuple[int, int]:
+    def levels_of(self, tap: Tap) -> tuple[LevelPair, ...]:
+        """The pairs of a tap's maps: `levels`, but for the backbone. UserError: one of the two has no such maps."""
+        for who, spec in (("student", self.student), ("teacher", self.teacher)):
+            if tap not in spec.channels:
+                raise UserError(
+                    f"the {who} has no {tap.name.lower()} maps to distil; choose another {who}, or another --kd"
+                )
+        if tap != Tap.BACKBONE:
+            return self.levels
+        return _paired(list(self.student.channels[tap]), list(self.teacher.channels[tap]))
+
+    def channels(self, tap: Tap, level: LevelPair) -> tuple[int, int]:
         """(student's, teacher's) channels of a tap at a paired level."""
-        return getattr(self.student_taps, tap)[level.student], getattr(self.teacher_taps, tap)[level.teacher]
+        return self.student.channels[tap][level.stride], self.teacher.channels[tap][level.stride]
 
     @property
     def known_classes(self) -> int:
         """How many of the student's classes the teacher knows."""
         return int((self.classes >= 0).sum())
 
-    def describe(self, taps: Iterable[str]) -> list[tuple[str, str, str, str]]:
+    def describe(self, taps: Iterable[Tap]) -> list[tuple[str, str, str, str]]:
         """Rows of the plan's table: what, student, teacher, how they are brought together."""
         rows = []
         for tap in taps:
-            for level in self.levels:
+            for level in self.levels_of(tap):
                 s, t = self.channels(tap, level)
                 how = "as they are" if s == t else "1x1 adapter"
-                rows.append((f"{TAP_NAMES[tap]} stride {level.stride}", f"{s} ch", f"{t} ch", how))
+                rows.append((f"{tap.name.lower()} stride {level.stride}", f"{s} ch", f"{t} ch", how))
         paired = {level.stride for level in self.levels}
-        for side, levels in (("student", self.student_levels), ("teacher", self.teacher_levels)):
+        for side, levels in (("student", self.student.strides), ("teacher", self.teacher.strides)):
             for stride in sorted(set(levels) - paired):
                 there = ("yes", "-") if side == "student" else ("-", "yes")
                 rows.append((f"stride {stride}", *there, f"not distilled: only the {side} has it"))
-        n = len(self.student_names)
-        rows.append(("classes", str(n), str(len(self.teacher_names)), self._class_note()))
+        n = len(self.student.names)
+        rows.append(("classes", str(n), str(len(self.teacher.names)), self._class_note()))
         if not bool(self.taught.all()):
             rows.append(("objects", str(n), "-", self._taught_note()))
-        rows.append(("input", self.student_input, self.teacher_input, "each normalises the same RGB batch"))
+        rows.append(
+            (
+                "input",
+                self.student.input.describe(),
+                self.teacher.input.describe(),
+                "each normalises the same RGB batch",
+            )
+        )
         if self.teacher_scale != 1:
             rows.append(("size", "1", f"{self.teacher_scale:g}", "the student's maps are resized to the teacher's"))
         return rows
 
     def _class_note(self) -> str:
-        missing = [n for n, i in zip(self.student_names, self.classes.tolist(), strict=True) if i < 0]
+        missing = [n for n, i in zip(self.student.names, self.classes.tolist(), strict=True) if i < 0]
         if not missing:
             return "all known to the teacher, by name"
         return f"{self.known_classes} known to the teacher; by localisation only: {_some(missing)}"
 
     def _taught_note(self) -> str:
-        names = [n for n, own in zip(self.student_names, self.taught.tolist(), strict=True) if own]
+        names = [n for n, own in zip(self.student.names, self.taught.tolist(), strict=True) if own]
         return f"this teacher's: {_some(names)}" if names else "this teacher's: none, the others know them all"
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain containers, for checkpoints."""
         return {
             "strides": [level.stride for level in self.levels],
-            "student_levels": list(self.student_levels),
-            "teacher_levels": list(self.teacher_levels),
-            "channels": {tap: [list(self.channels(tap, level)) for level in self.levels] for tap in TAP_NAMES},
+            "student_levels": list(self.student.strides),
+            "teacher_levels": list(self.teacher.strides),
+            "channels": {
+                str(tap): [list(self.channels(tap, level)) for level in self.levels_of(tap)]
+                for tap in self.student.channels
+                if tap in self.teacher.channels
+            },
             "classes": self.classes.tolist(),
             "taught": self.taught.tolist(),
-            "student_names": list(self.student_names),
-            "teacher_names": list(self.teacher_names),
-            "student_input": self.student_input,
-            "teacher_input": self.teacher_input,
+            "student_names": list(self.student.names),
+            "teacher_names": list(self.teacher.names),
+            "student_input": self.student.input.describe(),
+            "teacher_input": self.teacher.input.describe(),
             "nominal_size": self.nominal_size,
             "teacher_scale": self.teacher_scale,
         }
@@ -156,9 +165,10 @@ def match_classes(student: Iterable[str], teacher: Iterable[str]) -> Tensor:
     return torch.tensor([index.get(_plain(name), -1) for name in student], dtype=torch.int64)
 
 
-def _bins(detector: DenseDetector) -> int | None:
-    reg_max = getattr(getattr(plain(detector), "cfg", None), "reg_max", None)
-    return None if reg_max is None else reg_max + 1
+def _paired(student: Sequence[int], teacher: Sequence[int]) -> tuple[LevelPair, ...]:
+    """Levels by their strides."""
+    common = sorted(set(student) & set(teacher))
+    return tuple(LevelPair(s, student.index(s), teacher.index(s)) for s in common)
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

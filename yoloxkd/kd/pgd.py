@@ -14,16 +14,16 @@ from torch import Tensor
 from yoloxkd.errors import UserError
 from yoloxkd.kd.adapters import Adapters
 from yoloxkd.kd.attention import spatial_attention
-from yoloxkd.kd.base import Context, Distiller, KDConfig
+from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.kd.precision import full_precision, without_autocast
 from yoloxkd.kd.regions import COVARIANCE_EPS, Order, Predictions, Strategy, inside_any, pgd_weights, touched_by_any
 from yoloxkd.kd.summaries import local_error_and_attention, local_error_attention_and_strength
 from yoloxkd.ops.points import within_content
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName, Tap
 
 Branch = Literal["neck", "cls", "reg"]
-TAPS: dict[Branch, str] = {"neck": "features", "cls": "cls_features", "reg": "reg_features"}
+TAPS: dict[Branch, Tap] = {"neck": Tap.NECK, "cls": Tap.CLS, "reg": Tap.REG}
 
 
 class PGDConfig(KDConfig):
@@ -108,20 +108,21 @@ class PGD(Distiller):
         super().__init__(cfg, pairing)
         self.cfg = cfg
         self.branches: tuple[Branch, ...] = tuple(dict.fromkeys(cfg.branches))
-        self.needs = tuple(TAPS[branch] for branch in self.branches)
+        taps = [TAPS[branch] for branch in self.branches]
+        self.needs = frozenset(taps)
         if len(cfg.level_weights) < len(pairing.levels):
             raise UserError(
                 f"kd.level_weights has {len(cfg.level_weights)} numbers for {len(pairing.levels)} paired levels; "
                 "give one for each"
             )
-        self.adapters = Adapters(pairing, self.needs)
+        self.adapters = Adapters(pairing, taps)
         beta = cfg.alpha / 2 if cfg.beta is None else cfg.beta
         gamma = 1.6 * cfg.alpha if cfg.gamma is None else cfg.gamma
         dense = {"fg": cfg.alpha, "bg": beta, "att": cfg.delta}
         wanted = {"neck": dense, "cls": dense, "reg": {"fea": gamma, "att": cfg.delta}}
         self.weights = {b: {t: w for t, w in wanted[b].items() if w > 0} for b in self.branches}
         self.terms = tuple(
-            f"{branch}_{term}/s{level.stride}"
+            LossName(self.name, f"{branch}_{term}", level.stride)
             for level in pairing.levels
             for branch in self.branches
             for term in self.weights[branch]
@@ -131,33 +132,32 @@ class PGD(Distiller):
         self.classes: Tensor
         self.taught: Tensor
 
-    def compare(self, student: DenseOutput, teacher: DenseOutput, batch: Batch, context: Context) -> dict[str, Tensor]:
-        weights, background = self.regions(teacher, batch, context)
-        out: dict[str, Tensor] = {}
+    def compare(self, step: Step[DenseOutput]) -> Losses:
+        weights, background = self.regions(step)
+        out: Losses = {}
         for i, level in enumerate(self.pairing.levels):
             for branch in self.branches:
-                found = self._level(branch, level, student, teacher, weights[branch][i], background[i])
+                found = self._level(branch, level, step, weights[branch][i], background[i])
                 factor = 1.0 if branch == "reg" else self.cfg.level_weights[i]
                 for term, weight in self.weights[branch].items():
                     scale = weight if term == "att" else weight * factor
-                    out[f"{branch}_{term}/s{level.stride}"] = found[term] * scale
+                    out[LossName(self.name, f"{branch}_{term}", level.stride)] = Loss(found[term] * scale)
         return out
 
-    def regions(
-        self, teacher: DenseOutput, batch: Batch, context: Context
-    ) -> tuple[dict[Branch, list[Tensor]], list[Tensor]]:
+    def regions(self, step: Step[DenseOutput]) -> tuple[dict[Branch, list[Tensor]], list[Tensor]]:
         """Foreground weights by branch and background of each paired level: (B, h, w) each, not yet normalised.
 
         Only locations of paired levels are candidates: one that is chosen elsewhere would teach nothing. Objects that
         another teacher answers for are neither foreground nor background.
         """
-        cfg, targets = self.cfg, batch.targets
-        pieces = self._pieces(teacher)
-        probability = context.teacher.class_probability(teacher)
+        cfg, batch, targets, teacher = self.cfg, step.batch, step.batch.targets, step.teacher
+        levels = [level.teacher for level in self.pairing.levels]
+        grid, slices = teacher.grid.of_levels(levels), teacher.grid.slices()
+        probability = step.models.teacher.class_probability(teacher)
         seen = Predictions(
-            torch.cat([teacher.points[p] for p in pieces]),
-            torch.cat([probability[:, p] for p in pieces], 1),
-            torch.cat([teacher.boxes[:, p] for p in pieces], 1),
+            grid.points,
+            torch.cat([probability[:, slices[i]] for i in levels], 1),
+            torch.cat([teacher.boxes[:, slices[i]] for i in levels], 1),
         )
         ignored = touched_by_any(seen.points, targets.boxes, targets.ignore)
         counted = within_content(seen.points, batch.content) & ~ignored
@@ -176,34 +176,25 @@ class PGD(Distiller):
         )
         found = found * counted
         plain = counted & ~inside_any(seen.points, targets.boxes, targets.mask)
-        by_branch = {b: self._by_level(found[values.index(x)], teacher) for b, x in zip(self.branches, xi, strict=True)}
-        return by_branch, self._by_level(plain.to(found.dtype), teacher)
-
-    def _pieces(self, teacher: DenseOutput) -> list[slice]:
-        """Where the locations of each paired level lie among the teacher's."""
-        starts = [0]
-        for h, w in teacher.sizes:
-            starts.append(starts[-1] + h * w)
-        return [slice(starts[p.teacher], starts[p.teacher + 1]) for p in self.pairing.levels]
-
-    def _by_level(self, values: Tensor, teacher: DenseOutput) -> list[Tensor]:
-        """(B, locations of the paired levels) -> (B, h, w) a level."""
-        sizes = [teacher.sizes[level.teacher] for level in self.pairing.levels]
-        parts = values.split([h * w for h, w in sizes], 1)
-        return [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]
+        by_branch = {b: _by_level(found[values.index(x)], grid) for b, x in zip(self.branches, xi, strict=True)}
+        return by_branch, _by_level(plain.to(found.dtype), grid)
 
     def _level(
         self,
         branch: Branch,
         level: LevelPair,
-        student: DenseOutput,
-        teacher: DenseOutput,
+        step: Step[DenseOutput],
         weight: Tensor,
         background: Tensor,
     ) -> dict[str, Tensor]:
         tap = TAPS[branch]
-        theirs = getattr(teacher, tap)[level.teacher]
-        ours = self.adapters(getattr(student, tap)[level.student], theirs, tap, level)
+        ours, theirs = step.maps(tap, level)
+        ours = self.adapters(ours, theirs, tap, level)
         if branch == "reg":
             return pgd_reg_terms(ours, theirs, weight, self.cfg.tau)
         return pgd_cls_terms(ours, theirs, weight, background, self.cfg.tau)
+
+
+def _by_level(values: Tensor, grid: Grid) -> list[Tensor]:
+    """(B, A) -> (B, h, w) a level; of a cell's predictions the largest counts."""
+    return [level.amax(-1) for level in grid.by_level(values)]

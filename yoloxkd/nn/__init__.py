@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from yoloxkd.nn.detector import DenseDetector
+    from yoloxkd.nn.detector import Detector
 
-    DETECTORS: dict[str, type[DenseDetector]]
+    DETECTORS: dict[str, type[Detector]]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +19,6 @@ def __getattr__(name: str) -> Any:
     from yoloxkd.nn.gfl import GFL
     from yoloxkd.nn.yolox import YOLOX
 
-    table: dict[str, type[DenseDetector]] = {"yolox": YOLOX, "fcos": FCOS, "gfl": GFL, "atss": ATSS}
+    table: dict[str, type[Detector]] = {"yolox": YOLOX, "fcos": FCOS, "gfl": GFL, "atss": ATSS}
     globals()[name] = table
     return table

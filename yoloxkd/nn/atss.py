@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from yoloxkd.nn.assigners.atss import MIN_UNION, TOPK, atss_match, square_anchors
-from yoloxkd.nn.assigners.match import Positives, centreness, dense_labels
-from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
+from yoloxkd.nn.assigners.match import Match, Positives, centreness, dense_labels
+from yoloxkd.nn.dense_detector import Maps, Predictions
+from yoloxkd.nn.detector import BoxCode
+from yoloxkd.nn.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.ops.boxes import paired_iou, to_centre, to_corners, to_distances
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
-from yoloxkd.ops.normaliser import normaliser
-from yoloxkd.ops.points import locations
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
 BOX_WEIGHT = 2.0
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
@@ -59,40 +59,34 @@ class ATSS(FPNDetector):
     class_predictors = ("head.atss_cls.",)
 
     cfg: ATSSConfig
+    head: ATSSHead
 
     def __init__(self, cfg: ATSSConfig, names: Sequence[str]) -> None:
         super().__init__(cfg, names)
-        self.head = ATSSHead(cfg, len(self.names), len(self.levels))
+        self.head = ATSSHead(cfg, len(names), len(LEVELS))
 
-    def predict(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> DenseOutput:
+    offset = 0.0
+
+    @property
+    def box_code(self) -> BoxCode:
+        return BoxCode("anchors")
+
+    def predict(self, cls: Maps, reg: Maps) -> Predictions:
         head = self.head
-        cls_towers = [climb(head.cls_convs, f) for f in features]
-        reg_towers = [climb(head.reg_convs, f) for f in features]
-        codes = [full_precision(s(head.atss_reg(last))) for s, (_, last) in zip(head.scales, reg_towers, strict=True)]
-        sizes = tuple((m.shape[2], m.shape[3]) for m in codes)
-        points, strides = locations(sizes, self.levels, codes[0].device, offset=0.0)
-        raw = flat(codes)
-        return DenseOutput(
-            features=features,
-            cls_features=tuple(first for first, _ in cls_towers),
-            reg_features=tuple(first for first, _ in reg_towers),
-            cls_logits=flat([head.atss_cls(last) for _, last in cls_towers]),
-            box_raw=raw,
-            boxes=decode(raw, points, strides),
-            quality=flat([head.atss_centerness(last) for _, last in reg_towers]).squeeze(-1),
-            points=points,
-            strides=strides,
-            sizes=sizes,
-            levels=self.levels,
-            image_size=image_size,
-        )
+        codes = [full_precision(scale(head.atss_reg(x))) for scale, x in zip(head.scales, reg, strict=True)]
+        return Predictions([head.atss_cls(x) for x in cls], codes, [head.atss_centerness(x) for x in reg])
 
-    def scores(self, out: DenseOutput) -> Tensor:
-        """(B, A, K) class probability times quality."""
-        assert out.quality is not None
-        return full_precision(out.cls_logits).sigmoid() * full_precision(out.quality).sigmoid().unsqueeze(-1)
+    def anchors(self, grid: Grid) -> Tensor:
+        return square_anchors(grid.points, grid.point_strides)
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
+    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
+        assert grid.anchors is not None
+        return decode(raw, grid.anchors)
+
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
+        return atss_match(out.grid, targets).leaving_out(targets, out.grid)
+
+    def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
         """Training losses over the batch; n is its number of positives, where an image without any counts as 1.
 
         cls     focal loss of every location and class, divided by n. A location in an ignore region or in padding
@@ -105,36 +99,36 @@ class ATSS(FPNDetector):
         """
         assert out.quality is not None
         with torch.autocast(out.quality.device.type, enabled=False):
-            match = atss_match(out.points, out.strides, out.sizes, targets)
             rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
-            rows = rows.masked_fill(self.ignored(match, targets, out, 0.0), 0)
-            found = Positives.of(match, targets, out.points, out.strides, TOPK * len(out.levels))
-            count = normaliser(match.fg.sum(1).clamp(min=1).sum(), 0)
-            predicted = decode(found.at(out.box_raw), found.points, found.strides)
+            rows = rows.masked_fill(match.ignored, 0)
+            found = Positives.of(match, targets, out.grid, TOPK * len(out.grid.strides))
+            count = match.fg.sum(1).clamp(min=1).sum()
+            predicted = decode(found.at(out.box_raw), square_anchors(found.points, found.strides))
             wrong = BOX_WEIGHT * giou_loss(predicted, found.boxes)
             if self.cfg.quality == "iou":
                 name, wanted = "iou", paired_iou(predicted.detach(), found.boxes, MIN_UNION)
-                box = found.total(wrong) / count
+                box = Loss(found.total(wrong), count)
             else:
                 distances = to_distances(found.points, found.boxes)
                 name, wanted = "centre", centreness(torch.where(found.used.unsqueeze(-1), distances, 1.0))
-                box = found.total(wrong * wanted) / normaliser(found.total(wanted), 1)
+                box = Loss(found.total(wrong * wanted), found.total(wanted))
             entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), wanted, reduction="none")
-            return {"cls": rows.sum() / count, "box": box, name: found.total(entropy) / count}
+            terms = {"cls": Loss(rows.sum(), count), "box": box, name: Loss(found.total(entropy), count)}
+            return task_losses(**terms)
 
 
-def decode(raw: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-    """ATSS's box code (..., N, 4) at anchors centred on (..., N, 2) px of strides (..., N) -> xyxy px, at least float32."""
+def decode(raw: Tensor, anchors: Tensor) -> Tensor:
+    """ATSS's box code (..., N, 4) at anchors (..., N, 4) px -> xyxy px, at least float32."""
     code = full_precision(raw)
     code = code * torch.tensor(DEVIATIONS, dtype=code.dtype, device=code.device)
-    centre, side = to_centre(square_anchors(points, strides)).split(2, dim=-1)
+    centre, side = to_centre(anchors).split(2, dim=-1)
     size = code[..., 2:].clamp(-LARGEST_LOG, LARGEST_LOG).exp() * side
     return to_corners(torch.cat((centre + code[..., :2] * side, size), dim=-1))
 
 
-def encode(boxes: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-    """The code (..., N, 4) that decodes to boxes (..., N, 4) xyxy px at anchors of points and strides."""
-    centre, side = to_centre(square_anchors(points, strides)).split(2, dim=-1)
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """The code (..., N, 4) that decodes to boxes (..., N, 4) xyxy px at anchors (..., N, 4) px."""
+    centre, side = to_centre(anchors).split(2, dim=-1)
     wanted, size = to_centre(boxes).split(2, dim=-1)
     code = torch.cat(((wanted - centre) / side, (size / side).log()), dim=-1)
     return code / torch.tensor(DEVIATIONS, dtype=code.dtype, device=code.device)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 
 NORM_FLOPS = 4
 """Operations a normalised number: the published figures of the YOLOX sizes count two multiply-adds."""
@@ -28,7 +29,7 @@ class Complexity:
         return f"{self.parameters / 1e6:.2f} M parameters, {self.flops / 1e9:.2f} GFLOPs"
 
 
-def complexity(detector: DenseDetector, imgsz: int | tuple[int, int]) -> Complexity:
+def complexity(detector: Detector[Any, Any], imgsz: int | tuple[int, int]) -> Complexity:
     """Parameters and operations of one image of `imgsz` px (a square's side, or height and width).
 
     Counts convolutions, matrix products and normalisations, which is what published figures are made of. Runs on shapes

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.ops.nms import NMS
+from yoloxkd.types import Detections, DetectorOutput, Draw, Losses, Tap, Targets
+
+O = TypeVar("O", bound=DetectorOutput)
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +40,39 @@ class InputConvention:
 
 
 @dataclass(frozen=True, slots=True)
-class Taps:
-    """Channels of the maps a distiller can read, one number a level, finest first."""
+class BoxCode:
+    """What `box_raw` holds.
 
-    features: tuple[int, ...]
-    cls_features: tuple[int, ...]
-    reg_features: tuple[int, ...]
+    kind  "cells": YOLOX's shift of the centre in strides and logarithm of the size in strides; "distances" to the four
+          sides; "distributions" of these, `bins` logits a side; "anchors": shift and logarithm of the size in anchor sides
+    """
+
+    kind: Literal["cells", "distances", "distributions", "anchors"]
+    bins: int | None = None
 
 
-class DenseDetector(nn.Module, ABC):
-    """A detector that predicts at every location of its feature levels.
+@dataclass(frozen=True, slots=True)
+class DetectorSpec:
+    """What a detector is to others, declared once.
 
-    Subclasses set `levels` (strides in px, finest first), `names` (class names), `input` and `taps`, and write
-    `dense`, `losses` and `scores`.
+    names             class names, in label order
+    strides           px, of the levels that it predicts on, finest first
+    channels          {tap: {stride: channels}} of the maps that a distiller can read, finest first
+    stable_locations  prediction i of one forward pass and prediction i of another are about the same place; proposals are not
+    """
+
+    names: tuple[str, ...]
+    strides: tuple[int, ...]
+    channels: Mapping[Tap, Mapping[int, int]]
+    box_code: BoxCode
+    input: InputConvention
+    stable_locations: bool = True
+
+
+class Detector(nn.Module, ABC, Generic[O, M]):
+    """A network with four verbs: `assign`, `losses`, `candidates` and `detect`. O is what it says, M who answers for what.
+
+    A subclass sets `spec` when it is built, and writes `network`, `assign`, `losses` and `candidates`.
     """
 
     Config: ClassVar[type[BaseModel]]
@@ -55,16 +80,21 @@ class DenseDetector(nn.Module, ABC):
     class_predictors: ClassVar[tuple[str, ...]] = ()
     """State-dict prefixes of the layers whose first dimension is the number of classes."""
 
-    cfg: BaseModel
-    levels: tuple[int, ...]
-    names: list[str]
-    input: InputConvention
-    taps: Taps
+    spec: DetectorSpec
+
+    def __init__(self, cfg: Any, names: Sequence[str]) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    @property
+    def names(self) -> list[str]:
+        """Class names, in label order."""
+        return list(self.spec.names)
 
     @property
     def size_multiple(self) -> int:
         """H and W of the input must be multiples of it (px): the coarsest stride, where a detector does not allow more."""
-        return max(self.levels)
+        return max(self.spec.strides)
 
     def pretrain(self) -> str | None:
         """Give an untrained detector the published weights of its parts; a sentence for the log, None: it has none.
@@ -73,36 +103,50 @@ class DenseDetector(nn.Module, ABC):
         """
         return None
 
-    def forward(self, images: Tensor) -> DenseOutput:
+    def forward(self, images: Tensor) -> O:
         """images (B, 3, H, W) RGB, 0..255, uint8 or float; H and W multiples of `size_multiple`."""
-        return self.dense(self.normalise(images))
+        return self.network(self.normalise(images))
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB 0..255 (B, 3, H, W), uint8 or float -> the detector's own convention, in the dtype of its weights."""
-        x = images.to(next(self.parameters()).dtype)
-        if self.input.bgr:
+        x, convention = images.to(next(self.parameters()).dtype), self.spec.input
+        if convention.bgr:
             x = x.flip(1)
-        if self.input.mean != (0.0, 0.0, 0.0) or self.input.std != (1.0, 1.0, 1.0):
-            mean = torch.tensor(self.input.mean, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
-            std = torch.tensor(self.input.std, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+        if convention.mean != (0.0, 0.0, 0.0) or convention.std != (1.0, 1.0, 1.0):
+            mean = torch.tensor(convention.mean, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+            std = torch.tensor(convention.std, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
             x = (x - mean) / std
         return x
 
     @abstractmethod
-    def dense(self, x: Tensor) -> DenseOutput:
+    def network(self, x: Tensor) -> O:
         """The network itself, on normalised input (B, 3, H, W)."""
 
     @abstractmethod
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
-        """Scalar training losses by name, in float32 whatever the autocast dtype; their sum is the task loss."""
-
-    def class_probability(self, out: DenseOutput) -> Tensor:
-        """(B, A, K) the probability PGD's quality reads: for YOLOX class times objectness, else the class alone."""
-        return out.cls_logits.float().sigmoid()
+    def assign(self, out: O, targets: Targets, draw: Draw = Draw()) -> M:
+        """Who answers for what, without gradient: it follows from the arguments alone, chance included."""
 
     @abstractmethod
-    def scores(self, out: DenseOutput) -> Tensor:
-        """(B, A, K) the score of a detection, 0 to 1, as used by NMS and by the metric."""
+    def losses(self, out: O, targets: Targets, match: M) -> Losses:
+        """Training losses by name, in float32 whatever the autocast dtype; the sum of their quotients is the task loss."""
+
+    @abstractmethod
+    def candidates(self, out: O) -> tuple[Tensor, Tensor]:
+        """What NMS and an exported graph read: boxes (B, N, 4) px and scores (B, N, K), 0 to 1, float32 at least."""
+
+    def detect(self, out: O, nms: NMS) -> list[Detections]:
+        """The detections of each image, in px of the network input."""
+        return kept(*self.candidates(out), nms, self.names)
+
+    def class_probability(self, out: O) -> Tensor:
+        """(B, N, K) the probability of each class at each candidate that a distiller reads; the score, if there is no other."""
+        return self.candidates(out)[1]
 
     def final_phase(self, on: bool) -> None:
         """Told by the engine when the last epochs (no strong augmentation) begin; YOLOX switches its L1 loss on."""
+
+
+def kept(boxes: Tensor, scores: Tensor, nms: NMS, names: list[str]) -> list[Detections]:
+    """Candidates (B, N, 4) px and (B, N, K) -> the detections of each image that NMS keeps."""
+    found = nms(boxes.float(), scores.float())
+    return [Detections(b.cpu().numpy(), s.cpu().numpy(), k.cpu().numpy(), names) for b, s, k in found]

@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from yoloxkd.nn.assigners.fcos import RADIUS, fcos_match
-from yoloxkd.nn.assigners.match import Positives, centreness, dense_labels
-from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
+from yoloxkd.nn.assigners.match import Match, Positives, centreness, dense_labels
+from yoloxkd.nn.dense_detector import Maps, Predictions
+from yoloxkd.nn.detector import BoxCode
+from yoloxkd.nn.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.ops.boxes import from_distances, to_distances
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss, log_iou_loss
-from yoloxkd.ops.normaliser import normaliser
-from yoloxkd.ops.points import locations
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
 BOX_LOSSES = {"giou": giou_loss, "iou": log_iou_loss}
 
@@ -60,74 +60,38 @@ class FCOS(FPNDetector):
     class_predictors = ("head.conv_cls.",)
 
     cfg: FCOSConfig
+    head: FCOSHead
 
     def __init__(self, cfg: FCOSConfig, names: Sequence[str]) -> None:
         super().__init__(cfg, names)
-        self.head = FCOSHead(cfg, len(self.names), len(self.levels))
+        self.head = FCOSHead(cfg, len(names), len(LEVELS))
 
     @property
     def relu_before_last(self) -> bool:
         return self.cfg.relu_before_last
 
-    def predict(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> DenseOutput:
+    @property
+    def box_code(self) -> BoxCode:
+        return BoxCode("distances")
+
+    def predict(self, cls: Maps, reg: Maps) -> Predictions:
         head, cfg = self.head, self.cfg
-        cls_towers = [climb(head.cls_convs, f) for f in features]
-        reg_towers = [climb(head.reg_convs, f) for f in features]
         distances = []
-        for scale, (_, last) in zip(head.scales, reg_towers, strict=True):
-            code = full_precision(scale(head.conv_reg(last)))
+        for scale, x in zip(head.scales, reg, strict=True):
+            code = full_precision(scale(head.conv_reg(x)))
             distances.append(F.relu(code) if cfg.norm_on_bbox else code.exp())
-        towers = reg_towers if cfg.centreness_on_reg else cls_towers
-        return self.assemble(
-            [head.conv_cls(last) for _, last in cls_towers],
-            distances,
-            [head.conv_centerness(last) for _, last in towers],
-            image_size,
-            features,
-            tuple(first for first, _ in cls_towers),
-            tuple(first for first, _ in reg_towers),
-        )
+        centre = [head.conv_centerness(x) for x in (reg if cfg.centreness_on_reg else cls)]
+        return Predictions([head.conv_cls(x) for x in cls], distances, centre)
 
-    def assemble(
-        self,
-        classes: Sequence[Tensor],
-        distances: Sequence[Tensor],
-        centre: Sequence[Tensor],
-        image_size: tuple[int, int],
-        features: tuple[Tensor, ...] = (),
-        cls_features: tuple[Tensor, ...] = (),
-        reg_features: tuple[Tensor, ...] = (),
-    ) -> DenseOutput:
-        """The head's maps as one DenseOutput.
-
-        Per level, finest first: classes (B, K, h, w) logits, distances (B, 4, h, w) as in `box_raw`, centre (B, 1, h, w)
-        logits; image_size (H, W) px.
-        """
-        sizes = tuple((m.shape[2], m.shape[3]) for m in distances)
-        points, strides = locations(sizes, self.levels, distances[0].device)
-        raw = flat(distances)
+    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         far = full_precision(raw)
-        return DenseOutput(
-            features=features,
-            cls_features=cls_features,
-            reg_features=reg_features,
-            cls_logits=flat(classes),
-            box_raw=raw,
-            boxes=from_distances(points, far * strides.unsqueeze(-1) if self.cfg.norm_on_bbox else far),
-            quality=flat(centre).squeeze(-1),
-            points=points,
-            strides=strides,
-            sizes=sizes,
-            levels=self.levels,
-            image_size=image_size,
-        )
+        return from_distances(grid.points, far * grid.point_strides.unsqueeze(-1) if self.cfg.norm_on_bbox else far)
 
-    def scores(self, out: DenseOutput) -> Tensor:
-        """(B, A, K) class probability times centre-ness."""
-        assert out.quality is not None
-        return full_precision(out.cls_logits).sigmoid() * full_precision(out.quality).sigmoid().unsqueeze(-1)
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
+        radius = RADIUS if self.cfg.centre_sampling else None
+        return fcos_match(out.grid, targets, radius=radius).leaving_out(targets, out.grid)
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
         """Training losses over the batch; n is its number of positives, at least 1.
 
         cls     focal loss of every location and class, divided by n. A location in an ignore region or in padding
@@ -138,15 +102,13 @@ class FCOS(FPNDetector):
         """
         assert out.quality is not None
         with torch.autocast(out.quality.device.type, enabled=False):
-            radius = RADIUS if self.cfg.centre_sampling else None
-            match = fcos_match(out.points, out.strides, out.sizes, targets, radius=radius)
             rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
-            rows = rows.masked_fill(self.ignored(match, targets, out, 0.5), 0)
-            most = out.points.shape[0] if radius is None else 9 * len(out.levels)
-            found = Positives.of(match, targets, out.points, out.strides, most)
+            rows = rows.masked_fill(match.ignored, 0)
+            most = 9 * len(out.grid.strides) if self.cfg.centre_sampling else len(out.grid.points)
+            found = Positives.of(match, targets, out.grid, most)
             distances = self.distances(found)
             centre = centreness(distances)
-            count = normaliser(match.fg.sum(), 1)
+            count = match.fg.sum()
             predicted = found.at(out.box_raw)
             origin = predicted.new_zeros(2)
             overlap = BOX_LOSSES[self.cfg.box_loss](
@@ -154,11 +116,11 @@ class FCOS(FPNDetector):
                 from_distances(origin.expand(*predicted.shape[:-1], 2), distances),
             )
             entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), centre, reduction="none")
-            return {
-                "cls": rows.sum() / count,
-                "box": found.total(overlap * centre) / normaliser(found.total(centre), 1e-6),
-                "centre": found.total(entropy) / count,
-            }
+            return task_losses(
+                cls=Loss(rows.sum(), count),
+                box=Loss(found.total(overlap * centre), found.total(centre), 1e-6),
+                centre=Loss(found.total(entropy), count),
+            )
 
     def distances(self, found: Positives) -> Tensor:
         """(B, S, 4) what `box_raw` should be at positives; one in unused slots."""

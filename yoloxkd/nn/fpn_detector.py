@@ -13,13 +13,11 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
-from yoloxkd.errors import UserError
-from yoloxkd.nn.assigners.match import Match
-from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
+from yoloxkd.nn.dense_detector import DenseDetector, Maps
+from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
 from yoloxkd.nn.necks import FPN
-from yoloxkd.nn.timm_backbone import Style, TimmBackbone, grey, input_convention
-from yoloxkd.ops.points import centres_inside, within_content
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.nn.timm_backbone import STRIDES, Style, TimmBackbone, grey, input_convention
+from yoloxkd.types import Tap
 
 PRIOR = 0.01
 """The probability an untrained head gives to every class."""
@@ -130,34 +128,17 @@ class SharedHead(nn.Module):
         nn.init.constant_(classifier.get_parameter("bias"), -math.log((1 - PRIOR) / PRIOR))
 
 
-def climb(tower: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The outputs of a tower's first block and of its last."""
-    first: Tensor = tower[0](x)
-    last = first
-    for block in list(tower)[1:]:
-        last = block(last)
-    return first, last
-
-
-def flat(maps: Sequence[Tensor]) -> Tensor:
-    """L x (B, C, h, w) -> (B, A, C)"""
-    return torch.cat([m.flatten(2) for m in maps], dim=2).transpose(1, 2)
-
-
 class FPNDetector(DenseDetector):
-    """Backbone and FPN; a subclass adds `head`, and turns the five maps into an output in `predict`.
+    """Backbone and FPN; a subclass adds `head`, whose towers all levels share.
 
     `features` of the output are the FPN's maps, `cls_features` and `reg_features` the first block of each tower.
     """
 
     cfg: FPNConfig
-    levels = LEVELS
+    head: SharedHead
 
     def __init__(self, cfg: FPNConfig, names: Sequence[str]) -> None:
-        super().__init__()
-        self.cfg = cfg
-        self.names = list(names)
-        self.input = cfg.convention()
+        super().__init__(cfg, names)
         self.backbone = TimmBackbone(
             cfg.backbone,
             frozen_stages=cfg.frozen_stages,
@@ -167,8 +148,24 @@ class FPNDetector(DenseDetector):
             last_conv=cfg.last_conv,
         )
         self.neck = FPN(self.backbone.channels, cfg.channels, relu_before_last=self.relu_before_last)
-        maps = (cfg.channels,) * len(self.levels)
-        self.taps = Taps(maps, maps, maps)
+        maps = dict.fromkeys(LEVELS, cfg.channels)
+        self.spec = DetectorSpec(
+            names=tuple(names),
+            strides=LEVELS,
+            channels={
+                Tap.BACKBONE: dict(zip(STRIDES, self.backbone.channels, strict=True)),
+                Tap.NECK: maps,
+                Tap.CLS: maps,
+                Tap.REG: maps,
+            },
+            box_code=self.box_code,
+            input=cfg.convention(),
+        )
+
+    @property
+    @abstractmethod
+    def box_code(self) -> BoxCode:
+        """What `box_raw` holds."""
 
     @property
     def relu_before_last(self) -> bool:
@@ -189,23 +186,15 @@ class FPNDetector(DenseDetector):
             return f"{start.note}; nothing of it is frozen therefore"
         return start.note
 
-    def dense(self, x: Tensor) -> DenseOutput:
-        """The network on normalised input (B, 3, H, W); H and W must be multiples of 32."""
-        height, width = x.shape[-2:]
-        if height % self.size_multiple or width % self.size_multiple:
-            raise UserError(
-                f"{self.family.upper()} got an image of {height}x{width} (height x width), but both must be multiples of "
-                f"{self.size_multiple}; letterbox it or choose another imgsz."
-            )
-        return self.predict(self.neck(self.backbone(x)), (height, width))
+    def pyramid(self, x: Tensor) -> tuple[Maps, Maps]:
+        maps = tuple(self.backbone(x))
+        return maps, self.neck(maps)
 
-    @abstractmethod
-    def predict(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> DenseOutput:
-        """The head on the FPN's maps of an input of `image_size` (H, W) px."""
-
-    def ignored(self, match: Match, targets: Targets, out: DenseOutput, offset: float) -> Tensor:
-        """(B, A) bool: locations in an ignore region or in padding that answer for no box; they are no background."""
-        inside = centres_inside(targets.boxes, targets.ignore, out.sizes, out.levels, offset)
-        if targets.content is not None:
-            inside = inside | ~within_content(out.points, targets.content)
-        return inside & ~match.fg
+    def tower(self, branch: Tap, maps: Maps, start: int = 0, stop: int | None = None) -> Maps:
+        blocks = list(self.head.cls_convs if branch == Tap.CLS else self.head.reg_convs)[start:stop]
+        out = []
+        for x in maps:
+            for block in blocks:
+                x = block(x)
+            out.append(x)
+        return tuple(out)

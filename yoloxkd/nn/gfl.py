@@ -9,14 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from yoloxkd.nn.assigners.atss import MIN_UNION, TOPK, atss_match, within
+from yoloxkd.nn.assigners.atss import MIN_UNION, TOPK, atss_match
 from yoloxkd.nn.assigners.match import Match, Positives, dense_labels
-from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead, climb, flat
+from yoloxkd.nn.dense_detector import Maps, Predictions
+from yoloxkd.nn.detector import BoxCode
+from yoloxkd.nn.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.ops.boxes import from_distances, paired_iou, to_distances
 from yoloxkd.ops.losses import distribution_focal_loss, full_precision, giou_loss, quality_focal_loss
-from yoloxkd.ops.normaliser import normaliser
-from yoloxkd.ops.points import locations
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
 BOX_WEIGHT = 2.0
 DISTRIBUTION_WEIGHT = 0.25
@@ -42,16 +42,20 @@ class GFLHead(SharedHead):
 
 @dataclass(slots=True)
 class GFLTerms:
-    """The losses of a batch before they are summed: weighted and divided as they should be.
+    """The losses of a batch before they are summed and divided.
 
-    cls    (B, A) of every location
-    box    (B, S) of the slots of `found`, zero in unused ones; dfl likewise
-    found  the positives
+    cls     (B, A) of every location
+    box     (B, S) of the slots of `found`, weighted, zero in unused ones; dfl likewise
+    count   scalar, the number of positives, an image without any counting as 1
+    weight  scalar, the sum of the weights
+    found   the positives
     """
 
     cls: Tensor
     box: Tensor
     dfl: Tensor
+    count: Tensor
+    weight: Tensor
     found: Positives
 
 
@@ -67,61 +71,30 @@ class GFL(FPNDetector):
     class_predictors = ("head.gfl_cls.",)
 
     cfg: GFLConfig
+    head: GFLHead
 
     def __init__(self, cfg: GFLConfig, names: Sequence[str]) -> None:
         super().__init__(cfg, names)
-        self.head = GFLHead(cfg, len(self.names), len(self.levels))
+        self.head = GFLHead(cfg, len(names), len(LEVELS))
 
-    def predict(self, features: tuple[Tensor, ...], image_size: tuple[int, int]) -> DenseOutput:
+    offset = 0.0
+
+    @property
+    def box_code(self) -> BoxCode:
+        return BoxCode("distributions", self.cfg.reg_max + 1)
+
+    def predict(self, cls: Maps, reg: Maps) -> Predictions:
         head = self.head
-        cls_towers = [climb(head.cls_convs, f) for f in features]
-        reg_towers = [climb(head.reg_convs, f) for f in features]
-        return self.assemble(
-            [head.gfl_cls(last) for _, last in cls_towers],
-            [full_precision(s(head.gfl_reg(last))) for s, (_, last) in zip(head.scales, reg_towers, strict=True)],
-            image_size,
-            features,
-            tuple(first for first, _ in cls_towers),
-            tuple(first for first, _ in reg_towers),
-        )
+        sides = [full_precision(scale(head.gfl_reg(x))) for scale, x in zip(head.scales, reg, strict=True)]
+        return Predictions([head.gfl_cls(x) for x in cls], sides)
 
-    def assemble(
-        self,
-        classes: Sequence[Tensor],
-        distributions: Sequence[Tensor],
-        image_size: tuple[int, int],
-        features: tuple[Tensor, ...] = (),
-        cls_features: tuple[Tensor, ...] = (),
-        reg_features: tuple[Tensor, ...] = (),
-    ) -> DenseOutput:
-        """The head's maps as one DenseOutput.
+    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
+        return from_distances(grid.points, expected_distances(raw) * grid.point_strides.unsqueeze(-1))
 
-        Per level, finest first: classes (B, K, h, w) logits, distributions (B, 4 (reg_max + 1), h, w) logits;
-        image_size (H, W) px.
-        """
-        sizes = tuple((m.shape[2], m.shape[3]) for m in distributions)
-        points, strides = locations(sizes, self.levels, distributions[0].device, offset=0.0)
-        raw = flat(distributions)
-        return DenseOutput(
-            features=features,
-            cls_features=cls_features,
-            reg_features=reg_features,
-            cls_logits=flat(classes),
-            box_raw=raw,
-            boxes=from_distances(points, expected_distances(raw) * strides.unsqueeze(-1)),
-            quality=None,
-            points=points,
-            strides=strides,
-            sizes=sizes,
-            levels=self.levels,
-            image_size=image_size,
-        )
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
+        return atss_match(out.grid, targets).leaving_out(targets, out.grid)
 
-    def scores(self, out: DenseOutput) -> Tensor:
-        """(B, A, K) the class probability, which GFL trains to be the overlap as well."""
-        return full_precision(out.cls_logits).sigmoid()
-
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
         """Training losses over the batch.
 
         cls  quality focal loss of every location and class, divided by the number of positives, where an image without
@@ -131,9 +104,12 @@ class GFL(FPNDetector):
              both weighted by the location's largest class probability and divided by the sum of these weights (at least 1)
         """
         with torch.autocast(out.cls_logits.device.type, enabled=False):
-            match = atss_match(out.points, out.strides, out.sizes, targets)
-            terms = gfl_terms(out, match, targets, self.ignored(match, targets, out, 0.0))
-            return {"cls": terms.cls.sum(), "box": terms.box.sum(), "dfl": terms.dfl.sum()}
+            terms = gfl_terms(out, match, targets)
+            return task_losses(
+                cls=Loss(terms.cls.sum(), terms.count),
+                box=Loss(terms.box.sum(), terms.weight),
+                dfl=Loss(terms.dfl.sum(), terms.weight),
+            )
 
 
 def expected_distances(logits: Tensor) -> Tensor:
@@ -148,34 +124,25 @@ def encode_distances(points: Tensor, boxes: Tensor, last: int) -> Tensor:
     return to_distances(points, boxes).clamp(0, last - ROOM)
 
 
-def gfl_terms(
-    out: DenseOutput, match: Match, targets: Targets, ignored: Tensor, area: Tensor | None = None
-) -> GFLTerms:
-    """Every loss of a batch, location by location.
-
-    out      with cls_logits, box_raw, points and strides as `GFL` gives them
-    ignored  (B, A) bool, locations without a class loss
-    area     (B, 2) height and width px of each image inside the batch: locations beyond it have no class loss either
-    Boxes are compared in strides of their level.
-    """
-    if area is not None:
-        ignored = ignored | ~within(out.points, area)
-    found = Positives.of(match, targets, out.points, out.strides, TOPK * len(out.levels))
+def gfl_terms(out: DenseOutput, match: Match, targets: Targets) -> GFLTerms:
+    """Every loss of a batch, location by location, of cls_logits and box_raw. Boxes are compared in strides of their level."""
+    found = Positives.of(match, targets, out.grid, TOPK * len(out.grid.strides))
     logits = full_precision(out.cls_logits)
     strides = found.strides.unsqueeze(-1)
     points, boxes = found.points / strides, found.boxes / strides
     distributions = found.at(out.box_raw)
     predicted = from_distances(points, expected_distances(distributions))
     weight = found.at(logits.detach()).sigmoid().amax(-1).masked_fill(~found.used, 0)
-    share = weight / normaliser(weight.sum(), 1)
     overlap = paired_iou(predicted.detach(), boxes, MIN_UNION)
     score = found.spread(overlap, logits.shape[1])
-    rows = quality_focal_loss(logits, dense_labels(match, targets), match.fg, score).masked_fill(ignored, 0)
+    rows = quality_focal_loss(logits, dense_labels(match, targets), match.fg, score).masked_fill(match.ignored, 0)
     bins = distributions.unflatten(-1, (4, -1))
     sides = distribution_focal_loss(bins, encode_distances(points, boxes, bins.shape[-1] - 1)).mean(-1)
     return GFLTerms(
-        cls=rows / normaliser(match.fg.sum(1).clamp(min=1).sum(), 0),
-        box=BOX_WEIGHT * giou_loss(predicted, boxes) * share,
-        dfl=DISTRIBUTION_WEIGHT * sides * share,
+        cls=rows,
+        box=BOX_WEIGHT * giou_loss(predicted, boxes) * weight,
+        dfl=DISTRIBUTION_WEIGHT * sides * weight,
+        count=match.fg.sum(1).clamp(min=1).sum(),
+        weight=weight.sum(),
         found=found,
     )

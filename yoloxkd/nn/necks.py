@@ -42,7 +42,11 @@ class PAFPN(nn.Module):
         self.C3_n4 = csp(2 * middle, coarse)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        fine, middle, coarse = self.backbone(x)
+        return self.merge(self.backbone(x))
+
+    def merge(self, maps: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The neck on the backbone's maps."""
+        fine, middle, coarse = maps
         top = self.lateral_conv0(coarse)
         centre = self.reduce_conv1(self.C3_p4(torch.cat((double(top), middle), dim=1)))
         out_fine = self.C3_p3(torch.cat((double(centre), fine), dim=1))

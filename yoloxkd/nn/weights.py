@@ -19,7 +19,7 @@ from yoloxkd.config.load import read_yaml
 from yoloxkd.download import Published
 from yoloxkd.errors import UserError
 from yoloxkd.file_kinds import check_not_exported
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.other_files import what_else
 from yoloxkd.nn.published import PUBLISHED
 
@@ -232,7 +232,7 @@ class LoadReport:
 
 
 def load_into(
-    model: DenseDetector, state: Mapping[str, Tensor], *, allow_class_mismatch: bool, keep_classes: bool = True
+    model: Detector[Any, Any], state: Mapping[str, Tensor], *, allow_class_mismatch: bool, keep_classes: bool = True
 ) -> LoadReport:
     """Copy a checkpoint's weights into a detector, in place.
 

@@ -11,20 +11,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
-from yoloxkd.errors import UserError
-from yoloxkd.nn.assigners.simota import MOST, SimOTAMatch, simota
+from yoloxkd.nn.assigners.match import Match, Positives
+from yoloxkd.nn.assigners.simota import MOST, simota
 from yoloxkd.nn.blocks import ConvBlock, spatial_block
-from yoloxkd.nn.detector import DenseDetector, InputConvention, Taps
+from yoloxkd.nn.dense_detector import DenseDetector, Maps, Predictions
+from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
 from yoloxkd.nn.necks import PAFPN
 from yoloxkd.ops.boxes import to_centre, to_corners
 from yoloxkd.ops.losses import full_precision, soft_class_loss, squared_iou_loss
-from yoloxkd.ops.normaliser import normaliser
-from yoloxkd.ops.points import centres_inside, compact, locations, within_content
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Tap, Targets, task_losses
 
 PRIOR = 1e-2
 """The probability an untrained head gives to every class and to objectness."""
 BOX_WEIGHT = 5.0
+STRIDES = (8, 16, 32)
 
 
 class DecoupledHead(nn.Module):
@@ -52,16 +52,6 @@ class DecoupledHead(nn.Module):
             nn.init.constant_(predictor.get_parameter("bias"), -math.log((1 - PRIOR) / PRIOR))
 
 
-def run_towers(towers: nn.ModuleList, maps: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """One tower of two blocks a level: the outputs of the first blocks, and those of the second."""
-    firsts, lasts = [], []
-    for tower, x in zip(towers, maps, strict=True):
-        first, second = tower.children()
-        firsts.append(first(x))
-        lasts.append(second(firsts[-1]))
-    return tuple(firsts), lasts
-
-
 class YOLOX(DenseDetector):
     """YOLOX of any depth and width.
 
@@ -78,83 +68,52 @@ class YOLOX(DenseDetector):
         depthwise: bool = False
 
     family = "yolox"
-    levels = (8, 16, 32)
-    input = InputConvention(bgr=True)
     class_predictors = ("head.cls_preds.",)
 
     def __init__(self, cfg: YOLOX.Config, names: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(cfg, names)
         hidden = int(256 * cfg.width)
-        self.cfg = cfg
-        self.names = list(names)
         self.backbone = PAFPN(cfg.depth, cfg.width, cfg.depthwise)
-        self.head = DecoupledHead(len(self.names), self.backbone.channels, hidden, cfg.depthwise)
-        maps = (hidden,) * len(self.levels)
-        self.taps = Taps(maps, maps, maps)
+        self.head = DecoupledHead(len(names), self.backbone.channels, hidden, cfg.depthwise)
+        maps = dict.fromkeys(STRIDES, hidden)
+        self.spec = DetectorSpec(
+            names=tuple(names),
+            strides=STRIDES,
+            channels={
+                Tap.BACKBONE: dict(zip(STRIDES, self.backbone.channels, strict=True)),
+                Tap.NECK: maps,
+                Tap.CLS: maps,
+                Tap.REG: maps,
+            },
+            box_code=BoxCode("cells"),
+            input=InputConvention(bgr=True),
+        )
         self._l1 = False
 
-    def dense(self, x: Tensor) -> DenseOutput:
-        """The network on BGR 0..255 (B, 3, H, W); H and W must be multiples of 32."""
-        height, width = x.shape[-2:]
-        if height % self.levels[-1] or width % self.levels[-1]:
-            raise UserError(
-                f"YOLOX got an image of {height}x{width} (height x width), but both must be multiples of "
-                f"{self.levels[-1]}; letterbox it or choose another imgsz."
-            )
+    def pyramid(self, x: Tensor) -> tuple[Maps, Maps]:
+        maps = self.backbone.backbone(x)
+        stems = zip(self.head.stems, self.backbone.merge(maps), strict=True)
+        return maps, tuple(stem(level) for stem, level in stems)
+
+    def tower(self, branch: Tap, maps: Maps, start: int = 0, stop: int | None = None) -> Maps:
+        towers = self.head.cls_convs if branch == Tap.CLS else self.head.reg_convs
+        out = []
+        for tower, x in zip(towers, maps, strict=True):
+            for block in list(tower.children())[start:stop]:
+                x = block(x)
+            out.append(x)
+        return tuple(out)
+
+    def predict(self, cls: Maps, reg: Maps) -> Predictions:
         head = self.head
-        features = tuple(stem(level) for stem, level in zip(head.stems, self.backbone(x), strict=True))
-        cls_features, cls_last = run_towers(head.cls_convs, features)
-        reg_features, reg_last = run_towers(head.reg_convs, features)
-        return self.assemble(
-            [predict(f) for predict, f in zip(head.reg_preds, reg_last, strict=True)],
-            [predict(f) for predict, f in zip(head.obj_preds, reg_last, strict=True)],
-            [predict(f) for predict, f in zip(head.cls_preds, cls_last, strict=True)],
-            features,
-            cls_features,
-            reg_features,
+        return Predictions(
+            classes=[predict(x) for predict, x in zip(head.cls_preds, cls, strict=True)],
+            boxes=[predict(x) for predict, x in zip(head.reg_preds, reg, strict=True)],
+            quality=[predict(x) for predict, x in zip(head.obj_preds, reg, strict=True)],
         )
 
-    def assemble(
-        self,
-        box: Sequence[Tensor],
-        objectness: Sequence[Tensor],
-        classes: Sequence[Tensor],
-        features: tuple[Tensor, ...] = (),
-        cls_features: tuple[Tensor, ...] = (),
-        reg_features: tuple[Tensor, ...] = (),
-    ) -> DenseOutput:
-        """The head's raw maps as one DenseOutput.
-
-        Per level, finest first: box (B, 4, h, w) code tx, ty, tw, th; objectness (B, 1, h, w) and classes (B, K, h, w)
-        logits. Cell (row i, column j) of stride s decodes to centre ((tx + j) s, (ty + i) s) and size (e^tw s, e^th s),
-        in float32 even under autocast.
-        """
-
-        def flat(maps: Sequence[Tensor]) -> Tensor:
-            return torch.cat([m.flatten(2) for m in maps], dim=2).transpose(1, 2)
-
-        sizes = tuple((m.shape[2], m.shape[3]) for m in box)
-        points, strides = locations(sizes, self.levels, box[0].device)
-        raw = flat(box)
-        return DenseOutput(
-            features=features,
-            cls_features=cls_features,
-            reg_features=reg_features,
-            cls_logits=flat(classes),
-            box_raw=raw,
-            boxes=decode(raw, points, strides),
-            quality=flat(objectness).squeeze(-1),
-            points=points,
-            strides=strides,
-            sizes=sizes,
-            levels=self.levels,
-            image_size=(sizes[0][0] * self.levels[0], sizes[0][1] * self.levels[0]),
-        )
-
-    def scores(self, out: DenseOutput) -> Tensor:
-        """(B, A, K) class probability times objectness."""
-        assert out.quality is not None
-        return full_precision(out.cls_logits).sigmoid() * full_precision(out.quality).sigmoid().unsqueeze(-1)
+    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
+        return decode(raw, grid.points, grid.point_strides)
 
     def class_probability(self, out: DenseOutput) -> Tensor:
         """(B, A, K) class probability times objectness, which is what YOLOX trains its classes to mean."""
@@ -164,7 +123,10 @@ class YOLOX(DenseDetector):
         """Switches the L1 term of the last epochs."""
         self._l1 = on
 
-    def losses(self, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
+        return simota(out, targets).leaving_out(targets, out.grid)
+
+    def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
         """The official training losses: box, obj, cls, and l1 in the final phase.
 
         Each is a sum over the batch divided by the batch's number of positives (at least 1):
@@ -177,42 +139,27 @@ class YOLOX(DenseDetector):
         """
         assert out.quality is not None
         with torch.autocast(out.quality.device.type, enabled=False):
-            match = simota(out, targets)
-            positives = normaliser(match.fg.sum(), 1)
-            terms = {"obj": self._objectness(out, targets, match), **self._positives(out, targets, match)}
-            return {name: terms[name] / positives for name in ("box", "obj", "cls", "l1") if name in terms}
+            logits = full_precision(out.quality)
+            objectness = F.binary_cross_entropy_with_logits(logits, match.fg.to(logits.dtype), reduction="none")
+            terms = self._positives(out, targets, match)
+            terms["obj"] = objectness.masked_fill(match.ignored, 0).sum()
+            count = match.fg.sum()
+            order = [name for name in ("box", "obj", "cls", "l1") if name in terms]
+            return task_losses(**{name: Loss(terms[name], count) for name in order})
 
-    def _objectness(self, out: DenseOutput, targets: Targets, match: SimOTAMatch) -> Tensor:
-        assert out.quality is not None
-        logits = full_precision(out.quality)
-        loss = F.binary_cross_entropy_with_logits(logits, match.fg.to(logits.dtype), reduction="none")
-        ignored = centres_inside(targets.boxes, targets.ignore, out.sizes, out.levels)
-        if targets.content is not None:
-            ignored = ignored | ~within_content(out.points, targets.content)
-        return loss.masked_fill(ignored & ~match.fg, 0).sum()
-
-    def _positives(self, out: DenseOutput, targets: Targets, match: SimOTAMatch) -> dict[str, Tensor]:
+    def _positives(self, out: DenseOutput, targets: Targets, match: Match) -> dict[str, Tensor]:
         """Sums over positive cells, gathered into as many slots as the boxes can have positives."""
-        cell, used = compact(match.fg, min(match.fg.shape[1], MOST * targets.boxes.shape[1]))
-        rows = match.gt.gather(1, cell).clamp(min=0)
-
-        def at_cells(x: Tensor) -> Tensor:
-            return x.gather(1, cell.unsqueeze(-1).expand(-1, -1, x.shape[2]))
-
-        def total(x: Tensor) -> Tensor:
-            return x.masked_fill(~used, 0).sum()
-
-        raw = full_precision(at_cells(out.box_raw))
-        points, strides = out.points[cell], out.strides[cell]
-        boxes = targets.boxes.to(raw.dtype).gather(1, rows.unsqueeze(-1).expand(-1, -1, 4))
-        labels = targets.labels.gather(1, rows)
-        logits = full_precision(at_cells(out.cls_logits))
+        assert match.score is not None
+        found = Positives.of(match, targets, out.grid, MOST)
+        raw = found.at(out.box_raw)
+        overlap = squared_iou_loss(decode(raw, found.points, found.strides), found.boxes)
         terms = {
-            "box": BOX_WEIGHT * total(squared_iou_loss(decode(raw, points, strides), boxes)),
-            "cls": total(soft_class_loss(logits, labels, match.iou.gather(1, cell))),
+            "box": BOX_WEIGHT * found.total(overlap),
+            "cls": found.total(soft_class_loss(found.at(out.cls_logits), found.labels, found.at(match.score))),
         }
         if self._l1:
-            terms["l1"] = total((raw - encode(boxes, points, strides)).abs().sum(-1))
+            wanted = encode(found.boxes, found.points, found.strides)
+            terms["l1"] = found.total((raw - wanted).abs().sum(-1))
         return terms
 
 

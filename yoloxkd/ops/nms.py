@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -51,3 +53,17 @@ def postprocess(
         kept = class_aware_nms(b, s, torch.zeros_like(k) if agnostic else k, iou)[:max_det]
         found.append((b[kept], s[kept], k[kept]))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class NMS:
+    """`postprocess` with its settings."""
+
+    conf: float = 0.01
+    iou: float = 0.65
+    max_det: int = 300
+    agnostic: bool = False
+
+    def __call__(self, boxes: Tensor, scores: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """boxes (B, A, 4), scores (B, A, K) -> per image boxes (n, 4), scores (n,), labels (n,), best first."""
+        return postprocess(boxes, scores, conf=self.conf, iou=self.iou, max_det=self.max_det, agnostic=self.agnostic)

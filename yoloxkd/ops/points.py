@@ -1,4 +1,4 @@
-"""The locations of a detector's feature levels, and masks over them."""
+"""The grids of a detector's feature levels, and masks over their locations."""
 
 from __future__ import annotations
 
@@ -7,23 +7,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from yoloxkd.types import Grid
 
-def locations(
-    sizes: Sequence[tuple[int, int]], levels: Sequence[int], device: torch.device, offset: float = 0.5
-) -> tuple[Tensor, Tensor]:
-    """Where the cells of every level are, level after level, row-major inside a level.
 
-    sizes L x (h, w) in cells, levels L strides in px -> points (A, 2) float32 x, y px and strides (A,) float32 px.
-    Cell (row i, column j) of stride s lies at ((j + offset) s, (i + offset) s): 0.5 is its centre, 0 its corner.
+def grid_of(
+    sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    device: torch.device,
+    offset: float = 0.5,
+    per_cell: int = 1,
+) -> Grid:
+    """The grid of levels of sizes L x (h, w) in cells and strides L in px, without anchors; points are float32.
+
+    offset: 0.5 is a cell's centre, 0 its corner.
     """
-    points, strides = [], []
-    for (h, w), stride in zip(sizes, levels, strict=True):
+    points, steps = [], []
+    for (h, w), stride in zip(sizes, strides, strict=True):
         y = (torch.arange(h, device=device, dtype=torch.float32) + offset) * stride
         x = (torch.arange(w, device=device, dtype=torch.float32) + offset) * stride
         grid = torch.stack((x.expand(h, w), y.unsqueeze(1).expand(h, w)), dim=-1)
         points.append(grid.reshape(-1, 2))
-        strides.append(torch.full((h * w,), stride, device=device, dtype=torch.float32))
-    return torch.cat(points), torch.cat(strides)
+        steps.append(torch.full((h * w * per_cell,), stride, device=device, dtype=torch.float32))
+    where = torch.cat(points)
+    if per_cell > 1:
+        where = where.repeat_interleave(per_cell, 0)
+    return Grid(tuple(sizes), tuple(strides), where, torch.cat(steps), per_cell=per_cell, offset=offset)
 
 
 def compact(mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
@@ -41,17 +49,14 @@ def compact(mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     return torch.where(used, cells, 0), used
 
 
-def centres_inside(
-    boxes: Tensor, valid: Tensor, sizes: Sequence[tuple[int, int]], levels: Sequence[int], offset: float = 0.5
-) -> Tensor:
-    """Which locations lie inside at least one of an image's boxes, borders included.
+def centres_inside(boxes: Tensor, valid: Tensor, grid: Grid) -> Tensor:
+    """Which predictions of a grid lie inside at least one of an image's boxes, borders included.
 
-    boxes (B, G, 4) xyxy px, valid (B, G) bool, sizes L x (h, w), levels L strides -> (B, A) bool. `offset` as in
-    `locations`: 0.5 means cell centres.
+    boxes (B, G, 4) xyxy px, valid (B, G) bool -> (B, A) bool.
     A box covers a rectangle of cells, so each level is one summed-area table: the cost grows with A + G, not A * G.
     """
-    inside = []
-    for (h, w), stride in zip(sizes, levels, strict=True):
+    inside, offset = [], grid.offset
+    for (h, w), stride in zip(grid.sizes, grid.strides, strict=True):
         low = torch.ceil(boxes[..., :2] / stride - offset)
         high = torch.floor(boxes[..., 2:] / stride - offset) + 1
         limit = torch.tensor([w, h], device=boxes.device, dtype=boxes.dtype)
@@ -64,7 +69,8 @@ def centres_inside(
         table.scatter_add_(1, corners, torch.cat((one, -one, -one, one), dim=1))
         covered = table.view(-1, h + 1, w + 1).cumsum(1).cumsum(2)[:, :h, :w] > 0
         inside.append(covered.flatten(1))
-    return torch.cat(inside, dim=1)
+    cells = torch.cat(inside, dim=1)
+    return cells if grid.per_cell == 1 else cells.repeat_interleave(grid.per_cell, 1)
 
 
 def within_content(points: Tensor, content: Tensor) -> Tensor:

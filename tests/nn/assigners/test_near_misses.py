@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from yoloxkd.nn.assigners.atss import atss_match, near_misses
-from yoloxkd.ops.points import locations
+from yoloxkd.ops.points import grid_of
 from yoloxkd.types import Targets
 
 SIZES = ((12, 16), (6, 8), (3, 4))
@@ -63,32 +65,33 @@ def plain(points: Tensor, strides: Tensor, targets: Targets, low: float) -> Tens
 
 @pytest.mark.parametrize("low", [0.0, 0.25, 0.9])
 def test_equals_a_plain_reading(low: float) -> None:
-    points, strides = locations(SIZES, LEVELS, torch.device("cpu"), offset=0.0)
+    grid = grid_of(SIZES, LEVELS, torch.device("cpu"), offset=0.0)
     targets = scene(2, 5, seed=3)
-    expected = plain(points.double(), strides, targets, low)
-    found = near_misses(points.double(), strides, SIZES, targets, low=low)
+    expected = plain(grid.points.double(), grid.point_strides, targets, low)
+    exact = replace(grid, points=grid.points.double())
+    found = near_misses(exact, targets, low=low)
     torch.testing.assert_close(found, expected)
     assert (expected > 0).any()
-    small = near_misses(points.double(), strides, SIZES, targets, low=low, budget=1)
+    small = near_misses(exact, targets, low=low, budget=1)
     assert torch.equal(small, found)
 
 
 def test_wider_with_a_lower_bound_and_apart_from_a_lone_boxs_positives() -> None:
-    points, strides = locations(SIZES, LEVELS, torch.device("cpu"), offset=0.0)
+    grid = grid_of(SIZES, LEVELS, torch.device("cpu"), offset=0.0)
     targets = scene(3, 1, seed=5)
-    wide, narrow = (near_misses(points, strides, SIZES, targets, low=low) > 0 for low in (0.1, 0.6))
+    wide, narrow = (near_misses(grid, targets, low=low) > 0 for low in (0.1, 0.6))
     assert (wide & narrow).sum() == narrow.sum() < wide.sum()
-    positive = atss_match(points, strides, SIZES, targets).fg
+    positive = atss_match(grid, targets).fg
     # a positive's overlap reaches the threshold; only its centre's distance may pull it below
     assert (positive & ~wide).any()
 
 
 def test_no_boxes_no_region() -> None:
-    points, strides = locations(SIZES, LEVELS, torch.device("cpu"), offset=0.0)
+    grid = grid_of(SIZES, LEVELS, torch.device("cpu"), offset=0.0)
     for rows in (0, 3):
         targets = scene(2, max(rows, 1), seed=1)
         none = torch.zeros(2, rows, dtype=torch.bool)
         targets = Targets(
             targets.boxes[:, :1].expand(-1, rows, -1), torch.zeros_like(none, dtype=torch.int64), none, none
         )
-        assert not near_misses(points, strides, SIZES, targets, low=0.25).any()
+        assert not near_misses(grid, targets, low=0.25).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from yoloxkd.nn.assigners.simota import SimOTAMatch, simota
+from yoloxkd.nn.assigners.match import Match, no_match
+from yoloxkd.nn.assigners.simota import simota
+from yoloxkd.nn.dense_detector import Predictions
 from yoloxkd.nn.yolox import YOLOX
 from yoloxkd.types import DenseOutput, Targets
 
@@ -27,12 +30,16 @@ def output(
         return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift).to(dtype)
 
     model = YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), [str(i) for i in range(classes)])
-    levels = model.levels
-    return model.assemble(
-        [draw(4, s, 0.6, 0.3) for s in levels],
-        [draw(1, s, 2, -1) for s in levels],
-        [draw(classes, s, 2, -1) for s in levels],
+    levels = model.spec.strides
+    boxes, objectness, logits = (
+        [draw(*keys) for keys in each]
+        for each in (
+            [(4, s, 0.6, 0.3) for s in levels],
+            [(1, s, 2, -1) for s in levels],
+            [(classes, s, 2, -1) for s in levels],
+        )
     )
+    return model.assemble(Predictions(logits, boxes, objectness), size)
 
 
 def truth(images: int, rows: int, classes: int, size: tuple[int, int], seed: int) -> Targets:
@@ -59,16 +66,13 @@ def iou(a: list[float], b: list[float]) -> float:
     return w * h / union if union > 0 else 0.0
 
 
-def by_loop(out: DenseOutput, targets: Targets) -> SimOTAMatch:
+def by_loop(out: DenseOutput, targets: Targets) -> Match:
     """The description of SimOTA, image by image, box by box, cell by cell."""
     assert out.quality is not None
     images, cells = out.quality.shape
-    match = SimOTAMatch(
-        torch.zeros(images, cells, dtype=torch.bool),
-        torch.full((images, cells), -1),
-        torch.zeros(images, cells, dtype=out.boxes.dtype),
-    )
-    points, strides = out.points.tolist(), out.strides.tolist()
+    match = no_match(images, cells, out.boxes.device)
+    match.score = torch.zeros(images, cells, dtype=out.boxes.dtype)
+    points, strides = out.grid.points.tolist(), out.grid.point_strides.tolist()
     for b in range(images):
         rows = targets.mask[b].nonzero().flatten().tolist()
         near: dict[int, set[int]] = {}
@@ -98,14 +102,14 @@ def by_loop(out: DenseOutput, targets: Targets) -> SimOTAMatch:
                 taken.setdefault(a, []).append(g)
         for a, takers in taken.items():
             g = takers[0] if len(takers) == 1 else min(rows, key=lambda g: cost[g, a])
-            match.fg[b, a], match.gt[b, a], match.iou[b, a] = True, g, overlap[g, a]
+            match.fg[b, a], match.gt[b, a], match.score[b, a] = True, g, overlap[g, a]
     return match
 
 
-def same(got: SimOTAMatch, expected: SimOTAMatch) -> None:
+def same(got: Match, expected: Match) -> None:
     assert torch.equal(got.fg, expected.fg)
     assert torch.equal(got.gt, expected.gt)
-    torch.testing.assert_close(got.iou, expected.iou, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(got.score, expected.score, rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -137,7 +141,7 @@ def test_no_boxes_no_positives() -> None:
         match = simota(out, targets)
         assert not match.fg.any()
         assert (match.gt == -1).all()
-        assert (match.iou == 0).all()
+        assert (match.score == 0).all()
 
 
 def test_every_box_near_the_image_gets_a_cell() -> None:
@@ -154,14 +158,10 @@ def test_rows_of_an_image_do_not_touch_another_image() -> None:
     for i in range(3):
         part = slice(i, i + 1)
         alone = simota(
-            DenseOutput(
-                **{name: getattr(out, name) for name in ("points", "strides", "sizes", "levels", "image_size")},
-                **dict.fromkeys(("features", "cls_features", "reg_features"), ()),
-                **{name: getattr(out, name)[part] for name in ("cls_logits", "box_raw", "boxes", "quality")},
-            ),
+            replace(out, **{name: getattr(out, name)[part] for name in ("cls_logits", "box_raw", "boxes", "quality")}),
             Targets(targets.boxes[part], targets.labels[part], targets.mask[part], targets.ignore[part]),
         )
-        same(alone, SimOTAMatch(whole.fg[part], whole.gt[part], whole.iou[part]))
+        same(alone, Match.of(whole.fg[part], whole.gt[part], whole.score[part]))
 
 
 def test_five_hundred_boxes() -> None:

@@ -68,7 +68,7 @@ class FiniteGuard(Callback):
         assert self.count is not None
         count = int(self.count)
         if count > (self.tolerated if state.scaler else 0):
-            bad = [k for k, v in state.losses.items() if not bool(torch.isfinite(v))]
+            bad = [str(k) for k, v in state.losses.items() if not bool(torch.isfinite(v))]
             names = f" ({', '.join(bad)})" if bad else ""
             raise GateError(
                 f"{count} step(s) up to step {state.iteration} had a loss that is not finite{names}; "

@@ -13,16 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from yoloxkd.engine.events import Callback, State
+from yoloxkd.types import LossName
 
 REFRESH = 10  # steps between looks at the losses: each look waits for the device
 PLAIN_SECONDS = 20  # seconds between lines where there is no terminal
 
 
-def by_term(losses: Mapping[str, float]) -> dict[str, float]:
-    """Losses summed over levels: "pgd/cls_fg/s8" and "pgd/cls_fg/s16" become "pgd/cls_fg"."""
-    out: dict[str, float] = {}
+def by_term(losses: Mapping[LossName, float]) -> dict[LossName, float]:
+    """Losses summed over levels."""
+    out: dict[LossName, float] = {}
     for name, value in losses.items():
-        term = name.rsplit("/s", 1)[0] if "/s" in name else name
+        term = name._replace(level=None)
         out[term] = out.get(term, 0.0) + value
     return out
 
@@ -46,7 +47,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _line(losses: Mapping[str, float]) -> str:
+def _line(losses: Mapping[LossName, float]) -> str:
     return "  ".join(f"{name} {value:.3g}" for name, value in by_term(losses).items())
 
 
@@ -122,5 +123,5 @@ class ProgressReport(Callback):
             self.live = None
 
 
-def _values(state: State) -> dict[str, float]:
+def _values(state: State) -> dict[LossName, float]:
     return {name: float(value.detach()) for name, value in state.losses.items()}

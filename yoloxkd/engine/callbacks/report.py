@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -19,6 +18,7 @@ from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.callbacks.plots import sheet_of
 from yoloxkd.engine.events import State
 from yoloxkd.metrics.measure import overall
+from yoloxkd.types import TASK, LossName
 from yoloxkd.viz.charts import line_chart
 from yoloxkd.viz.report import Chart, ClassRow, Report, TeacherCard, inline_picture, render_report
 
@@ -38,7 +38,6 @@ MEANING = {
     "MR": "log-average miss rate, smaller is better",
     "JI": "Jaccard index",
 }
-_LEVEL_TERM = re.compile(r"(?P<method>[^/]+)/(?P<term>.+)/s(?P<stride>\d+)")
 
 
 class ReportConfig(Strict):
@@ -84,7 +83,7 @@ def collect(state: State, ended_by: str | None = None) -> Report:
     best = state.extra.get("best_metrics", {})
     best_epoch = state.extra.get("best_epoch", -1) + 1
     epochs = [float(row["epoch"]) for row in rows]
-    losses = {k.removeprefix("loss/"): _column(rows, k) for k in rows[-1] if k.startswith("loss/")}
+    losses = {state.loss_name(k.removeprefix("loss/")): _column(rows, k) for k in rows[-1] if k.startswith("loss/")}
     return Report(
         title=f"{recipe['student']['name']}{f', distilled by {methods}' if methods else ''}",
         subtitle=f"{recipe['data']} · {state.out.resolve()}",
@@ -127,9 +126,9 @@ def _notes(state: State, ended_by: str | None) -> list[str]:
 
 
 def _charts(
-    state: State, rows: Sequence[Mapping[str, str]], epochs: list[float], losses: dict[str, list[float]]
+    state: State, rows: Sequence[Mapping[str, str]], epochs: list[float], losses: dict[LossName, list[float]]
 ) -> list[Chart]:
-    task = {name: values for name, values in losses.items() if "/" not in name}
+    task = {str(name): values for name, values in losses.items() if name.source == TASK}
     charts = [Chart("Task loss, mean of an epoch", line_chart(epochs, task))]
     measured = {k: [v if v >= 0 else math.nan for v in _column(rows, k)] for k in overall(state.metrics)}
     shown = {str(k): measured[k] for k in ("AP", "AP50", "AP75", "AR100", "MR", "JI") if k in measured}
@@ -144,19 +143,17 @@ def _charts(
     return [*charts, Chart("Images a second", line_chart(epochs, speed, log=False, from_zero=True))]
 
 
-def _kd_charts(epochs: list[float], losses: dict[str, list[float]]) -> list[Chart]:
+def _kd_charts(epochs: list[float], losses: dict[LossName, list[float]]) -> list[Chart]:
     """Where the loss comes from, then one chart a term with a curve a level."""
     sources: dict[str, list[float]] = {}
     terms: dict[str, dict[str, list[float]]] = {}
     for name, values in losses.items():
-        source = name.partition("/")[0] if "/" in name else "task"
+        source = name.source
         filled = [0.0 if math.isnan(v) else v for v in values]
         sources[source] = [a + b for a, b in zip(sources.get(source, [0.0] * len(values)), filled, strict=True)]
-        if found := _LEVEL_TERM.fullmatch(name):
-            key = f"{found['method']}: {found['term'].replace('_', ' ')}"
-            terms.setdefault(key, {})[f"stride {found['stride']}"] = values
-        elif "/" in name:
-            terms.setdefault(name.replace("/", ": ", 1).replace("_", " "), {})["all levels"] = values
+        if source != TASK:
+            level = "all levels" if name.level is None else f"stride {name.level}"
+            terms.setdefault(f"{source}: {name.term.replace('_', ' ')}", {})[level] = values
     size = (3.9, 2.3)
     charts = [Chart("Where the loss comes from", line_chart(epochs, sources, size=size))]
     return charts + [Chart(title, line_chart(epochs, curves, size=size)) for title, curves in terms.items()]

@@ -62,8 +62,8 @@ class TensorBoard(NamedCallback):
         self.writer.add_scalar("loss", sum(state.epoch_losses.values()), step)
         self.writer.add_scalar("images_per_s", state.images_per_second, step)
         if state.extra.get("evaluated") == state.epoch:
-            for name, value in overall(state.metrics).items():
-                self.writer.add_scalar(f"val/{name}", value, step)
+            for metric, value in overall(state.metrics).items():
+                self.writer.add_scalar(f"val/{metric}", value, step)
         sheet = sheet_of(state.out, state.epoch + 1)
         if self.cfg.images and sheet.is_file():
             self.writer.add_image("predictions", read_image(str(sheet))[0], step, dataformats="HWC")

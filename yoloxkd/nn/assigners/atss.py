@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from yoloxkd.nn.assigners.match import Match, image_parts, no_match
 from yoloxkd.ops.boxes import from_distances, paired_diou, paired_iou, to_distances
 from yoloxkd.ops.losses import full_precision
-from yoloxkd.types import Targets
+from yoloxkd.types import Grid, Targets
 
 TOPK = 9
 """Candidates of a box on each level."""
@@ -33,9 +31,7 @@ def within(points: Tensor, area: Tensor) -> Tensor:
 
 @torch.no_grad()
 def atss_match(
-    points: Tensor,
-    strides: Tensor,
-    sizes: Sequence[tuple[int, int]],
+    grid: Grid,
     targets: Targets,
     *,
     topk: int = TOPK,
@@ -44,7 +40,7 @@ def atss_match(
 ) -> Match:
     """Match anchors to boxes: reads boxes and mask of `targets`.
 
-    points (A, 2) px, the anchors' centres; strides (A,) px; sizes L x (h, w).
+    The anchors are square, centred on the grid's points, whatever anchors the grid itself has.
     area  (B, 2) height and width px of each image inside the batch; anchors with their centre beyond it take no part.
           None: `targets.content` says it, where it is given
 
@@ -52,24 +48,22 @@ def atss_match(
     the mean plus the standard deviation (n - 1) of all candidates' overlaps, and with their centre inside the box, are
     positive. An anchor wanted by several boxes takes the one it overlaps most, the lower row among equals.
     """
-    images, rows = targets.mask.shape
+    points, images, rows = grid.points, *targets.mask.shape
     if rows == 0:
         return no_match(images, points.shape[0], points.device)
-    largest = max(h * w for h, w in sizes)
+    largest = max(part.stop - part.start for part in grid.slices())
     area = _picture(targets) if area is None else area
     parts = []
     for part in image_parts(images, rows * largest, points.device, budget):
         usable = None if area is None else within(points, area[part])
         boxes = full_precision(targets.boxes[part])
-        parts.append(_match(points.to(boxes.dtype), strides, sizes, boxes, targets.mask[part], topk, usable))
-    return Match(torch.cat([p.fg for p in parts]), torch.cat([p.gt for p in parts]))
+        parts.append(_match(points.to(boxes.dtype), grid, boxes, targets.mask[part], topk, usable))
+    return Match.joined(parts)
 
 
 @torch.no_grad()
 def near_misses(
-    points: Tensor,
-    strides: Tensor,
-    sizes: Sequence[tuple[int, int]],
+    grid: Grid,
     targets: Targets,
     *,
     low: float,
@@ -82,7 +76,7 @@ def near_misses(
     (0 to 1) times it; with several such boxes the largest overlap counts. Arguments otherwise as of `atss_match`.
     Source: the valuable localisation region of LD (Zheng et al. 2022, algorithm 1).
     """
-    images, rows = targets.mask.shape
+    points, images, rows = grid.points, *targets.mask.shape
     out = points.new_zeros(images, points.shape[0], dtype=full_precision(targets.boxes).dtype)
     if rows == 0:
         return out
@@ -91,8 +85,8 @@ def near_misses(
         boxes, mask = full_precision(targets.boxes[part]), targets.mask[part]
         at = points.to(boxes.dtype)
         usable = None if area is None else within(points, area[part])
-        threshold = _statistics(at, strides, sizes, boxes, mask, topk, usable)[3]
-        anchors, gt = square_anchors(at, strides.to(boxes.dtype)), boxes.unsqueeze(2)
+        threshold = _statistics(at, grid, boxes, mask, topk, usable)[3]
+        anchors, gt = square_anchors(at, grid.point_strides.to(boxes.dtype)), boxes.unsqueeze(2)
         distance = paired_diou(anchors, gt, MIN_UNION)
         near = (distance < threshold) & (distance >= low * threshold) & mask.unsqueeze(-1)
         out[part] = (paired_iou(anchors, gt, MIN_UNION) * near).amax(1)
@@ -104,16 +98,8 @@ def _picture(targets: Targets) -> Tensor | None:
     return None if targets.content is None else targets.content[:, [3, 2]]
 
 
-def _match(
-    points: Tensor,
-    strides: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    boxes: Tensor,
-    mask: Tensor,
-    topk: int,
-    usable: Tensor | None,
-) -> Match:
-    candidate, real, overlap, threshold = _statistics(points, strides, sizes, boxes, mask, topk, usable)
+def _match(points: Tensor, grid: Grid, boxes: Tensor, mask: Tensor, topk: int, usable: Tensor | None) -> Match:
+    candidate, real, overlap, threshold = _statistics(points, grid, boxes, mask, topk, usable)
     gt = boxes.unsqueeze(2)
     inside = to_distances(points[candidate], gt).amin(-1) > MARGIN
     positive = (real & inside & (overlap >= threshold)).flatten(1)
@@ -127,25 +113,19 @@ def _match(
     first = torch.full_like(best, rows, dtype=torch.int64)
     first = first.scatter_reduce(1, where, torch.where(won, row, rows), "amin")
     fg = first < rows
-    return Match(fg, torch.where(fg, first, -1))
+    return Match.of(fg, torch.where(fg, first, -1))
 
 
 def _statistics(
-    points: Tensor,
-    strides: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    boxes: Tensor,
-    mask: Tensor,
-    topk: int,
-    usable: Tensor | None,
+    points: Tensor, grid: Grid, boxes: Tensor, mask: Tensor, topk: int, usable: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The candidates of each box and what is expected of them.
 
     -> index (B, G, C) into A; whether that entry is one; its overlap with the box; the box's threshold (B, G, 1)
     """
-    candidate, real = _candidates(points, sizes, boxes, topk, usable)
+    candidate, real = _candidates(points, grid, boxes, topk, usable)
     real &= mask.unsqueeze(-1)
-    anchors = square_anchors(points[candidate], strides[candidate].to(points.dtype))
+    anchors = square_anchors(points[candidate], grid.point_strides[candidate].to(points.dtype))
     overlap = paired_iou(anchors, boxes.unsqueeze(2), MIN_UNION)
     count = real.sum(-1, keepdim=True).clamp(min=1)
     mean = (overlap * real).sum(-1, keepdim=True) / count
@@ -153,20 +133,16 @@ def _statistics(
     return candidate, real, overlap, mean + deviation.sqrt()
 
 
-def _candidates(
-    points: Tensor, sizes: Sequence[tuple[int, int]], boxes: Tensor, topk: int, usable: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _candidates(points: Tensor, grid: Grid, boxes: Tensor, topk: int, usable: Tensor | None) -> tuple[Tensor, Tensor]:
     """The nearest locations of each level: index (B, G, C) into A, and whether that entry is one."""
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
-    indices, real, first = [], [], 0
-    for h, w in sizes:
-        here = slice(first, first + h * w)
+    indices, real = [], []
+    for here in grid.slices():
         x, y = points[here].unbind(-1)
         distance = ((x - centre[..., 0:1]) ** 2 + (y - centre[..., 1:2]) ** 2).sqrt()
         if usable is not None:
             distance = distance.masked_fill(~usable[:, None, here], torch.inf)
-        near = distance.topk(min(topk, h * w), dim=-1, largest=False)
-        indices.append(near.indices + first)
+        near = distance.topk(min(topk, here.stop - here.start), dim=-1, largest=False)
+        indices.append(near.indices + here.start)
         real.append(near.values < torch.inf)
-        first += h * w
     return torch.cat(indices, dim=-1), torch.cat(real, dim=-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from yoloxkd.nn.assigners.match import Match, image_parts, no_match
 from yoloxkd.ops.boxes import area, to_distances
 from yoloxkd.ops.losses import full_precision
-from yoloxkd.types import Targets
+from yoloxkd.types import Grid, Targets
 
 RADIUS = 1.5
 """Half side of the region around a box's centre, in strides of the level."""
@@ -20,9 +20,7 @@ RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1
 
 @torch.no_grad()
 def fcos_match(
-    points: Tensor,
-    strides: Tensor,
-    sizes: Sequence[tuple[int, int]],
+    grid: Grid,
     targets: Targets,
     *,
     radius: float | None = RADIUS,
@@ -31,29 +29,29 @@ def fcos_match(
 ) -> Match:
     """Match locations to boxes.
 
-    points (A, 2) px, strides (A,) px, sizes L x (h, w); reads boxes and mask of `targets`.
+    Reads boxes and mask of `targets`.
     radius  None: the whole box instead of its centre region
     ranges  L x (low, high)
     A location is positive for a box when it lies strictly inside the centre region, cut to the box, and its largest
     distance to the four sides is in its level's range. Among several boxes it takes the smallest, the lower row first.
     """
-    images, rows = targets.mask.shape
+    points, images, rows = grid.points, *targets.mask.shape
     if rows == 0:
         return no_match(images, points.shape[0], points.device)
-    cells = torch.tensor([h * w for h, w in sizes], device=points.device)
+    cells = torch.tensor([part.stop - part.start for part in grid.slices()], device=points.device)
     limits = torch.tensor(ranges, device=points.device, dtype=torch.float64).to(full_precision(targets.boxes).dtype)
     limits = limits.repeat_interleave(cells, dim=0, output_size=points.shape[0])
     parts = []
     for part in image_parts(images, rows * points.shape[0], points.device, budget):
         boxes = full_precision(targets.boxes[part]).unsqueeze(2)
-        wanted = _inside(points, strides, boxes, radius)
+        wanted = _inside(points, grid.point_strides, boxes, radius)
         furthest = to_distances(points, boxes).amax(-1)
         wanted &= (furthest >= limits[:, 0]) & (furthest <= limits[:, 1]) & targets.mask[part].unsqueeze(2)
         size = torch.where(wanted, area(boxes), torch.inf)
         least, row = size.min(dim=1)
         fg = least < torch.inf
-        parts.append(Match(fg, torch.where(fg, row, -1)))
-    return Match(torch.cat([p.fg for p in parts]), torch.cat([p.gt for p in parts]))
+        parts.append(Match.of(fg, torch.where(fg, row, -1)))
+    return Match.joined(parts)
 
 
 def _inside(points: Tensor, strides: Tensor, boxes: Tensor, radius: float | None) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from yoloxkd.ops.losses import full_precision
-from yoloxkd.ops.points import compact
-from yoloxkd.types import Targets
+from yoloxkd.ops.points import centres_inside, compact, within_content
+from yoloxkd.types import Grid, Targets
 
 BUDGET = {"cpu": 2**21, "other": 2**25}
 """Pairs (image, box, location) looked at in one go; a larger batch is taken a few images at a time."""
@@ -18,20 +18,49 @@ BUDGET = {"cpu": 2**21, "other": 2**25}
 
 @dataclass(slots=True)
 class Match:
-    """The locations chosen for training.
+    """Who answers for what. A prediction that is neither positive nor ignored is background.
 
-    fg  (B, A) bool, locations that answer for a box
-    gt  (B, A) int64, the row of `Targets` each of them answers for, -1 elsewhere
+    fg       (B, A) bool, positives: predictions that answer for a box
+    gt       (B, A) int64, the row of `Targets` each of them answers for, -1 elsewhere
+    ignored  (B, A) bool, neither positive nor background
+    score    (B, A) overlap of the predicted box with that row's box, 0 elsewhere; None: the assigner has none
     """
 
     fg: Tensor
     gt: Tensor
+    ignored: Tensor
+    score: Tensor | None = None
+
+    @classmethod
+    def of(cls, fg: Tensor, gt: Tensor, score: Tensor | None = None) -> Match:
+        """A match that ignores nothing."""
+        return cls(fg, gt, torch.zeros_like(fg), score)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Match]) -> Match:
+        """The matches of parts of a batch, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        scores = [part.score for part in parts if part.score is not None]
+        return cls(
+            torch.cat([part.fg for part in parts]),
+            torch.cat([part.gt for part in parts]),
+            torch.cat([part.ignored for part in parts]),
+            torch.cat(scores) if scores else None,
+        )
+
+    def leaving_out(self, targets: Targets, grid: Grid) -> Match:
+        """The same, with what lies in an ignore region or in padding ignored where it is not positive."""
+        outside = centres_inside(targets.boxes, targets.ignore, grid)
+        if targets.content is not None:
+            outside = outside | ~within_content(grid.points, targets.content)
+        return replace(self, ignored=self.ignored | (outside & ~self.fg))
 
 
 def no_match(images: int, locations: int, device: torch.device) -> Match:
     """A match without positives."""
     none = torch.zeros(images, locations, dtype=torch.bool, device=device)
-    return Match(none, torch.full_like(none, -1, dtype=torch.int64))
+    return Match.of(none, torch.full_like(none, -1, dtype=torch.int64))
 
 
 def image_parts(images: int, pairs: int, device: torch.device, budget: int | None = None) -> Iterator[slice]:
@@ -60,7 +89,7 @@ class Positives:
     strides: Tensor
 
     @classmethod
-    def of(cls, match: Match, targets: Targets, points: Tensor, strides: Tensor, per_box: int) -> Positives:
+    def of(cls, match: Match, targets: Targets, grid: Grid, per_box: int) -> Positives:
         """per_box: the most locations that one box can have."""
         images, rows = targets.labels.shape
         boxes, labels = targets.boxes, targets.labels
@@ -70,7 +99,12 @@ class Positives:
         row = match.gt.gather(1, cell).clamp(min=0)
         boxes = full_precision(boxes).gather(1, row.unsqueeze(-1).expand(-1, -1, 4))
         return cls(
-            cell, used, boxes, labels.gather(1, row), points[cell].to(boxes.dtype), strides[cell].to(boxes.dtype)
+            cell,
+            used,
+            boxes,
+            labels.gather(1, row),
+            grid.points[cell].to(boxes.dtype),
+            grid.point_strides[cell].to(boxes.dtype),
         )
 
     def at(self, x: Tensor) -> Tensor:

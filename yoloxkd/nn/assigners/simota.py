@@ -11,16 +11,14 @@ runs on that many slots instead of all A cells, batched and with shapes that do 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from yoloxkd.nn.assigners.match import Match
 from yoloxkd.ops.boxes import pairwise_iou
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.ops.points import compact
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Grid, Targets
 
 RADIUS = 1.5
 """Half side of the region around a box's centre, in strides."""
@@ -34,34 +32,21 @@ BUDGET = {"cpu": 2**20, "other": 2**24}
 tables of this size are alive at once; on a CPU they should stay near its caches."""
 
 
-@dataclass(slots=True)
-class SimOTAMatch:
-    """The cells chosen for training.
-
-    fg   (B, A) bool, cells that answer for a box
-    gt   (B, A) int64, the row of `targets` each of them answers for, -1 elsewhere
-    iou  (B, A) overlap of the predicted box with that box, 0 elsewhere
-    """
-
-    fg: Tensor
-    gt: Tensor
-    iou: Tensor
-
-
 @torch.no_grad()
-def simota(out: DenseOutput, targets: Targets, *, budget: int | None = None) -> SimOTAMatch:
+def simota(out: DenseOutput, targets: Targets, *, budget: int | None = None) -> Match:
     """Match cells to boxes: reads cls_logits, quality and boxes of `out`, and boxes, labels, mask and content of `targets`.
 
     Images without boxes, and batches with G = 0, have no positives. `budget` bounds the memory (default: BUDGET of the
-    device, and at least one image); it changes nothing in the result. `out.quality` holds objectness logits.
+    device, and at least one image); it changes nothing in the result. `out.quality` holds objectness logits. The match's
+    `score` is the overlap.
     """
     assert out.quality is not None
     images, cells = out.quality.shape
     rows = targets.boxes.shape[1]
     if rows == 0:
         none = torch.zeros_like(out.quality, dtype=torch.bool)
-        return SimOTAMatch(none, torch.full_like(none, -1, dtype=torch.int64), out.boxes.new_zeros(images, cells))
-    slots = min(cells, 9 * len(out.levels) * rows)
+        return Match.of(none, torch.full_like(none, -1, dtype=torch.int64), out.boxes.new_zeros(images, cells))
+    slots = min(cells, 9 * len(out.grid.strides) * rows)
     if budget is None:
         budget = BUDGET.get(out.quality.device.type, BUDGET["other"])
     step = max(1, budget // (rows * slots))
@@ -78,26 +63,21 @@ def simota(out: DenseOutput, targets: Targets, *, budget: int | None = None) -> 
                     *_near_cells(
                         targets.boxes[part],
                         targets.mask[part],
-                        out.sizes,
-                        out.levels,
+                        out.grid,
                         None if targets.content is None else targets.content[part],
                     ),
                     slots,
                 )
             )
-    if len(parts) == 1:
-        return parts[0]
-    return SimOTAMatch(*(torch.cat([getattr(p, name) for p in parts]) for name in ("fg", "gt", "iou")))
+    return Match.joined(parts)
 
 
-def _near_cells(
-    boxes: Tensor, mask: Tensor, sizes: Sequence[tuple[int, int]], levels: Sequence[int], content: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _near_cells(boxes: Tensor, mask: Tensor, grid: Grid, content: Tensor | None) -> tuple[Tensor, Tensor]:
     """The cells near each box: index (B, G, 9 L) into A, and whether that entry is one; padding beyond `content` has none."""
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     around = torch.arange(-1, 2, device=boxes.device)
     indices, valid, first = [], [], 0
-    for (h, w), stride in zip(sizes, levels, strict=True):
+    for (h, w), stride in zip(grid.sizes, grid.strides, strict=True):
         # Strictly less than 1.5 strides away leaves only the cell under the centre and its direct neighbours.
         at = torch.floor(centre / stride).unsqueeze(-1) + around
         close = ((at + 0.5) * stride - centre.unsqueeze(-1)).abs() < RADIUS * stride
@@ -115,7 +95,7 @@ def _near_cells(
 
 def _match(
     logits: Tensor, quality: Tensor, boxes: Tensor, targets: Targets, near_cell: Tensor, is_near: Tensor, slots: int
-) -> SimOTAMatch:
+) -> Match:
     """The assignment of a few images on `slots` candidates each; near_cell and is_near come from _near_cells."""
     images, cells = quality.shape
     rows = targets.boxes.shape[1]
@@ -147,7 +127,7 @@ def _match(
     overlap = overlap.gather(1, row.unsqueeze(1)).squeeze(1)
     fg = (count > 0).gather(1, slot_of_cell) & candidate
     gt = torch.where(fg, row.gather(1, slot_of_cell), -1)
-    return SimOTAMatch(fg, gt, torch.where(fg, overlap.gather(1, slot_of_cell), 0))
+    return Match.of(fg, gt, torch.where(fg, overlap.gather(1, slot_of_cell), 0))
 
 
 def _cheapest_near(cost: Tensor, near_slot: Tensor) -> Tensor:
