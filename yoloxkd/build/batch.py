@@ -48,7 +48,7 @@ def with_real_batch(recipe: Recipe, images: int, processes: int, say: Callable[[
 
 def takes_one_image(student: Detector[Any, Any], side: int) -> bool:
     """Whether a training step on one image of `side` px works: batch norm cannot take a single value a channel."""
-    if side > max(student.levels):  # at least four cells everywhere
+    if side > max(student.spec.strides):  # at least four cells everywhere
         return True
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
