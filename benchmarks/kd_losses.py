@@ -15,9 +15,9 @@ from benchmarks.timing import alternate, ratio
 from tests.kd.plain import fgd_by_object, pgd_by_object
 from tests.losses import compared
 from yoloxkd.kd.base import Distiller
-from yoloxkd.kd.fgd import FGD, FGDConfig
+from yoloxkd.kd.methods.fgd import FGD, FGDConfig
+from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.pgd import PGD, PGDConfig
 from yoloxkd.types import DenseOutput
 
 IMAGES, BOXES, SIZE = 8, 30, 320

@@ -13,8 +13,9 @@ from tests.losses import means, task
 from tests.nn.fpn import narrow
 from yoloxkd.build.models import build_detector
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd import DISTILLERS, regions
+from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.functional import importance
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense_detector import DenseDetector
@@ -82,7 +83,7 @@ def test_the_watch_sees_what_waits() -> None:
 
 @pytest.mark.parametrize("methods", [(), ("fgd", "pgd", "cwd", "mgd")], ids=["plain", "distilled"])
 def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "LIST_DEVICES", ())  # the path of every device that can be waited for
+    monkeypatch.setattr(importance, "LIST_DEVICES", ())  # the path of every device that can be waited for
     one, data = step(methods), batch()
     one(data)  # grids are built once per size
     with Waits() as waits:
@@ -93,7 +94,7 @@ def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...], monkeypat
 
 @pytest.mark.parametrize("kind", ["fcos", "atss", "gfl"])
 def test_no_family_waits_for_the_device_under_any_method(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "LIST_DEVICES", ())
+    monkeypatch.setattr(importance, "LIST_DEVICES", ())
     student, teacher = family(kind)
     plan = Pairing.between(student, teacher)
     methods = [m for m in DISTILLERS if m != "ld" or kind == "gfl"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,17 @@ def test_a_wrong_file_fails(
 ) -> None:
     wrong = changed(request.getfixturevalue(file), tmp_path / "wrong.onnx", name, change)
     assert check_parity(detector, wrong, [pixels]).faults() != []
+
+
+def test_locations_without_a_fixed_place_are_not_compared_one_by_one(
+    raw_file: Path, detector: TinyDetector, pixels: Tensor
+) -> None:
+    proposing = copy.deepcopy(detector)
+    proposing.spec = replace(detector.spec, stable_locations=False)
+    report = check_parity(proposing, raw_file, pixels.split(2))
+    assert report.faults() == []
+    assert report.locations == 0
+    assert report.found.detections > 20
 
 
 def test_no_images_prove_nothing(nms_file: Path, detector: TinyDetector) -> None:

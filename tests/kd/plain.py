@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yoloxkd.kd.fgd import FGD, GlobalContext
-from yoloxkd.kd.pgd import PGD
-from yoloxkd.kd.regions import COVARIANCE_EPS, Predictions
+from yoloxkd.kd.functional.importance import COVARIANCE_EPS, Predictions
+from yoloxkd.kd.methods.fgd import FGD, GlobalContext
+from yoloxkd.kd.methods.pgd import PGD
 from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.types import Batch, DenseOutput
 

@@ -17,8 +17,8 @@ from yoloxkd.kd import DISTILLERS, kd_defaults
 from yoloxkd.kd.at_scale import AtScale
 from yoloxkd.kd.base import Teacher
 from yoloxkd.kd.callback import Distill
+from yoloxkd.kd.methods.pgd import PGD
 from yoloxkd.kd.pairing import Pairing, table
-from yoloxkd.kd.pgd import PGD
 
 
 def test_what_it_says_is_in_the_pixels_it_was_given() -> None:

@@ -14,8 +14,8 @@ from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.kd.base import KDConfig, Teacher
 from yoloxkd.kd.callback import Distill
-from yoloxkd.kd.fgd import FGDConfig
-from yoloxkd.kd.pgd import PGDConfig
+from yoloxkd.kd.methods.fgd import FGDConfig
+from yoloxkd.kd.methods.pgd import PGDConfig
 from yoloxkd.types import TASK, LossName
 
 

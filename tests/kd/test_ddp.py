@@ -14,9 +14,9 @@ from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import means
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd.base import WithTeacher
-from yoloxkd.kd.fgd import FGD, FGDConfig
+from yoloxkd.kd.methods.fgd import FGD, FGDConfig
+from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.pgd import PGD, PGDConfig
 
 
 def build() -> TrainStep:

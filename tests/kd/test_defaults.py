@@ -8,8 +8,8 @@ import yaml
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS, kd_defaults, kd_sets
-from yoloxkd.kd.fgd import FGDConfig
-from yoloxkd.kd.pgd import PGDConfig
+from yoloxkd.kd.methods.fgd import FGDConfig
+from yoloxkd.kd.methods.pgd import PGDConfig
 
 FAMILIES = ("yolox", "fcos", "gfl", "atss", "some-new-family")
 

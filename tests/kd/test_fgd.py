@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.kd.fakes import TinyDetector, make_batch
 from tests.kd.plain import fgd_terms_by_image
 from tests.losses import compared
-from yoloxkd.kd import fgd
-from yoloxkd.kd.fgd import FGD, FGDConfig, GlobalContext, NonLocal, fgd_focal_terms, fgd_masks, fgd_relation
+from yoloxkd.kd.methods import fgd
+from yoloxkd.kd.methods.fgd import FGD, FGDConfig, GlobalContext, NonLocal, fgd_focal_terms, fgd_masks, fgd_relation
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import TASK
 

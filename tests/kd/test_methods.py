@@ -13,9 +13,9 @@ from tests.losses import compared, distilled
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import WithTeacher
-from yoloxkd.kd.cwd import CWD, CWDConfig, channel_divergence
-from yoloxkd.kd.ld import LD, LDConfig, localisation_divergence
-from yoloxkd.kd.mgd import MGD, MGDConfig, generated_error, generation
+from yoloxkd.kd.methods.cwd import CWD, CWDConfig, channel_divergence
+from yoloxkd.kd.methods.ld import LD, LDConfig, localisation_divergence
+from yoloxkd.kd.methods.mgd import MGD, MGDConfig, generated_error, generation
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn.assigners.atss import atss_match, near_misses
 from yoloxkd.nn.dense_detector import DenseDetector

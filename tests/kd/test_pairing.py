@@ -7,11 +7,16 @@ import json
 import pytest
 import torch
 
+from tests.exporters.tiny import TinyDetector as WithoutTowers
 from tests.kd.fakes import TinyDetector
+from tests.nn.fpn import narrow
 from yoloxkd.errors import UserError
 from yoloxkd.kd.adapters import Adapters, match_size
+from yoloxkd.kd.methods.cwd import CWD, CWDConfig
 from yoloxkd.kd.pairing import Pairing, match_classes, table
 from yoloxkd.nn.detector import InputConvention
+from yoloxkd.nn.fcos import FCOS
+from yoloxkd.nn.gfl import GFL
 from yoloxkd.types import Tap
 
 
@@ -67,3 +72,19 @@ def test_adapters_run_in_float32_under_autocast() -> None:
         cast = adapters(x, t, Tap.NECK, plan.levels[0])
     assert cast.dtype == torch.float32
     assert torch.equal(cast, adapters(x, t, Tap.NECK, plan.levels[0]))
+
+
+def test_the_backbones_maps_are_paired_by_their_own_strides() -> None:
+    plan = Pairing.between(narrow(GFL, 2), narrow(FCOS, 2, channels=24))
+    assert [level.stride for level in plan.levels_of(Tap.NECK)] == [8, 16, 32, 64, 128]
+    backbone = plan.levels_of(Tap.BACKBONE)
+    assert [(level.stride, level.student, level.teacher) for level in backbone] == [(8, 0, 0), (16, 1, 1), (32, 2, 2)]
+    student, teacher = plan.channels(Tap.BACKBONE, backbone[0])
+    assert student == teacher > 0
+    assert not Adapters(plan, [Tap.BACKBONE]).convs
+
+
+def test_maps_that_a_detector_does_not_have_are_refused() -> None:
+    plan = Pairing.between(TinyDetector(), WithoutTowers(["cat"]))
+    with pytest.raises(UserError, match="the teacher has no cls maps to distil"):
+        CWD(CWDConfig(branches=["cls"]), plan)

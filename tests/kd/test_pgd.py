@@ -11,9 +11,9 @@ from torch import Tensor
 from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import compared, step_of
 from yoloxkd.errors import UserError
+from yoloxkd.kd.functional.importance import STRATEGIES
+from yoloxkd.kd.methods.pgd import PGD, PGDConfig, pgd_cls_terms, pgd_reg_terms
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.pgd import PGD, PGDConfig, pgd_cls_terms, pgd_reg_terms
-from yoloxkd.kd.regions import STRATEGIES
 from yoloxkd.types import TASK, Batch
 
 

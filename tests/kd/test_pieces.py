@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yoloxkd.kd import summaries
-from yoloxkd.kd.regions import _sorted_pairs
+from yoloxkd.kd.functional import fused
+from yoloxkd.kd.functional.importance import _sorted_pairs
 
 
 @pytest.mark.parametrize("elements", [1, 50, 130])
@@ -16,12 +16,12 @@ def test_a_map_in_pieces_gives_what_it_gives_at_once(elements: int, monkeypatch:
     factors = torch.randn(3, 5, 6, generator=g, dtype=torch.float64)
     found = []
     for budget in (10**9, elements):
-        monkeypatch.setattr(summaries, "IN_CACHE", budget)
+        monkeypatch.setattr(fused, "IN_CACHE", budget)
         leaf = student.clone().requires_grad_()
-        values = torch.stack(summaries.local_error_attention_and_strength(leaf, teacher, 0.8))
+        values = torch.stack(fused.local_error_attention_and_strength(leaf, teacher, 0.8))
         (values * factors).sum().backward()
         found.append((values.detach(), leaf.grad))
-    assert len(list(summaries._in_cache(student))) > 1
+    assert len(list(fused._in_cache(student))) > 1
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 

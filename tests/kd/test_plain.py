@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from benchmarks.scenes import batch_of, dense_output
 from tests.kd.plain import fgd_by_object, pgd_by_object
 from tests.losses import compared
-from yoloxkd.kd.fgd import FGD, FGDConfig
+from yoloxkd.kd.methods.fgd import FGD, FGDConfig
+from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.pgd import PGD, PGDConfig
 from yoloxkd.nn.yolox import YOLOX
 from yoloxkd.types import Tap
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from yoloxkd.kd import regions
-from yoloxkd.kd.regions import (
+from yoloxkd.kd.functional import importance as regions
+from yoloxkd.kd.functional.importance import (
     COVARIANCE_EPS,
     STRATEGIES,
     Predictions,

@@ -16,10 +16,10 @@ from yoloxkd.engine.events import State
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.kd.base import Distiller, KDConfig, Teacher
 from yoloxkd.kd.callback import Distill
-from yoloxkd.kd.fgd import FGDConfig
 from yoloxkd.kd.gate import known_ap
+from yoloxkd.kd.methods.fgd import FGDConfig
+from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing, share_classes
-from yoloxkd.kd.pgd import PGD, PGDConfig
 from yoloxkd.types import TASK, Tap
 
 STUDENT = ("cat", "dog", "bird", "yak")

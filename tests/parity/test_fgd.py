@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.parity.vectors import Case, cases, padded
-from yoloxkd.kd.attention import channel_attention, spatial_attention
-from yoloxkd.kd.fgd import GlobalContext, fgd_focal_terms, fgd_masks, fgd_relation
+from yoloxkd.kd.functional.attention import channel_attention, spatial_attention
+from yoloxkd.kd.methods.fgd import GlobalContext, fgd_focal_terms, fgd_masks, fgd_relation
 
 RTOL = 1e-9
 GRADIENTS = {

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.parity.vectors import Case, cases
-from yoloxkd.kd.attention import local_channel_attention, spatial_attention
-from yoloxkd.kd.pgd import pgd_cls_terms, pgd_reg_terms
+from yoloxkd.kd.functional.attention import local_channel_attention, spatial_attention
+from yoloxkd.kd.methods.pgd import pgd_cls_terms, pgd_reg_terms
 
 
 def close(actual: Tensor, expected: Tensor, rtol: float) -> None:

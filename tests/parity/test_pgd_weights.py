@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from tests.parity.vectors import Case, cases, padded
-from yoloxkd.kd.regions import Predictions, gaussian_importance, inside_any, pgd_weights, quality, topk_low
+from yoloxkd.kd.functional.importance import (
+    Predictions,
+    gaussian_importance,
+    inside_any,
+    pgd_weights,
+    quality,
+    topk_low,
+)
 
 XI = (0.8, 0.6)
 RTOL = 1e-7

@@ -80,10 +80,13 @@ def _over_processes(counts: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
 
 def _divided(losses: Losses, counts: dict[LossName, Tensor], parts: int) -> dict[LossName, Tensor]:
     """This part's contribution to each loss of the whole batch, whose gradients are averaged over processes."""
-    return {
-        name: loss.total / parts if loss.count is None else loss.total * world() / counts[name].clamp(min=loss.least)
-        for name, loss in losses.items()
-    }
+    out: dict[LossName, Tensor] = {}
+    for name, loss in losses.items():
+        if loss.count is None:
+            out[name] = loss.total / parts if parts > 1 else loss.total
+        else:
+            out[name] = loss.total / (counts[name].clamp(min=loss.least) / world())
+    return out
 
 
 def _counted(step: nn.Module, parts: Sequence[Batch], draw: Draw) -> dict[LossName, Tensor]:

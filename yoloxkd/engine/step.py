@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from yoloxkd.errors import UserError
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import Batch, Draw, Losses, LossName
 
@@ -70,8 +71,11 @@ class TrainStep(nn.Module):
         return self._losses(batch, draw, [module for module in self.auxiliary() if module.counted])
 
     def auxiliary(self) -> Iterator[AuxiliaryLoss]:
-        for module in self.aux.values():
-            assert isinstance(module, AuxiliaryLoss)
+        for name, module in self.aux.items():
+            if not isinstance(module, AuxiliaryLoss):
+                raise UserError(
+                    f"state.aux['{name}'] is a {type(module).__name__}; give a yoloxkd.engine.step.AuxiliaryLoss"
+                )
             yield module
 
     def _losses(self, batch: Batch, draw: Draw, auxiliary: list[AuxiliaryLoss]) -> Losses:

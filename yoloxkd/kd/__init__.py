@@ -8,11 +8,11 @@ from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd.base import Distiller
-from yoloxkd.kd.cwd import CWD
-from yoloxkd.kd.fgd import FGD
-from yoloxkd.kd.ld import LD
-from yoloxkd.kd.mgd import MGD
-from yoloxkd.kd.pgd import PGD
+from yoloxkd.kd.methods.cwd import CWD
+from yoloxkd.kd.methods.fgd import FGD
+from yoloxkd.kd.methods.ld import LD
+from yoloxkd.kd.methods.mgd import MGD
+from yoloxkd.kd.methods.pgd import PGD
 
 DISTILLERS: dict[str, type[Distiller]] = {"fgd": FGD, "pgd": PGD, "cwd": CWD, "mgd": MGD, "ld": LD}
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import LevelPair, Pairing
-from yoloxkd.kd.precision import full_precision, without_autocast
 from yoloxkd.types import Tap
 
 

@@ -107,6 +107,10 @@ class Distiller(nn.Module, ABC):
     def compare(self, step: Step[Any]) -> Losses:
         """Weighted float32 losses by term."""
 
+    def maps(self, step: Step[Any]) -> dict[str, Tensor]:
+        """What the method looks at, for pictures: {what it is: (B, h, w) weights of a level's cells}."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class Teacher:

@@ -15,12 +15,12 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from yoloxkd.kd.adapters import Adapters
-from yoloxkd.kd.attention import channel_attention, spatial_attention
 from yoloxkd.kd.base import Distiller, KDConfig, Step
-from yoloxkd.kd.cells import box_cells, excluded_cells
+from yoloxkd.kd.functional.attention import channel_attention, spatial_attention
+from yoloxkd.kd.functional.fused import differences, pooled, shifted_error
+from yoloxkd.kd.functional.masks import box_cells, excluded_cells
+from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import LevelPair, Pairing
-from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.kd.summaries import differences, pooled, shifted_error
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 ImageSize = tuple[int, int] | Tensor
@@ -221,6 +221,18 @@ class FGD(Distiller):
             found = self._level(step, level)
             for term, weight in self.weights.items():
                 out[LossName(self.name, term, level.stride)] = Loss(found[term] * (weight / share))
+        return out
+
+    def maps(self, step: Step[DetectorOutput]) -> dict[str, Tensor]:
+        """Foreground and background weights, and the teacher's spatial attention."""
+        out: dict[str, Tensor] = {}
+        for level in self.pairing.levels:
+            theirs = full_precision(step.maps(Tap.NECK, level)[1])
+            size = (theirs.shape[2], theirs.shape[3])
+            foreground, background = self._masks(step, size)
+            attention = spatial_attention(theirs.abs().mean(1).flatten(1), self.cfg.tau).unflatten(1, size)
+            named = {"foreground": foreground, "background": background, "attention": attention}
+            out |= {f"{what}, stride {level.stride}": value for what, value in named.items()}
         return out
 
     def _level(self, step: Step[DetectorOutput], level: LevelPair) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from yoloxkd.kd.precision import full_precision, without_autocast
+from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.ops.boxes import paired_iou
 
 Strategy = Literal["box", "box-gauss", "centre", "quality", "topk-eq", "kde", "gauss"]

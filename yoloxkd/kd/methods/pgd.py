@@ -13,12 +13,20 @@ from torch import Tensor
 
 from yoloxkd.errors import UserError
 from yoloxkd.kd.adapters import Adapters
-from yoloxkd.kd.attention import spatial_attention
 from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.functional.attention import spatial_attention
+from yoloxkd.kd.functional.fused import local_error_and_attention, local_error_attention_and_strength
+from yoloxkd.kd.functional.importance import (
+    COVARIANCE_EPS,
+    Order,
+    Predictions,
+    Strategy,
+    inside_any,
+    pgd_weights,
+    touched_by_any,
+)
+from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import LevelPair, Pairing
-from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.kd.regions import COVARIANCE_EPS, Order, Predictions, Strategy, inside_any, pgd_weights, touched_by_any
-from yoloxkd.kd.summaries import local_error_and_attention, local_error_attention_and_strength
 from yoloxkd.ops.points import within_content
 from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName, Tap
 
@@ -143,6 +151,17 @@ class PGD(Distiller):
                     scale = weight if term == "att" else weight * factor
                     out[LossName(self.name, f"{branch}_{term}", level.stride)] = Loss(found[term] * scale)
         return out
+
+    def maps(self, step: Step[DenseOutput]) -> dict[str, Tensor]:
+        """Foreground weights of each branch, and the background."""
+        weights, background = self.regions(step)
+        named: dict[str, list[Tensor]] = {f"{branch} foreground": maps for branch, maps in weights.items()}
+        strides = [level.stride for level in self.pairing.levels]
+        return {
+            f"{what}, stride {stride}": value
+            for what, maps in (named | {"background": background}).items()
+            for stride, value in zip(strides, maps, strict=True)
+        }
 
     def regions(self, step: Step[DenseOutput]) -> tuple[dict[Branch, list[Tensor]], list[Tensor]]:
         """Foreground weights by branch and background of each paired level: (B, h, w) each, not yet normalised.

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from yoloxkd.kd.adapters import Adapters
 from yoloxkd.kd.base import Distiller, KDConfig, Step
-from yoloxkd.kd.cells import excluded_cells
+from yoloxkd.kd.functional.masks import excluded_cells
+from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.precision import full_precision, without_autocast
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 

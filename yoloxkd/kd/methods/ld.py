@@ -14,9 +14,9 @@ from torch import Tensor
 
 from yoloxkd.errors import UserError
 from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.functional.importance import touched_by_any
+from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.precision import full_precision, without_autocast
-from yoloxkd.kd.regions import touched_by_any
 from yoloxkd.nn.assigners.atss import TOPK, near_misses
 from yoloxkd.nn.assigners.match import Positives
 from yoloxkd.ops.points import within_content

@@ -1,0 +1,163 @@
+"""Every distillation method keeps the contract."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from tests.kd.contract import DistillerContract, half_ignored, leaves
+from tests.kd.fakes import make_batch
+from tests.kd.plain import fgd_by_object, pgd_by_object
+from tests.kd.test_methods import plain_generated, two_gfls
+from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.base import Distiller, Pair, Step
+from yoloxkd.kd.methods.cwd import CWD
+from yoloxkd.kd.methods.fgd import FGD
+from yoloxkd.kd.methods.ld import LD
+from yoloxkd.kd.methods.mgd import MGD, _mixed
+from yoloxkd.kd.methods.pgd import PGD
+from yoloxkd.nn.assigners.atss import near_misses
+from yoloxkd.types import DenseOutput
+
+
+class TestFGD(DistillerContract):
+    kind = FGD
+    statistics = ("attention/", "global/")
+
+    def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
+        assert isinstance(method, FGD)
+        return fgd_by_object(method, step.student, step.teacher, step.batch, step.models.teacher)
+
+    def alike(self, method: Distiller) -> None:
+        assert isinstance(method, FGD)
+        for block in method.student_blocks.values():
+            nn.init.normal_(block.expand.weight, std=0.1)
+        method.teacher_blocks.load_state_dict(method.student_blocks.state_dict())
+
+    def test_maps_are_what_its_terms_weigh_with(self) -> None:
+        models = self.pair()
+        step = self.step(models, make_batch())
+        maps = self.method(models).maps(step)
+        assert {"foreground, stride 8", "background, stride 16", "attention, stride 8"} <= maps.keys()
+        assert not (maps["foreground, stride 8"] * maps["background, stride 8"]).any()
+        torch.testing.assert_close(maps["attention, stride 8"].mean((1, 2)), torch.ones(2))
+
+
+class TestPGD(DistillerContract):
+    kind = PGD
+    statistics = ("cls_att/", "reg_att/", "neck_att/")
+
+    def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
+        assert isinstance(method, PGD)
+        return pgd_by_object(method, step.student, step.teacher, step.batch, step.models.teacher)
+
+    def test_maps_are_what_its_terms_weigh_with(self) -> None:
+        models = self.pair()
+        method, step = self.method(models), self.step(models, make_batch())
+        assert isinstance(method, PGD)
+        maps, (weights, background) = method.maps(step), method.regions(step)
+        assert len(maps) == 2 * 3
+        assert torch.equal(maps["cls foreground, stride 16"], weights["cls"][1])
+        assert torch.equal(maps["background, stride 8"], background[0])
+
+
+class TestCWD(DistillerContract):
+    kind = CWD
+
+    def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
+        assert isinstance(method, CWD)
+        out = {}
+        for stride, ours, theirs in zip((8, 16), step.student.features, step.teacher.features, strict=True):
+            total = torch.zeros(())
+            for s, t in zip(ours.flatten(0, 1), theirs.flatten(0, 1), strict=True):
+                p_t, p_s = (torch.softmax(x.flatten() / method.cfg.tau, 0) for x in (t, s))
+                total = total + (p_t * (p_t / p_s).log()).sum() * method.cfg.tau**2 / ours.shape[1]
+            out[f"neck/s{stride}"] = total / len(ours) * method.cfg.alpha
+        return out
+
+
+class TestMGD(DistillerContract):
+    kind = MGD
+    draws = True
+    sees_everything = True  # its block looks around each cell, so that the student's cells there may help others
+
+    def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
+        assert isinstance(method, MGD)
+        draws, out = torch.Generator().manual_seed(_mixed(step.seed, step.number)), {}
+        for stride, s, t in zip((8, 16), step.student.features, step.teacher.features, strict=True):
+            visible = (torch.rand(len(s), *s.shape[2:], generator=draws) >= method.cfg.hidden).float()
+            block = method.blocks[f"s{stride}"]
+            assert isinstance(block, nn.Sequential)
+            out[f"generated/s{stride}"] = (
+                torch.tensor(plain_generated(s.detach(), t, visible, block)) * method.cfg.alpha
+            )
+        return out
+
+    def test_nothing_to_learn_from_oneself(self) -> None:
+        """Where nothing is hidden and the block copies what is positive."""
+        models = self.twins()
+        method, step = self.method(models, hidden=0.0, alpha=1.0), self.step(models, make_batch())
+        assert isinstance(method, MGD)
+        for module in method.blocks.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.dirac_(module.weight)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        step = replace(step, teacher=replace(step.teacher, features=tuple(m.abs() for m in step.teacher.features)))
+        alike = self.found(method, replace(step, student=leaves(step.teacher)))
+        assert all(float(v.detach()) == 0.0 for v in alike.values())
+        assert all(float(v.detach()) > 0.0 for v in self.found(method, step).values())
+
+    def test_it_does_not_ask_what_the_teacher_sees_in_an_ignore_region(self) -> None:
+        models = self.pair()
+        method, step = self.method(models), self.step(models, half_ignored())
+        before = self.found(method, step)
+        for stride, value in zip((8, 16), step.teacher.features, strict=True):
+            value[..., torch.arange(value.shape[3]) * stride > 38] += 3.0
+        assert all(torch.equal(v, before[n]) for n, v in self.found(method, step).items())
+        step.batch.targets.ignore[:] = False
+        assert not any(torch.equal(v, before[n]) for n, v in self.found(method, step).items())
+
+
+class TestLD(DistillerContract):
+    kind = LD
+    keys = {"beta": 1.0, "delta": 1.0}
+    reads = ("box_raw", "cls_logits")
+
+    def pair(self) -> Pair:
+        return Pair(*two_gfls())
+
+    twins = pair
+
+    def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
+        assert isinstance(method, LD)
+        cfg, ours, theirs, match = method.cfg, step.student, step.teacher, step.match
+        names = [f"{term}/s{stride}" for stride in ours.grid.strides for term in ("sides", "around", "classes")]
+        out = {name: torch.zeros(()) for name in names}
+        strides = ours.grid.point_strides
+
+        def divergence(b: int, a: int) -> Tensor:
+            sides = zip(*(x.box_raw[b, a].view(4, -1) / cfg.tau for x in (ours, theirs)), strict=True)
+            return (
+                torch.stack([(t.softmax(0) * (t.log_softmax(0) - s.log_softmax(0))).mean() for s, t in sides]).mean()
+                * cfg.tau**2
+            )
+
+        for b, a in match.fg.nonzero().tolist():
+            stride = int(strides[a])
+            sure = ours.cls_logits[b, a].sigmoid().max()
+            out[f"sides/s{stride}"] += cfg.alpha * divergence(b, a) * sure / 2
+            s, t = (x.cls_logits[b, a] / cfg.tau_cls for x in (ours, theirs))
+            kl = (t.softmax(0) * (t.log_softmax(0) - s.log_softmax(0))).mean() * cfg.tau_cls**2
+            out[f"classes/s{stride}"] += cfg.delta * kl / (match.fg[b] & (strides == stride)).sum() / 2
+        near = near_misses(ours.grid, step.batch.targets, low=cfg.low)
+        for b, a in near.nonzero().tolist():
+            out[f"around/s{int(strides[a])}"] += cfg.beta * divergence(b, a) * near[b, a] / 2
+        return {name: value.detach() for name, value in out.items()}
+
+
+def test_no_method_is_left_out() -> None:
+    tested = {kind.kind for kind in DistillerContract.__subclasses__() if kind.__module__ == __name__}
+    assert tested == set(DISTILLERS.values())
+    assert {name: kind.name for name, kind in DISTILLERS.items()} == {name: name for name in DISTILLERS}

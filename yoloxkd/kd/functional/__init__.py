@@ -1,0 +1,1 @@
+"""Functions that several distillation methods share: pure, on tensors, batched over images."""
