@@ -52,7 +52,9 @@ def _read(action: Callable[[], None], pipe: Any) -> None:
         list(Loader(Doing(action), num_workers=1, multiprocessing_context="fork"))
     except BaseException as error:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        pipe.send(str(error) if isinstance(error, UserError) else f"not a sentence: {error!r}")
+        # torch's error may come up outside the loop over batches, where the run explains it
+        told = str(error) if isinstance(error, UserError) else dead_worker(error)
+        pipe.send(told or f"not a sentence: {error!r}")
     os._exit(0)
 
 
