@@ -10,6 +10,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS, kd_defaults, kd_sets
 from yoloxkd.kd.methods.fgd import FGDConfig
 from yoloxkd.kd.methods.pgd import PGDConfig
+from yoloxkd.kd.published import kd_file
 
 FAMILIES = ("yolox", "fcos", "gfl", "atss", "some-new-family")
 
@@ -54,7 +55,18 @@ def test_every_number_says_where_it_comes_from(name: str) -> None:
 
 def test_lambda_is_the_key_that_users_type() -> None:
     assert FGDConfig.model_validate({"lambda": 3e-6}).lambda_ == 3e-6
-    assert FGDConfig().model_dump(by_alias=True)["lambda"] == 1e-5
+    assert FGDConfig().model_dump(by_alias=True)["lambda"] == 5e-6
+
+
+@pytest.mark.parametrize("method", DISTILLERS)
+def test_a_config_made_in_python_has_the_numbers_of_the_command_line(method: str) -> None:
+    """A family that nothing was published for gets the method's own, from one source."""
+    made, typed = DISTILLERS[method].Config(), DISTILLERS[method].Config.model_validate(kd_defaults(method, "new"))
+    assert made == typed
+    given = kd_file(method)["default"]
+    assert {key: made.model_dump(by_alias=True)[key] for key in given} == given
+    next(iter(value.clear() for value in vars(made).values() if isinstance(value, list)), None)
+    assert DISTILLERS[method].Config() == typed, "one config's list is another's"
 
 
 @pytest.mark.parametrize(

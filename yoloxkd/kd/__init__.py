@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
-from yoloxkd.config.files import cfg_folder, cfg_names
-from yoloxkd.config.load import read_yaml
+from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd.base import Distiller
 from yoloxkd.kd.methods.cwd import CWD
@@ -13,6 +13,7 @@ from yoloxkd.kd.methods.fgd import FGD
 from yoloxkd.kd.methods.ld import LD
 from yoloxkd.kd.methods.mgd import MGD
 from yoloxkd.kd.methods.pgd import PGD
+from yoloxkd.kd.published import kd_file
 
 DISTILLERS: dict[str, type[Distiller]] = {"fgd": FGD, "pgd": PGD, "cwd": CWD, "mgd": MGD, "ld": LD}
 
@@ -52,6 +53,6 @@ def set_defaults(method: str, chosen: str, family: str) -> dict[str, Any]:
 
 
 def _keys(file: str, family: str) -> dict[str, Any]:
-    written = read_yaml(cfg_folder() / "kd" / f"{file}.yaml")
+    written = kd_file(file)
     keys: dict[str, Any] = written["default"] | written["families"].get(family, {})
-    return keys
+    return deepcopy(keys)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from yoloxkd.kd.adapters import Adapters
@@ -14,6 +13,7 @@ from yoloxkd.kd.functional.masks import excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.methods.pgd import TAPS, Branch
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.published import published
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName
 
 OUT_OF_SIGHT = -1e4
@@ -23,9 +23,9 @@ OUT_OF_SIGHT = -1e4
 class CWDConfig(KDConfig):
     """Keys of `kd` for CWD."""
 
-    tau: float = Field(1.0, gt=0, description="temperature of the distributions")
-    alpha: float = Field(5.0, ge=0, description="weight of the divergence, on every level")
-    branches: list[Branch] = Field(["neck"], min_length=1, description="maps that are distilled")
+    tau: float = published("cwd", "tau", gt=0, description="temperature of the distributions")
+    alpha: float = published("cwd", "alpha", ge=0, description="weight of the divergence, on every level")
+    branches: list[Branch] = published("cwd", "branches", min_length=1, description="maps that are distilled")
 
 
 @without_autocast

@@ -21,6 +21,7 @@ from yoloxkd.kd.functional.fused import differences, pooled, shifted_error
 from yoloxkd.kd.functional.masks import box_cells, excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import LevelPair, Pairing
+from yoloxkd.kd.published import published
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 ImageSize = tuple[int, int] | Tensor
@@ -29,15 +30,15 @@ CELL_BUDGET = 4_000_000
 
 
 class FGDConfig(KDConfig):
-    """Keys of `kd` for FGD; the weights' defaults are those of the authors' YOLOX recipe."""
+    """Keys of `kd` for FGD; `kd_defaults("fgd", FAMILY)` has those of a detector family."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, populate_by_name=True)
 
-    tau: float = Field(0.5, gt=0, description="temperature of both attentions")
-    alpha: float = Field(2e-3, ge=0, description="weight of the foreground features")
-    beta: float = Field(1e-3, ge=0, description="weight of the background features")
-    gamma: float = Field(1e-3, ge=0, description="weight of the attention maps")
-    lambda_: float = Field(1e-5, ge=0, alias="lambda", description="weight of the global relation")
+    tau: float = published("fgd", "tau", gt=0, description="temperature of both attentions")
+    alpha: float = published("fgd", "alpha", ge=0, description="weight of the foreground features")
+    beta: float = published("fgd", "beta", ge=0, description="weight of the background features")
+    gamma: float = published("fgd", "gamma", ge=0, description="weight of the attention maps")
+    lambda_: float = published("fgd", "lambda", ge=0, alias="lambda", description="weight of the global relation")
     focal: bool = Field(True, description="foreground, background and attention terms")
     global_: bool = Field(True, alias="global", description="global relation term")
     spatial_attention: bool = Field(True, description="weight cells by the teacher's attention, and imitate it")

@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from yoloxkd.errors import UserError
@@ -17,6 +16,7 @@ from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.functional.importance import touched_by_any
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.published import published
 from yoloxkd.nn.assigners.atss import TOPK, near_misses
 from yoloxkd.nn.assigners.match import Positives
 from yoloxkd.ops.points import within_content
@@ -26,12 +26,18 @@ from yoloxkd.types import Batch, DenseOutput, Loss, Losses, LossName, Tap
 class LDConfig(KDConfig):
     """Keys of `kd` for LD."""
 
-    tau: float = Field(10.0, gt=0, description="temperature of the distributions")
-    alpha: float = Field(0.75, ge=0, description="weight of the divergence at the student's positives (main region)")
-    beta: float = Field(0.1875, ge=0, description="weight of the divergence around them (valuable region)")
-    low: float = Field(0.25, ge=0, le=1, description="where the valuable region ends, as a part of a box's threshold")
-    delta: float = Field(0.0, ge=0, description="weight of the classes' divergence at the student's positives")
-    tau_cls: float = Field(2.0, gt=0, description="temperature of the classes")
+    tau: float = published("ld", "tau", gt=0, description="temperature of the distributions")
+    alpha: float = published(
+        "ld", "alpha", ge=0, description="weight of the divergence at the student's positives (main region)"
+    )
+    beta: float = published("ld", "beta", ge=0, description="weight of the divergence around them (valuable region)")
+    low: float = published(
+        "ld", "low", ge=0, le=1, description="where the valuable region ends, as a part of a box's threshold"
+    )
+    delta: float = published(
+        "ld", "delta", ge=0, description="weight of the classes' divergence at the student's positives"
+    )
+    tau_cls: float = published("ld", "tau_cls", gt=0, description="temperature of the classes")
 
 
 @without_autocast

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from yoloxkd.kd.adapters import Adapters
@@ -13,15 +12,16 @@ from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.functional.masks import excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.published import published
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 
 class MGDConfig(KDConfig):
     """Keys of `kd` for MGD."""
 
-    alpha: float = Field(2e-5, ge=0, description="weight of the squared error, on every level")
-    hidden: float = Field(
-        0.65, ge=0, lt=1, description="share of the student's cells that are hidden (the paper's lambda)"
+    alpha: float = published("mgd", "alpha", ge=0, description="weight of the squared error, on every level")
+    hidden: float = published(
+        "mgd", "hidden", ge=0, lt=1, description="share of the student's cells that are hidden (the paper's lambda)"
     )
 
 

@@ -27,6 +27,7 @@ from yoloxkd.kd.functional.importance import (
 )
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import LevelPair, Pairing
+from yoloxkd.kd.published import published
 from yoloxkd.ops.points import within_content
 from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName, Tap
 
@@ -37,20 +38,28 @@ TAPS: dict[Branch, Tap] = {"neck": Tap.NECK, "cls": Tap.CLS, "reg": Tap.REG}
 class PGDConfig(KDConfig):
     """Keys of `kd` for PGD."""
 
-    foreground: Strategy = Field("gauss", description="how foreground locations are chosen and weighted (PGD Table 5)")
-    branches: list[Branch] = Field(["cls", "reg"], min_length=1, description="maps that are distilled (PGD Table 7)")
-    k: int = Field(30, ge=1, description="locations of an object, over all levels")
-    tau: float = Field(0.8, gt=0, description="temperature of both attentions")
-    alpha: float = Field(0.16, ge=0, description="weight of the foreground features (neck, cls)")
-    beta: float | None = Field(None, ge=0, description="weight of the background features; None: alpha / 2")
-    gamma: float | None = Field(None, ge=0, description="weight of the regression features; None: 1.6 alpha")
-    delta: float = Field(8e-4, ge=0, description="weight of the attention maps")
-    xi_cls: float = Field(0.8, ge=0, le=1, description="localisation's part in the quality, for neck and cls")
-    xi_reg: float = Field(0.6, ge=0, le=1, description="the same for reg")
-    order: Order = Field("paper", description="paper: best inside a box; release: best anywhere, then cut to the box")
-    level_weights: list[float] = Field(
-        [1.0, 1.25, 1.5, 1.75, 2.0], description="of neck and cls features, finest first"
+    foreground: Strategy = published(
+        "pgd", "foreground", description="how foreground locations are chosen and weighted (PGD Table 5)"
     )
+    branches: list[Branch] = published(
+        "pgd", "branches", min_length=1, description="maps that are distilled (PGD Table 7)"
+    )
+    k: int = published("pgd", "k", ge=1, description="locations of an object, over all levels")
+    tau: float = published("pgd", "tau", gt=0, description="temperature of both attentions")
+    alpha: float = published("pgd", "alpha", ge=0, description="weight of the foreground features (neck, cls)")
+    beta: float | None = published(
+        "pgd", "beta", ge=0, description="weight of the background features; None: alpha / 2"
+    )
+    gamma: float | None = published(
+        "pgd", "gamma", ge=0, description="weight of the regression features; None: 1.6 alpha"
+    )
+    delta: float = published("pgd", "delta", ge=0, description="weight of the attention maps")
+    xi_cls: float = published(
+        "pgd", "xi_cls", ge=0, le=1, description="localisation's part in the quality, for neck and cls"
+    )
+    xi_reg: float = published("pgd", "xi_reg", ge=0, le=1, description="the same for reg")
+    order: Order = Field("paper", description="paper: best inside a box; release: best anywhere, then cut to the box")
+    level_weights: list[float] = published("pgd", "level_weights", description="of neck and cls features, finest first")
     covariance_eps: float = Field(COVARIANCE_EPS, ge=0, description="px², keeps the Gaussian of few locations finite")
 
 
