@@ -43,7 +43,7 @@ def test_the_head_of_a_file_gives_the_reference_outputs(family: str, case: Case 
     detector = opened(state | theirs, tmp_path / "x.pth")
     height, width = features[0].shape[2:]
     with torch.no_grad():
-        out = detector.predict(features, (8 * height, 8 * width))
+        out = detector.on_features(features, (8 * height, 8 * width))
 
     def stored(name: str) -> Tensor:
         return torch.cat([case.tensor(n).flatten(2) for n in case.family(name)], 2).transpose(1, 2).float()
