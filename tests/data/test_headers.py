@@ -111,7 +111,7 @@ def test_of_many_jpegs_those_with_little_data_are_decoded(tmp_path: Path, monkey
     content = WHOLE["jpeg"]
     files = [file_of(tmp_path, content, f"{i}.jpg") for i in range(4)]
     files.append(file_of(tmp_path, content[: len(content) * 2 // 5] + JPEG_END, "cut.jpg"))
-    monkeypatch.setattr("yoloxkd.data.images._DECODED_WHOLE", 1000)
+    monkeypatch.setattr("yoloxkd.data.images._DECODED", 1)
     decoded = []
     monkeypatch.setattr(
         "yoloxkd.data.images._data_is_whole",
