@@ -238,8 +238,8 @@ def exchanged(root: Path, kind: str) -> Path:
     (root / "images").mkdir(parents=True)
     file_of(root / "images", WHOLE[kind], "a.jpg")
     (root / "a.json").write_text(
-        '{"images": [{"id": 1, "file_name": "a.jpg", "width": 96, "height": 128}], "annotations": [],'
-        ' "categories": [{"id": 1, "name": "person"}]}'
+        '{"images": [{"id": 1, "file_name": "a.jpg", "width": 96, "height": 128}], "annotations":'
+        ' [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 40, 40]}], "categories": [{"id": 1, "name": "person"}]}'
     )
     (root / "data.yaml").write_text("names: [person]\ntrain: {images: images, annotations: a.json}\n")
     return root / "data.yaml"
