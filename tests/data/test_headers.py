@@ -111,7 +111,7 @@ def test_of_many_jpegs_those_with_little_data_are_decoded(tmp_path: Path, monkey
     content = WHOLE["jpeg"]
     files = [file_of(tmp_path, content, f"{i}.jpg") for i in range(4)]
     files.append(file_of(tmp_path, content[: len(content) * 2 // 5] + JPEG_END, "cut.jpg"))
-    monkeypatch.setattr("yoloxkd.data.images._DECODED_WHOLE", 1000)
+    monkeypatch.setattr("yoloxkd.data.images._DECODED", 1)
     decoded = []
     monkeypatch.setattr(
         "yoloxkd.data.images._data_is_whole",
@@ -238,8 +238,8 @@ def exchanged(root: Path, kind: str) -> Path:
     (root / "images").mkdir(parents=True)
     file_of(root / "images", WHOLE[kind], "a.jpg")
     (root / "a.json").write_text(
-        '{"images": [{"id": 1, "file_name": "a.jpg", "width": 96, "height": 128}], "annotations": [],'
-        ' "categories": [{"id": 1, "name": "person"}]}'
+        '{"images": [{"id": 1, "file_name": "a.jpg", "width": 96, "height": 128}], "annotations":'
+        ' [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 40, 40]}], "categories": [{"id": 1, "name": "person"}]}'
     )
     (root / "data.yaml").write_text("names: [person]\ntrain: {images: images, annotations: a.json}\n")
     return root / "data.yaml"

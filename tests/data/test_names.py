@@ -272,7 +272,7 @@ def test_stems_that_occur_twice_are_told_apart_by_filename(tmp_path: Path) -> No
 
 
 def test_an_image_listed_twice_is_told_as_that(tmp_path: Path) -> None:
-    yolo_set(tmp_path, ["a.jpg", "b.jpg"], ["a.txt"])
+    yolo_set(tmp_path, ["a.jpg", "b.jpg"], ["a.txt", "b.txt"])
     (tmp_path / "list.txt").write_text("images/a.jpg\nimages/b.jpg\nimages/a.jpg\n")
     (tmp_path / "data.yaml").write_text("names: [person]\ntrain: list.txt\n")
     (report,) = check_data(find_data(tmp_path / "data.yaml"))

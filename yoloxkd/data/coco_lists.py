@@ -12,14 +12,13 @@ import numpy as np
 
 from yoloxkd.data.box_table import UNWANTED, BoxTable, Pictures
 from yoloxkd.data.faults import Faults, Place, shown
-from yoloxkd.data.find_images import located
+from yoloxkd.data.find_images import encodable, located
 from yoloxkd.data.strings import Strings
 from yoloxkd.data.values import (
     NO_ID,
     ClassNames,
     IdCodes,
     bare_name,
-    has_control,
     id_key,
     is_plain,
     own_id,
@@ -48,7 +47,7 @@ class ImageRows:
         self._parts.append(self._coder.of([row.get("id") for row in rows]))
         for row in rows:
             name = row.get("file_name")
-            if not isinstance(name, str) or not name.strip() or has_control(name):
+            if not isinstance(name, str) or not name.strip() or encodable(name) != name:
                 raise self._fault(row, "file_name", "which is not a text that names a file")
             if id_key(row.get("id")) is None:
                 raise self._fault(row, "id", "which is not a whole number or a text")

@@ -27,8 +27,7 @@ logger = logging.getLogger(__name__)
 
 _REMEDY = "replace it or take it out of the data set"
 _FILLED = np.array([63, 64, 65, 127, 128, 129], np.uint8)  # gray of a JPEG, or CMYK JPEG, whose data ends early
-_DECODED_WHOLE = 256 * 2**20  # bytes of JPEGs that are decoded before a run; of more, only the suspicious ones
-_SUSPICIOUS = 0.5  # share of the median's bytes a pixel
+_DECODED, _OPENED = 16 * 2**20, 32 * 2**10  # bytes of JPEGs that are decoded before a run, and what opening one adds
 _REDUCED = {
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR),
@@ -191,6 +190,11 @@ class _Look:
     header: Header | None = None
     length: int = 0
 
+    @property
+    def density(self) -> float:
+        """Bytes a pixel."""
+        return self.length / math.prod(self.header.upright) if self.header else 0.0
+
 
 def _look(path: str) -> _Look:
     try:
@@ -207,16 +211,19 @@ def _look(path: str) -> _Look:
 
 
 def _looks(paths: Sequence[str], decode: bool) -> list[_Look]:
-    """Of every file its header; with `decode`, JPEGs whose data may end early are decoded."""
+    """Of every file its header; with `decode`, JPEGs whose data may end early are decoded, as far as that takes some tenths of a
+    second.
+
+    Those with the fewest bytes a pixel come first: so has a part of a JPEG with an end marker.
+    """
     looks = in_threads(_look, paths)
     if not decode:
         return looks
-    plain = [i for i, one in enumerate(looks) if one.header is not None and one.header.plain_jpeg]
-    if sum(looks[i].length for i in plain) > _DECODED_WHOLE:
-        density = np.array([looks[i].length / math.prod(one.upright) for i in plain if (one := looks[i].header)])
-        plain = [i for i, low in zip(plain, density < _SUSPICIOUS * np.median(density), strict=True) if low]
-    whole = in_threads(_data_is_whole, [paths[i] for i in plain])
-    for i, good in zip(plain, whole, strict=True):
+    plain = [(i, one) for i, one in enumerate(looks) if one.header is not None and one.header.plain_jpeg]
+    plain.sort(key=lambda pair: pair[1].density)
+    work = np.cumsum([0, *(one.length + _OPENED for _, one in plain)]).tolist()
+    sparse = [i for (i, _), before in zip(plain, work[:-1], strict=True) if before < _DECODED]
+    for i, good in zip(sparse, in_threads(_data_is_whole, [paths[i] for i in sparse]), strict=True):
         if not good:
             looks[i] = _Look("is cut short", looks[i].header)
     return looks
