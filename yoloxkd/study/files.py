@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -113,13 +112,11 @@ def read_file(kind: type[File], path: Path) -> File:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file. UserError: it cannot be read as one."""
+    """Rows of a results.csv. UserError: it cannot be read as one."""
     try:
         return read_rows(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV file: {error}") from error
 
 
 def speeds(path: Path) -> list[float]:
