@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tests.fuzz import harness
-from tests.fuzz.harness import Target, attempt
+from tests.fuzz.harness import Target, attempt, is_sentence
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import TARGETS
 from yoloxkd.errors import UserError
 
-TRIES = {"--set": 20, "recipe.yaml": 40, "study.yaml": 40, "run.json": 40, "onnx metadata": 60, "best.pt": 30}
+TRIES = {"--set": 12, "recipe.yaml": 30, "study.yaml": 40, "run.json": 40, "onnx metadata": 60, "best.pt": 6}
 TRIES |= dict.fromkeys(
     ("data.yaml", "our data.yaml", "coco.json", "crowdhuman.odgt", "voc.xml", "yolo labels", "yolo poses"), 40
 )
@@ -63,9 +63,11 @@ def test_what_is_no_sentence_is_a_fault_that_says_how_to_repeat_it() -> None:
     assert "--only 'x' --seed 7 --tries 1" in str(outcome)
     assert " at a" in str(outcome)
     assert "KeyError('a')" in str(outcome)
-    assert attempt("x", raising(UserError("two\nlines")), 7).end == "fault"
     assert attempt("x", raising(UserError("")), 7).end == "fault"
-    assert attempt("x", raising(UserError("a tab is \t no sentence")), 7).end == "fault"
+    assert attempt("x", raising(UserError("a" * 2000)), 7).end == "fault"
+    assert attempt("x", raising(UserError("Traceback (most recent call last)")), 7).end == "fault"
+    assert not is_sentence("two\nlines")
+    assert not is_sentence("a tab is \t no sentence")
     assert attempt("x", raising(UserError("'a' should be 2")), 7).end == "sentence"
 
 

@@ -22,18 +22,23 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     return read_numbers(path, whole=("epoch",))
 
 
+def read_table(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV file. OSError: it cannot be opened; UserError: it is no CSV."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="")
+            return [(reader.line_num, row) for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a CSV file: {error}; {_REMEDY}") from error
+
+
 def read_numbers(path: str | os.PathLike[str], whole: Sequence[str], needed: Sequence[str] = ()) -> list[dict[str, str]]:
     """The rows of a table of numbers, as text. OSError: it cannot be opened; UserError: it was changed to something else.
 
     whole   columns that hold a whole number from 1 in every row
     needed  columns that hold a number in every row; the others may be empty
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = [(reader.line_num, row) for row in reader]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV file: {error}; {_REMEDY}") from error
+    rows = read_table(path)
     for line, row in rows:
         place = f"{path} was changed or is damaged: line {line}"
         if None in row:
