@@ -152,6 +152,15 @@ class SavedRun(SavedPart):
     rng: SavedRandom
 
 
+class SavedData(SavedPart):
+    """As `data.fingerprint`, of one split."""
+
+    images: Count
+    objects: Count
+    ignored: Count
+    digest: str
+
+
 class Saved(SavedPart):
     """A `best.pt` (kind student) or a `last.pt` (kind run).
 
@@ -160,6 +169,7 @@ class Saved(SavedPart):
     imgsz    input size the model was trained at; None where it is not known
     model    weights; of a run the raw ones, the averaged ones are in `run.ema`
     recipe   of a run: the resolved recipe, checked when the run is resumed
+    data     split -> what it held when the run began
     """
 
     kind: Literal["student", "run"]
@@ -168,6 +178,8 @@ class Saved(SavedPart):
     imgsz: ImageSize | None = None
     model: State
     recipe: dict[str, Any] | None = None
+    data: dict[str, SavedData] = {}
+    images_per_second: Finite = 0.0
     run: SavedRun | None = None
 
     @field_validator("names")
