@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from yoloxkd.build.arguments import fraction, reference, references, whole_size
+from yoloxkd.build.arguments import fraction, reference, references, whole_number, whole_size
 from yoloxkd.build.autobatch import with_measured_batch
 from yoloxkd.build.models import image_size, open_model
 from yoloxkd.build.recipes import recipe_file, resolve
@@ -30,7 +30,7 @@ from yoloxkd.build.run_paths import check_run_paths, check_teachers
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import read_yaml, validate
 from yoloxkd.config.quantization import Quantization
-from yoloxkd.config.recipe import Recipe, ValSection
+from yoloxkd.config.recipe import MOST_BATCH, MOST_WORKERS, Recipe, ValSection
 from yoloxkd.data.given_images import given_images
 from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.records import DetectionData
@@ -264,6 +264,7 @@ class Detector:
     ) -> EvalResult:
         """As `val`, with the detections and the time as well."""
         settings = validate(ValSection, {"split": split} | options, "settings of an evaluation", prefix="val.")
+        batch, workers = whole_number("batch", batch, 1, MOST_BATCH), whole_number("workers", workers, 0, MOST_WORKERS)
         split_data = load_split(find_data(data), split)
         refuse_shortage(shortages(split_data, imgsz=None), logger.warning)
         predictor = self._predictor(settings.conf, settings.iou, settings.max_det)
@@ -336,7 +337,8 @@ class Detector:
     def _own_data(self) -> str | None:
         """The data set of the run that this checkpoint lies in."""
         recipe = Path(self.source).parent / "recipe.yaml"
-        return str(read_yaml(recipe)["data"]) if recipe.is_file() else None
+        data = read_yaml(recipe).get("data") if recipe.is_file() else None
+        return data if isinstance(data, str) and data else None
 
     def size(self, imgsz: ImageSize | None = None, rect: bool = False) -> ImageSize:
         """The input size (px) of a prediction: the one asked for, else the model's own. UserError: it cannot be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -12,6 +13,13 @@ class UserError(Exception):
     exit_code = 2
     agreed = False
     """Whether every process of a distributed run raises the same; one of them prints it then."""
+
+    def __str__(self) -> str:
+        """One line that a terminal can show; a name of the user's may hold line ends and control characters."""
+        line = " ".join(super().__str__().splitlines())
+        if line.isprintable():
+            return line
+        return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _code(c) for c in line)
 
 
 class GateError(UserError):
@@ -26,6 +34,10 @@ class Interrupted(UserError):
 
     exit_code = 130
     agreed = True
+
+
+def _code(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def nearest(name: str, known: Iterable[str], say_all: int = 12) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch import Tensor
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1e300, -1e300, float("nan"), float("inf"), 10**25, -(10**25), 2**63, "",
     " ", "x", "1", "true", "none", "null", "a,b", "../x", "é\u0000", "[bold]", [], {}, [[]], [None], {"x": 1}, {"name": "x"},
-    ["a", "a"], [1, 2], [float("nan")], "9" * 40,
+    ["a", "a"], [1, 2], [float("nan")], "9" * 40, 3.0, -0.0, 1e-300, 2**53 + 1, -(2**63), "0", "1e300", "nan", "\n", "\x00",
+    "a" * 300, "~x", [1, 2, 3, 4], ["1", "2", "3", "4"], [[1, 2, 3, 4]], [1e300] * 4, [10**25] * 4, [True] * 4,
+    [float("nan")] * 4, [-0.0] * 4, [0.1, 0.1, 0.2, 0.2], {"0": "a"}, {0: "a"}, [["a"]], [[[]]],
 )  # fmt: skip
 """Values of every type, and numbers beyond anything that makes sense."""
 
@@ -37,7 +40,7 @@ def mutated(value: Any, rng: random.Random, count: int = 1, odd: tuple[Any, ...]
         path = rng.choice([path for path in places if len(path) == depth])
         change = rng.choice(CHANGES)
         value = _changed(value, path, lambda holder, key, change=change: change(holder, key, rng, odd))
-        said.append(f"{change.__name__.strip('_')} at {'.'.join(map(str, path))}")
+        said.append(f"{change.__name__.strip('_')} at {'.'.join(map(str, path))}{_now(value, path)}")
     return value, "; ".join(said)
 
 
@@ -50,6 +53,18 @@ def _places(value: Any, path: Path = ()) -> list[Path]:
     else:
         return []
     return [p for key, item in inner for p in ((*path, key), *_places(item, (*path, key)))]
+
+
+def _now(value: Any, path: Path) -> str:
+    """What is at a path after a change, for the words about it."""
+    try:
+        for key in path:
+            value = value[key]
+    except (LookupError, TypeError):
+        return ""
+    if isinstance(value, Tensor):
+        return f" = a {value.dtype} tensor of shape {list(value.shape)}"
+    return f" = {reprlib.repr(value)}" if not isinstance(value, dict | list | tuple) or len(value) < 5 else ""
 
 
 def _changed(value: Any, path: Path, change: Callable[[Any, Any], None]) -> Any:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ import yaml
 from rich.console import Console
 
 from tests.conftest import write_toy
-from tests.fuzz.mutate import mutated
+from tests.fuzz.data_kinds import DATA
+from tests.fuzz.harness import Target
 from tests.study.conftest import definition
 from yoloxkd.api import Trainer
 from yoloxkd.build.models import build_detector, load_student, open_model
@@ -29,7 +28,6 @@ from yoloxkd.config.load import parse_set
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.engine.checkpoint import FORMAT
 from yoloxkd.engine.optim import learning_rate
-from yoloxkd.errors import UserError
 from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.study.definition import read_study
@@ -40,30 +38,6 @@ from yoloxkd.study.report import write_report
 NAMES = ["red", "blue"]
 STUDENT = {"name": "yolox-nano", "width": 0.0625}
 WIDE = {"width": 0.0625, "depth": 0.33, "depthwise": True}
-
-
-@dataclass(frozen=True)
-class Target:
-    """base: the right content; use: write the mutated content into a folder and do what a user would do with it."""
-
-    base: Callable[[], Any]
-    use: Callable[[Any, Path], object]
-
-
-def attempt(name: str, seed: int, folder: Path) -> tuple[str, str, BaseException | None]:
-    """One try: what was changed, how it ended ("success", "sentence" or "fault"), and the fault."""
-    rng = random.Random(f"{name}/{seed}")
-    target = TARGETS[name]
-    value, said = mutated(target.base(), rng, count=rng.choice((1, 1, 1, 2, 3)))
-    try:
-        target.use(value, folder)
-    except UserError as error:
-        text = str(error)
-        whole = text and "\n" not in text and "Traceback" not in text and len(text) < 1500
-        return said, "sentence" if whole else "fault", None if whole else error
-    except Exception as error:
-        return said, "fault", error
-    return said, "success", None
 
 
 # checkpoints
@@ -147,6 +121,28 @@ def use_last(value: Any, folder: Path, whole: bool = False) -> None:
         fit._setup()
 
 
+@functools.cache
+def resumed_files() -> dict[str, Any]:
+    """What else a resume reads of the run's folder, by file name."""
+    run = runs_folder() / "run"
+    tables = ("results.csv", "learning_rate.csv")
+    texts = {name: [line.split(",") for line in (run / name).read_text().splitlines()] for name in tables}
+    return texts | {"environment.json": json.loads((run / "environment.json").read_text())}
+
+
+def use_resumed_files(value: Any, folder: Path) -> None:
+    """Go on with a run whose folder was changed; read a table as the report and the curves do."""
+    for file in resumed_files():
+        if not isinstance(value, dict) or file in value:
+            _write_file(folder / file, value[file] if isinstance(value, dict) else value)
+    torch.save(last_file(), folder / "last.pt")
+    recipe, out, raw = read_resume(str(folder))
+    recipe = recipe.model_copy(update={"callbacks": recipe.callbacks | {"report": {}}})
+    said = io.StringIO()
+    prepare(recipe, out, resume=raw, console=Console(file=said, width=500)).run()
+    assert "was not written" not in said.getvalue(), said.getvalue()
+
+
 # recipes and studies
 
 
@@ -226,7 +222,8 @@ def use_run_files(value: Any, folder: Path) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     torch.save(student_file(), run.best)
     for file in run_files():
-        _write_file(run.folder / file, value.get(file) if isinstance(value, dict) else value)
+        if not isinstance(value, dict) or file in value:
+            _write_file(run.folder / file, value[file] if isinstance(value, dict) else value)
     record = keep(run, study.name, folder / "results", "test")
     write_report(study, {run.key: record}, folder / "results")
 
@@ -313,10 +310,11 @@ TARGETS: dict[str, Target] = {
     "mmdetection.pth": Target(mmdetection_file, use_checkpoint),
     "last.pt": Target(last_file, use_last),
     "last.pt to the end": Target(last_file, functools.partial(use_last, whole=True)),
+    "files of a resumed run": Target(resumed_files, use_resumed_files),
     "recipe.yaml": Target(recipe_tree, use_recipe),
     "--set": Target(recipe_tree, use_set),
     "study.yaml": Target(study_tree, use_study),
     "files of a run": Target(run_files, use_run_files),
     "run.json": Target(run_json, use_run_json),
     "onnx metadata": Target(onnx_metadata, use_metadata),
-}
+} | DATA

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from yoloxkd.config.load import shown
 from yoloxkd.errors import UserError
 from yoloxkd.types import ImageSize
 
@@ -37,6 +38,13 @@ def fraction(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
         raise UserError(f"{name} should be a number from 0 to 1, got {value!r}")
     return float(value)
+
+
+def whole_number(name: str, value: Any, least: int, most: int) -> int:
+    """An integer within limits. UserError: anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise UserError(f"{name} should be an integer from {least} to {most}, got {shown(value)}")
+    return int(value)
 
 
 def whole_size(imgsz: Any) -> ImageSize:

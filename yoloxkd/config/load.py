@@ -16,6 +16,7 @@ Model = TypeVar("Model", bound=BaseModel)
 MOST_VALUES, MOST_DEPTH = 2_000_000, 100
 """Of a YAML file whose aliases are written out; a few lines of aliases can stand for billions of values."""
 SHOWN = 80
+_TEXT, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -31,17 +32,41 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _parsed(text: str) -> Any:
-    """What a YAML text holds. ValueError: it is not YAML, or too much of it."""
+class _NamesAsTyped(yaml.SafeLoader):
+    """A safe loader that leaves class names alone: to YAML, `no` is false, `1.10` is 1.1 and `12:30` is 750."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        node: yaml.Node | None = super().compose_node(parent, index)
+        if isinstance(parent, yaml.MappingNode) and isinstance(index, yaml.ScalarNode) and node is not None:
+            _keep_names(str(index.value), node)
+        return node
+
+
+def _keep_names(key: str, node: yaml.Node) -> None:
+    """Take what `names` or `SECTION.names` holds as texts; `null` for a whole list of names stays nothing."""
+    if key.rpartition(".")[2] != "names":
+        return
+    for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        for name in item.value if isinstance(item, yaml.SequenceNode) else [item]:
+            if isinstance(name, yaml.ScalarNode) and (name is not item or name.tag != _NULL):
+                name.tag = _TEXT
+
+
+def _parsed(text: str, key: str = "") -> Any:
+    """What a YAML text holds, the value of a dotted key where it is one. ValueError: it is not YAML, or too much of it."""
     try:
-        value = yaml.safe_load(text)
-    except (
-        yaml.YAMLError,
-        AttributeError,
-        KeyError,
-        RecursionError,
-    ) as error:  # the last three from odd tags and depths
-        raise ValueError(str(error) or "it is nested too deeply") from error
+        loader = _NamesAsTyped(text)
+        try:
+            node = loader.get_single_node()
+            if node is not None:
+                _keep_names(key, node)
+            value = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError) as error:  # those not YAML's: odd tags
+        raise ValueError(str(error)) from error
     if not _bounded(value, [MOST_VALUES]):
         raise ValueError(
             f"its aliases repeat, or its lists nest, to more than {MOST_VALUES} values or {MOST_DEPTH} levels"
@@ -69,7 +94,7 @@ def parse_set(text: str) -> tuple[str, Any]:
     if not sign or not key.strip():
         raise UserError(f"--set takes key=value, got {shown(text)}")
     try:
-        return key.strip(), _parsed(value)
+        return key.strip(), _parsed(value, key.strip())
     except ValueError as error:
         raise UserError(f"--set {key}: {shown(value)} is not a value that YAML can read") from error
 

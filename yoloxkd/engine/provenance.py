@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -13,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from yoloxkd.config.load import shown
+from yoloxkd.errors import UserError
 from yoloxkd.version import __version__
 
 PACKAGES = (
     "torch", "torchvision", "numpy", "opencv-python-headless", "albumentations", "timm", "pycocotools", "hotcoco",
     "onnx", "onnxruntime", "pydantic", "PyYAML", "matplotlib", "rich", "tensorboard", "wandb",
 )  # fmt: skip
+_CHECKED = ConfigDict(strict=True, extra="allow")
+_REMEDY = "put the file back as it was, or move it away to begin a new one"
 GIT_SECONDS = 5.0
 """How long git may take: a huge repository on a slow disk must not hold a run up."""
 
@@ -55,6 +61,43 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "started": now(),
     }
+
+
+class _Git(BaseModel):
+    model_config = _CHECKED
+    commit: str
+    branch: str | None = None
+    changed: list[str] | None = None
+
+
+class _Resumed(BaseModel):
+    model_config = _CHECKED
+    started: str
+    epoch: int
+
+
+class Environment(BaseModel):
+    """An `environment.json`, as far as it is read again: what `provenance` says, of the first start and of each resume."""
+
+    model_config = _CHECKED
+    packages: dict[str, str | None] = {}
+    git: _Git | None = None
+    resumed: list[_Resumed] = []
+
+
+def read_environment(file: Path) -> Environment:
+    """UserError: it cannot be read, or was changed to something else."""
+    try:
+        return Environment.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    except ValidationError as error:  # a ValueError too
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        what = f"its '{key}' holds {shown(fault['input'])}" if key else "it is no JSON object"
+        raise UserError(f"{file} was changed or is damaged: {what}; {_REMEDY}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON: {error}; {_REMEDY}") from error
 
 
 def now() -> str:

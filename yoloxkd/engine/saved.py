@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
@@ -52,6 +53,45 @@ class SavedEarlyStopping(SavedPart):
     stopped: str = ""
 
 
+class SavedTeacher(SavedPart):
+    """Which file a teacher was, and its AP in the classes it knows."""
+
+    source: str
+    digest: str
+    ap: float | None
+
+
+class SavedWeight(SavedPart):
+    """As `MethodWeight.state_dict`."""
+
+    fixed: Finite | None
+    seen: Count
+    task: Tensor | None
+    own: Tensor | None
+
+    @field_validator("task", "own")
+    @classmethod
+    def _sum(cls, value: Tensor | None) -> Tensor | None:
+        if value is not None and (value.ndim or not value.is_floating_point() or not value.isfinite()):
+            raise ValueError("should be a number in a tensor")
+        return value
+
+
+class SavedDistillation(SavedPart):
+    """What the distillation goes on from: its teachers, automatic weights, and how often each term was not finite."""
+
+    teachers: list[SavedTeacher]
+    auto: dict[str, SavedWeight] = {}
+    nonfinite: list[Tensor | None] = []
+
+    @field_validator("nonfinite")
+    @classmethod
+    def _counts(cls, value: list[Tensor | None]) -> list[Tensor | None]:
+        if any(count is not None and (count.ndim != 1 or count.dtype != torch.int64) for count in value):
+            raise ValueError("should be lists of counts in tensors")
+        return value
+
+
 class SavedExtra(SavedPart):
     """Those of the callbacks' keys that are read again, where they are there; a callback's own are its own to check."""
 
@@ -60,8 +100,21 @@ class SavedExtra(SavedPart):
     evaluated: int = 0
     backbone: str = ""
     early_stopping: SavedEarlyStopping | None = None
-    kd: dict[str, Any] = {}
+    kd: SavedDistillation | None = None
     wandb: str = ""
+
+    @field_validator("best_metrics", "early_stopping", "kd", mode="before")
+    @classmethod
+    def _there(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("should be a section or left out")
+        return value
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if ("best_epoch" in self.model_fields_set) != ("best_metrics" in self.model_fields_set):
+            raise ValueError("should have both 'best_epoch' and 'best_metrics', or none of them")
+        return self
 
 
 class SavedNumpy(SavedPart):
@@ -99,6 +152,15 @@ class SavedRun(SavedPart):
     rng: SavedRandom
 
 
+class SavedData(SavedPart):
+    """As `data.fingerprint`, of one split."""
+
+    images: Count
+    objects: Count
+    ignored: Count
+    digest: str
+
+
 class Saved(SavedPart):
     """A `best.pt` (kind student) or a `last.pt` (kind run).
 
@@ -107,6 +169,7 @@ class Saved(SavedPart):
     imgsz    input size the model was trained at; None where it is not known
     model    weights; of a run the raw ones, the averaged ones are in `run.ema`
     recipe   of a run: the resolved recipe, checked when the run is resumed
+    data     split -> what it held when the run began
     """
 
     kind: Literal["student", "run"]
@@ -115,6 +178,8 @@ class Saved(SavedPart):
     imgsz: ImageSize | None = None
     model: State
     recipe: dict[str, Any] | None = None
+    data: dict[str, SavedData] = {}
+    images_per_second: Finite = 0.0
     run: SavedRun | None = None
 
     @field_validator("names")

@@ -103,10 +103,11 @@ class OnnxPredictor:
 
     def _check_outputs(self) -> None:
         wanted = WITH_NMS if self.nms else WITHOUT_NMS
-        if missing := [name for name in wanted if name not in self.session.outputs]:
+        found = [name for name in self.session.outputs if name in WITH_NMS]
+        if set(found) != set(wanted):  # boxes and scores have other shapes with and without suppression
             raise UserError(
-                f"{self.path} has no output {', '.join(missing)}, which its metadata (nms {str(self.nms).lower()}) promises; "
-                "export the checkpoint again"
+                f"{self.path} has the outputs {', '.join(found) or 'of another model'}, and its metadata "
+                f"(nms {str(self.nms).lower()}) promises {', '.join(wanted)}; export the checkpoint again"
             )
 
     def tuned(self, conf: float | None = None, iou: float | None = None, max_det: int | None = None) -> OnnxPredictor:

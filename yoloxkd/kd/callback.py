@@ -16,6 +16,7 @@ from yoloxkd.kd.base import Distiller, KDConfig, Teacher, WithTeacher
 from yoloxkd.kd.gate import check_teacher
 from yoloxkd.kd.inherit import inherit_from
 from yoloxkd.kd.pairing import Pairing, share_classes, table
+from yoloxkd.kd.resumed import check_counts, check_teachers
 from yoloxkd.kd.weight import MethodWeight
 from yoloxkd.types import TASK, LossName, Tap
 
@@ -99,9 +100,11 @@ class Distill(Callback):
             "auto": dict(saved.get("auto", {})),
             "nonfinite": saved.get("nonfinite", []),
         }
+        check_counts(saved, [len(module.names) for module in self.modules])
         for module, counts in zip(self.modules, saved.get("nonfinite", []), strict=False):
-            module.nonfinite = counts.to(state.device)
-            self.reported += counts.tolist()
+            if counts is not None:
+                module.nonfinite = counts.to(state.device)
+            self.reported += [0] * len(module.names) if counts is None else counts.tolist()
 
     def on_fit_start(self, state: State) -> None:
         """Give the teachers the student's memory format, which the engine has chosen by now, and compile them likewise."""
@@ -172,8 +175,11 @@ class Distill(Callback):
             state.say(table(plan.describe(_taps(own))))
 
     def _resumed(self, state: State) -> dict[str, Any]:
-        saved: dict[str, Any] = state.resumed.get("kd", {})
-        for teacher, old in zip(self.teachers, saved["teachers"] if saved else (), strict=bool(saved)):
+        saved: dict[str, Any] = state.resumed.get("kd") or {}
+        if not saved:
+            return saved
+        check_teachers(saved, [teacher.source for teacher in self.teachers], self.methods)
+        for teacher, old in zip(self.teachers, saved["teachers"], strict=True):
             if old["digest"] != teacher.digest:
                 raise UserError(
                     f"the teacher {teacher.source} is not the file this run began with (its digest is "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from yoloxkd.config.load import shown
 from yoloxkd.config.recipe import MOST_EPOCHS
-from yoloxkd.engine.callbacks.csv_log import read_rows
+from yoloxkd.engine.callbacks import csv_log
 from yoloxkd.errors import UserError
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -115,11 +114,9 @@ def read_file(kind: type[File], path: Path) -> File:
 def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file. UserError: it cannot be read as one."""
     try:
-        return read_rows(path)
+        return [row for _, row in csv_log.read_table(path)]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV file: {error}") from error
 
 
 def speeds(path: Path) -> list[float]:

@@ -5,17 +5,62 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
+from yoloxkd.config.load import shown
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.events import Callback, State
+from yoloxkd.errors import UserError
 from yoloxkd.metrics.measure import overall
+
+_REMEDY = "put the file back as it was, or move it away to begin a new one"
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """The rows of a results.csv, as text."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """The rows of a results.csv, as text: a whole number as `epoch`, and numbers or nothing. UserError: it is none."""
+    return read_numbers(path, whole=("epoch",))
+
+
+def read_table(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV file. OSError: it cannot be opened; UserError: it is no CSV."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="")
+            return [(reader.line_num, row) for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a CSV file: {error}; {_REMEDY}") from error
+
+
+def read_numbers(path: str | os.PathLike[str], whole: Sequence[str], needed: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a table of numbers, as text. OSError: it cannot be opened; UserError: it was changed to something else.
+
+    whole   columns that hold a whole number from 1 in every row
+    needed  columns that hold a number in every row; the others may be empty
+    """
+    rows = read_table(path)
+    for line, row in rows:
+        place = f"{path} was changed or is damaged: line {line}"
+        if None in row:
+            raise UserError(f"{place} has more values than there are columns; {_REMEDY}")
+        for column in {*whole, *needed, *row}:
+            value = row.get(column, "")
+            if not (_is_whole(value) if column in whole else _is_number(value) or (not value and column not in needed)):
+                kind = "a whole number from 1" if column in whole else "a number"
+                raise UserError(f"{place} has {shown(value)} as '{column}', which should be {kind}; {_REMEDY}")
+    return [row for _, row in rows]
+
+
+def _is_whole(text: str) -> bool:
+    return text.isdecimal() and len(text) < 16 and int(text) > 0
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class CsvLog(Callback):

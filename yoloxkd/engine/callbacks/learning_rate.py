@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from yoloxkd.config.strict import Strict
 from yoloxkd.engine.atomic import write_text
+from yoloxkd.engine.callbacks.csv_log import read_numbers
 from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.events import State
 from yoloxkd.errors import Interrupted
@@ -56,9 +56,9 @@ class LearningRateLog(NamedCallback):
 
 
 def read_learning_rates(file: Path) -> list[tuple[str, str, str]]:
-    """(step, epoch, rate) of every row, as text."""
-    with open(file, newline="", encoding="utf-8") as stream:
-        return [(row["step"], row["epoch"], row["lr"]) for row in csv.DictReader(stream)]
+    """(step, epoch, rate) of every row, as text. UserError: they are none."""
+    rows = read_numbers(file, whole=("step", "epoch"), needed=("lr",))
+    return [(row["step"], row["epoch"], row["lr"]) for row in rows]
 
 
 def _write(file: Path, rows: Iterable[tuple[str, str, str]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from yoloxkd.engine.callbacks.learning_rate import read_learning_rates
 from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.callbacks.plots import sheet_of
 from yoloxkd.engine.events import State
+from yoloxkd.engine.provenance import read_environment
+from yoloxkd.errors import UserError
 from yoloxkd.metrics.measure import overall
 from yoloxkd.types import TASK, LossName
 from yoloxkd.viz.charts import line_chart
@@ -180,19 +181,18 @@ def _pictures(plots: Path) -> list[Any]:
 
 def _environment(file: Path) -> list[tuple[str, str]]:
     try:
-        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    packages = ", ".join(f"{name} {version}" for name, version in about.pop("packages", {}).items())
-    git, resumed = about.pop("git", None), about.pop("resumed", [])
-    shown = [(k.replace("_", " "), str(v)) for k, v in about.items() if k not in ("kd", "backbone") and v is not None]
-    if git:
-        changed = git.get("changed")
+        about = read_environment(file)
+    except UserError as error:  # changed while the run went on; the rest of the page is worth having
+        return [("not shown", str(error))]
+    others = (about.model_extra or {}).items()
+    shown = [(k.replace("_", " "), str(v)) for k, v in others if k not in ("kd", "backbone") and v is not None]
+    if git := about.git:
+        changed = git.changed
         state = "state unknown" if changed is None else f"{len(changed)} changed files" if changed else "clean"
-        shown.append(("git", f"{git['commit']} on {git['branch']}, {state}"))
-    if resumed:
-        shown.append(("resumed", "; ".join(f"{r['started']} in epoch {r['epoch']}" for r in resumed)))
-    return [*shown, ("packages", packages)]
+        shown.append(("git", f"{git.commit} on {git.branch}, {state}"))
+    if about.resumed:
+        shown.append(("resumed", "; ".join(f"{r.started} in epoch {r.epoch}" for r in about.resumed)))
+    return [*shown, ("packages", ", ".join(f"{name} {version}" for name, version in about.packages.items()))]
 
 
 def _column(rows: Sequence[Mapping[str, str]], name: str) -> list[float]:

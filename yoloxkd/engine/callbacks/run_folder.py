@@ -8,7 +8,7 @@ from typing import Any
 
 from yoloxkd.engine.atomic import clear_leftovers, write_text
 from yoloxkd.engine.events import Callback, State
-from yoloxkd.engine.provenance import now, provenance
+from yoloxkd.engine.provenance import now, provenance, read_environment
 from yoloxkd.errors import Interrupted
 
 
@@ -23,24 +23,24 @@ class RunFolder(Callback):
 
     def __init__(self, recipe_text: str) -> None:
         self.recipe_text = recipe_text
+        self.about: dict[str, Any] = {}
 
     def on_fit_start(self, state: State) -> None:
-        clear_leftovers(state.out)
-        write_text(state.out / "recipe.yaml", self.recipe_text)
         file = state.out / "environment.json"
         here = provenance(state.device)
-        about = _read(file) if state.iteration else {}
-        if about:
-            about["resumed"] = [*about.get("resumed", []), here | {"epoch": state.epoch + 1}]
+        if state.iteration and file.is_file():
+            about = read_environment(file).model_dump()
+            about["resumed"] = [*about["resumed"], here | {"epoch": state.epoch + 1}]
         else:
             about = here
-        about |= {key: state.extra[key] for key in ("backbone", "kd") if key in state.extra}
-        _write(file, about)
+        self.about = about | {key: state.extra[key] for key in ("backbone", "kd") if key in state.extra}
+        clear_leftovers(state.out)
+        write_text(state.out / "recipe.yaml", self.recipe_text)
+        _write(file, self.about)
         state.say(f"run folder: {state.out}")  # the first line since the folder is there: train.log begins with it
 
     def on_fit_end(self, state: State) -> None:
-        file = state.out / "environment.json"
-        _write(file, _read(file) | {"finished": now()})
+        _write(state.out / "environment.json", self.about | {"finished": now()})
         if str(state.extra.get("backbone", "")).startswith("warning"):
             state.say(state.extra["backbone"])  # once more beside the result that it changes
 
@@ -60,11 +60,3 @@ class RunFolder(Callback):
 
 def _write(file: Path, about: dict[str, Any]) -> None:
     write_text(file, json.dumps(about, indent=2, default=str) + "\n")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
