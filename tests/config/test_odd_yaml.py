@@ -13,7 +13,17 @@ from yoloxkd.errors import UserError
 
 @pytest.mark.parametrize(
     "text",
-    ["2024-99-99", "!!int x", "!!int ''", "!!float ''", "!!bool x", "!!timestamp x", "!!int '-'", "[" * 3000, "9" * 9999],
+    [
+        "2024-99-99",
+        "!!int x",
+        "!!int ''",
+        "!!float ''",
+        "!!bool x",
+        "!!timestamp x",
+        "!!int '-'",
+        "[" * 3000,
+        "9" * 9999,
+    ],
 )
 def test_what_yaml_cannot_make_of_a_value_is_one_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(f"date: {text}\n")
