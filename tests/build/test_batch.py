@@ -17,7 +17,7 @@ from yoloxkd.build.recipes import resolve
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.order import EpochSampler
 from yoloxkd.errors import UserError
-from yoloxkd.nn.detector import DenseDetector
+from yoloxkd.nn.dense_detector import DenseDetector
 
 
 def recipe(student: str = "yolox-nano", **sets: Any) -> Recipe:

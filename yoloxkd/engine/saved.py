@@ -133,6 +133,10 @@ class SavedRandom(SavedPart):
     cuda: list[Tensor] = []
 
 
+SavedSum = Annotated[tuple[str, str, int | None, float], Field(strict=False)]  # strict would refuse the list that it is
+"""Source, term, level and value of a loss."""
+
+
 class SavedRun(SavedPart):
     """As `resume.run_state`."""
 
@@ -140,7 +144,7 @@ class SavedRun(SavedPart):
     step_in_epoch: Count
     iteration: Count
     lr: Finite
-    sums: list[tuple[str, str, int | None, float]] | dict[str, float]  # a mapping in version 0.1.0
+    sums: list[SavedSum] | dict[str, float]  # a mapping in version 0.1.0
     best: Finite
     metrics: Measured | Annotated[dict[str, Any], Field(max_length=0)]
     stop: bool = False

@@ -64,7 +64,7 @@ class YOLOX(DenseDetector):
         """depth and width multiply the blocks and channels of YOLOX-L; depthwise: separable convolutions (nano)."""
 
         depth: float = Field(gt=0, le=4)
-        width: float = Field(ge=1 / 32, le=4)
+        width: float = Field(ge=1 / 64, le=4)
         depthwise: bool = False
 
     family = "yolox"
