@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from yoloxkd.build.models import model_names
 from yoloxkd.cli.drawn_files import is_drawn, is_drawn_text
 from yoloxkd.cli.sources import VIDEO_SUFFIXES, Source
 from yoloxkd.data.images import IMAGE_SUFFIXES
-from yoloxkd.errors import UserError
+from yoloxkd.errors import UserError, nearest
 from yoloxkd.file_kinds import is_onnx, is_torch
 from yoloxkd.output_paths import Output, check_folder, check_outputs, folded
 
@@ -40,6 +42,8 @@ def split_model(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         raise UserError(
             f"nothing to predict on: give images, folders, globs, videos or a camera's number after {first}"
         )
+    if rest and not is_model and not os.path.exists(first) and get_close_matches(first, model_names(), n=1, cutoff=0.8):
+        raise UserError(f"'{first}' is neither a model nor a file or folder; {nearest(first, model_names())}")
     return (first, rest) if is_model else (None, list(arguments))
 
 
