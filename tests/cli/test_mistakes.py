@@ -253,4 +253,6 @@ def test_predict_says_what_is_wrong_with_a_source(
         ("a.jpg", "a.jpg: it is missing"),
     ):
         refused(capsys, ["predict", tiny_file, source], "no image or video at", words)
-    refused(capsys, ["predict", "yolox-nanno", "deep"], "'yolox-nanno' is neither a model", "did you mean 'yolox-nano'?")
+    refused(
+        capsys, ["predict", "yolox-nanno", "deep"], "'yolox-nanno' is neither a model", "did you mean 'yolox-nano'?"
+    )

@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from yoloxkd.build.models import model_names
-from yoloxkd.cli.drawn_files import is_drawn, is_drawn_text
+from yoloxkd.cli.drawn_files import is_drawn, is_drawn_text, read_digests
 from yoloxkd.cli.sources import VIDEO_SUFFIXES, Source
 from yoloxkd.data.images import IMAGE_SUFFIXES
 from yoloxkd.errors import UserError, nearest
@@ -102,7 +103,8 @@ def check_targets(
             )
     outputs = [Output("--out", target.file, is_drawn) for target in targets]
     if text:
-        outputs += [Output("--save-txt", file, is_drawn_text) for target in targets for file in _texts(target)]
+        ours = partial(is_drawn_text, digests=read_digests(out / "labels"))
+        outputs += [Output("--save-txt", file, ours, blank=True) for target in targets for file in _texts(target)]
     for option, file in (("--json", json_file), ("--coco", coco_file)):
         outputs += [] if file is None else [Output(option, file)]
     sources = [target.source.path for target in targets if target.source.kind != "camera"]
