@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from tests.conftest import TINY
 from yoloxkd import Detections, Detector, Trainer
+from yoloxkd.engine.callbacks import EarlyStopping
 from yoloxkd.errors import UserError
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.ops.boxes import pairwise_iou
@@ -83,6 +86,37 @@ def test_predict_takes_files_arrays_and_one_of_them(toy: Path, toy_run: Path) ->
     assert (np.diff(one[0].scores) <= 0).all()
     assert one[0].boxes.min() >= 0
     assert one[0].boxes.max() <= 96
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), None])
+def test_a_device_is_named_as_torch_users_do(device: Any, toy_run: Path) -> None:
+    assert Detector(toy_run / "best.pt", device).device.type in ("cpu", "cuda")
+
+
+def test_arguments_of_another_kind_are_one_sentence(toy: Path, toy_run: Path, tmp_path: Path) -> None:
+    model = toy_run / "best.pt"
+    detector = Detector(model, "cpu")
+    picture = cv2.imread(str(toy.parent / "images" / "val" / "0.png"))
+    found = detector.predict(picture, conf=0.0)[0]
+    attempts: list[tuple[Callable[[], Any], str]] = [
+        (lambda: Detector(model, 1.5), "device should be a name"),  # type: ignore[arg-type]
+        (lambda: Detector(model, True), "device should be a name"),
+        (lambda: detector.val(str(toy), batch=0), "batch should be an integer from 1 to"),
+        (lambda: detector.val(str(toy), workers=-1), "workers should be an integer from 0 to"),
+        (lambda: detector.val(None), "data should be a name or a path, got None"),  # type: ignore[arg-type]
+        (lambda: detector.export(5), "should be a name or a path, got 5"),  # type: ignore[arg-type]
+        (lambda: detector.predict("a\0.png"), r"cannot read the image 'a\\x00\.png'"),
+        (lambda: detector.predict(""), "cannot read the image ''"),
+        (lambda: found.save(None), "save needs the name of a file"),  # type: ignore[arg-type]
+        (lambda: Trainer("yolox-nano", set="a.b=1"), "set should be a mapping"),
+        (lambda: Trainer("yolox-nano", set=[1]), "set should be a mapping"),  # type: ignore[list-item]
+        (lambda: Trainer("yolox-nano", callbacks=None), "callbacks should be a list"),  # type: ignore[arg-type]
+        (lambda: Trainer("yolox-nano", callbacks=[EarlyStopping]), r"made by EarlyStopping\(\)"),  # type: ignore[list-item]
+        (lambda: Trainer("yolox-nano", callbacks=[5]), "got 5"),  # type: ignore[list-item]
+    ]
+    for attempt, words in attempts:
+        with pytest.raises(UserError, match=words):
+            attempt()
 
 
 @pytest.mark.parametrize("bad", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)])

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from yoloxkd.build.arguments import fraction, reference, references, whole_number, whole_size
+from yoloxkd.build.arguments import device_name, fraction, reference, references, whole_number, whole_size
 from yoloxkd.build.autobatch import with_measured_batch
+from yoloxkd.build.callbacks import check_objects
 from yoloxkd.build.models import image_size, open_model
 from yoloxkd.build.recipes import recipe_file, resolve
 from yoloxkd.build.run import (
@@ -85,7 +86,7 @@ class Trainer:
         epochs: int | None = None,
         batch: int | str | None = None,
         imgsz: ImageSize | None = None,
-        device: str | None = None,
+        device: str | int | torch.device | None = None,
         amp: str | None = None,
         seed: int | None = None,
         deterministic: bool | None = None,
@@ -102,13 +103,14 @@ class Trainer:
             "epochs": epochs,
             "batch": batch,
             "imgsz": imgsz,
-            "device": device,
+            "device": None if device is None else device_name(device),
             "amp": amp,
             "seed": seed,
             "deterministic": deterministic,
             "workers": workers,
         }
         refuse_while_starting()
+        self.callbacks = check_objects(callbacks)
         references(student=student, teacher=teacher, kd=kd, data=data, out=out, recipe=recipe, resume=resume)
         dist.start()
         self._checkpoint: dict[str, Any] | None = None
@@ -142,7 +144,7 @@ class Trainer:
             (run.get("epoch"), run.get("step_in_epoch"), repr(self.recipe)),
             f"the processes do not find the same run in {self.out}: that folder must be on storage that all machines share",
         )
-        self.callbacks, self.console = list(callbacks), console
+        self.console = console
 
     def fit(self) -> FitResult:
         """Train; returns when the last epoch is done and metrics.json is written."""
@@ -170,13 +172,14 @@ class Detector:
     """A trained detector: a run's best.pt or last.pt, an official checkpoint, a model name, or an exported .onnx.
 
     model   left out: the best student of the newest run under runs/
-    device  auto, cpu, cuda or a CUDA index; an .onnx runs on the CPU, by ONNX Runtime or, with `openvino`, by OpenVINO
+    device  cpu, cuda, a CUDA index or a torch.device, left out: CUDA if there is one; an .onnx runs on the CPU, by ONNX Runtime or, with `openvino`, by OpenVINO
     """
 
     imgsz: ImageSize
 
-    def __init__(self, model: str | Path | None = None, device: str = "auto") -> None:
+    def __init__(self, model: str | Path | None = None, device: str | int | torch.device | None = None) -> None:
         self.source = reference("the model", model) if model is not None else str(newest_run())
+        device = "auto" if device is None else device_name(device)
         if "," in device:
             raise UserError(f"--device {device}: a model runs on one device here; several are for training")
         self.onnx = self.source.lower().endswith(".onnx") or is_onnx(self.source)
@@ -263,6 +266,7 @@ class Detector:
         **options: Any,
     ) -> EvalResult:
         """As `val`, with the detections and the time as well."""
+        data = reference("data", data)
         settings = validate(ValSection, {"split": split} | options, "settings of an evaluation", prefix="val.")
         batch, workers = whole_number("batch", batch, 1, MOST_BATCH), whole_number("workers", workers, 0, MOST_WORKERS)
         split_data = load_split(find_data(data), split)
@@ -293,6 +297,7 @@ class Detector:
         """
         if self.onnx:
             raise UserError(f"{self.source} is an exported file already; export needs the checkpoint it came from")
+        path = None if path is None else reference("the file to export to", path)
         target = export_target(path, self.source, self._opened.weights.path)
         size = self.size(imgsz)
         if isinstance(size, tuple):

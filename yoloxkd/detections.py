@@ -162,6 +162,8 @@ class Detections:
         """
         from yoloxkd.write_image import write_image
 
+        if not isinstance(path, str | Path) or not str(path):
+            raise UserError(f"save needs the name of a file, got {path!r}")
         file = Path(path)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

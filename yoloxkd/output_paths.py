@@ -51,12 +51,14 @@ class Output:
     option  how the user asked for it, such as "--json"
     own     whether an existing file there is one that this program wrote, and so may be replaced; None: any may
     record  it is a record of the run whose folder it goes to
+    blank   an empty file there says something too, as labels of an image without an object do, and is not replaced either
     """
 
     option: str
     path: Path
     own: Callable[[Path], bool] | None = own_json
     record: bool = False
+    blank: bool = False
 
     def __str__(self) -> str:
         return f"{self.option} {self.path}"
@@ -134,9 +136,10 @@ def _check_place(output: Output) -> None:
         raise UserError(
             f"{output} is a record of the run in {path.parent}, which has a {beside[0]}; give another folder or name"
         )
-    if path.is_file() and path.stat().st_size and output.own is not None and not output.own(path):
+    says = path.is_file() and (output.blank or path.stat().st_size)
+    if says and output.own is not None and not output.own(path):
         raise UserError(
-            f"{output} is there already and was not written by this command, so it is not replaced; give another name, "
+            f"{output} is there already and this command did not write it so, therefore it is not replaced; give another name, "
             "or move that file away"
         )
 

@@ -238,3 +238,21 @@ def test_predict_needs_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: P
         "no image or video at",
     )
     assert not (tmp_path / "o").exists()
+
+
+def test_predict_says_what_is_wrong_with_a_source(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("deep/er").mkdir(parents=True)
+    for source, words in (
+        ("photos\\a.jpg", "write '/'"),
+        ("my%20photo.jpg", "write the characters themselves"),
+        ("https://example.org/a.jpg", "which is a URL: download it first"),
+        ("deep", "folders in it are not looked into"),
+        ("a.jpg", "a.jpg: it is missing"),
+    ):
+        refused(capsys, ["predict", tiny_file, source], "no image or video at", words)
+    refused(
+        capsys, ["predict", "yolox-nanno", "deep"], "'yolox-nanno' is neither a model", "did you mean 'yolox-nano'?"
+    )

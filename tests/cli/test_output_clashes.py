@@ -169,3 +169,16 @@ def test_a_run_ended_before_its_first_checkpoint_can_be_started_again(here: Path
     Path("run/environment.json").unlink()
     with pytest.raises(UserError, match=r"run/recipe\.yaml is there already"):
         Trainer(**options)
+
+
+def test_a_run_replaces_no_picture_of_the_user(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("curves.png", "predictions.png", "predictions-epoch-0001.png"):
+        mine = Path(f"mine-{name}/plots/{name}")
+        mine.parent.mkdir(parents=True)
+        mine.write_bytes(b"a picture of the user")
+        arguments = ["train", "--student", "yolox-nano", "--data", "ds/data.yaml", "--out", mine.parent.parent]
+        refused(capsys, arguments, f"--out {mine} is there already")
+        assert mine.read_bytes() == b"a picture of the user"
+        for record in ("environment.json", "train.log"):  # what a run leaves that ended early
+            (mine.parent.parent / record).write_text("{}")
+        Trainer("yolox-nano", data="ds/data.yaml", out=mine.parent.parent)

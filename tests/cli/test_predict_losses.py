@@ -43,6 +43,8 @@ def test_sources_labels_and_pictures_of_the_user_keep_their_bytes(
     put_video(Path("photos/clip.mp4"))
     Path("ds/labels").mkdir(parents=True)
     Path("ds/labels/a.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    Path("background/labels").mkdir(parents=True)
+    Path("background/labels/a.txt").touch()
     before = contents()
     for arguments, words in (
         (["photos", "--out", "photos"], ["--out photos is the folder of the pictures"]),
@@ -50,6 +52,7 @@ def test_sources_labels_and_pictures_of_the_user_keep_their_bytes(
         (["photos/clip.mp4", "--out", "photos"], ["photos/clip.mp4 is a file that this command reads"]),
         (["photos/a.jpg", "--out", "others"], ["others/a.jpg is there already"]),
         (["photos/a.jpg", "--out", "ds", "--save-txt"], ["ds/labels/a.txt is there already"]),
+        (["photos/a.jpg", "--out", "background", "--save-txt"], ["background/labels/a.txt is there already"]),
         (["photos/a.jpg", "--out", "out", "--json", "photos/a.jpg"], ["--json photos/a.jpg"]),
         (["photos/a.jpg", "--out", "out", "--coco", tiny_file], ["tiny.onnx is a file that this command reads"]),
         (["photos/a.jpg", "--out", "out", "--coco", "x.json", "--json", "X.json"], ["are the same file"]),
@@ -206,3 +209,21 @@ def test_python_says_what_cannot_be(tiny_file: Path) -> None:
             Trainer(**{name: 7})
         with pytest.raises(UserError, match=name):
             Trainer(**{name: "y" * 300})
+
+
+def test_labels_that_were_corrected_by_hand_stay(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put_picture(Path("photos/a.jpg"))
+    put_picture(Path("photos/b.jpg"), 1)
+    command = ["photos", "--out", "out", "--save-txt", "--conf", "0.02"]
+    for _ in range(2):
+        assert predict(tiny_file, *command) == 0
+    assert predict(tiny_file, "photos/b.jpg", *command[1:]) == 0  # what is known of a.txt stays known
+    corrected = Path("out/labels/a.txt")
+    for correction in ("", "0 0.5 0.5 0.25 0.25\n"):
+        corrected.write_text(correction)
+        before = contents()
+        refused(capsys, ["predict", tiny_file, *command], "--save-txt out/labels/a.txt is there already")
+        assert contents() == before
+    assert predict(tiny_file, "photos/b.jpg", *command[1:]) == 0
+    assert predict(tiny_file, "photos", "--out", "out") == 0  # the labels are not written
+    assert corrected.read_text() == "0 0.5 0.5 0.25 0.25\n"

@@ -167,7 +167,7 @@ def test_a_broken_picture_reaches_the_user_as_one_sentence(data: DetectionData, 
     ):
         with pytest.raises(UserError) as caught:
             list(loader)
-        assert str(caught.value) == f"the image {data.paths[1]} is empty; replace it or take it out of the data set"
+        assert str(caught.value) == f"the image {data.paths[1]} is empty; replace it or leave it out"
 
 
 def test_eval_loader_gives_every_image_once_in_order(data: DetectionData) -> None:

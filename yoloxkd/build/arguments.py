@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from yoloxkd.config.load import shown
 from yoloxkd.errors import UserError
@@ -31,6 +32,13 @@ def references(**arguments: Any) -> None:
     for name, value in arguments.items():
         for one in value if isinstance(value, list | tuple) else [] if value is None else [value]:
             reference(name, one)
+
+
+def device_name(device: Any) -> str:
+    """A device as the command line names it, from that text, a CUDA index or a torch.device. UserError: anything else."""
+    if isinstance(device, bool) or not isinstance(device, str | int | torch.device) or str(device) == "":
+        raise UserError(f"device should be a name such as 'cpu' or 'cuda:0', or a CUDA index, got {device!r}")
+    return str(device)
 
 
 def fraction(name: str, value: Any) -> float:

@@ -46,6 +46,17 @@ def check_callbacks(section: Mapping[str, Any], known: Sequence[str]) -> dict[st
     return out
 
 
+def check_objects(given: Any) -> list[Callback]:
+    """The user's own callbacks. UserError: they are no list, or one is no object with the events of `Callback`."""
+    if not isinstance(given, list | tuple):
+        raise UserError(f"callbacks should be a list of callback objects, got {given!r}")
+    for one in given:
+        if isinstance(one, type) or not all(hasattr(one, name) for name in vars(Callback) if not name.startswith("_")):
+            hint = f" (an object of it is made by {one.__name__}())" if isinstance(one, type) else ""
+            raise UserError(f"callbacks should be objects of classes made from yoloxkd's Callback, got {one!r}{hint}")
+    return list(given)
+
+
 def ordered_callbacks(
     recipe: Recipe,
     header: dict[str, Any],

@@ -75,6 +75,8 @@ def resolve(
     family, defaults = architecture(tree["student"]["name"])
     _choose_methods(tree, kd, family)
     tree["student"] = merge(defaults, tree["student"])
+    if not isinstance(sets, Mapping) and not (isinstance(sets, list | tuple) and all(isinstance(t, str) for t in sets)):
+        raise UserError(f"set should be a mapping of recipe keys to values, or a list of 'a.b=c' texts, got {sets!r}")
     for key, value in sets.items() if isinstance(sets, Mapping) else map(parse_set, sets):
         put(tree, _kd_key(str(key), tree["kd"]), value)
     if "names" in (tree.get("teacher") or {}):

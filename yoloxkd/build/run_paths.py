@@ -21,7 +21,8 @@ def check_run_paths(recipe: Recipe, out: Path, also: Iterable[str | Path | None]
     What a run that was ended before its first checkpoint has left is replaced.
     """
     given = [*recipe.teacher.models, recipe.student.weights, recipe.data, *also]
-    outputs = [
+    outputs = [Output("--out", file, _drawn_by_a_run, record=True) for file in _plots(out)]
+    outputs += [
         Output("--out", out / name, partial(_left_by_a_run, weights=name in _WEIGHTS), record=True)
         for name in RUN_RECORDS
         if name not in _GROWS
@@ -31,6 +32,16 @@ def check_run_paths(recipe: Recipe, out: Path, also: Iterable[str | Path | None]
 
 def _left_by_a_run(file: Path, weights: bool) -> bool:
     return not weights and (file.parent / "environment.json").is_file() and (file.parent / "train.log").is_file()
+
+
+def _plots(out: Path) -> list[Path]:
+    """The pictures that a run draws; of those with the number of an epoch, the ones that are there already."""
+    folder = out / "plots"
+    return [folder / "curves.png", folder / "predictions.png", *sorted(folder.glob("predictions-epoch-*.png"))]
+
+
+def _drawn_by_a_run(file: Path) -> bool:
+    return _left_by_a_run(file.parent, weights=False)
 
 
 def check_teachers(recipe: Recipe) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from yoloxkd.errors import UserError
 from yoloxkd.write_image import encoded
 
 MARK = b"drawn by yoloxkd predict"
+DIGESTS = ".written-by-yoloxkd.json"
+"""The file in `labels/` with the digests of what is there."""
 _AFTER_PNG_HEADER = 33  # bytes of the signature and of the IHDR chunk
 _NEAR = 256  # bytes at either end of a file in which the mark is looked for
 
@@ -32,13 +36,35 @@ def is_drawn(file: Path) -> bool:
         return False
 
 
-def is_drawn_text(file: Path) -> bool:
-    """Whether a label file in `labels/` belongs to a drawn picture or video beside that folder."""
+def is_drawn_text(file: Path, digests: Mapping[str, str]) -> bool:
+    """Whether a label file in `labels/` belongs to a drawn picture or video beside that folder, and nobody changed it.
+
+    digests  what `read_digests` finds in `labels/`
+    """
+    try:
+        if digests.get(file.name) not in (None, text_digest(file.read_text(encoding="utf-8"))):
+            return False
+    except (OSError, ValueError):
+        return False
     stem, _, number = file.stem.rpartition("_")
     stems = [file.stem, *([stem] if number.isdigit() else [])]
     return any(
         is_drawn(file.parent.parent / f"{s}{suffix}") for s in stems for suffix in (".jpg", ".jpeg", ".png", ".mp4")
     )
+
+
+def text_digest(text: str) -> str:
+    """By which a label file is known again: people correct labels by hand, and corrections are theirs."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_digests(labels: Path) -> dict[str, str]:
+    """File name -> digest of each label file that `yoloxkd predict` has written there; those of a killed run are not known."""
+    try:
+        found = json.loads((labels / DIGESTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:

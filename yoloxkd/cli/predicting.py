@@ -17,7 +17,7 @@ import numpy as np
 from yoloxkd.api import Detector
 from yoloxkd.build.arguments import fraction
 from yoloxkd.build.run import newest_run
-from yoloxkd.cli.drawn_files import VideoFile, write_picture
+from yoloxkd.cli.drawn_files import DIGESTS, VideoFile, read_digests, text_digest, write_picture
 from yoloxkd.cli.prediction_paths import Target, check_targets, free_targets, split_model
 from yoloxkd.cli.results import Found, coco_results, yolo_text
 from yoloxkd.cli.sources import Unreadable, find_sources, opened
@@ -80,7 +80,7 @@ def predict_files(
         (wanted.out / "labels" if wanted.text else wanted.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"could not write to {wanted.out}: {error.strerror or error}") from error
-    with _ended_alike():
+    with _ended_alike(), _digests_kept(run):
         run.all(targets)
 
 
@@ -97,14 +97,29 @@ def _ended_alike() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _digests_kept(run: _Run) -> Iterator[None]:
+    """Around the writing of label files: what they were written as is known afterwards, however it ends but by a kill."""
+    file = run.wanted.out / "labels" / DIGESTS
+    before = read_digests(file.parent)
+    try:
+        if run.wanted.text:
+            file.unlink(missing_ok=True)  # a killed run leaves files that it does not tell of
+        yield
+    finally:
+        if run.texts:
+            write_json(file, before | run.texts)
+
+
 @dataclass(slots=True)
 class _Run:
-    """What has been found so far, and the sources that could not be read."""
+    """What has been found so far, the sources that could not be read, and the digests of the label files written."""
 
     detect: Callable[[np.ndarray], Detections]
     wanted: Wanted
     found: list[Found] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
 
     def all(self, targets: Sequence[Target]) -> None:
         done = 0
@@ -192,7 +207,9 @@ class _Run:
         if self.wanted.text:
             text = target.text(one.frame)
             try:
-                text.write_text(yolo_text(one, self.wanted.scores), encoding="utf-8")
+                lines = yolo_text(one, self.wanted.scores)
+                text.write_text(lines, encoding="utf-8")
+                self.texts[text.name] = text_digest(lines)
             except OSError as error:
                 raise UserError(f"could not write {text}: {error.strerror or error}") from error
 

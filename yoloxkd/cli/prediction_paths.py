@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from yoloxkd.build.models import model_names
-from yoloxkd.cli.drawn_files import is_drawn, is_drawn_text
+from yoloxkd.cli.drawn_files import is_drawn, is_drawn_text, read_digests
 from yoloxkd.cli.sources import VIDEO_SUFFIXES, Source
 from yoloxkd.data.images import IMAGE_SUFFIXES
-from yoloxkd.errors import UserError
+from yoloxkd.errors import UserError, nearest
 from yoloxkd.file_kinds import is_onnx, is_torch
 from yoloxkd.output_paths import Output, check_folder, check_outputs, folded
 
@@ -40,6 +43,8 @@ def split_model(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         raise UserError(
             f"nothing to predict on: give images, folders, globs, videos or a camera's number after {first}"
         )
+    if rest and not is_model and not os.path.exists(first) and get_close_matches(first, model_names(), n=1, cutoff=0.8):
+        raise UserError(f"'{first}' is neither a model nor a file or folder; {nearest(first, model_names())}")
     return (first, rest) if is_model else (None, list(arguments))
 
 
@@ -98,7 +103,8 @@ def check_targets(
             )
     outputs = [Output("--out", target.file, is_drawn) for target in targets]
     if text:
-        outputs += [Output("--save-txt", file, is_drawn_text) for target in targets for file in _texts(target)]
+        ours = partial(is_drawn_text, digests=read_digests(out / "labels"))
+        outputs += [Output("--save-txt", file, ours, blank=True) for target in targets for file in _texts(target)]
     for option, file in (("--json", json_file), ("--coco", coco_file)):
         outputs += [] if file is None else [Output(option, file)]
     sources = [target.source.path for target in targets if target.source.kind != "camera"]

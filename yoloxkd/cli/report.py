@@ -91,7 +91,7 @@ def describe(what: str) -> str:
         detector = build_detector({"name": what}, COCO_NAMES)
         return "\n".join([_model(what, detector, default_size(what)), "", _recipe(what, {"student": {"name": what}})])
     if not path.is_file():
-        known = [*model_names(), *cfg_names("recipes")]
+        known = list(dict.fromkeys([*model_names(), *cfg_names("recipes")]))
         raise UserError(f"'{what}' is neither a model, a recipe nor a file; {nearest(what, known)}")
     weights = read_weights(what)
     opened = open_model(what)

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from yoloxkd.cli.drawn_files import plain_name
+from yoloxkd.data.find_images import missing
 from yoloxkd.data.images import IMAGE_SUFFIXES
 from yoloxkd.errors import UserError
 
@@ -53,11 +54,20 @@ def find_sources(given: Iterable[str]) -> list[Source]:
         else:
             found = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
         if not found:
-            raise UserError(
-                f"no image or video at {text}: no such file, an empty folder, or a pattern that matches nothing"
-            )
+            raise UserError(f"no image or video at {text}{_hint(text)}")
         out += [Source(p, "video" if p.suffix.lower() in VIDEO_SUFFIXES else "image") for p in found]
     return out
+
+
+def _hint(text: str) -> str:
+    """Why nothing is there, by what the text looks like."""
+    if "://" in text and not text.startswith("file:"):
+        return ", which is a URL: download it first, and give the file"
+    if os.path.isdir(text):
+        return ", a folder with no file that is one (folders in it are not looked into)"
+    if glob.has_magic(text):
+        return ": no file has that name, and as a pattern it matches none"
+    return f": it {missing(text)}"
 
 
 def _inside(folder: Path) -> list[Path]:

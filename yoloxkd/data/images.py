@@ -25,7 +25,7 @@ from yoloxkd.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_REMEDY = "replace it or take it out of the data set"
+_REMEDY = "replace it or leave it out"
 _FILLED = np.array([63, 64, 65, 127, 128, 129], np.uint8)  # gray of a JPEG, or CMYK JPEG, whose data ends early
 _DECODED, _OPENED = 16 * 2**20, 32 * 2**10  # bytes of JPEGs that are decoded before a run, and what opening one adds
 _REDUCED = {
@@ -56,7 +56,9 @@ def read_image(path: str, size: tuple[int, int] | None = None, reduce: int = 1) 
         with open(path, "rb", buffering=0) as file:
             content = file.read()
     except OSError as error:
-        raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the image {path or repr(path)}: {error.strerror or error}") from error
+    except ValueError as error:  # a zero byte, or what no file system can encode
+        raise UserError(f"cannot read the image {path!r}: {error}") from error
     return decode_image(content, path, size, reduce)
 
 
