@@ -12,7 +12,7 @@ import numpy as np
 
 from yoloxkd.data.box_table import UNWANTED, BoxTable, Pictures
 from yoloxkd.data.faults import Faults, Place, shown
-from yoloxkd.data.find_images import encodable, located
+from yoloxkd.data.find_images import located
 from yoloxkd.data.strings import Strings
 from yoloxkd.data.values import (
     NO_ID,
@@ -47,7 +47,7 @@ class ImageRows:
         self._parts.append(self._coder.of([row.get("id") for row in rows]))
         for row in rows:
             name = row.get("file_name")
-            if not isinstance(name, str) or not name.strip() or encodable(name) != name:
+            if not isinstance(name, str) or not name.strip():
                 raise self._fault(row, "file_name", "which is not a text that names a file")
             if id_key(row.get("id")) is None:
                 raise self._fault(row, "id", "which is not a whole number or a text")

@@ -120,7 +120,7 @@ def located(paths: Iterable[str], faults: Faults) -> list[str]:
     Other spellings are: the other Unicode normal form, another case, backslashes for slashes, `%20` and the like,
     `file://`, spaces around the name. A path that no file has stays as it is.
     """
-    out = [encodable(path) for path in paths]
+    out = [_encodable(path) for path in paths]
     there = in_threads(os.path.lexists, out)
     folders: dict[str, Names] = {}
     for i, path in enumerate(out):
@@ -130,7 +130,7 @@ def located(paths: Iterable[str], faults: Faults) -> list[str]:
     return out
 
 
-def encodable(path: str) -> str:
+def _encodable(path: str) -> str:
     """The path itself if a file can have it; else one that no file has, so that it is told as missing."""
     try:
         os.fsencode(path)
