@@ -23,6 +23,12 @@ _MOST_AREA = 2.0
 """An area may be this many times its box's: outlines and boxes are rounded, and some tools count them apart."""
 
 
+def corners(xywh: np.ndarray) -> np.ndarray:
+    """(M, 4) boxes xywh -> xyxy; what is beyond floats becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+
+
 @dataclass(slots=True)
 class Pictures:
     """The images of a split: ids (N,) int64, N paths, sizes (N, 2) height and width px; keys as `DetectionData.image_keys`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from yoloxkd.data.data_yaml import class_names, read_data_yaml
 from yoloxkd.data.faults import Faults, Place, shown
+from yoloxkd.data.find_images import labels_folder
 from yoloxkd.data.formats import SplitSource
 from yoloxkd.data.strings import readable
 from yoloxkd.data.texts import decode_text, lines_of
@@ -38,11 +39,7 @@ def _folders(source: SplitSource) -> list[Path]:
     starts = [*source.annotations]
     for place in source.images:
         folder = place if place.is_dir() else place.parent
-        parts = list(folder.parts)
-        if "images" in parts:
-            parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-            starts.append(Path(*parts))
-        starts.append(folder)
+        starts += [labels_folder(folder), folder]
     found: dict[Path, None] = {}
     for start in starts:
         above = [folder for folder in start.parents if folder.is_relative_to(source.root)]

@@ -159,6 +159,14 @@ def _other_spelling(path: str, folders: dict[str, Names]) -> str | None:
     return None
 
 
+def labels_folder(folder: Path) -> Path:
+    """Where the labels of a folder's images are: the last `images` of its path is `labels`, as Ultralytics has it."""
+    parts = list(folder.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts)
+
+
 def missing(path: str) -> str:
     """Why there is no such file, and what in its name may be the reason."""
     if os.path.islink(path):
