@@ -257,7 +257,7 @@ def test_corners_instead_of_sides_are_refused(make_set: MakeSet, content: dict[s
     content["annotations"] = [
         {"id": i, "image_id": 30, "category_id": 3, "bbox": row} for i, row in enumerate(rows, start=1)
     ]
-    with pytest.raises(UserError, match=r"3 of 4 boxes of .* write width and height instead of the second corner"):
+    with pytest.raises(UserError, match=r"3 of 4 boxes of .* write them as \[x, y, width, height\]"):
         read(make_set, content)
     content["annotations"][0]["bbox"] = [20, 10, 19, 9]  # no second corner: the boxes stick out, and that is all
     data = read(make_set, content)

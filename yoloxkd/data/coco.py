@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures, corners
-from yoloxkd.data.coco_lists import ImageRows, check_corner_order, match_categories
+from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures, check_corner_order, corners
+from yoloxkd.data.coco_lists import ImageRows, match_categories
 from yoloxkd.data.faults import Faults
 from yoloxkd.data.formats import Format, SplitSource
 from yoloxkd.data.images import check_images
@@ -159,7 +159,7 @@ class _Columns:
         if 2 * column["crowd"].sum() > len(table.keep):
             kind = "ignored for iscrowd 1, as most objects here (some tools mark every mask so; 0 is an object to train on)"
             table.count(column["crowd"], kind, faults)
-        check_corner_order(table, pictures.sizes, faults)
+        check_corner_order(table, column["bbox"], pictures.sizes, "[x, y, width, height]", faults)
         return table
 
     def _extra(self, key: str) -> np.ndarray | None:

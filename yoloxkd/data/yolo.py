@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures
+from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures, check_corner_order
 from yoloxkd.data.faults import Faults, Place
 from yoloxkd.data.find_images import beside, images_of, labels_folder
 from yoloxkd.data.formats import Format, SplitSource
@@ -169,6 +169,7 @@ class _Rows:
         )
         in_pixels = np.nan_to_num(np.abs(values[:, 1:]).max(1, initial=0)) > _TOO_LARGE
         table.drop(in_pixels, "whose values are not fractions of the picture (0 to 1)", self.faults)
+        check_corner_order(table, values[:, 1:] * scale, sizes, "[x center, y center, width, height]", self.faults)
         return table
 
 
