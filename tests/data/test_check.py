@@ -15,7 +15,7 @@ from tests.data.test_convert import rich_set
 from yoloxkd.cli import run
 from yoloxkd.data import check
 from yoloxkd.data.faults import MISSING, UNREADABLE
-from yoloxkd.data.spec import load_split
+from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.data.stats import split_stats
 
 
@@ -137,3 +137,12 @@ def test_stats_count_by_class_and_size_and_draw(tmp_path: Path, capsys: pytest.C
     assert sheet.shape == (376, 3 * 368 + 8, 3)
     assert cv2.imread(str(out / "chart.png")) is not None
     assert json.loads((out / "stats.json").read_text())["splits"]["val"]["images"] == 2
+
+
+def test_a_split_of_which_no_image_can_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "list.txt").write_text("images/a.jpg\n")
+    (tmp_path / "data.yaml").write_text("names: [person]\ntrain: list.txt\n")
+    (report,) = check.check_data(find_data(tmp_path / "data.yaml"))
+    assert (report.images, report.breaking, report.faults.counts) == (0, 1, {MISSING: 1})

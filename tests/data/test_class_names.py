@@ -124,9 +124,16 @@ def test_two_words_for_one_split_and_typing_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'val' and 'valid', which mean the same split; remove one of them"):
         find_data(write(tmp_path, "[cat]", "val: images/train\nvalid: images/train"))
     assert find_data(write(tmp_path, "[cat]", "val:\nvalid: images/train")).splits == ["train", "val"]
-    for key, meant in (("vall", "val"), ("tests", "test"), ("nmaes", "names"), ("validaton", "validation")):
+    for key, meant in (
+        ("vall", "val"),
+        ("tests", "test"),
+        ("nmaes", "names"),
+        ("validaton", "validation"),
+        ("Val", "val"),
+    ):
         with pytest.raises(UserError, match=f"unknown key '{key}' .* did you mean '{meant}'"):
             find_data(write(tmp_path, "[cat]", f"{key}: images/train"))
+    assert find_data(write(tmp_path, "[cat]", "val: ''")).splits == ["train"]  # no name is not the whole folder
     others = (
         "roboflow: {version: 1}\nflip_idx: [0]\nnames_de: [Katze]\nlicense: x\nchannels: 3\nminival: x\ndescription: y"
     )
@@ -138,6 +145,7 @@ def test_two_words_for_one_split_and_typing_errors(tmp_path: Path) -> None:
     [
         ("labels/train/classes.txt", "dog\ncat\n"),
         ("labels/classes.txt", "cat\ndogg\n"),
+        ("labels/Classes.TXT", "dog\ncat\n"),
         ("classes.txt", "cat\ndog\ncow\n"),
         ("obj.names", "dog\ncat\n"),
         ("images/train/_darknet.labels", "dog\ncat\n"),
@@ -156,6 +164,15 @@ def test_a_class_file_that_contradicts_the_names_is_a_fault(
     assert str(tmp_path / file) in data.summary()
     assert run(["data", "check", str(made)]) == 0
     assert str(tmp_path / file) in capsys.readouterr().out
+
+
+def test_class_files_of_other_encodings_are_read(tmp_path: Path) -> None:
+    made = write(tmp_path, "[cat, 'caf\u00e9']")
+    file = tmp_path / "labels" / "classes.txt"
+    for words, found in (("cat\ncaf\u00e9\n", {}), ("dog\ncaf\u00e9\n", {KIND: 1})):
+        for encoding in ("latin-1", "utf-16"):
+            file.write_bytes(words.encode(encoding))
+            assert load_split(find_data(made), "train").faults.counts == found
 
 
 def test_files_that_agree_or_are_no_class_files_are_no_fault(tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ def told(data: DetectionData, imgsz: int | None = 640) -> tuple[bool, str]:
     return found[0].stops, found[0].sentence
 
 
+def test_boxes_of_other_classes_alone_are_said_to_be_that() -> None:
+    faults = Faults()
+    faults.add("dropped, of a category that is not in names", [], 3)
+    stops, sentence = told(split([], faults=faults))
+    assert stops
+    assert "all 3 boxes are of classes that are not in names; make the names agree" in sentence
+
+
 def test_enough_is_nothing_to_say() -> None:
     assert shortages(split([BOX] * 4), imgsz=640) == []
     assert shortages(split([BOX]), imgsz=None) == []  # a class that is not there is not measured

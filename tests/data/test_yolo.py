@@ -50,6 +50,24 @@ def test_a_polygon_is_the_box_around_it(tmp_path: Path) -> None:
     assert data.labels.tolist() == [0, 1]
 
 
+def test_corners_in_place_of_center_and_size_are_refused(tmp_path: Path) -> None:
+    text = "0 0.6 0.6 0.9 0.95\n0 0.1 0.1 0.3 0.4\n1 0.5 0.7 0.8 1\n"
+    with pytest.raises(UserError, match=r"a\.txt:1 stick out .* and none as \[x1, y1, x2, y2\]"):
+        read(tmp_path, {"a": text})
+    assert len(read(tmp_path, {"a": text + "0 0.5 0.5 0.1 0.1\n"}).boxes) == 4
+
+
+def test_polygons_and_oriented_boxes_with_a_score_are_read_without_it(tmp_path: Path) -> None:
+    oriented = "0 0.25 0.25 0.5 0.25 0.5 0.75 0.25 0.75"
+    data = read(tmp_path, {"a": f"{oriented} 0.9\n", "b": f"{oriented}\n", "c": f"{oriented} 7\n"})
+    np.testing.assert_array_equal(data.boxes[0], data.boxes[1])
+    assert len(data.boxes) == 2
+    assert data.faults.counts == {
+        "polygons with a last column of their own, taken for a score and left out": 1,
+        "dropped, lines that are not 'class x y w h' or a polygon": 1,
+    }
+
+
 @pytest.mark.parametrize(
     ("line", "kind"),
     [

@@ -19,8 +19,16 @@ UNKNOWN, UNWANTED = -2, -1
 _ROUNDING_PX = 0.5
 # Sides below this are under a pixel; a box of one pixel may be written with few decimals.
 _PIXEL = 0.95
+_FEW = 3  # boxes, too few to tell their order by
+_BEYOND_PX = 1.0
 _MOST_AREA = 2.0
 """An area may be this many times its box's: outlines and boxes are rounded, and some tools count them apart."""
+
+
+def corners(xywh: np.ndarray) -> np.ndarray:
+    """(M, 4) boxes xywh -> xyxy; what is beyond floats becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
 @dataclass(slots=True)
@@ -201,3 +209,24 @@ class BoxTable:
         if ids is None or (len(ids) and (ids.min() <= 0 or len(np.unique(ids)) < len(ids))):
             return np.arange(1, len(self.image) + 1, dtype=np.int64)
         return ids
+
+
+def check_corner_order(table: BoxTable, read: np.ndarray, sizes: np.ndarray, order: str, faults: Faults) -> None:
+    """Refuse boxes that are (x1, y1, x2, y2), where the format has another `order`.
+
+    They are, where each box makes sense as corners and more than half stick out of their image as the format has them.
+    read  (M, 4) px, the values as if they were corners; sizes (N, 2) height and width px of the images
+    """
+    if not len(sizes):
+        return
+    rows = (table.image >= 0) & np.isfinite(table.boxes).all(axis=1) & ~table.ignore
+    box, limit = read[rows], sizes[table.image[rows]][:, ::-1] + _BEYOND_PX
+    ordered = (box[:, 2:] > box[:, :2]).all(axis=1) & (box[:, 2:] <= limit).all(axis=1)
+    beyond = (table.boxes[rows][:, 2:] > limit).any(axis=1) | (table.boxes[rows][:, :2] < -_BEYOND_PX).any(axis=1)
+    if len(box) < _FEW or not ordered.all() or 2 * beyond.sum() <= len(box):
+        return
+    sentence = (
+        f"{beyond.sum()} of {len(box)} boxes of {table.place(int(np.flatnonzero(rows)[0]))} stick out of their image as "
+        f"{order}, and none as [x1, y1, x2, y2]; write them as {order}"
+    )
+    table.refuse(rows, f"boxes that look like [x1, y1, x2, y2], where the format has {order}", sentence, faults)

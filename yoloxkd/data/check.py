@@ -88,7 +88,8 @@ def check_data(
             continue
         report.images, report.ignored = len(data), int(data.crowd.sum())
         report.boxes = len(data.boxes) - report.ignored
-        _add_shortages(report, data, imgsz)
+        if len(data):  # else no image can be read, which is told already
+            _add_shortages(report, data, imgsz)
         for path, digest in zip(data.paths, _look(data, report.faults, progress), strict=True):
             if digest:
                 places.setdefault(digest, []).append((report, path))

@@ -9,12 +9,16 @@ from typing import Any
 
 from yoloxkd.data.data_yaml import class_names, read_data_yaml
 from yoloxkd.data.faults import Faults, Place, shown
+from yoloxkd.data.find_images import labels_folder
 from yoloxkd.data.formats import SplitSource
+from yoloxkd.data.strings import readable
+from yoloxkd.data.texts import decode_text, lines_of
+from yoloxkd.data.ultralytics import is_flat
 from yoloxkd.data.values import bare_name
 from yoloxkd.errors import UserError
 
 KIND = "class files that contradict the names in the data YAML"
-_LINES = ("classes.txt", "obj.names", "_darknet.labels", "*.names")
+_LINES = ("classes.txt", "_darknet.labels")
 
 
 def compare_class_files(source: SplitSource, names: Sequence[str], own: Path, faults: Faults) -> None:
@@ -35,11 +39,7 @@ def _folders(source: SplitSource) -> list[Path]:
     starts = [*source.annotations]
     for place in source.images:
         folder = place if place.is_dir() else place.parent
-        parts = list(folder.parts)
-        if "images" in parts:
-            parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-            starts.append(Path(*parts))
-        starts.append(folder)
+        starts += [labels_folder(folder), folder]
     found: dict[Path, None] = {}
     for start in starts:
         above = [folder for folder in start.parents if folder.is_relative_to(source.root)]
@@ -49,9 +49,10 @@ def _folders(source: SplitSource) -> list[Path]:
 
 def _said(folder: Path, own: Path) -> Iterator[tuple[Path, list[str]]]:
     """Class files of a folder and their names; files that are none of these after all are passed over."""
-    for file in dict.fromkeys(found for pattern in _LINES for found in sorted(folder.glob(pattern))):
-        if (text := _text(file)) is not None:
-            yield file, [line.strip() for line in text.splitlines() if line.strip()]
+    for file in sorted(folder.iterdir()):
+        name = file.name.lower()
+        if (name in _LINES or name.endswith(".names")) and (text := _text(file)) is not None:
+            yield file, [line.strip() for line in lines_of(text) if line.strip()]
     notes = folder / "notes.json"
     if (text := _text(notes)) is not None and (said := _label_studio(text)):
         yield notes, said
@@ -62,8 +63,8 @@ def _said(folder: Path, own: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def _text(file: Path) -> str | None:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError):
+        return decode_text(file.read_bytes(), str(file))
+    except (OSError, UserError):
         return None
 
 
@@ -80,8 +81,8 @@ def _other_yaml(file: Path) -> list[str]:
     """The names of a data YAML, where they are numbered: in other formats their order means nothing."""
     try:
         content = read_data_yaml(file)
-        flat = any(isinstance(content.get(split), str | list) for split in ("train", "val", "test"))
-        return class_names(content.get("names")) if flat or content.get("format") == "yolo" else []
+        numbered = is_flat(content, ("train", "val", "test")) or content.get("format") == "yolo"
+        return class_names(content.get("names")) if numbered else []
     except (UserError, ValueError):
         return []
 
@@ -90,7 +91,8 @@ def _difference(said: Iterable[str], names: Sequence[str]) -> str:
     """How other names contradict, in words; empty where they do not."""
     other = list(said)
     for label, (one, name) in enumerate(zip(other, names, strict=False)):
-        if bare_name(one) != bare_name(name):
+        other_encoding = readable(one) != one and not name.isascii()  # the same letters, for all that can be told
+        if bare_name(one) != bare_name(name) and not other_encoding:
             return f"class {label} is '{shown(one)}' there, '{shown(name)}' in the data YAML"
     if len(other) != len(names):
         return f"it has {len(other)} classes, the data YAML {len(names)}"

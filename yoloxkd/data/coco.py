@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures
-from yoloxkd.data.coco_lists import ImageRows, check_corner_order, match_categories
+from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures, check_corner_order, corners
+from yoloxkd.data.coco_lists import ImageRows, match_categories
 from yoloxkd.data.faults import Faults
 from yoloxkd.data.formats import Format, SplitSource
 from yoloxkd.data.images import check_images
@@ -143,7 +143,7 @@ class _Columns:
         table = BoxTable(
             image=_positions(column["image"], image_codes),
             label=_mapped(column["category"], label_of_category),
-            boxes=_corners(column["bbox"]),
+            boxes=corners(column["bbox"]),
             ignore=column["crowd"] | column["hard"],
             difficult=column["hard"],
             line=column["line"],
@@ -159,7 +159,7 @@ class _Columns:
         if 2 * column["crowd"].sum() > len(table.keep):
             kind = "ignored for iscrowd 1, as most objects here (some tools mark every mask so; 0 is an object to train on)"
             table.count(column["crowd"], kind, faults)
-        check_corner_order(table, pictures.sizes, faults)
+        check_corner_order(table, column["bbox"], pictures.sizes, "[x, y, width, height]", faults)
         return table
 
     def _extra(self, key: str) -> np.ndarray | None:
@@ -168,7 +168,7 @@ class _Columns:
         if not found:
             return None
         missing = [np.full((len(part), 4), np.nan) for part in self.parts["image"]]
-        return _corners(np.concatenate([found.get(i, none) for i, none in enumerate(missing)]))
+        return corners(np.concatenate([found.get(i, none) for i, none in enumerate(missing)]))
 
 
 def _boxes(rows: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -192,11 +192,6 @@ def _areas(values: Sequence[Any]) -> np.ndarray:
     found = numbers(values)
     said = np.array([value is not None for value in values], bool)
     return np.where(np.isnan(found) & said, -1.0, found)
-
-
-def _corners(xywh: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
 def _mapped(categories: np.ndarray, label_of_category: dict[int, int]) -> np.ndarray:
@@ -244,8 +239,8 @@ def write_coco(data: DetectionData, files: Sequence[str], folder: Path) -> dict[
     return {"images": f"images/{data.split}", "annotations": f"annotations/{data.split}.json"}
 
 
-def _rounded_xywh(corners: np.ndarray) -> list[list[float]]:
-    xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+def _rounded_xywh(boxes: np.ndarray) -> list[list[float]]:
+    xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     rows: list[list[float]] = xywh.round(9).tolist()
     return rows
 

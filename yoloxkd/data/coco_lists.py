@@ -1,4 +1,4 @@
-"""The images and categories of a COCO file, and whether its boxes are what COCO's are."""
+"""The images and categories of a COCO file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from yoloxkd.data.box_table import UNWANTED, BoxTable, Pictures
+from yoloxkd.data.box_table import UNWANTED, Pictures
 from yoloxkd.data.faults import Faults, Place, shown
-from yoloxkd.data.find_images import encodable, located
+from yoloxkd.data.find_images import located
 from yoloxkd.data.strings import Strings
 from yoloxkd.data.values import (
     NO_ID,
@@ -26,9 +26,6 @@ from yoloxkd.data.values import (
     typed,
 )
 from yoloxkd.errors import UserError
-
-_FEW = 3  # boxes, too few to tell their order by
-_BEYOND_PX = 1.0
 
 
 class ImageRows:
@@ -47,7 +44,7 @@ class ImageRows:
         self._parts.append(self._coder.of([row.get("id") for row in rows]))
         for row in rows:
             name = row.get("file_name")
-            if not isinstance(name, str) or not name.strip() or encodable(name) != name:
+            if not isinstance(name, str) or not name.strip():
                 raise self._fault(row, "file_name", "which is not a text that names a file")
             if id_key(row.get("id")) is None:
                 raise self._fault(row, "id", "which is not a whole number or a text")
@@ -170,23 +167,3 @@ def _numbered(labels: dict[int, int], said_by: dict[int, int | str], count: int)
     if is_plain(codes).all() and set(map(type, own)) <= {int}:
         return Categories(labels, np.array(own, np.int64), None)
     return Categories(labels, np.arange(1, count + 1), own)
-
-
-def check_corner_order(table: BoxTable, sizes: np.ndarray, faults: Faults) -> None:
-    """Refuse boxes that are (x1, y1, x2, y2), where COCO has (x, y, width, height).
-
-    They are, where each box makes sense that way and more than half stick out of their image the other way.
-    """
-    if table.written is None or not len(sizes):
-        return
-    rows = (table.image >= 0) & np.isfinite(table.boxes).all(axis=1) & ~table.ignore
-    box, limit = table.written[rows], sizes[table.image[rows]][:, ::-1] + _BEYOND_PX
-    corners = (box[:, 2:] > box[:, :2]).all(axis=1) & (box[:, 2:] <= limit).all(axis=1)
-    beyond = (table.boxes[rows][:, 2:] > limit).any(axis=1)
-    if len(box) < _FEW or not corners.all() or 2 * beyond.sum() <= len(box):
-        return
-    sentence = (
-        f"{beyond.sum()} of {len(box)} boxes of {table.files[0]} stick out of their image as COCO's [x, y, width, height], "
-        "and none as [x1, y1, x2, y2]; write width and height instead of the second corner"
-    )
-    table.refuse(rows, "boxes that look like [x1, y1, x2, y2], where COCO has [x, y, width, height]", sentence, faults)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from yoloxkd.data.box_table import BoxTable, Pictures
+from yoloxkd.data.box_table import BoxTable, Pictures, corners
 from yoloxkd.data.faults import Faults, Place
 from yoloxkd.data.find_images import IMAGE_SUFFIXES, Stems
 from yoloxkd.data.formats import Format, SplitSource
@@ -138,9 +138,7 @@ def _row(text: str) -> tuple[dict[str, Any] | None, str]:
 
 
 def _corners(boxes: list[tuple[int, int, dict[str, Any]]], key: str) -> np.ndarray:
-    xywh = numbers([box.get(key) for _, _, box in boxes], (4,))
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    return corners(numbers([box.get(key) for _, _, box in boxes], (4,)))
 
 
 def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:

@@ -109,9 +109,9 @@ def _our_splits(content: dict[str, Any], file: Path) -> dict[str, Any]:
 def refuse_typing_errors(content: Mapping[str, Any], where: str) -> None:
     """Of a YAML whose unknown keys may be another program's: one that is nearly one of ours is a typing error."""
     for key in content:
-        if key in _FLAT_KEYS or key in _ELSEWHERE or "_" in key:
+        if key in _FLAT_KEYS or key.lower() in _ELSEWHERE or "_" in key:
             continue
-        if close := difflib.get_close_matches(key, _FLAT_KEYS, n=1, cutoff=0.75):
+        if close := difflib.get_close_matches(key.lower(), _FLAT_KEYS, n=1, cutoff=0.75):
             raise UserError(f"unknown key '{key}' in the {where}; did you mean '{close[0]}'?")
 
 

@@ -120,7 +120,7 @@ def located(paths: Iterable[str], faults: Faults) -> list[str]:
     Other spellings are: the other Unicode normal form, another case, backslashes for slashes, `%20` and the like,
     `file://`, spaces around the name. A path that no file has stays as it is.
     """
-    out = [encodable(path) for path in paths]
+    out = [_encodable(path) for path in paths]
     there = in_threads(os.path.lexists, out)
     folders: dict[str, Names] = {}
     for i, path in enumerate(out):
@@ -130,7 +130,7 @@ def located(paths: Iterable[str], faults: Faults) -> list[str]:
     return out
 
 
-def encodable(path: str) -> str:
+def _encodable(path: str) -> str:
     """The path itself if a file can have it; else one that no file has, so that it is told as missing."""
     try:
         os.fsencode(path)
@@ -157,6 +157,14 @@ def _other_spelling(path: str, folders: dict[str, Names]) -> str | None:
         if len(same) == 1:
             return os.path.join(parent, same[0])
     return None
+
+
+def labels_folder(folder: Path) -> Path:
+    """Where the labels of a folder's images are: the last `images` of its path is `labels`, as Ultralytics has it."""
+    parts = list(folder.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts)
 
 
 def missing(path: str) -> str:

@@ -50,6 +50,8 @@ class SplitFiles(Strict):
         names = [value] if isinstance(value, str) else value
         if isinstance(names, list) and any(isinstance(name, str) and has_control(name) for name in names):
             raise ValueError("should name files or folders, without control characters")
+        if isinstance(names, list) and "" in names:
+            raise ValueError("should name files or folders ('.' is the data set's own), and one name is empty")
         return names
 
 

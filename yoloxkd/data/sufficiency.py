@@ -65,6 +65,8 @@ def _no_object(data: DetectionData, purpose: str) -> Iterator[Shortage]:
             f"its {len(data)} images have no annotated object",
             "annotate some, or name another file or folder",
         )
+        if unwanted := data.faults.counts.get(_CHOSEN, 0):
+            why, remedy = f"all {unwanted} boxes are of classes that are not in names", "make the names agree"
     if dropped:
         why += f", and {dropped} boxes were dropped" if ignored else ""
         why = why if ignored else f"all {dropped} boxes were dropped"

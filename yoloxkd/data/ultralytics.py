@@ -40,13 +40,12 @@ def from_ultralytics(content: Mapping[str, Any], splits: Sequence[str], where: s
     out: dict[str, Any] = {"path": str(root), "format": "yolo", "names": _names(content, where)}
     for split in splits:
         value = content.get(split)
-        if value is None:
+        if not value:  # also the empty text, which would be the whole data set's folder
             continue
         names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
             raise UserError(f"key '{split}' in the {where} should be a folder, a list file or a list of them")
-        if names:
-            out[split] = {"images": [_roboflow(name, root) for name in names]}
+        out[split] = {"images": [_roboflow(name, root) for name in names]}
     if content.get("kpt_shape") is not None:
         out["kpt_shape"] = content["kpt_shape"]
     if isinstance(link := content.get("download"), str):

@@ -1,7 +1,7 @@
 """YOLO text labels, as Ultralytics lays them out: read into arrays, and written.
 
 A line is `class x y w h`: the class as an index, centre and size as fractions of the picture. A polygon
-(`class x1 y1 x2 y2 x3 y3 ...`, an oriented box too) counts as the box around it; a score behind the box is left out, and so
+(`class x1 y1 x2 y2 x3 y3 ...`, an oriented box too) counts as the box around it; a score behind it is left out, and so
 are key points where the data YAML announces them. A picture without a label file has no object.
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures
+from yoloxkd.data.box_table import UNKNOWN, BoxTable, Pictures, check_corner_order
 from yoloxkd.data.faults import Faults, Place
-from yoloxkd.data.find_images import beside, images_of
+from yoloxkd.data.find_images import beside, images_of, labels_folder
 from yoloxkd.data.formats import Format, SplitSource
 from yoloxkd.data.images import measure_images
 from yoloxkd.data.records import DetectionData
@@ -74,10 +74,7 @@ def _label_place(image: str, places: Sequence[Path], labels: Path | None) -> tup
     """Folder and stem of the label file of an image."""
     file = Path(image)
     if labels is None:
-        folders = list(file.parts[:-1])
-        if "images" in folders:
-            folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
-        return str(Path(*folders)), file.stem
+        return str(labels_folder(file.parent)), file.stem
     folder = next((place for place in places if place in file.parents), file.parent)
     return str(labels / file.relative_to(folder).parent), file.stem
 
@@ -172,6 +169,7 @@ class _Rows:
         )
         in_pixels = np.nan_to_num(np.abs(values[:, 1:]).max(1, initial=0)) > _TOO_LARGE
         table.drop(in_pixels, "whose values are not fractions of the picture (0 to 1)", self.faults)
+        check_corner_order(table, values[:, 1:] * scale, sizes, "[x center, y center, width, height]", self.faults)
         return table
 
 

@@ -45,7 +45,10 @@ class OddLines:
                 return self._dropped("lines with a sixth column that is no score (0 to 1)", place)
             self.faults.add("lines with a sixth column, taken for a score and left out", [place])
             return values[:_BOX]
-        if count > 6 and count % 2:
+        if count > 7 and count % 2 == 0 and not self._seen and 0 <= values[-1] <= 1:
+            self.faults.add("polygons with a last column of their own, taken for a score and left out", [place])
+            values = values[:-1]
+        if len(values) > 6 and len(values) % 2:
             x, y = values[1::2], values[2::2]
             low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
             return np.array([values[0], *((low + high) / 2), *(high - low)])
