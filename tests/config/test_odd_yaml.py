@@ -13,11 +13,21 @@ from yoloxkd.errors import UserError
 
 @pytest.mark.parametrize(
     "text",
-    ["2024-99-99", "!!int x", "!!int ''", "!!float ''", "!!bool x", "!!timestamp x", "!!int '-'", "[" * 3000, "9" * 9999],
+    [
+        "2024-99-99",
+        "!!int x",
+        "!!int ''",
+        "!!float ''",
+        "!!bool x",
+        "!!timestamp x",
+        "!!int '-'",
+        "[" * 3000,
+        "9" * 9999,
+    ],
 )
 def test_what_yaml_cannot_make_of_a_value_is_one_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(f"date: {text}\n")
-    with pytest.raises(UserError, match="x.yaml is not valid YAML: ."):
+    with pytest.raises(UserError, match=r"x\.yaml is not valid YAML: ."):
         read_yaml(tmp_path / "x.yaml")
     with pytest.raises(UserError, match="not a value that YAML can read"):
         parse_set(f"train.epochs={text}")

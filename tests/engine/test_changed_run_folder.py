@@ -70,6 +70,12 @@ def test_a_changed_environment_is_told_by_its_key(value: Any, message: str, tmp_
 
 
 def test_keys_that_only_people_read_stay(tmp_path: Path) -> None:
-    about = {"host": "x", "note": [1], "packages": {"torch": "2"}, "git": None, "resumed": [{"started": "t", "epoch": 2}]}
+    about = {
+        "host": "x",
+        "note": [1],
+        "packages": {"torch": "2"},
+        "git": None,
+        "resumed": [{"started": "t", "epoch": 2}],
+    }
     (tmp_path / "environment.json").write_text(json.dumps(about))
     assert read_environment(tmp_path / "environment.json").model_dump() == about

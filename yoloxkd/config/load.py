@@ -65,7 +65,13 @@ def _parsed(text: str, key: str = "") -> Any:
             loader.dispose()
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError) as error:  # those not YAML's: odd tags
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+    ) as error:  # those not YAML's: odd tags
         raise ValueError(str(error)) from error
     if not _bounded(value, [MOST_VALUES]):
         raise ValueError(

@@ -136,7 +136,9 @@ class EngineSection(Strict):
 
     device: str = Field("auto", description="auto, cpu, cuda or a CUDA index; 0,1: one for each process")
     amp: Amp = Field("off", description="autocast dtype; losses stay float32")
-    workers: int = Field(2, ge=0, le=MOST_WORKERS, description="loader processes; samples do not depend on their number")
+    workers: int = Field(
+        2, ge=0, le=MOST_WORKERS, description="loader processes; samples do not depend on their number"
+    )
     cache: Literal["off", "ram", "disk"] = Field(
         "off", description="keep decoded pictures in memory or in files; samples are the same"
     )

@@ -32,7 +32,9 @@ def read_table(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, str]]]
         raise UserError(f"{path} is not a CSV file: {error}; {_REMEDY}") from error
 
 
-def read_numbers(path: str | os.PathLike[str], whole: Sequence[str], needed: Sequence[str] = ()) -> list[dict[str, str]]:
+def read_numbers(
+    path: str | os.PathLike[str], whole: Sequence[str], needed: Sequence[str] = ()
+) -> list[dict[str, str]]:
     """The rows of a table of numbers, as text. OSError: it cannot be opened; UserError: it was changed to something else.
 
     whole   columns that hold a whole number from 1 in every row
