@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from yoloxkd.build.arguments import device_name, fraction, reference, references, whole_number, whole_size
 from yoloxkd.build.autobatch import with_measured_batch
 from yoloxkd.build.callbacks import check_objects
-from yoloxkd.build.models import image_size, open_model
-from yoloxkd.build.recipes import recipe_file, resolve
+from yoloxkd.build.models import open_model
+from yoloxkd.build.prediction import default_size, measure_split, one_input
+from yoloxkd.build.recipes import resolve
 from yoloxkd.build.run import (
     check_out,
     check_size,
@@ -28,20 +28,18 @@ from yoloxkd.build.run import (
     unfinished_before_restart,
 )
 from yoloxkd.build.run_paths import check_run_paths, check_teachers
-from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import read_yaml, validate
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.config.recipe import MOST_BATCH, MOST_WORKERS, Recipe, ValSection
 from yoloxkd.data.given_images import given_images
-from yoloxkd.data.loader import eval_loader
 from yoloxkd.data.records import DetectionData
 from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.data.sufficiency import refuse_shortage, shortages
-from yoloxkd.data.transforms import network_input, up_to_multiple
+from yoloxkd.data.transforms import up_to_multiple
 from yoloxkd.data.worker_death import refuse_while_starting
 from yoloxkd.engine import dist
 from yoloxkd.engine.device import choose_device
-from yoloxkd.engine.evaluate import EvalResult, TorchPredictor, evaluate
+from yoloxkd.engine.evaluate import EvalResult, TorchPredictor
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, check_format
@@ -52,11 +50,9 @@ from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
 from yoloxkd.exporters.target import export_target
 from yoloxkd.file_kinds import is_onnx
 from yoloxkd.nn.detector import Detector as Network
-from yoloxkd.types import Detections, ImageMeta, ImageSize, Predictor
+from yoloxkd.types import Detections, ImageSize, Predictor
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_SIZE = 640  # px, where neither the file nor the model's recipe says better
 
 
 @dataclass(frozen=True)
@@ -117,15 +113,8 @@ class Trainer:
         self._notes: list[str] = []
         with dist.guarded(), dist.together():
             if resume is not None:
-                _alone_with_resume(
-                    student=student,
-                    teacher=teacher,
-                    kd=kd,
-                    recipe=recipe,
-                    out=out,
-                    set=set or None,
-                    **options | {"data": None},
-                )
+                alone = options | {"data": None, "student": student, "teacher": teacher, "kd": kd}
+                _alone_with_resume(**alone, recipe=recipe, out=out, set=set or None)
                 self.recipe, self.out, self._checkpoint = read_resume(str(resume), data)
             elif (own := unfinished_before_restart(out)) is not None:
                 self.recipe, self.out, self._checkpoint = read_resume(str(own))
@@ -273,7 +262,7 @@ class Detector:
         refuse_shortage(shortages(split_data, imgsz=None), logger.warning)
         predictor = self._predictor(settings.conf, settings.iou, settings.max_det)
         size = self.size(imgsz, settings.rect)
-        return _measure(predictor, split_data, size, batch, workers, settings)
+        return measure_split(predictor, split_data, size, batch, workers, settings)
 
     def export(
         self,
@@ -380,36 +369,6 @@ class Detector:
         if self.onnx:
             return self._runtime.tuned(conf, iou, max_det)
         return TorchPredictor(self._opened.detector, conf=conf, iou=iou, max_det=max_det, device=self.device)
-
-
-def one_input(pixels: np.ndarray, size: ImageSize, predictor: Predictor) -> tuple[torch.Tensor, ImageMeta]:
-    """A picture (h, w, 3) uint8 RGB as a batch of one (1, 3, H, W) uint8, and how it was letterboxed."""
-    boxed, scale, left, top = network_input(pixels, size, predictor.stride, predictor.pad_value)
-    tensor = torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1))[None])
-    return tensor, ImageMeta(0, "", pixels.shape[0], pixels.shape[1], scale, left, top)
-
-
-def _measure(
-    predictor: Predictor, data: DetectionData, size: ImageSize, batch: int, workers: int, settings: ValSection
-) -> EvalResult:
-    one = isinstance(predictor, OnnxPredictor) and not predictor.dynamic_batch
-    loader = eval_loader(
-        data,
-        imgsz=size,
-        batch=1 if one else batch,
-        rect=settings.rect,
-        multiple=predictor.stride,
-        workers=workers,
-        pad_value=predictor.pad_value,
-    )
-    return evaluate(predictor, loader, data, backend=settings.backend)
-
-
-def default_size(name: str) -> ImageSize:
-    """The input size that a named model's own recipe trains at."""
-    if name not in cfg_names("recipes"):
-        return DEFAULT_SIZE
-    return image_size(read_yaml(recipe_file(name)).get("train", {}).get("imgsz")) or DEFAULT_SIZE
 
 
 def _alone_with_resume(**arguments: object) -> None:

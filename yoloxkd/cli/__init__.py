@@ -37,6 +37,16 @@ DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda or a CUDA index; openvino for an .onnx. Default: CUDA when there is one.")
 ]
 SizeOption = Annotated[int | None, typer.Option(help="Input size in px, a multiple of the stride.")]
+KDOption = Annotated[
+    list[str] | None,
+    typer.Option(help="none, fgd, pgd, cwd, mgd, ld, or METHOD@SET; may be repeated. Default: pgd with a teacher."),
+]
+ResumeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Continue an interrupted run: its folder or last.pt. Beside it only --data, where the data set has moved."
+    ),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write what the screen shows to this file.")]
 
 
@@ -44,10 +54,7 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="Write what the 
 def train(
     student: Annotated[str | None, typer.Option(help="Architecture name or checkpoint to start from.")] = None,
     teacher: Annotated[list[str] | None, typer.Option(help="NAME (its published weights) or checkpoint file.")] = None,
-    kd: Annotated[
-        list[str] | None,
-        typer.Option(help="none, fgd, pgd, cwd, mgd, ld, or METHOD@SET; may be repeated. Default: pgd with a teacher."),
-    ] = None,
+    kd: KDOption = None,
     data: DataOption = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
     batch: Annotated[
@@ -65,12 +72,7 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe name or file. Default: the student's own.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            help="Continue an interrupted run: its folder or last.pt. Beside it only --data, where the data set has moved."
-        ),
-    ] = None,
+    resume: ResumeOption = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any recipe key: a.b=value; may be repeated.")] = None,
 ) -> None:
     """Train a student, alone or under a teacher."""

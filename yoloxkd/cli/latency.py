@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yoloxkd.api import one_input
+from yoloxkd.build.prediction import one_input
 from yoloxkd.engine.evaluate import TorchPredictor
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.nn.detector import kept

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yoloxkd.api import default_size
 from yoloxkd.build.models import architecture, build_detector, model_names, open_model, read_weights
+from yoloxkd.build.prediction import default_size
 from yoloxkd.build.recipes import recipe_file, resolve
 from yoloxkd.cli.tables import table, write_json
 from yoloxkd.config.files import cfg_names
