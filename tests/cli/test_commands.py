@@ -86,6 +86,7 @@ def test_val_takes_a_run_that_was_interrupted(folder: Path, toy: Path, capsys: p
     assert Path("last.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_a_raw_export_and_a_dynamic_one(folder: Path, toy: Path) -> None:
     ok(["export", "--format", "onnx", "--no-nms", "--output", "raw.onnx", "--verify", toy])
     ok(["val", "raw.onnx", "--data", toy, "--workers", 0])

@@ -21,6 +21,8 @@ from yoloxkd.engine.events import Callback, State
 from yoloxkd.errors import GateError, Interrupted
 from yoloxkd.metrics.coco import METRIC_NAMES
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 3
 OPTIONS = {"student": "yolox-nano", "epochs": EPOCHS, "batch": 4, "imgsz": 64, "device": "cpu", "set": TINY}
 

@@ -28,6 +28,8 @@ from yoloxkd.study.processes import alone_in
 from yoloxkd.study.records import SUMMARY, write_summary
 from yoloxkd.study.runner import Runner, known
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tiny(toy: Path, toy_run: Path) -> dict[str, Any]:

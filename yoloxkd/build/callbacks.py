@@ -51,7 +51,9 @@ def check_objects(given: Any) -> list[Callback]:
     if not isinstance(given, list | tuple):
         raise UserError(f"callbacks should be a list of callback objects, got {given!r}")
     for one in given:
-        if isinstance(one, type) or not all(hasattr(one, name) for name in vars(Callback) if not name.startswith("_")):
+        if isinstance(one, type) or not all(
+            hasattr(type(one), name) for name in vars(Callback) if not name.startswith("_")
+        ):
             hint = f" (an object of it is made by {one.__name__}())" if isinstance(one, type) else ""
             raise UserError(f"callbacks should be objects of classes made from yoloxkd's Callback, got {one!r}{hint}")
     return list(given)

@@ -55,6 +55,8 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
     state.aux.load_state_dict(run["aux"])
     if state.optimizer:
         state.optimizer.load_state_dict(_optimizer(state.optimizer, run["optimizer"]))
+        for group in state.optimizer.param_groups:  # of the last step, where none is left to be made
+            group["lr"] = run["lr"] * group.get("lr_factor", 1.0)
     if state.scaler and run["scaler"]:
         with _naming("loss scale"):
             check_keys(state.scaler.state_dict(), run["scaler"])
@@ -81,7 +83,7 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
 
 
 def _optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The saved momenta, checked, in the groups of the recipe; the rate is set anew at every step."""
+    """The saved momenta, checked, in the groups of the recipe."""
     if saved is None:
         raise UserError(f"{_of('optimizer state')}: there is none")
     groups = optimizer.state_dict()["param_groups"]
