@@ -63,6 +63,16 @@ def test_full_bodies_are_trained_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert (len(head.visible), head.unseen is not None and head.unseen.tolist()) == (3, [])
 
 
+def test_a_tag_counts_in_any_case_and_an_unknown_one_is_said(tmp_path: Path) -> None:
+    row = {
+        "ID": "1,a",
+        "gtboxes": [box([0, 0, 9, 9], "Person "), box([9, 9, 9, 9], "mask"), box([20, 0, 9, 9], "rider")],
+    }
+    data = read(tmp_path, [row])
+    assert data.crowd.tolist() == [False, True, True]
+    assert data.faults.counts == {"whose tag is neither person nor mask, taken as regions to ignore": 1}
+
+
 def test_names_may_be_left_out_and_are_one(tmp_path: Path) -> None:
     make(tmp_path, ROWS)
     (tmp_path / "set.yaml").write_text("train: {images: Images, annotations: annotation_train.odgt}\n")

@@ -320,6 +320,13 @@ def voc_object(name: str, difficult: str = "0", box: str = "1 1 20 20") -> str:
     return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox></object>"
 
 
+def test_a_voc_object_of_two_boxes_is_said(tmp_path: Path) -> None:
+    twice = voc_object("猫").replace("</object>", voc_object("", box="30 5 60 20").partition("</difficult>")[2])
+    data = load_split(voc(tmp_path, twice + voc_object("猫", box="1 1 9 9")), "train")
+    assert data.boxes.tolist() == [[29, 4, 60, 20], [0, 0, 9, 9]]
+    assert data.faults.counts == {"of more than one <bndbox>, of which the last was taken": 1}
+
+
 def test_voc_flags_numbers_and_names(tmp_path: Path) -> None:
     flagged = [voc_object("猫", said) for said in ("Unspecified", "yes", " 1 ", "0", "1.0", "false")]
     data = load_split(voc(tmp_path, "".join(flagged) + voc_object("cafe\u0301", box="1.0 1e0 2.5e1 30")), "train")

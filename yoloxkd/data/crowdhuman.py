@@ -49,7 +49,7 @@ def read_crowdhuman(
         np.arange(1, len(lines) + 1), Strings(p for p, g in zip(paths, good, strict=True) if g), sizes[good]
     )
     boxes = [(i, line, box) for i, (line, row) in enumerate(lines) for box in row["gtboxes"]]
-    person = np.array([box.get("tag") == PERSON for _, _, box in boxes], bool)
+    person = np.array([_is_person(box) for _, _, box in boxes], bool)
     ignored = np.array([is_ignored(box) for _, _, box in boxes], bool)
     table = BoxTable(
         image=np.array([i for i, _, _ in boxes], np.int64),
@@ -63,6 +63,8 @@ def read_crowdhuman(
         visible=_corners(boxes, "vbox"),
         head_boxes=_corners(boxes, "hbox"),
     )
+    unnamed = np.array([not _is_person(box) and box.get("tag") != MASK for _, _, box in boxes], bool)
+    table.count(unnamed, f"whose tag is neither {PERSON} nor {MASK}, taken as regions to ignore", faults)
     unclear = np.array([_said_ignore(box) is None for _, _, box in boxes], bool)
     table.count(unclear, "whose extra.ignore is neither 0 nor 1, taken as 0", faults)
     return table.finish(names, split, pictures, faults, "crowdhuman")
@@ -85,7 +87,11 @@ def _images(folder: Path, ids: Sequence[str], faults: Faults) -> list[str]:
 
 def is_ignored(box: dict[str, Any]) -> bool:
     """Whether a box of `gtboxes` is none that a detector has to find."""
-    return box.get("tag") != PERSON or _said_ignore(box) is True
+    return not _is_person(box) or _said_ignore(box) is True
+
+
+def _is_person(box: dict[str, Any]) -> bool:
+    return str(box.get("tag")).strip().casefold() == PERSON
 
 
 def _said_ignore(box: dict[str, Any]) -> bool | None:

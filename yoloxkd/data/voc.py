@@ -34,9 +34,10 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass(slots=True)
 class VocObject:
-    """One object of a file: the line it starts on, and what its elements say, by name."""
+    """One object of a file: the line it starts on, how many boxes it has, and what its elements say, by name."""
 
     line: int
+    boxes: int = 0
     said: dict[str, str] = field(default_factory=dict)
 
 
@@ -226,6 +227,8 @@ def _parse(content: bytes, encoding: str | None) -> VocFile:
         text.clear()
         if path[1:] == ["object"]:
             out.objects.append(VocObject(parser.CurrentLineNumber))
+        elif path[1:] == ["object", "bndbox"]:
+            out.objects[-1].boxes += 1
 
     def end(tag: str) -> None:
         value = "".join(text).strip()
@@ -283,6 +286,8 @@ def _table(content: Sequence[VocFile], files: Sequence[str], names: list[str], f
     )
     loose = np.array([name not in table.exact and table.label(name or "") is not None for name in said], bool)
     boxes.count(loose, "class names that differ from names in spaces or Unicode form", faults)
+    several = np.array([one.boxes > 1 for _, one in objects], bool)
+    boxes.count(several, "of more than one <bndbox>, of which the last was taken", faults)
     boxes.count(unclear, "whose difficult is neither 0 nor 1, taken as 0", faults)
     return boxes
 
