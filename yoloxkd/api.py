@@ -106,7 +106,7 @@ class Trainer:
             "workers": workers,
         }
         refuse_while_starting()
-        self.callbacks = check_objects(callbacks)
+        self.callbacks, self.console = check_objects(callbacks), console
         references(student=student, teacher=teacher, kd=kd, data=data, out=out, recipe=recipe, resume=resume)
         dist.start()
         self._checkpoint: dict[str, Any] | None = None
@@ -133,7 +133,6 @@ class Trainer:
             (run.get("epoch"), run.get("step_in_epoch"), repr(self.recipe)),
             f"the processes do not find the same run in {self.out}: that folder must be on storage that all machines share",
         )
-        self.console = console
 
     def fit(self) -> FitResult:
         """Train; returns when the last epoch is done and metrics.json is written."""
