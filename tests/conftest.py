@@ -52,7 +52,7 @@ def nano_weights(shared: Path) -> Path:
 
 
 def write_toy(folder: Path, *, images: int = 8, size: int = 96, seed: int = 0) -> Path:
-    """A data set of coloured rectangles on grey (classes "red" and "blue") in COCO format; returns its YAML."""
+    """A data set of colored rectangles on gray (classes "red" and "blue") in COCO format; returns its YAML."""
     import json
 
     import cv2
