@@ -1,6 +1,6 @@
 """Training images: our mosaic against those of pixeltable-yolox and ultralytics, from JPEG files to arrays, one process.
 
-Ours and pixeltable-yolox's mosaics decode their four pictures. Those of ultralytics take three from the last 128, still in
+Ours and pixeltable-yolox's mosaics decode their four images. Those of ultralytics take three from the last 128, still in
 memory, as ours can from the 64 before them (`augment.mosaic_pool`). Both ways are measured of both, like against like. Images per CPU-second: other programs on the machine change it less than wall time.
 """
 
@@ -40,7 +40,7 @@ RULES = """Written by `python -m benchmarks.data`. The sides take turns of 40 im
 paired ratios of CPU time with its quartiles, and beside it are the medians of each side with lowest and highest. All have
 mosaics always, the same ranges of affine, no mixup; color as each does it. OpenCV runs on one thread. "All four
 read": no decoded image is taken from memory, as ours and pixeltable-yolox by default. ultralytics as it comes takes three of
-four from the last 128; ours with `augment.mosaic_pool=64` from the last 64 (96 kept). BCCD has 205 pictures."""
+four from the last 128; ours with `augment.mosaic_pool=64` from the last 64 (96 kept). BCCD has 205 images."""
 
 PAIRS = (
     ("ours", "pixeltable-yolox"),

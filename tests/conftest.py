@@ -104,7 +104,7 @@ LEARNS = TINY | {
     "augment.hsv_prob": 0.0,
     "val.interval": 12,
 }
-"""What makes a narrow model see rectangles after 25 epochs of 24 pictures."""
+"""What makes a narrow model see rectangles after 25 epochs of 24 images."""
 
 
 @pytest.fixture(scope="session")

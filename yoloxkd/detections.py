@@ -155,7 +155,7 @@ class Detections:
 
         Args:
             path: the file; its folder is made.
-            image: (H, W, 3) uint8 RGB, needed for a picture.
+            image: (H, W, 3) uint8 RGB, needed for an image.
 
         Raises:
             UserError: an image without `image`, an unknown suffix, or a file that cannot be written.

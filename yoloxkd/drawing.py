@@ -32,7 +32,7 @@ def draw_masks(image: np.ndarray, masks: np.ndarray, labels: np.ndarray, opacity
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     """image (H, W, 3) uint8 RGB, boxes (n, 4) xyxy px, labels (n,) -> a copy with boxes and their captions.
 
-    Line width and letters grow with the picture. Rows are drawn last to first, all boxes before all captions.
+    Line width and letters grow with the image. Rows are drawn last to first, all boxes before all captions.
     """
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]

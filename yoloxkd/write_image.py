@@ -12,7 +12,7 @@ import numpy as np
 def encoded(pixels: np.ndarray, suffix: str, settings: Sequence[int] = ()) -> bytes:
     """(H, W, 3) uint8 RGB as the bytes of an image file; `suffix` says the format, `settings` are OpenCV's.
 
-    OSError: the format cannot hold the picture.
+    OSError: the format cannot hold the image.
     """
     try:
         done, content = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), list(settings))

@@ -20,7 +20,7 @@ TYPED = ["no", "on", "1.10", "010", "12:30", "null", "~", "1e3", "0x1F", "2024-0
 
 
 def write(folder: Path, names: str, extra: str = "", label: str = "0 0.5 0.5 0.5 0.5\n") -> Path:
-    """A YOLO set of one picture."""
+    """A YOLO set of one image."""
     for name in ("images/train", "labels/train"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(folder / "images" / "train" / "a.jpg"), np.zeros((40, 80, 3), np.uint8))

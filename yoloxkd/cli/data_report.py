@@ -96,7 +96,7 @@ def _drawn(file: Path, draw: Callable[[Path], Path]) -> Path:
 
 
 def stats_text(stats: SplitStats) -> str:
-    """A split's table: boxes by class and size, images with the class, and a line about its pictures."""
+    """A split's table: boxes by class and size, images with the class, and a line about its images."""
     values = stats.as_dict()
     rows = [[name, *(str(row[key]) for key in ("boxes", *SIZES, "images"))] for name, row in values["classes"].items()]
     sums = [str(int(n)) for n in (stats.by_class.sum(), *stats.by_class.sum(0))]

@@ -13,7 +13,7 @@ MOST_STEPS = 256
 
 
 class Augment(Strict):
-    """Augmentation of training pictures. Defaults are YOLOX's; the final epochs of a run use color and flip alone."""
+    """Augmentation of training images. Defaults are YOLOX's; the final epochs of a run use color and flip alone."""
 
     mosaic: float = Field(1.0, ge=0, le=1, description="probability of a mosaic of four images")
     mosaic_pool: int = Field(

@@ -61,7 +61,7 @@ class DetectionData:
     visible         (M, 4) float64 xyxy px, the part of an object that shows; NaN where it is not annotated
     head_boxes      (M, 4) float64 xyxy px, a person's head, likewise
     unseen          (U, 5) float64: position of the image, and xyxy px as annotated, of objects whose box shows nothing of
-                    the picture. They are not in `boxes`, but a metric may count them as missed
+                    the image. They are not in `boxes`, but a metric may count them as missed
     """
 
     names: list[str]

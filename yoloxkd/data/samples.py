@@ -82,7 +82,7 @@ class TrainSamples(Dataset[Sample | UserError]):
         return before
 
     def _drawn_size(self, sides: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """The pair with the short side that the recipe draws for a picture."""
+        """The pair with the short side that the recipe draws for an image."""
         choices = self.augment.short_sides
         if not choices:
             return sides

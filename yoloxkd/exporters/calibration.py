@@ -16,7 +16,7 @@ def calibration_images(source: str, imgsz: int, pad_value: tuple[int, int, int],
     """At most `count` images (1, 3, imgsz, imgsz) uint8 RGB, letterboxed, evenly spread over what `source` holds.
 
     source: a folder of images (with all below it), or a data set (YAML or name), of which the train split is taken,
-    else the first it has. UserError: there is no picture.
+    else the first it has. UserError: there is no image.
     """
     paths = _paths(source)
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)).tolist()

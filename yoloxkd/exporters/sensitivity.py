@@ -22,7 +22,7 @@ SHOWN = 15
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """What int8 in these neighboring layers alone does to the best locations of a few pictures.
+    """What int8 in these neighboring layers alone does to the best locations of a few images.
 
     score    mean difference of a location's best score (0 to 1)
     overlap  mean IoU that its box loses (0 to 1)

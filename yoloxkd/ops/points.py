@@ -74,6 +74,6 @@ def centers_inside(boxes: Tensor, valid: Tensor, grid: Grid) -> Tensor:
 
 
 def within_content(points: Tensor, content: Tensor) -> Tensor:
-    """(A, 2) points, (B, 4) image area -> (B, A) bool; the left and top edge belong to the picture."""
+    """(A, 2) points, (B, 4) image area -> (B, A) bool; the left and top edge belong to the image."""
     x, y = points[:, 0], points[:, 1]
     return (x >= content[:, 0:1]) & (y >= content[:, 1:2]) & (x < content[:, 2:3]) & (y < content[:, 3:4])

@@ -15,7 +15,7 @@ MEAN, GAIN = "tab:blue", "tab:green"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the picture.
+    """One row of the image.
 
     methods  names, top to bottom
     values   of each method: its single results

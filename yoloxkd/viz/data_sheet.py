@@ -51,7 +51,7 @@ def _sample(data: DetectionData, index: int, cell: int) -> np.ndarray:
 
 
 def draw_counts(splits: Sequence[SplitStats], output: Path) -> Path:
-    """Charts of every split: boxes by class and size, boxes an image, sides of boxes, sizes of pictures."""
+    """Charts of every split: boxes by class and size, boxes an image, sides of boxes, sizes of images."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

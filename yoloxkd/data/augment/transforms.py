@@ -112,7 +112,7 @@ def letterbox(image: np.ndarray, size: Size, pad_value: Color) -> tuple[np.ndarr
 
 
 def shift_hsv(image: np.ndarray, hue: int, saturation: int, value: int) -> np.ndarray:
-    """Shift hue (-75..75 of 180, cyclic) and saturation and value (0..255, saturating) of an RGB uint8 picture.
+    """Shift hue (-75..75 of 180, cyclic) and saturation and value (0..255, saturating) of an RGB uint8 image.
 
     A negative hue shift is done with red and blue exchanged, where it is a positive one: a saturating addition is then
     enough, because the way back takes hues of 180 and more modulo 180.

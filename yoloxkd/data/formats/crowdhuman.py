@@ -32,7 +32,7 @@ def read_crowdhuman(
     """One split from an .odgt file and the folder of its images, `<ID>.jpg`.
 
     `names` holds the one class. A `person` with `extra.ignore` is difficult, every other tag a region. Sizes come from
-    the pictures.
+    the images.
     UserError: more than one name, the file cannot be read, a line is not as described, two lines have one ID, an image
     is missing or broken.
     """

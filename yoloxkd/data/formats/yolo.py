@@ -1,6 +1,6 @@
 """YOLO text labels, as Ultralytics lays them out: read into arrays, and written.
 
-A line is `class x y w h`: the class as an index, center and size as fractions of the picture. A polygon
+A line is `class x y w h`: the class as an index, center and size as fractions of the image. A polygon
 (`class x1 y1 x2 y2 x3 y3 ...`, an oriented box too) counts as the box around it; a score behind it is left out, and so
 are key points where the data YAML announces them. An image without a label file has no object.
 """
@@ -42,7 +42,7 @@ def read_yolo(
     labels  folder of the label files, laid out as the image folder; None: beside the images, where the last folder
             `images` of a path becomes `labels`, as Ultralytics has it
     key_points  [how many, 2 or 3 numbers each] that follow the box on a line; they are not read
-    Sizes come from the pictures. Lines that cannot be used are dropped and counted with file and line.
+    Sizes come from the images. Lines that cannot be used are dropped and counted with file and line.
     UserError: a place is missing, no image has a label file, the lines have key points that nobody announced, an image is
     missing or broken.
     """

@@ -53,7 +53,7 @@ class JpegHeader:
 
     @property
     def one_scan(self) -> bool:
-        """Whether a single scan holds the whole picture."""
+        """Whether a single scan holds the whole image."""
         return self.frame not in _PROGRESSIVE and self.scanned == self.components
 
     def take(self, marker: int, content: bytes, body: int, end: int) -> None:
