@@ -42,11 +42,11 @@ from yoloxkd.engine.device import choose_device
 from yoloxkd.engine.evaluate import EvalResult, TorchPredictor
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import UserError
-from yoloxkd.exporters import EXPORTERS, check_format
+from yoloxkd.exporters import EXPORTERS, RUNTIMES
 from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import Int8Recipe
-from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
+from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.exporters.target import export_target
 from yoloxkd.file_kinds import is_onnx
 from yoloxkd.nn.detector import Detector as Network
@@ -294,7 +294,7 @@ class Detector:
                 f"file is meant for one square size: give --imgsz N, such as {up_to_multiple(size[0], self.stride)}"
             )
         recipe = self._int8_recipe(int8, calib, size, options)
-        return EXPORTERS[check_format(format)](
+        return EXPORTERS.find(format)(
             self._opened.detector.cpu(),
             target,
             ExportOptions(imgsz=size, nms=nms, dynamic=dynamic, half=half, int8=int8),
