@@ -61,8 +61,8 @@ class Detector:
         >>> detector = Detector("best.pt")
         >>> for detection in detector("photo.jpg")[0]:
         ...     print(detection.name, round(detection.score, 2), detection.box)
-        >>> detector.val(data="my.yaml")["AP"]
-        >>> detector.export("best.onnx")
+        >>> ap = detector.val(data="my.yaml")["AP"]
+        >>> file = detector.export("best.onnx")
     """
 
     def __init__(self, model: str | Path | None = None, device: str | int | torch.device | None = None) -> None:
@@ -93,7 +93,8 @@ class Detector:
             UserError: an image cannot be read, or the model cannot take inputs of this size.
 
         Example:
-            >>> detector.predict(["a.jpg", "b.jpg"], conf=0.5)[0].plot("a.jpg")
+            >>> detections, others = Detector("best.pt").predict(["photo.jpg", "other.jpg"], conf=0.5)
+            >>> labels = [detection.name for detection in detections]
         """
         predictor = self._backend.predictor(fraction("conf", conf), fraction("iou", iou), ValSection().max_det)
         size = self.size(imgsz)
@@ -122,7 +123,7 @@ class Detector:
             UserError: this is an exported file, or as `Trainer`.
 
         Example:
-            >>> fit = Detector("yolox-nano").train(data="my.yaml", teacher="teacher.pt", kd="pgd", epochs=30)
+            >>> fit = Detector("best.pt").train(data="my.yaml", teacher="teacher.pt", kd="pgd", epochs=2)
             >>> detector = Detector(fit.best)
         """
         self._backend.opened(", which cannot be trained; give its checkpoint")
@@ -170,7 +171,7 @@ class Detector:
 
         Example:
             >>> result = Detector("best.pt").evaluate("my.yaml", split="test", backend="pycocotools")
-            >>> result.metrics["AP50"]
+            >>> ap50 = result.metrics["AP50"]
         """
         data = reference("data", data)
         settings = validate(ValSection, {"split": split} | options, "settings of an evaluation", prefix="val.")
@@ -218,7 +219,7 @@ class Detector:
             UserError: this is an exported file already, or an option cannot be used.
 
         Example:
-            >>> Detector("best.pt").export("best.onnx", dynamic=True)
+            >>> file = Detector("best.pt").export("dynamic.onnx", dynamic=True, verify="my.yaml")
         """
         opened = self._backend.opened(" already; export needs the checkpoint it came from")
         path = None if path is None else reference("the file to export to", path)

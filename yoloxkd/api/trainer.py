@@ -79,8 +79,8 @@ class Trainer:
         UserError: an argument cannot be used; nothing has been written then.
 
     Example:
-        >>> fit = Trainer(student="yolox-nano", teacher="teacher.pt", kd="pgd", data="my.yaml", epochs=30).fit()
-        >>> fit.metrics["AP"], fit.best
+        >>> fit = Trainer(student="yolox-nano", teacher="teacher.pt", kd="pgd", data="my.yaml", epochs=2).fit()
+        >>> ap, file = fit.metrics["AP"], fit.best
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Trainer:
             UserError: the machine or the data failed.
 
         Example:
-            >>> Trainer(resume="runs/yolox-nano-1").fit().metrics["AP"]
+            >>> folder = Trainer(student="yolox-nano", data="my.yaml", epochs=1).fit().out
         """
         with comm.peer_errors():
             with comm.all_or_none(), comm.local_main_first():
