@@ -12,7 +12,7 @@ from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import compared, distilled
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import TeacherLosses
+from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.kd.methods.cwd import CWD, CWDConfig, channel_divergence
 from yoloxkd.kd.methods.ld import LD, LDConfig, localization_divergence
 from yoloxkd.kd.methods.mgd import MGD, MGDConfig, generated_error, generation
