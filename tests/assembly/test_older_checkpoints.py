@@ -31,7 +31,14 @@ def with_extra(raw: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def test_what_callbacks_kept_in_one_place_is_theirs(raw: dict[str, Any]) -> None:
     stopping = {"best": 0.5, "epoch": 1}
     old = with_extra(
-        raw, best_epoch=1, best_metrics=METRICS, evaluated=2, early_stopping=stopping, wandb="abc", backbone="fine", looks=3
+        raw,
+        best_epoch=1,
+        best_metrics=METRICS,
+        evaluated=2,
+        early_stopping=stopping,
+        wandb="abc",
+        backbone="fine",
+        looks=3,
     )
     run = current_layout(old)["run"]
     assert "extra" not in run

@@ -69,7 +69,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda r: r["callbacks"].update(early_stopping={"best": 0.5}),
         "what last.pt has of the callback 'early_stopping' was changed.* 'epoch' is missing",
     ),
-    "a note on the backbone that is none": (lambda r: r["callbacks"].update(backbone={"note": 3}), "'backbone'.* 'note'"),
+    "a note on the backbone that is none": (
+        lambda r: r["callbacks"].update(backbone={"note": 3}),
+        "'backbone'.* 'note'",
+    ),
 }
 
 

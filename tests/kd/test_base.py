@@ -11,10 +11,10 @@ from torch import Tensor
 from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import distilled, means, task
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.types import DenseOutput, LossName
 
 
@@ -90,7 +90,9 @@ def test_factors_scale_the_losses_and_zero_turns_a_method_off() -> None:
     part = distilled(module, student, batch)
     for name, value in full.items():
         torch.testing.assert_close(part[name], value * (0.25 if name.startswith("fgd") else 0.5))
-    torch.testing.assert_close(module.methods["fgd"].loss, sum(v for k, v in full.items() if k.startswith("fgd/")).detach())
+    torch.testing.assert_close(
+        module.methods["fgd"].loss, sum(v for k, v in full.items() if k.startswith("fgd/")).detach()
+    )
     assert len(calls) == 2
     factors(module, fgd=0.0, pgd=0.0)
     off = distilled(module, student, batch)

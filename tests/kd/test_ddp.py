@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import means
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 
 
 def build() -> TrainStep:

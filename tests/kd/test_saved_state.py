@@ -41,7 +41,7 @@ def test_another_distillation_is_one_sentence() -> None:
         saved.check_teachers([teacher(), teacher()], ["pgd"])
     with pytest.raises(UserError, match="of pgd, and the recipe names fgd"):
         saved.check_teachers([teacher()], ["fgd"])
-    with pytest.raises(UserError, match="a.pt is not the file this run began with"):
+    with pytest.raises(UserError, match=r"a\.pt is not the file this run began with"):
         saved.check_teachers([teacher("cd")], ["pgd"])
     for losses in ([2], [3, 3]):
         with pytest.raises(UserError, match=r"of \[3\] terms"):

@@ -64,7 +64,7 @@ def callback_entries(state: State, taken: Collection[str] = ()) -> dict[str, Any
 
     Args:
         state: Of the run.
-        taken: Keys that are not theirs.
+        taken: Keys that they may not use.
 
     Raises:
         UserError: Two of them, or one of them and the engine, use the same key.
