@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import TINY
+from tests.conftest import REPOSITORY, TINY
 from tests.engine.runs import StopAt
 from yoloxkd import Trainer
 from yoloxkd.engine.callback_list import CallbackList
@@ -75,6 +76,27 @@ def test_a_callback_remembers_and_tells(toy: Path, tmp_path: Path) -> None:
         assert text in page, text
     assert page.count("<svg") == 4 + 1
     assert "<dt>looks</dt>" not in page  # it has its own place
+
+
+def test_the_example_of_the_documentation_does_what_it_says(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "runs.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {"__name__": "an example"}
+    exec(code, names)
+    said: list[str] = []
+    state: Any = SimpleNamespace(metrics={"AP": 0.6}, say=said.append, stop=False)
+    first, again = CallbackList([names["StopWhenGood"](0.5)]), CallbackList([names["StopWhenGood"](0.5)])
+    first.call(lambda callback: callback.on_eval_end(state))
+    assert state.stop
+    assert first.state_dict() == {"StopWhenGood": {"looks": 1}}
+    again.load_state_dict(first.state_dict())
+    again.call(lambda callback: callback.on_eval_end(state))
+    assert said == ["good enough after 1 evaluations", "good enough after 2 evaluations"]
+    state.callbacks = again
+    assert callback_entries(state) == {"good_enough": 0.5}
+    (part,) = (callback.report(state, LossHistory([], {})) for callback in again)
+    assert part is not None
+    assert part.sections[0].cards[0].facts == [("seen", "2"), ("enough", "AP 0.5")]
 
 
 def test_two_may_not_use_one_key_of_the_environment() -> None:

@@ -19,7 +19,7 @@ from yoloxkd.kd.report import distillation_report
 from yoloxkd.kd.rescaled_teacher import unwrapped
 from yoloxkd.kd.saved_state import SavedDistillation, TeacherRecord
 from yoloxkd.kd.teacher_check import check_teacher
-from yoloxkd.kd.teacher_losses import TaughtMethod, TeacherLosses
+from yoloxkd.kd.teacher_losses import TeacherLosses, TeacherMethod
 from yoloxkd.kd.weight import MethodWeight
 from yoloxkd.types import TASK, LossName, Tap
 from yoloxkd.viz.html_report import LossHistory, ReportPart
@@ -112,10 +112,10 @@ class Distill(Callback):
             state.aux[f"kd{tag}"] = module
         self.weights = {name: MethodWeight(cfg, state.iters_per_epoch) for name, cfg in self.methods.items()}
         if saved is not None:
-            self._go_on(saved, state.device)
+            self._restore(saved, state.device)
         self._saved = None
 
-    def _go_on(self, saved: SavedDistillation, device: torch.device) -> None:
+    def _restore(self, saved: SavedDistillation, device: torch.device) -> None:
         """Measure and count on where another run stopped."""
         for name, weight in saved.auto.items():
             self.weights[name].load_state_dict(dict(weight), device)
@@ -138,7 +138,7 @@ class Distill(Callback):
     def on_batch_start(self, state: State) -> None:
         for name, weight in self.weights.items():
             factor = weight.at(state.epoch, state.iteration, state.device)
-            for method in self._taught(name):
+            for method in self._under_teachers(name):
                 method.factor = factor
 
     def on_losses(self, state: State) -> None:
@@ -147,7 +147,7 @@ class Distill(Callback):
             return
         task = torch.stack([v.detach().float() for k, v in state.losses.items() if k.source == TASK]).sum()
         for name, weight in measuring:
-            loss = torch.stack([method.loss for method in self._taught(name) if method.loss is not None]).sum()
+            loss = torch.stack([method.loss for method in self._under_teachers(name) if method.loss is not None]).sum()
             if weight.observe_part(task, loss / state.parts, state.part, state.parts):
                 state.say(
                     f"{name}: kd.weight is fixed at {weight.fixed:.4g}, which makes its terms "
@@ -165,12 +165,12 @@ class Distill(Callback):
             if self._runs(name):
                 self._report(state, name, task)
 
-    def _taught(self, name: str) -> list[TaughtMethod]:
+    def _under_teachers(self, name: str) -> list[TeacherMethod]:
         """A method under each teacher."""
         return [module.methods[name] for module in self.modules]
 
     def _runs(self, name: str) -> bool:
-        return self._taught(name)[0].runs
+        return self._under_teachers(name)[0].runs
 
     def _methods(self, pairing: Pairing) -> dict[str, Distiller]:
         """Every method for one teacher."""
@@ -227,7 +227,7 @@ class Distill(Callback):
     def _report(self, state: State, method: str, task: float) -> None:
         """A method's part in the epoch's loss; a warning when it is missing, zero or overwhelming."""
         cfg = self.methods[method]
-        names = [name for taught in self._taught(method) for name in taught.names]
+        names = [name for module in self.modules for name in module.methods[method].names]
         losses = {n: state.epoch_losses.get(n) for n in names}
         missing = [n for n, v in losses.items() if v is None]
         zero = [n for n, v in losses.items() if v == 0.0]

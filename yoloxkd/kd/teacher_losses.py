@@ -27,7 +27,7 @@ class _Outside:
 
 
 @dataclass(eq=False, slots=True)
-class TaughtMethod:
+class TeacherMethod:
     """One method under one teacher, and what belongs to the two.
 
     Attributes:
@@ -151,7 +151,7 @@ class TeacherLosses(AuxiliaryLoss):
         self.tag, self.weight = tag, weight
         self._outside = _Outside(teacher.eval().requires_grad_(False))
         self.distillers = nn.ModuleDict(distillers)
-        self.methods = {name: TaughtMethod(method, f"{name}{tag}") for name, method in distillers.items()}
+        self.methods = {name: TeacherMethod(method, f"{name}{tag}") for name, method in distillers.items()}
         self.names = tuple(name for method in self.methods.values() for name in method.names)
         self.counted = any(method.counted for method in distillers.values())
         self.nonfinite = NonFiniteLosses(len(self.names))
