@@ -115,11 +115,11 @@ def use_last(value: Any, folder: Path, whole: bool = False) -> None:
     file = folder / "last.pt"
     torch.save(value, file)
     recipe, _, raw = read_resume(str(file))
-    fit = prepare(recipe, folder / "out", resume=raw, console=_quiet())
+    loop = prepare(recipe, folder / "out", resume=raw, console=_quiet())
     if whole:
-        fit.run()
+        loop.run()
     else:
-        fit._setup()
+        loop.set_up()
 
 
 @functools.cache

@@ -165,7 +165,7 @@ class Trainer:
                 self.recipe, reason = with_measured_batch(self.recipe)
                 self._notes.append(reason)
             with comm.all_or_none():
-                fit = prepare(
+                loop = prepare(
                     self.recipe,
                     self.out,
                     resume=self._checkpoint,
@@ -173,8 +173,9 @@ class Trainer:
                     console=self.console,
                     notes=self._notes,
                 )
-            state = fit.run()
-            metrics = comm.broadcast(dict(state.extra.get("best_metrics", state.metrics)))
+            best = loop.run().best
+            assert best is not None  # of every finished run
+            metrics = comm.broadcast(dict(best.metrics))  # not before rank zero has written it
         return FitResult(metrics, self.out / "best.pt", self.out)
 
 

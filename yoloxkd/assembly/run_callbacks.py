@@ -61,13 +61,14 @@ def check_objects(given: Any) -> list[Callback]:
 def ordered_callbacks(
     recipe: Recipe,
     header: dict[str, Any],
-    distillation: Sequence[Callback],
+    first: Sequence[Callback],
     given: Sequence[Callback],
     console: Console,
 ) -> list[Callback]:
     """Every callback of a run (the order and its reasons: `engine.events`).
 
     header  what identifies the student in its checkpoints
+    first   those that come before the guards, such as the distillation
     given   objects of the user; one of a class in `CALLBACKS` stands in for the recipe's
     """
     own: dict[str, Callback] = {}
@@ -85,7 +86,7 @@ def ordered_callbacks(
 
     return [
         RunFolder(write_yaml(recipe.model_dump(by_alias=True, mode="json"))),
-        *distillation,
+        *first,
         FiniteGuard(recipe.engine.max_nonfinite),
         *named("early_stopping"),
         *others,
