@@ -6,13 +6,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
+from yoloxkd.nn.blocks import GroupNorm
 from yoloxkd.nn.dense_detector import DenseDetector, Maps
 from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
 from yoloxkd.nn.necks import FPN
@@ -73,20 +74,13 @@ class FPNConfig(Strict):
         return replace(found, pad_value=grey(found.mean[::-1] if found.bgr else found.mean))
 
 
-class GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` that also takes a group of a single value, as one channel of a 1x1 map is; it becomes the bias."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-
-
 class TowerBlock(nn.Module):
-    """3x3 convolution, group norm, ReLU; the attribute names are those of mmdetection's keys."""
+    """3x3 convolution, group norm (None: none), ReLU; the attribute names are those of mmdetection's keys."""
 
-    def __init__(self, channels: int, groups: int, *, bias: bool) -> None:
+    def __init__(self, channels: int, groups: int | None, *, bias: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
-        self.gn = GroupNorm(groups, channels)
+        self.gn = nn.Identity() if groups is None else GroupNorm(groups, channels)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,11 +102,12 @@ class Scale(nn.Module):
 class SharedHead(nn.Module):
     """A classification and a regression tower that all levels share, and one learned scale a level."""
 
-    def __init__(self, cfg: FPNConfig, levels: int, *, bias: bool) -> None:
+    def __init__(self, cfg: FPNConfig, levels: int, *, bias: bool, norm: bool = True) -> None:
         super().__init__()
+        groups = cfg.groups if norm else None
 
         def tower() -> nn.ModuleList:
-            return nn.ModuleList(TowerBlock(cfg.channels, cfg.groups, bias=bias) for _ in range(cfg.stacked_convs))
+            return nn.ModuleList(TowerBlock(cfg.channels, groups, bias=bias) for _ in range(cfg.stacked_convs))
 
         self.cls_convs = tower()
         self.reg_convs = tower()
@@ -147,7 +142,7 @@ class FPNDetector(DenseDetector):
             style=cfg.style,
             last_conv=cfg.last_conv,
         )
-        self.neck = FPN(self.backbone.channels, cfg.channels, relu_before_last=self.relu_before_last)
+        self.neck = FPN(self.backbone.channels, cfg.channels, **self.neck_keys)
         maps = dict.fromkeys(LEVELS, cfg.channels)
         self.spec = DetectorSpec(
             names=tuple(names),
@@ -168,9 +163,9 @@ class FPNDetector(DenseDetector):
         """What `box_raw` holds."""
 
     @property
-    def relu_before_last(self) -> bool:
-        """Whether the FPN's coarsest level reads the one before through a ReLU."""
-        return False
+    def neck_keys(self) -> dict[str, Any]:
+        """Further arguments of the FPN."""
+        return {}
 
     @property
     def size_multiple(self) -> int:
