@@ -1,4 +1,4 @@
-"""The convolution blocks of the YOLOX networks, under the official checkpoints' keys, and a group norm for any map."""
+"""Convolution blocks of YOLOX, under the official checkpoints' keys, and a group norm for maps of any size."""
 
 from __future__ import annotations
 
