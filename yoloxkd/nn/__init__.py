@@ -15,10 +15,17 @@ def __getattr__(name: str) -> Any:
     if name != "DETECTORS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from yoloxkd.nn.atss import ATSS
+    from yoloxkd.nn.dense.retinanet import RetinaNet
     from yoloxkd.nn.fcos import FCOS
     from yoloxkd.nn.gfl import GFL
     from yoloxkd.nn.yolox import YOLOX
 
-    table: dict[str, type[Detector]] = {"yolox": YOLOX, "fcos": FCOS, "gfl": GFL, "atss": ATSS}
+    table: dict[str, type[Detector]] = {
+        "yolox": YOLOX,
+        "fcos": FCOS,
+        "gfl": GFL,
+        "atss": ATSS,
+        "retinanet": RetinaNet,
+    }
     globals()[name] = table
     return table

@@ -1,4 +1,4 @@
-"""What FCOS, GFL and ATSS share: a timm backbone, an FPN, and towers that all levels use."""
+"""What detectors on an FPN share: a timm backbone, the FPN, and towers that all levels use."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class FPNConfig(Strict):
     )
     channels: int = Field(256, ge=1, le=4096, description="of the FPN and of the towers")
     stacked_convs: int = Field(4, ge=1, le=64, description="blocks of each tower")
-    groups: int = Field(32, ge=1, le=4096, description="of the towers' group norms")
+    groups: int | None = Field(
+        32, ge=1, le=4096, description="of the towers' group norms; null: towers without norm"
+    )
     bgr: bool = Field(False, description="the backbone reads BGR")
     mean: Triple | None = Field(
         None, description="0..255, in the backbone's channel order; None: that of timm's weights"
@@ -57,7 +59,7 @@ class FPNConfig(Strict):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        if self.channels % self.groups:
+        if self.groups is not None and self.channels % self.groups:
             raise ValueError(f"channels {self.channels} should be a multiple of groups {self.groups}")
         return self
 
@@ -81,12 +83,12 @@ class GroupNorm(nn.GroupNorm):
 
 
 class TowerBlock(nn.Module):
-    """3x3 convolution, group norm, ReLU; the attribute names are those of mmdetection's keys."""
+    """3x3 convolution, group norm (groups None: no norm), ReLU; the attribute names are those of mmdetection's keys."""
 
-    def __init__(self, channels: int, groups: int, *, bias: bool) -> None:
+    def __init__(self, channels: int, groups: int | None, *, bias: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
-        self.gn = GroupNorm(groups, channels)
+        self.gn = nn.Identity() if groups is None else GroupNorm(groups, channels)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ class Scale(nn.Module):
 
 
 class SharedHead(nn.Module):
-    """A classification and a regression tower that all levels share, and one learned scale a level."""
+    """A classification and a regression tower that all levels share, and one learned scale a level (levels 0: none)."""
 
     def __init__(self, cfg: FPNConfig, levels: int, *, bias: bool) -> None:
         super().__init__()
@@ -118,14 +120,14 @@ class SharedHead(nn.Module):
         self.reg_convs = tower()
         self.scales = nn.ModuleList(Scale() for _ in range(levels))
 
-    def initialise(self, classifier: nn.Conv2d) -> None:
-        """Small weights, zero biases, and the prior for every class."""
+    def initialise(self, classifier: nn.Conv2d, prior: float = PRIOR) -> None:
+        """Small weights, zero biases, and the prior probability for every class."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.constant_(classifier.get_parameter("bias"), -math.log((1 - PRIOR) / PRIOR))
+        nn.init.constant_(classifier.get_parameter("bias"), -math.log((1 - prior) / prior))
 
 
 class FPNDetector(DenseDetector):
@@ -147,7 +149,12 @@ class FPNDetector(DenseDetector):
             style=cfg.style,
             last_conv=cfg.last_conv,
         )
-        self.neck = FPN(self.backbone.channels, cfg.channels, relu_before_last=self.relu_before_last)
+        self.neck = FPN(
+            self.backbone.channels,
+            cfg.channels,
+            relu_before_last=self.relu_before_last,
+            extra_on_input=self.extra_on_input,
+        )
         maps = dict.fromkeys(LEVELS, cfg.channels)
         self.spec = DetectorSpec(
             names=tuple(names),
@@ -170,6 +177,11 @@ class FPNDetector(DenseDetector):
     @property
     def relu_before_last(self) -> bool:
         """Whether the FPN's coarsest level reads the one before through a ReLU."""
+        return False
+
+    @property
+    def extra_on_input(self) -> bool:
+        """Whether the FPN's level of stride 64 reads the backbone's map of stride 32, instead of the FPN's own."""
         return False
 
     @property

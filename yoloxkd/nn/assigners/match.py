@@ -129,6 +129,14 @@ def dense_labels(match: Match, targets: Targets) -> Tensor:
     return torch.where(match.fg, targets.labels.gather(1, match.gt.clamp(min=0)), 0)
 
 
+def matched_boxes(match: Match, targets: Targets) -> Tensor:
+    """(B, A, 4) px of the box each positive answers for, at least float32; anything elsewhere."""
+    boxes = full_precision(targets.boxes)
+    if boxes.shape[1] == 0:
+        return boxes.new_zeros(*match.gt.shape, 4)
+    return boxes.gather(1, match.gt.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
+
+
 def centreness(distances: Tensor) -> Tensor:
     """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of positive distances left, top, right, bottom (..., 4) -> (...).
 

@@ -1,0 +1,1 @@
+"""Families of dense detectors, one file each."""
