@@ -8,6 +8,7 @@ from tests.nn.contract import DetectorContract
 from tests.nn.fpn import narrow
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.atss import ATSS
+from yoloxkd.nn.dense.autoassign import AutoAssign
 from yoloxkd.nn.dense.retinanet import RetinaNet
 from yoloxkd.nn.dense_detector import DenseDetector
 from yoloxkd.nn.fcos import FCOS
@@ -60,8 +61,14 @@ class TestRetinaNet(DetectorContract):
         return model
 
 
+class TestAutoAssign(DetectorContract):
+    def build(self, names: list[str]) -> DenseDetector:
+        model: DenseDetector = narrow(AutoAssign, names)
+        return model
+
+
 def test_no_family_is_left_out() -> None:
-    assert {YOLOX, FCOS, GFL, ATSS, RetinaNet} == set(DETECTORS.values())
+    assert {YOLOX, FCOS, GFL, ATSS, RetinaNet, AutoAssign} == set(DETECTORS.values())
     assert {name: kind.family for name, kind in DETECTORS.items()} == {name: name for name in DETECTORS}
 
 

@@ -15,6 +15,7 @@ def __getattr__(name: str) -> Any:
     if name != "DETECTORS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from yoloxkd.nn.atss import ATSS
+    from yoloxkd.nn.dense.autoassign import AutoAssign
     from yoloxkd.nn.dense.retinanet import RetinaNet
     from yoloxkd.nn.fcos import FCOS
     from yoloxkd.nn.gfl import GFL
@@ -26,6 +27,7 @@ def __getattr__(name: str) -> Any:
         "gfl": GFL,
         "atss": ATSS,
         "retinanet": RetinaNet,
+        "autoassign": AutoAssign,
     }
     globals()[name] = table
     return table

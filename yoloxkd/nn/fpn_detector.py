@@ -41,9 +41,7 @@ class FPNConfig(Strict):
     )
     channels: int = Field(256, ge=1, le=4096, description="of the FPN and of the towers")
     stacked_convs: int = Field(4, ge=1, le=64, description="blocks of each tower")
-    groups: int | None = Field(
-        32, ge=1, le=4096, description="of the towers' group norms; null: towers without norm"
-    )
+    groups: int | None = Field(32, ge=1, le=4096, description="of the towers' group norms; null: towers without norm")
     bgr: bool = Field(False, description="the backbone reads BGR")
     mean: Triple | None = Field(
         None, description="0..255, in the backbone's channel order; None: that of timm's weights"

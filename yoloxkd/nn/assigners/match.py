@@ -71,6 +71,14 @@ def image_parts(images: int, pairs: int, device: torch.device, budget: int | Non
         yield slice(start, start + step)
 
 
+def row_parts(rows: int, pairs: int, device: torch.device, budget: int | None = None) -> Iterator[slice]:
+    """Slices of the box axis whose (box, location) pairs, `pairs` a row, fit the budget."""
+    limit = BUDGET.get(device.type, BUDGET["other"]) if budget is None else budget
+    step = max(1, limit // max(pairs, 1))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
 @dataclass(slots=True)
 class Positives:
     """The matched locations of a batch in S slots an image, so that shapes do not depend on the data.

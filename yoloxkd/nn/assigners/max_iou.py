@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from yoloxkd.nn.assigners.match import BUDGET, Match, image_parts, no_match
+from yoloxkd.nn.assigners.match import Match, image_parts, no_match, row_parts
 from yoloxkd.ops.boxes import pairwise_iou
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Targets
@@ -70,7 +68,7 @@ def _scan(
     best = boxes.new_full((images, count), -1.0)
     row = torch.zeros(images, count, dtype=torch.int64, device=boxes.device)
     claimed = torch.full_like(row, -1)
-    for some in _row_parts(boxes.shape[1], images * count, boxes.device, budget):
+    for some in row_parts(boxes.shape[1], images * count, boxes.device, budget):
         overlap = pairwise_iou(boxes[:, some], anchors)
         overlap.masked_fill_(~mask[:, some, None], -1.0)
         if usable is not None:
@@ -85,11 +83,3 @@ def _scan(
             last = torch.where(overlap >= least, number, -1).amax(dim=1)
             claimed = torch.maximum(claimed, last.long())
     return best, row, claimed
-
-
-def _row_parts(rows: int, pairs: int, device: torch.device, budget: int | None) -> Iterator[slice]:
-    """Slices of the box axis whose pairs, `pairs` a box, fit the budget."""
-    limit = BUDGET.get(device.type, BUDGET["other"]) if budget is None else budget
-    step = max(1, limit // max(pairs, 1))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))

@@ -14,7 +14,7 @@ from yoloxkd.nn.assigners.match import Match, dense_labels, matched_boxes
 from yoloxkd.nn.assigners.max_iou import max_iou_match
 from yoloxkd.nn.dense_detector import Maps, Predictions
 from yoloxkd.nn.detector import BoxCode
-from yoloxkd.nn.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
+from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead
 from yoloxkd.ops.boxes import from_deltas, from_distances, to_deltas
 from yoloxkd.ops.losses import focal_loss, full_precision
 from yoloxkd.ops.points import within_content
@@ -96,9 +96,7 @@ class RetinaNet(FPNDetector):
     def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
         assert out.grid.anchors is not None
         usable = None if targets.content is None else within_content(out.grid.points, targets.content)
-        match = max_iou_match(
-            out.grid.anchors, targets, positive=POSITIVE, negative=NEGATIVE, claim=0.0, usable=usable
-        )
+        match = max_iou_match(out.grid.anchors, targets, positive=POSITIVE, negative=NEGATIVE, claim=0.0, usable=usable)
         return match.leaving_out(targets, out.grid)
 
     def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
