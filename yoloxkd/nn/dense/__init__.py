@@ -1,1 +1,1 @@
-"""Families of dense detectors, one file each."""
+"""Dense detectors: one file a family."""
