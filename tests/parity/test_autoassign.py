@@ -28,7 +28,7 @@ from yoloxkd.nn.dense.autoassign import (
     negative_loss,
     weighted_mean,
 )
-from yoloxkd.nn.dense_detector import Predictions
+from yoloxkd.nn.dense.dense_detector import Predictions
 from yoloxkd.ops.losses import giou_loss
 from yoloxkd.types import DenseOutput, Targets
 

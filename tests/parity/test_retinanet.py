@@ -13,8 +13,8 @@ from tests.nn.fpn import narrow
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.match import Match, dense_labels, matched_boxes
 from yoloxkd.nn.assigners.max_iou import max_iou_match
+from yoloxkd.nn.dense.dense_detector import Predictions
 from yoloxkd.nn.dense.retinanet import NEGATIVE, POSITIVE, RetinaNet, cell_anchors
-from yoloxkd.nn.dense_detector import Predictions
 from yoloxkd.ops.boxes import from_deltas, pairwise_iou, to_deltas
 from yoloxkd.ops.losses import focal_loss
 from yoloxkd.ops.points import grid_of

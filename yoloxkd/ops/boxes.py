@@ -91,19 +91,19 @@ def to_distances(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def to_deltas(boxes: Tensor, anchors: Tensor, deviations: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """The code of boxes at anchors, both (..., 4) px: shift of the centre and logarithm of the size, in anchor sides.
+    """The code of boxes at anchors, both (..., 4) px: shift of the center and logarithm of the size, in anchor sides.
 
     R-CNN (Girshick et al. 2014), appendix C; the four numbers are divided by `deviations`.
     """
-    centre, side = to_centre(anchors).split(2, dim=-1)
-    wanted, size = to_centre(boxes).split(2, dim=-1)
-    code = torch.cat(((wanted - centre) / side, (size / side).log()), dim=-1)
+    center, side = to_center(anchors).split(2, dim=-1)
+    wanted, size = to_center(boxes).split(2, dim=-1)
+    code = torch.cat(((wanted - center) / side, (size / side).log()), dim=-1)
     return code / torch.tensor(deviations, dtype=code.dtype, device=code.device)
 
 
 def from_deltas(code: Tensor, anchors: Tensor, deviations: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """The boxes (..., 4) px of which `code` (..., 4) is the code at anchors (..., 4) px; sides within `LARGEST_LOG`."""
     code = code * torch.tensor(deviations, dtype=code.dtype, device=code.device)
-    centre, side = to_centre(anchors).split(2, dim=-1)
+    center, side = to_center(anchors).split(2, dim=-1)
     size = code[..., 2:].clamp(-LARGEST_LOG, LARGEST_LOG).exp() * side
-    return to_corners(torch.cat((centre + code[..., :2] * side, size), dim=-1))
+    return to_corners(torch.cat((center + code[..., :2] * side, size), dim=-1))

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from yoloxkd.nn.assigners.fcos import fcos_match
 from yoloxkd.nn.assigners.inside import InsidePairs
 from yoloxkd.nn.assigners.match import Match, image_parts, row_parts
-from yoloxkd.nn.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
-from yoloxkd.nn.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.ops.boxes import from_distances, paired_giou, pairwise_iou
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
@@ -59,7 +59,7 @@ class AutoAssignHead(SharedHead):
         self.conv_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
         self.conv_centerness = nn.Conv2d(cfg.channels, 1, 3, padding=1)
         self.center_prior = CenterPrior(classes)
-        self.initialise(self.conv_cls, PRIOR)
+        self.initialize(self.conv_cls, PRIOR)
         nn.init.constant_(self.conv_reg.get_parameter("bias"), START)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from yoloxkd.nn.assigners.match import Match, dense_labels, matched_boxes
 from yoloxkd.nn.assigners.max_iou import max_iou_match
-from yoloxkd.nn.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.fpn_detector import FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
-from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead
 from yoloxkd.ops.boxes import from_deltas, from_distances, to_deltas
 from yoloxkd.ops.losses import focal_loss, full_precision
 from yoloxkd.ops.points import within_content
@@ -47,13 +47,13 @@ class RetinaNetHead(SharedHead):
         super().__init__(cfg, levels=0, bias=cfg.groups is None)
         self.retina_cls = nn.Conv2d(cfg.channels, len(SIDES) * classes, 3, padding=1)
         self.retina_reg = nn.Conv2d(cfg.channels, len(SIDES) * 4, 3, padding=1)
-        self.initialise(self.retina_cls)
+        self.initialize(self.retina_cls)
 
 
 class RetinaNet(FPNDetector):
     """RetinaNet on any timm backbone.
 
-    Anchors are centred on the corners of the cells. `box_raw` of the output holds the shift of the centre in anchor sides
+    Anchors are centered on the corners of the cells. `box_raw` of the output holds the shift of the center in anchor sides
     and the logarithm of the size in anchor sides.
     """
 
