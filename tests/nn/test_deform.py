@@ -21,7 +21,9 @@ def test_it_is_torchvisions(groups: int, stride: int, bias: bool) -> None:
     theirs = deform_conv2d(x, offset, conv.weight, conv.bias, stride, 1)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     towards = torch.randn_like(ours)
-    for a, b in zip(torch.autograd.grad(ours, inputs, towards), torch.autograd.grad(theirs, inputs, towards), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs, towards), torch.autograd.grad(theirs, inputs, towards), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 

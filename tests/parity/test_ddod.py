@@ -13,9 +13,9 @@ from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.atss import MIN_UNION, square_anchors, within
 from yoloxkd.nn.assigners.ddod import ALPHAS, class_factor, ddod_matches, inside
 from yoloxkd.nn.assigners.match import Match, TwoMatches
-from yoloxkd.nn.atss import BOX_WEIGHT, decode, encode
+from yoloxkd.nn.dense.atss import BOX_WEIGHT, decode, encode
 from yoloxkd.nn.dense.ddod import DDOD, ddod_terms, level_weights
-from yoloxkd.nn.dense_detector import Predictions
+from yoloxkd.nn.dense.dense_detector import Predictions
 from yoloxkd.ops.boxes import paired_iou, pairwise_iou
 from yoloxkd.ops.losses import focal_loss, giou_loss
 from yoloxkd.ops.points import grid_of

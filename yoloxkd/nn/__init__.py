@@ -15,14 +15,23 @@ def __getattr__(name: str) -> Any:
     if name != "DETECTORS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from yoloxkd.nn.dense.atss import ATSS
+    from yoloxkd.nn.dense.autoassign import AutoAssign
     from yoloxkd.nn.dense.ddod import DDOD
     from yoloxkd.nn.dense.fcos import FCOS
     from yoloxkd.nn.dense.gfl import GFL
     from yoloxkd.nn.dense.reppoints import RepPoints
+    from yoloxkd.nn.dense.retinanet import RetinaNet
     from yoloxkd.nn.dense.yolox import YOLOX
 
     table: dict[str, type[Detector]] = {
-        "yolox": YOLOX, "fcos": FCOS, "gfl": GFL, "atss": ATSS, "ddod": DDOD, "reppoints": RepPoints,
-    }  # fmt: skip
+        "yolox": YOLOX,
+        "fcos": FCOS,
+        "gfl": GFL,
+        "atss": ATSS,
+        "retinanet": RetinaNet,
+        "autoassign": AutoAssign,
+        "ddod": DDOD,
+        "reppoints": RepPoints,
+    }
     globals()[name] = table
     return table

@@ -94,8 +94,8 @@ def eligible(grid: Grid, targets: Targets, area: Tensor | None = None) -> Tensor
     Those in the picture: `area` (B, 2) height and width px, else `targets.content`. One in an ignore region answers only
     where it lies in a box, so that what is predicted elsewhere in such a region decides nothing.
     """
-    ignored = centres_inside(targets.boxes, targets.ignore, grid)
-    found = ~ignored | centres_inside(targets.boxes, targets.mask, grid)
+    ignored = centers_inside(targets.boxes, targets.ignore, grid)
+    found = ~ignored | centers_inside(targets.boxes, targets.mask, grid)
     if area is not None:
         limit = torch.cat((torch.zeros_like(area), area.flip(-1)), dim=-1)
         return found & within_content(grid.points, limit)
@@ -111,6 +111,14 @@ class TwoMatches(Match):
     @classmethod
     def beside(cls, match: Match, box: Match) -> TwoMatches:
         return cls(match.fg, match.gt, match.ignored, match.score, box=box)
+
+
+def row_parts(rows: int, pairs: int, device: torch.device, budget: int | None = None) -> Iterator[slice]:
+    """Slices of the box axis whose (box, location) pairs, `pairs` a row, fit the budget."""
+    limit = BUDGET.get(device.type, BUDGET["other"]) if budget is None else budget
+    step = max(1, limit // max(pairs, 1))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 @dataclass(slots=True)
@@ -169,6 +177,14 @@ def dense_labels(match: Match, targets: Targets) -> Tensor:
     if targets.labels.shape[1] == 0:
         return torch.zeros_like(match.gt)
     return torch.where(match.fg, targets.labels.gather(1, match.gt.clamp(min=0)), 0)
+
+
+def matched_boxes(match: Match, targets: Targets) -> Tensor:
+    """(B, A, 4) px of the box each positive answers for, at least float32; anything elsewhere."""
+    boxes = full_precision(targets.boxes)
+    if boxes.shape[1] == 0:
+        return boxes.new_zeros(*match.gt.shape, 4)
+    return boxes.gather(1, match.gt.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
 
 
 def centerness(distances: Tensor) -> Tensor:

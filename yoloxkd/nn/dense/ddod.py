@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from yoloxkd.nn.assigners.atss import MIN_UNION, square_anchors
 from yoloxkd.nn.assigners.ddod import TOPK, Order, ddod_matches
 from yoloxkd.nn.assigners.match import Match, Positives, TwoMatches, dense_labels
-from yoloxkd.nn.atss import BOX_WEIGHT, decode
 from yoloxkd.nn.deform import SelfOffsetConv
-from yoloxkd.nn.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.atss import BOX_WEIGHT, decode
+from yoloxkd.nn.dense.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
-from yoloxkd.nn.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.ops.boxes import paired_iou
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
@@ -71,7 +71,7 @@ class DDODHead(SharedHead):
         self.atss_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
         self.atss_iou = nn.Conv2d(cfg.channels, 1, 3, padding=1)
         self.positives = LevelCounts(levels)
-        self.initialise(self.atss_cls)
+        self.initialize(self.atss_cls)
         for block in first:
             block.conv.look_straight()
 
@@ -149,7 +149,9 @@ def ddod_terms(
     grid = out.grid
     rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
     levels = level_weights(positives(match, grid), rows.dtype).unbind(1)
-    of_level = torch.cat([w.unsqueeze(1).expand(2, s.stop - s.start) for w, s in zip(levels, grid.slices(), strict=True)], 1)
+    of_level = torch.cat(
+        [w.unsqueeze(1).expand(2, s.stop - s.start) for w, s in zip(levels, grid.slices(), strict=True)], 1
+    )
     rows = (rows * of_level[0]).masked_fill(match.ignored, 0)
     found = Positives.of(match.box, targets, grid, TOPK)
     predicted = decode(found.at(out.box_raw), square_anchors(found.points, found.strides))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +67,8 @@ class FCOS(FPNDetector):
         self.head = FCOSHead(cfg, len(names), len(LEVELS))
 
     @property
-    def neck_keys(self) -> dict[str, Any]:
-        return {"relu_before_last": self.cfg.relu_before_last}
+    def relu_before_last(self) -> bool:
+        return self.cfg.relu_before_last
 
     @property
     def box_code(self) -> BoxCode:

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -42,7 +42,7 @@ class FPNConfig(Strict):
     )
     channels: int = Field(256, ge=1, le=4096, description="of the FPN and of the towers")
     stacked_convs: int = Field(4, ge=1, le=64, description="blocks of each tower")
-    groups: int = Field(32, ge=1, le=4096, description="of the towers' group norms")
+    groups: int | None = Field(32, ge=1, le=4096, description="of the towers' group norms; null: towers without norm")
     bgr: bool = Field(False, description="the backbone reads BGR")
     mean: Triple | None = Field(
         None, description="0..255, in the backbone's channel order; None: that of timm's weights"
@@ -58,7 +58,7 @@ class FPNConfig(Strict):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        if self.channels % self.groups:
+        if self.groups is not None and self.channels % self.groups:
             raise ValueError(f"channels {self.channels} should be a multiple of groups {self.groups}")
         return self
 
@@ -75,7 +75,7 @@ class FPNConfig(Strict):
 
 
 class TowerBlock(nn.Module):
-    """3x3 convolution, group norm (None: none), ReLU; the attribute names are those of mmdetection's keys."""
+    """3x3 convolution, group norm (groups None: no norm), ReLU; the attribute names are those of mmdetection's keys."""
 
     def __init__(self, channels: int, groups: int | None, *, bias: bool) -> None:
         super().__init__()
@@ -100,27 +100,26 @@ class Scale(nn.Module):
 
 
 class SharedHead(nn.Module):
-    """A classification and a regression tower that all levels share, and one learned scale a level."""
+    """A classification and a regression tower that all levels share, and one learned scale a level (levels 0: none)."""
 
-    def __init__(self, cfg: FPNConfig, levels: int, *, bias: bool, norm: bool = True) -> None:
+    def __init__(self, cfg: FPNConfig, levels: int, *, bias: bool) -> None:
         super().__init__()
-        groups = cfg.groups if norm else None
 
         def tower() -> nn.ModuleList:
-            return nn.ModuleList(TowerBlock(cfg.channels, groups, bias=bias) for _ in range(cfg.stacked_convs))
+            return nn.ModuleList(TowerBlock(cfg.channels, cfg.groups, bias=bias) for _ in range(cfg.stacked_convs))
 
         self.cls_convs = tower()
         self.reg_convs = tower()
         self.scales = nn.ModuleList(Scale() for _ in range(levels))
 
-    def initialize(self, classifier: nn.Conv2d) -> None:
-        """Small weights, zero biases, and the prior for every class."""
+    def initialize(self, classifier: nn.Conv2d, prior: float = PRIOR) -> None:
+        """Small weights, zero biases, and the prior probability for every class."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.constant_(classifier.get_parameter("bias"), -math.log((1 - PRIOR) / PRIOR))
+        nn.init.constant_(classifier.get_parameter("bias"), -math.log((1 - prior) / prior))
 
 
 class FPNDetector(DenseDetector):
@@ -142,7 +141,13 @@ class FPNDetector(DenseDetector):
             style=cfg.style,
             last_conv=cfg.last_conv,
         )
-        self.neck = FPN(self.backbone.channels, cfg.channels, **self.neck_keys)
+        self.neck = FPN(
+            self.backbone.channels,
+            cfg.channels,
+            relu_before_last=self.relu_before_last,
+            extra_on_input=self.extra_on_input,
+            groups=self.neck_groups,
+        )
         maps = dict.fromkeys(LEVELS, cfg.channels)
         self.spec = DetectorSpec(
             names=tuple(names),
@@ -163,9 +168,19 @@ class FPNDetector(DenseDetector):
         """What `box_raw` holds."""
 
     @property
-    def neck_keys(self) -> dict[str, Any]:
-        """Further arguments of the FPN."""
-        return {}
+    def relu_before_last(self) -> bool:
+        """Whether the FPN's coarsest level reads the one before through a ReLU."""
+        return False
+
+    @property
+    def extra_on_input(self) -> bool:
+        """Whether the FPN's level of stride 64 reads the backbone's map of stride 32, instead of the FPN's own."""
+        return False
+
+    @property
+    def neck_groups(self) -> int | None:
+        """Groups of the FPN's group norms; None: it has none."""
+        return None
 
     @property
     def size_multiple(self) -> int:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from yoloxkd.nn.assigners.match import Match, TwoMatches, dense_labels
-from yoloxkd.nn.assigners.reppoints import nearest_point_match, overlap_match
+from yoloxkd.nn.assigners.match import Match, TwoMatches, dense_labels, eligible, matched_boxes
+from yoloxkd.nn.assigners.max_iou import max_iou_match
+from yoloxkd.nn.assigners.nearest_point import nearest_point_match
 from yoloxkd.nn.deform import DeformableConv
-from yoloxkd.nn.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.fpn_detector import FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
-from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead
 from yoloxkd.ops.losses import focal_loss, full_precision
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
+POSITIVE, NEGATIVE = 0.5, 0.4
+"""Overlaps of a first-stage box from which the second stage is positive, and below which it is background."""
 SIDE = 3
 """The points of an object start as the cells of a kernel of this side."""
 COORDINATES = 2 * SIDE * SIDE
@@ -38,14 +40,16 @@ class RepPointsConfig(FPNConfig):
     """Keys of RepPoints."""
 
     stacked_convs: int = Field(3, ge=1, le=64, description="blocks of each tower")
-    group_norm: bool = Field(True, description="group norm in FPN and towers; false: none, as in the first release")
+    groups: int | None = Field(
+        32, ge=1, le=4096, description="of the group norms in FPN and towers; null: no norm, as first published"
+    )
 
 
 class RepPointsHead(SharedHead):
     """The towers, the convolutions that the first points deform, and what predicts classes and points."""
 
     def __init__(self, cfg: RepPointsConfig, classes: int) -> None:
-        super().__init__(cfg, 0, bias=not cfg.group_norm, norm=cfg.group_norm)
+        super().__init__(cfg, 0, bias=cfg.groups is None)
         channels = cfg.channels
         self.moment_transfer = nn.Parameter(torch.zeros(2))
         self.reppoints_cls_conv = DeformableConv(channels, channels, SIDE, padding=SIDE // 2, bias=False)
@@ -54,7 +58,7 @@ class RepPointsHead(SharedHead):
         self.reppoints_pts_init_out = nn.Conv2d(channels, COORDINATES, 1)
         self.reppoints_pts_refine_conv = DeformableConv(channels, channels, SIDE, padding=SIDE // 2, bias=False)
         self.reppoints_pts_refine_out = nn.Conv2d(channels, COORDINATES, 1)
-        self.initialise(self.reppoints_cls_out)
+        self.initialize(self.reppoints_cls_out)
         for conv in (self.reppoints_cls_conv, self.reppoints_pts_refine_conv):
             conv.reset_parameters()  # the release leaves these two as they are made
 
@@ -92,8 +96,12 @@ class RepPoints(FPNDetector):
         return BoxCode("points")
 
     @property
-    def neck_keys(self) -> dict[str, Any]:
-        return {"extra_on_input": True, "groups": self.cfg.groups if self.cfg.group_norm else None}
+    def extra_on_input(self) -> bool:
+        return True
+
+    @property
+    def neck_groups(self) -> int | None:
+        return self.cfg.groups
 
     def predict(self, cls: Maps, reg: Maps) -> Predictions:
         found = [self.head.predict_level(*maps) for maps in zip(cls, reg, strict=True)]
@@ -112,7 +120,10 @@ class RepPoints(FPNDetector):
         """The match of the second points and the classes, with that of the first points beside it."""
         with torch.no_grad():
             proposals = self.boxes_of(out.box_raw[..., :COORDINATES], out.grid)
-        second = overlap_match(out.grid, proposals, targets).leaving_out(targets, out.grid)
+        usable = eligible(out.grid, targets)
+        second = max_iou_match(
+            proposals, targets, positive=POSITIVE, negative=NEGATIVE, claim=0.0, usable=usable
+        ).leaving_out(targets, out.grid)
         return TwoMatches.beside(second, nearest_point_match(out.grid, targets))
 
     def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
@@ -139,11 +150,7 @@ class RepPoints(FPNDetector):
         """The box loss (B, A) of a stage, 0 or 1, times its weight and zero where nothing is positive."""
         raw = out.box_raw[..., stage * COORDINATES : (stage + 1) * COORDINATES]
         boxes = self.boxes_of(raw, out.grid)
-        if targets.boxes.shape[1] == 0:
-            wanted = boxes.detach()
-        else:
-            row = match.gt.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4)
-            wanted = full_precision(targets.boxes).gather(1, row).to(boxes.dtype)
+        wanted = matched_boxes(match, targets).to(boxes.dtype)
         unit = BOX_UNIT * out.grid.point_strides.to(boxes.dtype).unsqueeze(-1)
         wrong = F.smooth_l1_loss(boxes / unit, wanted / unit, beta=BETA, reduction="none").sum(-1)
         return WEIGHTS[stage] * wrong.masked_fill(~match.fg, 0)
@@ -155,10 +162,10 @@ def moment_boxes(points: Tensor, transfer: Tensor) -> Tensor:
     transfer (2,), of x and y; `MOMENT_GRADIENT` of its gradient passes. The deviation divides by n - 1. RepPoints section 3.2.
     """
     y, x = points[..., 0::2], points[..., 1::2]
-    centre = torch.stack((x.mean(-1), y.mean(-1)), dim=-1)
+    center = torch.stack((x.mean(-1), y.mean(-1)), dim=-1)
     deviation = torch.stack((x.std(-1), y.std(-1)), dim=-1)
     half = deviation * _slowed(transfer, MOMENT_GRADIENT).exp()
-    return torch.cat((centre - half, centre + half), dim=-1)
+    return torch.cat((center - half, center + half), dim=-1)
 
 
 def kernel_cells(like: Tensor) -> Tensor:

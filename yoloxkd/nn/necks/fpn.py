@@ -16,15 +16,15 @@ def double(x: Tensor) -> Tensor:
 
 
 class FPN(nn.Module):
-    """Feature pyramid of strides 8 to 128 (Lin et al. 2017; the two extra levels as in FCOS, on the output).
+    """Feature pyramid of strides 8 to 128 (Lin et al. 2017), with two extra levels.
 
     Maps of strides 8, 16, 32 with `inputs` channels -> five maps of `channels` channels: strides 8, 16, 32 by 1x1
     laterals, addition from coarse to fine and a 3x3 convolution; 64 and 128 by 3x3 convolutions of stride 2, each on the
     level before it. Their sizes are rounded up: 3 cells become 2.
 
-    relu_before_last   the coarsest level reads the one before through a ReLU (FCOS)
-    extra_on_input     the level of stride 64 reads the backbone's map of stride 32 instead of the pyramid's
-    groups             every convolution is followed by a group norm of so many groups, and has no bias; None: neither
+    relu_before_last   the coarsest level reads the one before through a ReLU (FCOS, AutoAssign)
+    extra_on_input     the level of stride 64 reads the input of stride 32 (RetinaNet) instead of the level before it
+    groups             of a group norm after every convolution, in place of its bias (RepPoints); None: no norm
     Attribute names are those of mmdetection's keys.
     """
 
@@ -33,7 +33,7 @@ class FPN(nn.Module):
         inputs: Sequence[int],
         channels: int,
         *,
-        relu_before_last: bool = False,
+        relu_before_last: bool,
         extra_on_input: bool = False,
         groups: int | None = None,
     ) -> None:
@@ -41,9 +41,9 @@ class FPN(nn.Module):
         self.relu_before_last = relu_before_last
         self.extra_on_input = extra_on_input
         self.lateral_convs = nn.ModuleList(PlainConv(c, channels, 1, groups=groups) for c in inputs)
-        first_extra = inputs[-1] if extra_on_input else channels
-        shapes = [(channels, 1)] * len(inputs) + [(first_extra, 2), (channels, 2)]
-        self.fpn_convs = nn.ModuleList(PlainConv(cin, channels, 3, stride, groups=groups) for cin, stride in shapes)
+        extra = inputs[-1] if extra_on_input else channels
+        read = [(channels, 1)] * len(inputs) + [(extra, 2), (channels, 2)]
+        self.fpn_convs = nn.ModuleList(PlainConv(cin, channels, 3, stride, groups=groups) for cin, stride in read)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         merged = [lateral(x) for lateral, x in zip(self.lateral_convs, maps, strict=True)]
@@ -57,7 +57,7 @@ class FPN(nn.Module):
 
 
 class PlainConv(nn.Module):
-    """A convolution with bias and nothing after it, under the key `conv`; with groups a group norm, `gn`, for the bias."""
+    """A convolution with bias and nothing after it, under the key `conv`; with `groups` a group norm, `gn`, for the bias."""
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int | None = None) -> None:
         super().__init__()

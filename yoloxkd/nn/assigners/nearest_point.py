@@ -1,21 +1,17 @@
-"""RepPoints (Yang et al. 2019): positives of its first points by place and size, of its second by the boxes of the first."""
+"""Positives by place and size: the one location that is nearest to a box, on its level (RepPoints, Yang et al. 2019)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from yoloxkd.nn.assigners.match import Match, claimed, eligible, image_parts, no_match
-from yoloxkd.ops.boxes import pairwise_iou, to_centre
+from yoloxkd.nn.assigners.match import Match, claimed, no_match
+from yoloxkd.ops.boxes import to_center
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Grid, Targets
 
 SCALE = 4
 """Geometric mean of the sides, in strides, of a box that belongs to a level for certain."""
-POSITIVE = 0.5
-"""The overlap from which a first-stage box is positive."""
-NEGATIVE = 0.4
-"""The overlap below which it is background; between the two it is ignored."""
 
 
 @torch.no_grad()
@@ -33,7 +29,7 @@ def nearest_point_match(grid: Grid, targets: Targets, *, area: Tensor | None = N
     locations, device = grid.points.shape[0], grid.points.device
     if rows == 0:
         return no_match(images, locations, device)
-    centre, side = to_centre(full_precision(targets.boxes)).split(2, dim=-1)
+    center, side = to_center(full_precision(targets.boxes)).split(2, dim=-1)
     side = side.clamp(min=1e-6)
     strides = torch.tensor(grid.strides, device=device, dtype=side.dtype)
     # int() of the release rounds towards zero, which matters below the finest level only
@@ -46,9 +42,9 @@ def nearest_point_match(grid: Grid, targets: Targets, *, area: Tensor | None = N
     extent = _extent(targets, area, shape * stride).to(side.dtype)
     last = torch.minimum((extent / stride - grid.offset).ceil().long(), shape) - 1
     # of two places equally near the lower one: ceil(x - 0.5)
-    cell = torch.minimum((centre / stride - grid.offset - 0.5).ceil().long(), last).clamp(min=0)
+    cell = torch.minimum((center / stride - grid.offset - 0.5).ceil().long(), last).clamp(min=0)
     where = start + cell[..., 1] * shape[..., 0] + cell[..., 0]
-    apart = (((cell + grid.offset) * stride - centre) / side).square().sum(-1)
+    apart = (((cell + grid.offset) * stride - center) / side).square().sum(-1)
     real = targets.mask & (last >= 0).all(-1)
     return claimed(where.unsqueeze(-1), -apart.unsqueeze(-1), real.unsqueeze(-1), locations)
 
@@ -58,33 +54,3 @@ def _extent(targets: Targets, area: Tensor | None, whole: Tensor) -> Tensor:
     if area is not None:
         return area.flip(-1).unsqueeze(1).expand_as(whole)
     return whole if targets.content is None else targets.content[:, None, 2:].expand_as(whole)
-
-
-@torch.no_grad()
-def overlap_match(
-    grid: Grid, boxes: Tensor, targets: Targets, *, area: Tensor | None = None, budget: int | None = None
-) -> Match:
-    """Match predicted boxes (B, A, 4) px by their overlap; reads boxes, mask and ignore of `targets`.
-
-    area  as of `nearest_point_match`
-    A prediction is positive for the box it overlaps most where that is at least `POSITIVE`, background below `NEGATIVE`,
-    else ignored. Every box also takes those that overlap it most of all, if they do at all, whatever they were before; of
-    several such boxes the last.
-    """
-    images, rows = targets.mask.shape
-    if rows == 0:
-        return no_match(images, grid.points.shape[0], grid.points.device)
-    usable = eligible(grid, targets, area)
-    parts = []
-    for part in image_parts(images, rows * grid.points.shape[0], grid.points.device, budget):
-        gt = full_precision(targets.boxes[part])
-        overlap = pairwise_iou(gt, full_precision(boxes[part]).detach(), 1e-6)
-        overlap.masked_fill_(~(targets.mask[part].unsqueeze(-1) & usable[part].unsqueeze(1)), 0)
-        most, row = overlap.max(1)
-        best = overlap.amax(2, keepdim=True)
-        number = torch.arange(1, rows + 1, device=gt.device).unsqueeze(-1)
-        claim = (((overlap == best) & (best > 0)) * number).amax(1)
-        fg = (most >= POSITIVE) | (claim > 0)
-        gt_row = torch.where(claim > 0, claim - 1, row)
-        parts.append(Match(fg, torch.where(fg, gt_row, -1), (most >= NEGATIVE) & ~fg))
-    return Match.joined(parts)
