@@ -86,7 +86,8 @@ def targets_of(case: Case, dtype: torch.dtype = torch.float64) -> Targets:
     image = (
         case.tensor("box_image") if case.has("box_image") else torch.zeros(len(case.array("boxes")), dtype=torch.int64)
     )
-    boxes, labels, mask = padded(case.tensor("boxes").to(dtype), image, case.params.get("N", 1), case.tensor("labels"))
+    classes = case.tensor("labels") if case.has("labels") else None
+    boxes, labels, mask = padded(case.tensor("boxes").to(dtype), image, case.params.get("N", 1), classes)
     return Targets(boxes, labels, mask, torch.zeros_like(mask))
 
 
