@@ -9,12 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
+from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.nn.weights.load import rows
 from yoloxkd.nn.weights.mmdet_files import ZOO
 
-FAMILIES = {"gfl_cls": "gfl", "atss_cls": "atss", "conv_cls": "fcos"}
-"""The head's class predictor tells the family."""
+FAMILIES = {
+    "gfl": "gfl_cls",
+    "atss": "atss_cls",
+    "retinanet": "retina_cls",
+    "fcos": "conv_cls",
+    "autoassign": "conv_cls",
+}
+"""Family -> the head's class predictor, which tells it; AutoAssign is told from FCOS by its center prior."""
 RESNETS = {
     (2, False): "resnet18",
     (6, False): "resnet34",
@@ -23,12 +30,30 @@ RESNETS = {
     (36, True): "resnet152",
 }
 """(blocks of the third stage, bottlenecks) -> timm's name."""
-SHORT = {"resnet50": "r50", "resnet101": "r101", "mobilenetv2_100": "mobilenetv2"}
+RESNEXTS = {
+    (6, 128, 4): "resnext50_32x4d",
+    (23, 128, 4): "resnext101_32x4d",
+    (23, 256, 4): "resnext101_64x4d",
+    (23, 256, 8): "resnext101_32x8d",
+}
+"""(blocks of the third stage, channels of the first 3x3 convolution, those that one of them reads) -> timm's name."""
+SHORT = {
+    "resnet50": "r50",
+    "resnet101": "r101",
+    "resnext101_32x4d": "x101-32x4d",
+    "resnext101_64x4d": "x101-64x4d",
+    "mobilenetv2_100": "mobilenetv2",
+}
 """timm's name -> its part of our model names; other backbones go under the r50 model with their own `backbone`."""
 
 DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)
 CAFFE_MEAN = (103.53, 116.28, 123.675)
-"""BGR means of mmdetection's caffe-style configurations: FCOS as first published has the former, all others the latter."""
+"""BGR means of mmdetection's caffe-style configurations: FCOS as first published and AutoAssign have the former, all others
+the latter."""
+GROUPS = 32
+"""Of the towers' group norms in every configuration of mmdetection; a user's own says it, the weights do not."""
+ANCHORS = 9
+"""RetinaNet's in a cell."""
 MOBILE_LAST = 1280
 """Channels behind the last convolution of a MobileNetV2."""
 
@@ -87,7 +112,9 @@ def dense_state(raw: Mapping[str, Any], file_name: str = "") -> DenseState | Non
     overlap = "bbox_head.atss_iou.weight" in state
     state = {_current(k): v for k, v in state.items()}
     state = {k: v for k, v in state.items() if not k.startswith("ema_")}
-    family = next((f for key, f in FAMILIES.items() if f"bbox_head.{key}.weight" in state), None)
+    family = next((f for f, key in FAMILIES.items() if f"bbox_head.{key}.weight" in state), None)
+    if "bbox_head.center_prior.mean" in state:
+        family = "autoassign"
     if family is None or "neck.lateral_convs.0.conv.weight" not in state:
         return None
     _check_supported(state)
@@ -97,29 +124,56 @@ def dense_state(raw: Mapping[str, Any], file_name: str = "") -> DenseState | Non
         section["quality"] = "iou" if overlap else "centerness"
     if not section.get("last_conv", True):  # mmdetection builds and keeps that layer even where no level reads it
         state = {k: v for k, v in state.items() if not k.startswith("backbone.conv2.")}
-    predictor = next(key for key, f in FAMILIES.items() if f == family)
-    classes = rows(state, f"bbox_head.{predictor}.weight")
+    classes = _classes(family, state)
     return DenseState(section, {our_key(k): v for k, v in state.items() if _kept(k)}, classes, _names(meta, classes))
 
 
 def _section(family: str, state: Mapping[str, Tensor], text: str, file_name: str) -> dict[str, Any]:
     """The model's name and keys: what the weights tell, then what only the table, the configuration or the name does."""
     backbone = _backbone(state)
+    name = f"{family}-{SHORT.get(backbone, 'r50')}"
     tower = [k for k in state if re.fullmatch(r"bbox_head\.cls_convs\.\d+\.conv\.weight", k)]
     section: dict[str, Any] = {
-        "name": f"{family}-{SHORT.get(backbone, 'r50')}",
+        "name": name if name in cfg_names("models") else f"{family}-r50",
         "backbone": backbone,
         "channels": rows(state, "neck.lateral_convs.0.conv.weight"),
         "stacked_convs": len(tower),
+        "groups": _groups(text) if "bbox_head.cls_convs.0.gn.weight" in state else None,
     }
     if backbone == "mobilenetv2_100":
         section["last_conv"] = rows(state, "neck.lateral_convs.2.conv.weight", 1) == MOBILE_LAST
     if family == "gfl":
         section["reg_max"] = rows(state, "bbox_head.gfl_reg.weight") // 4 - 1
+    if family == "retinanet":
+        from_input = rows(state, "neck.fpn_convs.3.conv.weight", 1) == rows(
+            state, "neck.lateral_convs.2.conv.weight", 1
+        )
+        section["extra_on"] = "input" if from_input else "output"
     if file_name in ZOO:
         return section | ZOO[file_name].keys
     variant = _fcos_variant(state, text, file_name) if family == "fcos" else {}
+    if family == "retinanet":
+        variant["relu_before_last"] = _relu_before_last(text)
     return section | _convention(family, text, file_name) | variant
+
+
+def _groups(text: str) -> int:
+    said = re.search(r"num_groups\s*=\s*(\d+)", text)
+    return int(said[1]) if said else GROUPS
+
+
+def _classes(family: str, state: Mapping[str, Tensor]) -> int:
+    """How many classes a head predicts."""
+    logits = rows(state, f"bbox_head.{FAMILIES[family]}.weight")
+    if family != "retinanet":
+        return logits
+    code = rows(state, "bbox_head.retina_reg.weight")
+    if code != 4 * ANCHORS or logits % ANCHORS:
+        raise UserError(
+            f"the checkpoint's RetinaNet predicts {code} box numbers and {logits} class logits a cell, which are not those "
+            f"of {ANCHORS} anchors; use one with three sizes and three ratios"
+        )
+    return logits // ANCHORS
 
 
 def our_key(key: str) -> str:
@@ -155,9 +209,9 @@ def _kept(key: str) -> bool:
 def _check_supported(state: Mapping[str, Tensor]) -> None:
     if any(".conv_offset" in k or ".conv2_offset" in k for k in state):
         raise UserError("the checkpoint has deformable convolutions, which are not supported; use one without")
-    if "bbox_head.cls_convs.0.gn.weight" not in state:
+    if "bbox_head.cls_convs.0.bn.weight" in state:
         raise UserError(
-            "the checkpoint's head has no group norm in its towers, which is not supported; use one with it"
+            "the checkpoint's head has batch norm in its towers, which is not supported; use one with group norm or none"
         )
     if sum(k.startswith("neck.fpn_convs.") and k.endswith(".weight") for k in state) != 5:
         raise UserError("the checkpoint's FPN has not the five levels of strides 8 to 128; use one that has")
@@ -171,9 +225,11 @@ def _backbone(state: Mapping[str, Tensor]) -> str:
         blocks = len({k.split(".")[2] for k in state if k.startswith("backbone.layer3.")})
         found = RESNETS.get((blocks, "backbone.layer3.0.conv3.weight" in state))
         width = [rows(state, "backbone.layer1.0.conv2.weight", dimension) for dimension in (0, 1)]
-        if found and width == [64, 64] and "backbone.stem.0.weight" not in state:
+        if width != [64, 64]:
+            found = RESNEXTS.get((blocks, width[0], width[1]))
+        if found and "backbone.stem.0.weight" not in state:
             return found
-    raise UserError("the checkpoint has a backbone other than ResNet and MobileNetV2, which is not supported")
+    raise UserError("the checkpoint has a backbone other than ResNet, ResNeXt and MobileNetV2, which is not supported")
 
 
 def _config_text(meta: Any) -> str:
@@ -193,7 +249,7 @@ def _convention(family: str, text: str, file_name: str) -> dict[str, Any]:
     if rgb and mean and std:
         return out | {"bgr": rgb[1] == "False", "mean": _numbers(mean[1]), "std": _numbers(std[1])}
     if caffe:
-        plain = family == "fcos" and "normbbox" not in file_name
+        plain = family == "autoassign" or (family == "fcos" and "normbbox" not in file_name)
         return out | {"bgr": True, "mean": DETECTRON_MEAN if plain else CAFFE_MEAN, "std": (1.0, 1.0, 1.0)}
     return out | {"bgr": False, "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
@@ -226,8 +282,12 @@ def _fcos_variant(state: Mapping[str, Tensor], text: str, file_name: str) -> dic
         else:
             out[key] = improved
     if text:
-        out["relu_before_last"] = bool(re.search(r"relu_before_extra_convs\s*=\s*True", text))
+        out["relu_before_last"] = _relu_before_last(text)
     return out
+
+
+def _relu_before_last(text: str) -> bool:
+    return bool(re.search(r"relu_before_extra_convs\s*=\s*True", text))
 
 
 def _names(meta: Any, classes: int) -> list[str] | None:
