@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from yoloxkd.errors import UserError
 from yoloxkd.ops.losses import full_precision
 
 
@@ -48,6 +49,21 @@ class SelfOffsetConv(DeformableConv):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x, self.conv_offset(x))
+
+
+def make_deformable(body: nn.Module, stages: int, name: str) -> None:
+    """Make the 3x3 convolutions of a timm ResNet's last stages deformable, with their weights. UserError: it is no ResNet."""
+    blocks = [block for n in range(5 - stages, 5) for block in getattr(body, f"layer{n}", ())]
+    if not blocks or not all(isinstance(getattr(block, "conv2", None), nn.Conv2d) for block in blocks):
+        raise UserError(f"student.deformable_stages is for ResNets and ResNeXts, and '{name}' is none; use 0")
+    for block in blocks:
+        plain = block.conv2
+        conv = SelfOffsetConv(
+            plain.in_channels, plain.out_channels, plain.kernel_size[0], plain.stride[0], plain.groups,
+            bias=plain.bias is not None,
+        )  # fmt: skip
+        conv.weight, conv.bias = plain.weight, plain.bias
+        block.conv2 = conv
 
 
 def by_sampling(

@@ -40,6 +40,9 @@ class FPNConfig(Strict):
         False,
         description="MobileNetV2, EfficientNet: stride 32 after the network's last 1x1 convolution (1280 channels)",
     )
+    deformable_stages: int = Field(
+        0, ge=0, le=3, description="of a ResNet, from the coarsest: their 3x3 convolutions are deformable"
+    )
     channels: int = Field(256, ge=1, le=4096, description="of the FPN and of the towers")
     stacked_convs: int = Field(4, ge=1, le=64, description="blocks of each tower")
     groups: int | None = Field(32, ge=1, le=4096, description="of the towers' group norms; null: towers without norm")
@@ -140,6 +143,7 @@ class FPNDetector(DenseDetector):
             norm_frozen=cfg.norm_frozen,
             style=cfg.style,
             last_conv=cfg.last_conv,
+            deformable_stages=cfg.deformable_stages,
         )
         self.neck = FPN(
             self.backbone.channels,

@@ -17,11 +17,14 @@ from yoloxkd.nn.weights.mmdet_files import ZOO
 FAMILIES = {
     "gfl": "gfl_cls",
     "atss": "atss_cls",
+    "ddod": "atss_cls",
+    "reppoints": "reppoints_cls_out",
     "retinanet": "retina_cls",
     "fcos": "conv_cls",
     "autoassign": "conv_cls",
 }
-"""Family -> the head's class predictor, which tells it; AutoAssign is told from FCOS by its center prior."""
+"""Family -> the head's class predictor, which tells it; AutoAssign is told from FCOS by its center prior, DDOD from ATSS by
+its deformable towers."""
 RESNETS = {
     (2, False): "resnet18",
     (6, False): "resnet34",
@@ -54,6 +57,8 @@ GROUPS = 32
 """Of the towers' group norms in every configuration of mmdetection; a user's own says it, the weights do not."""
 ANCHORS = 9
 """RetinaNet's in a cell."""
+OFFSETS = 18
+"""Channels of what predicts the offsets of a 3x3 convolution: y and x of each kernel cell."""
 MOBILE_LAST = 1280
 """Channels behind the last convolution of a MobileNetV2."""
 
@@ -64,6 +69,9 @@ _OTHER_NAMES = {
     "atss_iou": "atss_centerness",
 }
 """Those of mmdetection 1 and early 2, and of the ATSS in the release of PGD -> those of today."""
+_BACKBONE_DEFORMABLE = re.compile(r"backbone\.layer[2-4]\.\d+\.conv2")
+_DEFORMABLE = {"ddod": re.compile(_BACKBONE_DEFORMABLE.pattern + r"|bbox_head\.(cls|reg)_convs\.0\.conv")}
+"""Where deformable convolutions that predict their own offsets are."""
 _MOBILE_BLOCK = {
     "expand_conv.conv": "conv_pw",
     "expand_conv.bn": "bn1",
@@ -110,14 +118,19 @@ def dense_state(raw: Mapping[str, Any], file_name: str = "") -> DenseState | Non
         return None
     state = {str(k).removeprefix("module."): v for k, v in tensors.items() if isinstance(v, Tensor)}
     overlap = "bbox_head.atss_iou.weight" in state
-    state = {_current(k): v for k, v in state.items()}
+    disentangled = overlap and "bbox_head.cls_convs.0.conv.conv_offset.weight" in state
+    if not disentangled:
+        state = {_current(k): v for k, v in state.items()}
+    state = {k.replace(".conv2_offset.", ".conv2.conv_offset."): v for k, v in state.items()}  # version 1
     state = {k: v for k, v in state.items() if not k.startswith("ema_")}
     family = next((f for f, key in FAMILIES.items() if f"bbox_head.{key}.weight" in state), None)
     if "bbox_head.center_prior.mean" in state:
         family = "autoassign"
+    if disentangled:
+        family = "ddod"
     if family is None or "neck.lateral_convs.0.conv.weight" not in state:
         return None
-    _check_supported(state)
+    _check_supported(family, state)
     meta = raw.get("meta")
     section = _section(family, state, _config_text(meta), file_name)
     if family == "atss":
@@ -139,6 +152,7 @@ def _section(family: str, state: Mapping[str, Tensor], text: str, file_name: str
         "channels": rows(state, "neck.lateral_convs.0.conv.weight"),
         "stacked_convs": len(tower),
         "groups": _groups(text) if "bbox_head.cls_convs.0.gn.weight" in state else None,
+        "deformable_stages": _deformable_stages(state),
     }
     if backbone == "mobilenetv2_100":
         section["last_conv"] = rows(state, "neck.lateral_convs.2.conv.weight", 1) == MOBILE_LAST
@@ -149,12 +163,24 @@ def _section(family: str, state: Mapping[str, Tensor], text: str, file_name: str
             state, "neck.lateral_convs.2.conv.weight", 1
         )
         section["extra_on"] = "input" if from_input else "output"
+    file_name = file_name.replace("%2B", "+")  # as the server writes some names
     if file_name in ZOO:
         return section | ZOO[file_name].keys
     variant = _fcos_variant(state, text, file_name) if family == "fcos" else {}
     if family == "retinanet":
         variant["relu_before_last"] = _relu_before_last(text)
     return section | _convention(family, text, file_name) | variant
+
+
+def _deformable_stages(state: Mapping[str, Tensor]) -> int:
+    """How many of a ResNet's stages, from the coarsest, have deformable convolutions."""
+    stages = {int(k.split(".")[1].removeprefix("layer")) for k in state if re.match(r"backbone\..*\.conv_offset\.", k)}
+    if stages and sorted(stages) != list(range(min(stages), 5)):
+        raise UserError(
+            f"the checkpoint's backbone has deformable convolutions in stages {sorted(stages)} alone, which is not supported; "
+            "use one that has them up to its last stage, 4"
+        )
+    return len(stages)
 
 
 def _groups(text: str) -> int:
@@ -206,14 +232,31 @@ def _kept(key: str) -> bool:
     return not (key.startswith(("bbox_head.integral.", "data_preprocessor.", "backbone.fc.")))
 
 
-def _check_supported(state: Mapping[str, Tensor]) -> None:
-    if any(".conv_offset" in k or ".conv2_offset" in k for k in state):
-        raise UserError("the checkpoint has deformable convolutions, which are not supported; use one without")
+def _check_supported(family: str, state: Mapping[str, Tensor]) -> None:
+    for key in state:
+        place, offset, leaf = key.partition(".conv_offset.")
+        if offset and not _DEFORMABLE.get(family, _BACKBONE_DEFORMABLE).fullmatch(place):
+            raise UserError(
+                f"the checkpoint has a deformable convolution at {place}, where no {family.upper()} of this package has one; "
+                "use one without"
+            )
+        if offset and leaf == "weight" and rows(state, key) != OFFSETS:
+            raise UserError(
+                f"the checkpoint's deformable convolution at {place} is modulated or in groups, which is not supported; use "
+                "one with plain deformable convolutions, or none"
+            )
+    if family == "reppoints" and ("neck.lateral_convs.0.gn.weight" in state) != (
+        "bbox_head.cls_convs.0.gn.weight" in state
+    ):
+        raise UserError(
+            "the checkpoint's RepPoints has group norm in only one of FPN and head, which is not supported; use one with it "
+            "in both or in neither"
+        )
     if "bbox_head.cls_convs.0.bn.weight" in state:
         raise UserError(
             "the checkpoint's head has batch norm in its towers, which is not supported; use one with group norm or none"
         )
-    if sum(k.startswith("neck.fpn_convs.") and k.endswith(".weight") for k in state) != 5:
+    if sum(k.startswith("neck.fpn_convs.") and k.endswith(".conv.weight") for k in state) != 5:
         raise UserError("the checkpoint's FPN has not the five levels of strides 8 to 128; use one that has")
 
 
