@@ -22,7 +22,7 @@ from yoloxkd.engine.events import Callback, State
 
 NARROW: dict[str, dict[str, Any]] = {
     "yolox": {"width": 0.125, "depth": 0.33},
-    "fpn": {"backbone": BACKBONE, "backbone_weights": "none", "channels": 16, "groups": 4, "stacked_convs": 1},
+    "fpn": {"backbone": BACKBONE, "backbone_weights": "none", "channels": 16, "groups": 4, "stacked_convs": 1, "deformable_stages": 0},
 }
 
 
@@ -117,11 +117,11 @@ def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
     biases = watch.groups["biases"]
     fcos_of_fgd = name == "fgd-fcos-r101-r50"
     assert (biases["lr_factor"], biases["weight_decay"]) == ((2.0, 0.0) if fcos_of_fgd else (1.0, 1e-4))
-    unclipped = recipe.train.epochs == 36 or name.startswith("retinanet")
+    unclipped = recipe.train.epochs == 36 or name.startswith(("retinanet", "reppoints"))
     assert recipe.optim.clip_norm == (None if unclipped else 35)
     assert watch.norms_learn  # an untrained backbone frozen would learn nothing, so it is not
     edge = name.endswith("effnet-lite0")
-    assert recipe.train.imgsz == (640 if edge else (800, 1333))
+    assert recipe.train.imgsz == (640 if edge else (800, 1400) if "crowdhuman" in name else (800, 1333))
     as_pgds_teachers = recipe.train.epochs == 36
     many = [480, 960] if as_pgds_teachers else [640, 800] if fcos_of_fgd else []
     assert recipe.augment.short_sides == many
@@ -137,6 +137,9 @@ def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
         ("fgd-yolox-l-m", "yolox-m", "yolox-l", "45.1", "46.6"),
         ("fgd-retinanet-r101-r50", "retinanet-r50", "retinanet-r101", "37.4", "39.7"),
         ("fgd-retinanet-x101-r50", "retinanet-r50", "retinanet-x101-64x4d", "37.4", "40.7"),
+        ("fgd-reppoints-x101-r50", "reppoints-r50", "reppoints-x101-32x4d", "38.6", "42.0"),
+        ("pgd-ddod-r101-r50", "ddod-r50", "ddod-r101", "42.0", "45.4"),
+        ("pgd-ddod-crowdhuman-r101-r50", "ddod-r50", "ddod-r101", "46.0 MR, 88.0 AP, 79.0 JI", "42.8, 90.0, 80.7"),
         ("pgd-autoassign-r101-r50", "autoassign-r50", "autoassign-r101", "40.6", "43.8"),
         ("pgd-fcos-r101-r50", "fcos-r50", "fcos-r101", "38.2", "42.5"),
         ("pgd-fcos-r101-mobilenetv2", "fcos-mobilenetv2", "fcos-r101", "32.8", "37.3"),

@@ -16,7 +16,9 @@ from yoloxkd.assembly.models import open_model, read_weights
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.download import fetch
 from yoloxkd.errors import UserError
+from yoloxkd.kd.inherit import inherit_from
 from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.weights.load import load_into
 from yoloxkd.nn.weights.mmdet_files import AT_COCO, ZOO
 from yoloxkd.nn.weights.mmdet_weights import dense_state, our_key
 from yoloxkd.nn.weights.published import PUBLISHED, Published
@@ -66,6 +68,7 @@ def checkpoint(family: str, backbone: str, classes: int = 2, **keys: Any) -> dic
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     state = {their_key(k, "mobilenet" in backbone): v for k, v in model.state_dict().items()}
+    state = {k: v for k, v in state.items() if not k.startswith("bbox_head.positives.")}  # of a run, and not there
     if family == "gfl":
         state["bbox_head.integral.project"] = torch.arange(17.0)
     return state
@@ -77,7 +80,7 @@ def kept(family: str) -> dict[str, Tensor]:
     return checkpoint(family, "resnet50")
 
 
-@pytest.mark.parametrize("family", ["fcos", "gfl", "atss", "retinanet", "autoassign"])
+@pytest.mark.parametrize("family", ["fcos", "gfl", "atss", "retinanet", "autoassign", "ddod", "reppoints"])
 @pytest.mark.parametrize("backbone", ["resnet50", "mobilenetv2_100"])
 def test_every_tensor_finds_its_place(family: str, backbone: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -221,7 +224,8 @@ def test_a_published_file_is_known_by_its_name(name: str) -> None:
 
 def test_every_r50_and_r101_has_a_file_behind_its_name() -> None:
     both = {f"{family}-{depth}" for family in ("fcos", "gfl", "atss", "retinanet") for depth in ("r50", "r101")}
-    assert set(AT_COCO) == both | {"retinanet-x101-32x4d", "retinanet-x101-64x4d", "autoassign-r50"}
+    both |= {"reppoints-r50", "reppoints-r101", "reppoints-x101-32x4d"}
+    assert set(AT_COCO) == both | {"retinanet-x101-32x4d", "retinanet-x101-64x4d", "autoassign-r50", "ddod-r50"}
     for model, name in AT_COCO.items():
         assert ZOO[name].model == model
         assert ZOO[name].ap == max(known.ap for known in ZOO.values() if known.model == model)
@@ -305,6 +309,62 @@ def test_anchors_that_do_not_fit_are_said(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"x.pth: .*12 box numbers.*9 anchors; use one with three sizes"):
         read_weights(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["today", "version 1"])
+def test_deformable_stages_load(old: bool, tmp_path: Path) -> None:
+    """RepPoints' teachers have them; the ResNet's number of stages is told by the weights."""
+    torch.manual_seed(0)
+    state = checkpoint("reppoints", "resnext50_32x4d", deformable_stages=2)
+    assert {k.split(".")[1] for k in state if ".conv2.conv_offset." in k} == {"layer3", "layer4"}
+    named = {k.replace(".conv2.conv_offset.", ".conv2_offset.") if old else k: v for k, v in state.items()}
+    torch.save(named, tmp_path / "x.pth")
+    opened = open_model(str(tmp_path / "x.pth"))
+    assert opened.report.complete
+    assert opened.weights.section["deformable_stages"] == 2
+    own = opened.detector.state_dict()
+    assert all(torch.equal(own[our_key(k)], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "words"),
+    [
+        ("backbone.layer4.0.conv2.conv_offset.weight", (27, 512, 3, 3), "modulated or in groups"),
+        ("backbone.layer2.0.conv2.conv_offset.weight", (18, 128, 3, 3), r"stages \[2\] alone"),
+        ("neck.fpn_convs.0.conv.conv_offset.weight", (18, 32, 3, 3), "where no REPPOINTS of this package has one"),
+        ("neck.lateral_convs.0.gn.weight", None, "group norm in only one of FPN and head"),
+    ],
+)
+def test_what_of_reppoints_is_not_supported_is_said(
+    key: str, shape: tuple[int, ...] | None, words: str, tmp_path: Path
+) -> None:
+    state = dict(kept("reppoints"))
+    if shape is None:
+        del state[key]
+    else:
+        state[key] = torch.zeros(shape)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=f"x.pth: .*{words}"):
+        read_weights(str(tmp_path / "x.pth"))
+
+
+def test_reppoints_as_first_published(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(checkpoint("reppoints", "resnet50", groups=None), tmp_path / "x.pth")
+    opened = open_model(str(tmp_path / "x.pth"))
+    assert opened.report.complete
+    assert opened.weights.section["groups"] is None
+
+
+def test_what_belongs_to_a_run_is_not_loaded_as_weights(tmp_path: Path) -> None:
+    """The positives that DDOD has counted are those of the run that counted them."""
+    first, second = (DETECTORS["ddod"](DETECTORS["ddod"].Config(backbone="resnet18"), ["cat"]) for _ in range(2))  # type: ignore[call-arg]
+    first.get_submodule("head.positives").counts.fill_(7)  # type: ignore[operator, union-attr]
+    report = load_into(second, first.state_dict(), allow_class_mismatch=False)
+    assert report.complete
+    assert not second.state_dict()["head.positives.counts"].any()
+    assert inherit_from(first, second)
+    assert not second.state_dict()["head.positives.counts"].any()
 
 
 def test_other_files_are_none_of_these() -> None:
