@@ -93,7 +93,7 @@ def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...], monkeypat
     assert {"box", "obj", "cls", "l1"} <= {*map(str, losses)}
 
 
-@pytest.mark.parametrize("kind", ["fcos", "atss", "gfl", "retinanet", "autoassign"])
+@pytest.mark.parametrize("kind", ["fcos", "atss", "gfl", "retinanet", "autoassign", "ddod", "reppoints"])
 def test_no_family_waits_for_the_device_under_any_method(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "LIST_DEVICES", ())
     monkeypatch.setattr(inside, "LIST_DEVICES", ())
