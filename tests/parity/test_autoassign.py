@@ -25,11 +25,11 @@ from yoloxkd.nn.dense.autoassign import (
     best_overlap,
     box_terms,
     lower_share,
-    negative_loss,
     weighted_mean,
 )
 from yoloxkd.nn.dense.dense_detector import Predictions
 from yoloxkd.ops.losses import giou_loss
+from yoloxkd.ops.row_sums import confidence_negative, row_sums
 from yoloxkd.types import DenseOutput, Targets
 
 RTOL = 1e-9
@@ -82,7 +82,7 @@ def test_negative_loss(case: Case) -> None:
     share = cls.new_ones(1, *cls.mT.shape)
     lower_share(share, case.tensor("iou_best").amax(1).unsqueeze(0), case.tensor("gt_label").unsqueeze(0), pairs)
     close(share[0].mT, case.tensor("neg_weight"))
-    value = NEGATIVE_WEIGHT * negative_loss(cls * obj * share[0].mT).sum()
+    value = NEGATIVE_WEIGHT * row_sums(confidence_negative, cls * obj, share[0].mT).sum()
     close(value, case.tensor("neg_value"))
     value.backward()
     assert cls.grad is not None
@@ -151,7 +151,7 @@ def released(terms: BoxTerms, share: Tensor, joint: Tensor, targets: Targets) ->
     center = torch.where(sums > 0, number / torch.where(sums > 0, sums, 1), 0)
     return {
         "pos": POSITIVE_WEIGHT * hit.sum() / number.sum().clamp(min=1),
-        "neg": NEGATIVE_WEIGHT * negative_loss(joint * share).sum() / sums.sum().detach().clamp(min=1),
+        "neg": NEGATIVE_WEIGHT * row_sums(confidence_negative, joint, share).sum() / sums.sum().detach().clamp(min=1),
         "center": CENTER_WEIGHT * center.mean(),
     }
 

@@ -1,4 +1,4 @@
-"""Pairs of a box and a location inside it, for losses in which every such location has a share."""
+"""Locations inside boxes: a match, and pairs for losses in which every such location has a share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from yoloxkd.nn.assigners.match import Match, image_parts, no_match
+from yoloxkd.ops.boxes import area
+from yoloxkd.ops.losses import full_precision
+from yoloxkd.types import Targets
+
 LIST_DEVICES = ("cpu",)
 """Where the pairs are listed: elsewhere the host would have to wait for the length of the list, and all are looked at."""
+
+
+def strictly_inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """Which points (A, 2) lie strictly inside boxes (b, r, 4): (b, r, A) bool."""
+    x, y = points.mT.contiguous().to(boxes.dtype)
+    inside = x > boxes[..., 0:1]
+    return inside.logical_and_(x < boxes[..., 2:3]).logical_and_(y > boxes[..., 1:2]).logical_and_(y < boxes[..., 3:4])
+
+
+@torch.no_grad()
+def smallest_around(points: Tensor, targets: Targets, budget: int | None = None) -> Match:
+    """Each location (A, 2) px answers for the smallest box strictly around it, the lower row among equals."""
+    images, rows = targets.mask.shape
+    if rows == 0:
+        return no_match(images, points.shape[0], points.device)
+    parts = []
+    for part in image_parts(images, rows * points.shape[0], points.device, budget):
+        boxes = full_precision(targets.boxes[part])
+        size = area(boxes).masked_fill(~targets.mask[part], torch.inf)
+        least, row = torch.where(strictly_inside(points, boxes), size.unsqueeze(-1), torch.inf).min(dim=1)
+        fg = least < torch.inf
+        parts.append(Match.of(fg, torch.where(fg, row, -1)))
+    return Match.joined(parts)
 
 
 @dataclass(slots=True)
@@ -31,9 +59,7 @@ class InsidePairs:
     @classmethod
     def of(cls, points: Tensor, boxes: Tensor, mask: Tensor) -> InsidePairs:
         """points (A, 2) px, boxes (b, r, 4) px, mask (b, r) bool, boxes that count."""
-        x, y = points[:, 0], points[:, 1]
-        inside = (x > boxes[..., 0:1]) & (x < boxes[..., 2:3]) & (y > boxes[..., 1:2]) & (y < boxes[..., 3:4])
-        return cls.where(inside & mask.unsqueeze(-1))
+        return cls.where(strictly_inside(points, boxes) & mask.unsqueeze(-1))
 
     @classmethod
     def where(cls, inside: Tensor) -> InsidePairs:

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from yoloxkd.nn.assigners.fcos import fcos_match
-from yoloxkd.nn.assigners.inside import InsidePairs
+from yoloxkd.nn.assigners import inside
+from yoloxkd.nn.assigners.inside import InsidePairs, smallest_around
 from yoloxkd.nn.assigners.match import Match, image_parts, row_parts
 from yoloxkd.nn.dense.dense_detector import Maps, Predictions
 from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
 from yoloxkd.ops.boxes import from_distances, paired_giou, pairwise_iou
 from yoloxkd.ops.losses import full_precision
+from yoloxkd.ops.row_sums import confidence_negative, row_sums
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
 PRIOR = 0.02
@@ -33,7 +34,7 @@ EPS = 1e-12
 LARGEST = 100.0
 """A box's positive loss is at most this."""
 TENSORS = 4
-"""Of the budget of an assigner's pairs, a loss that keeps intermediates for its gradient takes one part in so many."""
+"""Where all pairs are looked at, one part in so many of an assigner's budget of pairs is: intermediates are kept."""
 
 
 class CenterPrior(nn.Module):
@@ -115,15 +116,14 @@ class AutoAssign(FPNDetector):
 
     def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
         """Positive are the locations inside a box, for the smallest such box; the losses weigh them for every one."""
-        anything = [(-1.0, float("inf"))] * len(out.grid.strides)
-        return fcos_match(out.grid, targets, radius=None, ranges=anything).leaving_out(targets, out.grid)
+        return smallest_around(out.grid.points, targets).leaving_out(targets, out.grid)
 
     def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
         """Training losses over the batch, of its boxes with a location inside.
 
         pos     0.25 (-log of the weighted mean confidence) of each box, divided by the number of boxes
-        neg     0.75 times the focal negative loss of every location and class, divided by the sum of the center prior
-                (at least 1). A location in an ignore region or in padding (`targets.ignore`, `targets.content`) that
+        neg     0.75 x² (-log(1 - x)) of every location and class (paper eq. 7), x the confidence times the share that
+                is negative (`lower_share`), divided by the sum of the center prior (at least 1). A location in an ignore region or in padding (`targets.ignore`, `targets.content`) that
                 is in no box is left out
         center  0.75 (number of boxes / sum of the center prior), image by image, divided by the number of images
         """
@@ -134,19 +134,13 @@ class AutoAssign(FPNDetector):
             terms, share = box_terms(joint, boxes, out.grid, targets, self.head.center_prior)
             there = terms.count > 0
             hit = -terms.confidence.clamp(min=torch.finfo(joint.dtype).tiny).log().clamp(min=-LARGEST)
-            rows = negative_loss(joint * share).masked_fill(match.ignored, 0)
+            rows = row_sums(confidence_negative, joint, share).masked_fill(match.ignored, 0)
             prior, number = terms.prior.sum(1), there.sum(1)
             return task_losses(
                 pos=Loss(POSITIVE_WEIGHT * hit.masked_fill(~there, 0).sum(), there.sum()),
                 neg=Loss(NEGATIVE_WEIGHT * rows.sum(), prior.detach().sum()),
                 center=Loss(CENTER_WEIGHT * (number / prior.clamp(min=EPS)).sum(), torch.ones_like(number).sum()),
             )
-
-
-def negative_loss(confidence: Tensor) -> Tensor:
-    """x² (-log(1 - x)) of confidences (..., K) that should be zero, summed over classes (paper eq. 7)."""
-    x = confidence.clamp(max=1 - torch.finfo(confidence.dtype).eps)
-    return -(x.square() * torch.log1p(-x)).sum(-1)
 
 
 def box_terms(
@@ -169,24 +163,26 @@ def box_terms(
         )
     best = best_overlap(predicted.detach(), boxes, mask, budget)
     share = joint.new_ones(images, joint.shape[2], joint.shape[1])  # as the maps of logits lie in memory
-    locations, device = TENSORS * len(grid.points), joint.device
-    parts = [
-        (part, some)
-        for part in image_parts(images, rows * locations, device, budget)
-        for some in row_parts(rows, len(range(images)[part]) * locations, device, budget)
-    ]
-    found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    for part, some in parts:
-        pairs = InsidePairs.of(grid.points, boxes[part, some], mask[part, some])
-        arguments = joint[part], predicted[part], grid, boxes[part, some], labels[part, some], pairs, prior
-        if len(parts) > 1:
-            terms = checkpoint(_terms, *arguments, use_reentrant=False, preserve_rng_state=False)
-        else:
-            terms = _terms(*arguments)
-        found.setdefault(part.start, []).append(terms)
-        lower_share(share[part], best[part], labels[part, some], pairs)
-    joined = [[torch.cat(term, 1) for term in zip(*of_images, strict=True)] for of_images in found.values()]
-    confidence, sums, count = (torch.cat(term) for term in zip(*joined, strict=True))
+    device = joint.device
+    locations = len(grid.points) * (1 if device.type in inside.LIST_DEVICES else TENSORS)
+    parts = list(image_parts(images, rows * locations, device, budget))
+    sizes = [len(range(images)[part]) for part in parts]
+    found = []
+    for part, said, seen in zip(parts, joint.split(sizes), predicted.split(sizes), strict=True):
+        of_rows = []
+        for some in row_parts(rows, len(said) * locations, device, budget):
+            here, label = boxes[part, some], labels[part, some]
+            pairs = InsidePairs.of(grid.points, here, mask[part, some])
+            lower_share(share[part], best[part], label, pairs)
+            arguments = said, seen, grid, here, label, pairs, prior
+            once = len(parts) == 1 and some == slice(0, rows)
+            of_rows.append(
+                _terms(*arguments)
+                if once
+                else checkpoint(_terms, *arguments, use_reentrant=False, preserve_rng_state=False)
+            )
+        found.append([torch.cat(term, 1) for term in zip(*of_rows, strict=True)])
+    confidence, sums, count = (torch.cat(term) for term in zip(*found, strict=True))
     return BoxTerms(confidence, sums, count), share.mT
 
 
