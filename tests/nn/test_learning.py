@@ -24,7 +24,7 @@ from yoloxkd.nn.dense.yolox import YOLOX
 PICTURES = (11, 35, 110, 173, 196, 204, 222, 268)
 """Of the set's training images: eight whose objects stay visible at `SIZE`, from 60 to 172 px of 320; 22 in all."""
 SIZE = 128
-STEPS = {"yolox": 200}
+STEPS = {"yolox": 200, "reppoints": 200}
 """Where they are not 100."""
 RATE = {"yolox": 5e-3}
 """Peak learning rate, where it is not 3e-3."""
