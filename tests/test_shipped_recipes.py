@@ -22,7 +22,14 @@ from yoloxkd.engine.events import Callback, State
 
 NARROW: dict[str, dict[str, Any]] = {
     "yolox": {"width": 0.125, "depth": 0.33},
-    "fpn": {"backbone": BACKBONE, "backbone_weights": "none", "channels": 16, "groups": 4, "stacked_convs": 1, "deformable_stages": 0},
+    "fpn": {
+        "backbone": BACKBONE,
+        "backbone_weights": "none",
+        "channels": 16,
+        "groups": 4,
+        "stacked_convs": 1,
+        "deformable_stages": 0,
+    },
 }
 
 

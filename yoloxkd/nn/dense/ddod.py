@@ -64,16 +64,16 @@ class DDODHead(SharedHead):
 
     def __init__(self, cfg: DDODConfig, classes: int, levels: int) -> None:
         super().__init__(cfg, levels, bias=False)
-        first = [tower[0] for tower in (self.cls_convs, self.reg_convs)]
-        for block in first:
-            block.conv = SelfOffsetConv(cfg.channels, cfg.channels, 3, bias=False)
+        looking = [SelfOffsetConv(cfg.channels, cfg.channels, 3, bias=False) for _ in range(2)]
+        for tower, conv in zip((self.cls_convs, self.reg_convs), looking, strict=True):
+            tower[0].conv = conv
         self.atss_cls = nn.Conv2d(cfg.channels, classes, 3, padding=1)
         self.atss_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
         self.atss_iou = nn.Conv2d(cfg.channels, 1, 3, padding=1)
         self.positives = LevelCounts(levels)
         self.initialize(self.atss_cls)
-        for block in first:
-            block.conv.look_straight()
+        for conv in looking:
+            conv.look_straight()
 
 
 class DDOD(FPNDetector):

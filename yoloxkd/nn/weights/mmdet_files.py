@@ -105,9 +105,7 @@ ZOO: dict[str, ZooFile] = {
     "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco_20200329-f87da1ea.pth": ZooFile(
         "reppoints-x101-32x4d", "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco", 44.2, _RGB
     ),
-    "ddod_r50_fpn_1x_coco_20220523_223737-29b2fc67.pth": ZooFile(
-        "ddod-r50", "ddod_r50_fpn_1x_coco", 41.7, _RGB
-    ),
+    "ddod_r50_fpn_1x_coco_20220523_223737-29b2fc67.pth": ZooFile("ddod-r50", "ddod_r50_fpn_1x_coco", 41.7, _RGB),
     "atss_r101_fpn_1x_20200825-dfcadd6f.pth": ZooFile("atss-r101", "atss_r101_fpn_1x_coco", 41.5, _RGB),
 }
 """File name -> what it is. A name ends with the first eight hexadecimal digits of the file's SHA-256."""
