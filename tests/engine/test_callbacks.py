@@ -21,8 +21,12 @@ from tests.engine.runs import StopAt, rows, same_file
 from yoloxkd import Trainer
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.assembly.run_callbacks import ordered_callbacks
-from yoloxkd.engine.callbacks import CALLBACKS, EarlyStopping, Plots, TensorBoard, WeightsAndBiases
+from yoloxkd.engine.callbacks import CALLBACKS
+from yoloxkd.engine.callbacks.early_stopping import EarlyStopping
+from yoloxkd.engine.callbacks.plots import Plots
 from yoloxkd.engine.callbacks.progress import ProgressReport, duration
+from yoloxkd.engine.callbacks.tensorboard import TensorBoard
+from yoloxkd.engine.callbacks.wandb import WeightsAndBiases
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.types import TASK, LossName

@@ -28,7 +28,8 @@ from yoloxkd.config.load import parse_set
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.engine.checkpoint import FORMAT
 from yoloxkd.engine.optim import learning_rate
-from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
+from yoloxkd.exporters import RUNTIMES
+from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.study.definition import read_study
 from yoloxkd.study.kept_runs import keep, kept

@@ -17,7 +17,7 @@ from yoloxkd.engine.callbacks.finite import FiniteGuard
 from yoloxkd.engine.callbacks.progress import ProgressReport
 from yoloxkd.engine.callbacks.run_folder import RunFolder
 from yoloxkd.engine.events import Callback
-from yoloxkd.errors import UserError, nearest
+from yoloxkd.errors import UserError
 
 
 def callback_keys() -> list[str]:
@@ -31,8 +31,7 @@ def check_callbacks(section: Mapping[str, Any], known: Sequence[str]) -> dict[st
     UserError: an unknown callback or key, or a value that does not fit.
     """
     for name in section:
-        if name not in CALLBACKS:
-            raise UserError(f"unknown callback '{name}' in the recipe; {nearest(name, CALLBACKS)}")
+        CALLBACKS.find(name, " in the recipe")
     out: dict[str, Any] = {}
     for name, kind in CALLBACKS.items():
         keys = section.get(name, {} if kind.default else False)

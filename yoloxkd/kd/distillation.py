@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from yoloxkd.engine.events import Callback, State
-from yoloxkd.errors import GateError, UserError, nearest
+from yoloxkd.errors import GateError, UserError
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import Distiller, KDConfig, Teacher, TeacherLosses
 from yoloxkd.kd.inherit import inherit_from
@@ -48,8 +48,7 @@ class Distill(Callback):
         nominal_size: int | None = None,
     ) -> None:
         for name in methods:
-            if name not in DISTILLERS:
-                raise UserError(f"unknown distiller '{name}'; {nearest(name, DISTILLERS)}")
+            DISTILLERS.find(name)
         self.teachers = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
         self.methods = dict(methods)
         self.min_ap, self.gate_images, self.nominal_size = min_ap, gate_images, nominal_size

@@ -1,37 +1,25 @@
-"""Detectors. `DETECTORS` maps a family's name to its class; it is filled on first use, so that reading a table of names
-or downloading a file does not import torch."""
+"""Detectors: the table of families."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from yoloxkd.table import Table
 
 if TYPE_CHECKING:
     from yoloxkd.nn.detector import Detector
 
-    DETECTORS: dict[str, type[Detector]]
-
-
-def __getattr__(name: str) -> Any:
-    if name != "DETECTORS":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from yoloxkd.nn.dense.atss import ATSS
-    from yoloxkd.nn.dense.autoassign import AutoAssign
-    from yoloxkd.nn.dense.ddod import DDOD
-    from yoloxkd.nn.dense.fcos import FCOS
-    from yoloxkd.nn.dense.gfl import GFL
-    from yoloxkd.nn.dense.reppoints import RepPoints
-    from yoloxkd.nn.dense.retinanet import RetinaNet
-    from yoloxkd.nn.dense.yolox import YOLOX
-
-    table: dict[str, type[Detector]] = {
-        "yolox": YOLOX,
-        "fcos": FCOS,
-        "gfl": GFL,
-        "atss": ATSS,
-        "retinanet": RetinaNet,
-        "autoassign": AutoAssign,
-        "ddod": DDOD,
-        "reppoints": RepPoints,
-    }
-    globals()[name] = table
-    return table
+DETECTORS: Table[type[Detector]] = Table(
+    "model family",
+    {
+        "yolox": "yoloxkd.nn.dense.yolox:YOLOX",
+        "fcos": "yoloxkd.nn.dense.fcos:FCOS",
+        "gfl": "yoloxkd.nn.dense.gfl:GFL",
+        "atss": "yoloxkd.nn.dense.atss:ATSS",
+        "retinanet": "yoloxkd.nn.dense.retinanet:RetinaNet",
+        "autoassign": "yoloxkd.nn.dense.autoassign:AutoAssign",
+        "ddod": "yoloxkd.nn.dense.ddod:DDOD",
+        "reppoints": "yoloxkd.nn.dense.reppoints:RepPoints",
+    },
+)
+"""Family, the first part of a model's name -> its class."""

@@ -82,7 +82,8 @@ def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, .
     index = labels.clamp_min(0)[..., None].expand(-1, -1, by_class.shape[2])
     log_p = torch.where(labels[..., None] < 0, 1.0, by_class.gather(1, index)).log_()
     log_iou = _overlap(full_precision(boxes), full_precision(seen.boxes)).log_()
-    return _blend(log_p, log_iou, xi).unflatten(-1, (-1, seen.per_location)).amax(-1)
+    several: Tensor = _blend(log_p, log_iou, xi).unflatten(-1, (-1, seen.per_location))
+    return several.amax(-1)
 
 
 def _blend(log_p: Tensor, log_iou: Tensor, xi: tuple[float, ...]) -> Tensor:

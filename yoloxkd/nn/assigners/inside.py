@@ -19,7 +19,7 @@ LIST_DEVICES = ("cpu",)
 def strictly_inside(points: Tensor, boxes: Tensor) -> Tensor:
     """Which points (A, 2) lie strictly inside boxes (b, r, 4): (b, r, A) bool."""
     x, y = points.mT.contiguous().to(boxes.dtype)
-    inside = x > boxes[..., 0:1]
+    inside: Tensor = x > boxes[..., 0:1]
     return inside.logical_and_(x < boxes[..., 2:3]).logical_and_(y > boxes[..., 1:2]).logical_and_(y < boxes[..., 3:4])
 
 
