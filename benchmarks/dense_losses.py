@@ -1,4 +1,4 @@
-"""The losses of RetinaNet and AutoAssign, assignment and backward pass included, against their plain reading."""
+"""The losses of dense detectors, assignment and backward pass included, against their plain reading."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from benchmarks.timing import alternate, ratio
 from tests.losses import task
 from tests.nn.fpn import narrow
 from tests.nn.plain_losses import PLAIN
+from tests.nn.plain_two_matches import PLAIN as TWO_MATCHES
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.dense_detector import DenseDetector, Predictions
 from yoloxkd.nn.dense.fpn_detector import LEVELS
@@ -27,7 +28,7 @@ GOAL = 10
 
 def measure(quick: bool) -> Iterator[Row]:
     images, boxes, size, classes = (2, 3, 64, 3) if quick else (IMAGES, BOXES, SIZE, CLASSES)
-    for family, plain in PLAIN.items():
+    for family, plain in (PLAIN | TWO_MATCHES).items():
         model = narrow(DETECTORS[family], classes)  # type: ignore[arg-type]
         out, targets = output(model, images, size, classes), targets_of(images, boxes, size, classes=classes)
         turns = {
@@ -53,8 +54,12 @@ def output(model: DenseDetector, images: int, size: int, classes: int, seed: int
     def maps(channels: int) -> list[Tensor]:
         return [torch.randn(images, model.per_cell * channels, s, s, generator=g) for s in sizes]
 
-    boxes = [m * 0.3 if model.per_cell > 1 else m.abs() * 3 for m in maps(4)]
-    quality = maps(1) if model.per_cell == 1 else None
+    code = model.spec.box_code.kind
+    if code == "points":
+        boxes, quality = [m * 3 for m in maps(36)], None
+    else:
+        boxes = [m * 0.3 if code == "anchors" else m.abs() * 3 for m in maps(4)]
+        quality = maps(1) if model.per_cell == 1 else None
     return model.assemble(Predictions([m - 3 for m in maps(classes)], boxes, quality), (size, size))
 
 
