@@ -22,12 +22,20 @@ from yoloxkd.engine.events import Callback, State
 
 NARROW: dict[str, dict[str, Any]] = {
     "yolox": {"width": 0.125, "depth": 0.33},
-    "fpn": {"backbone": BACKBONE, "backbone_weights": "none", "channels": 16, "groups": 4, "stacked_convs": 1},
+    "fpn": {
+        "backbone": BACKBONE,
+        "backbone_weights": "none",
+        "channels": 16,
+        "groups": 4,
+        "stacked_convs": 1,
+        "deformable_stages": 0,
+    },
 }
 
 
 def narrow_keys(name: str) -> dict[str, Any]:
-    return NARROW["yolox" if name.startswith("yolox") else "fpn"]
+    keys = NARROW["yolox" if name.startswith("yolox") else "fpn"]
+    return {k: v for k, v in keys.items() if k != "groups"} if name.startswith("retinanet") else keys
 
 
 class Watch(Callback):
@@ -95,7 +103,7 @@ def test_two_steps(name: str, pictures: Path, teacher_file: Callable[[str], Path
     for method in recipe.kd:
         terms = [value for term, value in watch.losses.items() if term.startswith(f"{method}/")]
         assert sum(value > 0 for value in terms) > len(terms) / 2
-    assert bool(recipe.kd) == bool(teachers) == ("-r101-" in name or name.endswith("-l-m"))
+    assert bool(recipe.kd) == bool(teachers) == name.startswith(("fgd-", "pgd-"))
     assert watch.averaged == recipe.ema.enabled == ("yolox" in name or name == "small-data")
     if name != "small-data":
         as_the_papers(name, recipe, watch)
@@ -116,14 +124,16 @@ def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
     biases = watch.groups["biases"]
     fcos_of_fgd = name == "fgd-fcos-r101-r50"
     assert (biases["lr_factor"], biases["weight_decay"]) == ((2.0, 0.0) if fcos_of_fgd else (1.0, 1e-4))
-    assert recipe.optim.clip_norm == (None if recipe.train.epochs == 36 else 35)
+    unclipped = recipe.train.epochs == 36 or name.startswith(("retinanet", "reppoints"))
+    assert recipe.optim.clip_norm == (None if unclipped else 35)
     assert watch.norms_learn  # an untrained backbone frozen would learn nothing, so it is not
     edge = name.endswith("effnet-lite0")
-    assert recipe.train.imgsz == (640 if edge else (800, 1333))
-    many = [480, 960] if name.endswith("r101") else [640, 800] if fcos_of_fgd else []
+    assert recipe.train.imgsz == (640 if edge else (800, 1400) if "crowdhuman" in name else (800, 1333))
+    as_pgds_teachers = recipe.train.epochs == 36
+    many = [480, 960] if as_pgds_teachers else [640, 800] if fcos_of_fgd else []
     assert recipe.augment.short_sides == many
     assert all(side % 32 == 0 for size in watch.sizes for side in size)
-    assert bool(keys["norm_frozen"]) == (name.startswith("pgd") or name.endswith("r101") or fcos_of_fgd)
+    assert bool(keys["norm_frozen"]) == (name.startswith("pgd") or as_pgds_teachers or fcos_of_fgd)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +142,12 @@ def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
         ("fgd-fcos-r101-r50", "fcos-r50", "fcos-r101", "38.5", "42.7"),
         ("fgd-gfl-r101-r50", "gfl-r50", "gfl-r101", "40.2", "43.5"),
         ("fgd-yolox-l-m", "yolox-m", "yolox-l", "45.1", "46.6"),
+        ("fgd-retinanet-r101-r50", "retinanet-r50", "retinanet-r101", "37.4", "39.7"),
+        ("fgd-retinanet-x101-r50", "retinanet-r50", "retinanet-x101-64x4d", "37.4", "40.7"),
+        ("fgd-reppoints-x101-r50", "reppoints-r50", "reppoints-x101-32x4d", "38.6", "42.0"),
+        ("pgd-ddod-r101-r50", "ddod-r50", "ddod-r101", "42.0", "45.4"),
+        ("pgd-ddod-crowdhuman-r101-r50", "ddod-r50", "ddod-r101", "46.0 MR, 88.0 AP, 79.0 JI", "42.8, 90.0, 80.7"),
+        ("pgd-autoassign-r101-r50", "autoassign-r50", "autoassign-r101", "40.6", "43.8"),
         ("pgd-fcos-r101-r50", "fcos-r50", "fcos-r101", "38.2", "42.5"),
         ("pgd-fcos-r101-mobilenetv2", "fcos-mobilenetv2", "fcos-r101", "32.8", "37.3"),
         ("pgd-gfl-r101-r50", "gfl-r50", "gfl-r101", "40.2", "43.8"),

@@ -170,6 +170,13 @@ class Grid:
             anchors=None if self.anchors is None else chosen(self.anchors),
         )
 
+    def of_cells(self) -> Grid:
+        """The grid of the cells: one location each, whatever is predicted there."""
+        if self.per_cell == 1:
+            return self
+        points, strides = self.points[:: self.per_cell], self.point_strides[:: self.per_cell]
+        return replace(self, points=points, point_strides=strides, anchors=None, per_cell=1)
+
 
 class DetectorOutput(Protocol):
     """All that a distiller of maps may ask of any detector's output; further maps are fields named as `Tap` says.

@@ -27,7 +27,7 @@ from yoloxkd.ops import losses as ops
 from yoloxkd.types import DenseOutput
 
 SIDE = 640.0
-FAMILIES = ("yolox", "fcos", "atss", "gfl")
+FAMILIES = ("yolox", "fcos", "atss", "gfl", "retinanet", "autoassign", "ddod", "reppoints")
 
 
 def boxes(seed: int) -> Tensor:

@@ -18,6 +18,7 @@ from yoloxkd.kd.functional import importance
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.assigners import inside
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.types import TASK, Batch, Targets
 
@@ -92,9 +93,10 @@ def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...], monkeypat
     assert {"box", "obj", "cls", "l1"} <= {*map(str, losses)}
 
 
-@pytest.mark.parametrize("kind", ["fcos", "atss", "gfl"])
+@pytest.mark.parametrize("kind", ["fcos", "atss", "gfl", "retinanet", "autoassign", "ddod", "reppoints"])
 def test_no_family_waits_for_the_device_under_any_method(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "LIST_DEVICES", ())
+    monkeypatch.setattr(inside, "LIST_DEVICES", ())
     student, teacher = family(kind)
     plan = Pairing.between(student, teacher)
     methods = [m for m in DISTILLERS if m != "ld" or kind == "gfl"]

@@ -37,8 +37,8 @@ def pgd_weights_by_object(
                 continue
             box, label = boxes[b, g], int(labels[b, g])
             inside = ((points > box[:2]) & (points < box[2:])).all(1)
-            p = seen.probability[b, :, label] if label >= 0 else torch.ones_like(points[:, 0])
-            q = p ** (1 - xi) * overlaps(seen.boxes[b], box) ** xi * inside
+            p = seen.probability[b, :, label] if label >= 0 else torch.ones_like(seen.boxes[b, :, 0])
+            q = (p ** (1 - xi) * overlaps(seen.boxes[b], box) ** xi).view(len(points), -1).amax(1) * inside
             best = q.topk(min(k, len(q)))
             chosen = best.indices[best.values > 0]
             if len(chosen) == 0:

@@ -12,7 +12,7 @@ from yoloxkd.kd.defaults import kd_defaults, kd_file, kd_sets
 from yoloxkd.kd.methods.fgd import FGDConfig
 from yoloxkd.kd.methods.pgd import PGDConfig
 
-FAMILIES = ("yolox", "fcos", "gfl", "atss", "some-new-family")
+FAMILIES = ("yolox", "fcos", "gfl", "atss", "retinanet", "autoassign", "ddod", "reppoints", "some-new-family")
 
 
 NAMES = (*DISTILLERS, *(f"{method}@{chosen}" for method in DISTILLERS for chosen in kd_sets(method)))
@@ -33,15 +33,19 @@ def test_fgd_weights() -> None:
 
     assert weights("yolox") == (0.5, 2e-3, 1e-3, 1e-3, 1e-5)
     assert weights("fcos") == (0.8, 1.6e-3, 8e-4, 8e-4, 8e-6)
+    assert weights("retinanet") == (0.5, 1e-3, 5e-4, 5e-4, 5e-6)
+    assert weights("reppoints") == (0.5, 1.6e-3, 8e-4, 8e-4, 8e-6)
     assert weights("gfl") == (0.5, 1e-3, 5e-4, 5e-4, 5e-6)
 
 
 def test_pgd_feature_weights_are_four_times_the_released_ones() -> None:
-    for family, released in (("yolox", 0.04), ("fcos", 0.04), ("gfl", 0.04), ("atss", 0.08)):
+    released = {"yolox": 0.04, "fcos": 0.04, "gfl": 0.04, "atss": 0.08, "autoassign": 0.08, "ddod": 0.08}
+    for family, alpha in released.items():
         c = PGDConfig.model_validate(kd_defaults("pgd", family))
-        assert c.alpha == pytest.approx(4 * released)
-        assert c.gamma == pytest.approx(1.6 * released)
-        assert (c.tau, c.delta, c.k, c.xi_cls, c.xi_reg) == (0.8, 8e-4, 30, 0.8, 0.6)
+        assert c.alpha == pytest.approx(4 * alpha)
+        assert c.gamma == pytest.approx(1.6 * alpha)
+        assert c.tau == (0.4 if family == "autoassign" else 0.8)
+        assert (c.delta, c.k, c.xi_cls, c.xi_reg) == (8e-4, 30, 0.8, 0.6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,6 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.kd.fakes import make_batch
+from tests.kd.plain import pgd_weights_by_object
+from tests.kd.test_across_detectors import detector
+from tests.losses import step_of
 from yoloxkd.kd.functional import importance as regions
 from yoloxkd.kd.functional.importance import (
     COVARIANCE_EPS,
@@ -23,6 +27,8 @@ from yoloxkd.kd.functional.importance import (
     quality,
     topk_low,
 )
+from yoloxkd.kd.methods.pgd import PGD
+from yoloxkd.kd.pairing import Pairing
 from yoloxkd.ops.points import within_content
 
 XI = (0.8, 0.6)
@@ -115,6 +121,41 @@ def test_equals_a_plain_reading(images: int, boxes: int, seed: int, strategy: st
         found = pgd_weights(*args, xi=XI, k=k, strategy=strategy, order=order)
         for ours, xi in zip(found.expand(2, -1, -1), XI, strict=True):
             torch.testing.assert_close(ours, plain(*args, xi, k, strategy, order), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("devices", [("cpu",), ()], ids=["list", "table"])
+def test_of_several_predictions_at_a_location_the_best_one_counts(
+    devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The k best are of locations: nine anchors that see an object well at one place are one of them."""
+    monkeypatch.setattr(regions, "LIST_DEVICES", devices)
+    several = [scene(2, 4, seed)[0] for seed in (11, 12, 13)]
+    _, boxes, labels, rows = scene(2, 4, 11)
+    probability, predicted = (
+        torch.stack([getattr(seen, what) for seen in several], 2).flatten(1, 2) for what in ("probability", "boxes")
+    )
+    seen = Predictions(several[0].points, probability, predicted)
+    found = pgd_weights(seen, boxes, labels, rows, xi=XI, k=6)
+    for ours, xi in zip(found, XI, strict=True):
+        torch.testing.assert_close(ours, pgd_weights_by_object(seen, boxes, labels, rows, xi, 6), rtol=1e-6, atol=1e-9)
+    assert not torch.equal(found, pgd_weights(several[0], boxes, labels, rows, xi=XI, k=6))
+
+
+def test_a_detector_with_anchors_is_weighed_by_its_cells() -> None:
+    torch.manual_seed(0)
+    teacher = detector("retinanet", 1).eval()
+    batch = make_batch(images=2, size=96, boxes=2)
+    batch.targets.mask[:], batch.targets.ignore[:] = True, False
+    pgd = PGD(PGD.Config(), Pairing.between(teacher, teacher))
+    with torch.no_grad():
+        out = teacher(batch.images)
+    weights, background = pgd.regions(step_of(out, out, batch, teacher))
+    points = out.grid.points[::9]
+    seen = Predictions(points, teacher.class_probability(out), out.boxes)
+    expected = pgd_weights_by_object(seen, batch.targets.boxes, batch.targets.labels, batch.targets.mask, 0.8)
+    found = torch.cat([level.flatten(1) for level in weights["cls"]], 1)
+    torch.testing.assert_close(found, expected * within_content(points, batch.content), rtol=1e-4, atol=1e-5)
+    assert [level.shape[1:] for level in background] == [torch.Size(size) for size in out.grid.sizes]
 
 
 @given(st.integers(1, 3), st.integers(0, 5), st.integers(0, 5000), st.booleans(), st.integers(1, 40))

@@ -12,9 +12,10 @@ BACKBONE = "mobilenetv2_035"
 
 def narrow(kind: type[FPNDetector], names: int | Sequence[str] = 3, **changes: Any) -> Any:
     """A detector of the kind on a narrow MobileNetV2, everything trainable; `names` may be a number of classes."""
-    keys = {
+    groups = None if kind.Config.model_fields["groups"].default is None else 4  # towers without norm stay without
+    keys: dict[str, Any] = {
         "backbone": BACKBONE, "backbone_weights": "none", "frozen_stages": 0, "norm_eval": False,
-        "channels": 16, "groups": 4, "stacked_convs": 2,
+        "channels": 16, "groups": groups, "stacked_convs": 2,
     }  # fmt: skip
     classes = [f"class{i}" for i in range(names)] if isinstance(names, int) else list(names)
     return kind(kind.Config(**(keys | changes)), classes)  # type: ignore[arg-type]

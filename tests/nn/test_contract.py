@@ -8,9 +8,13 @@ from tests.nn.contract import DetectorContract
 from tests.nn.fpn import narrow
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.atss import ATSS
+from yoloxkd.nn.dense.autoassign import AutoAssign
+from yoloxkd.nn.dense.ddod import DDOD
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.dense.fcos import FCOS
 from yoloxkd.nn.dense.gfl import GFL
+from yoloxkd.nn.dense.reppoints import RepPoints
+from yoloxkd.nn.dense.retinanet import RetinaNet
 from yoloxkd.nn.dense.yolox import YOLOX
 
 
@@ -53,8 +57,32 @@ class TestATSS(DetectorContract):
         return model
 
 
+class TestDDOD(DetectorContract):
+    def build(self, names: list[str]) -> DenseDetector:
+        model: DenseDetector = narrow(DDOD, names)
+        return model
+
+
+class TestRepPoints(DetectorContract):
+    def build(self, names: list[str]) -> DenseDetector:
+        model: DenseDetector = narrow(RepPoints, names)
+        return model
+
+
+class TestRetinaNet(DetectorContract):
+    def build(self, names: list[str]) -> DenseDetector:
+        model: DenseDetector = narrow(RetinaNet, names)
+        return model
+
+
+class TestAutoAssign(DetectorContract):
+    def build(self, names: list[str]) -> DenseDetector:
+        model: DenseDetector = narrow(AutoAssign, names)
+        return model
+
+
 def test_no_family_is_left_out() -> None:
-    assert {YOLOX, FCOS, GFL, ATSS} == set(DETECTORS.values())
+    assert {YOLOX, FCOS, GFL, ATSS, RetinaNet, AutoAssign, DDOD, RepPoints} == set(DETECTORS.values())
     assert {name: kind.family for name, kind in DETECTORS.items()} == {name: name for name in DETECTORS}
 
 

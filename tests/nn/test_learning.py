@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -23,7 +24,7 @@ from yoloxkd.nn.dense.yolox import YOLOX
 PICTURES = (11, 35, 110, 173, 196, 204, 222, 268)
 """Of the set's training images: eight whose objects stay visible at `SIZE`, from 60 to 172 px of 320; 22 in all."""
 SIZE = 128
-STEPS = {"yolox": 200}
+STEPS = {"yolox": 200, "reppoints": 200}
 """Where they are not 100."""
 RATE = {"yolox": 5e-3}
 """Peak learning rate, where it is not 3e-3."""
@@ -57,7 +58,9 @@ def build(family: str, names: list[str]) -> DenseDetector:
     torch.manual_seed(0)
     if family == "yolox":
         return YOLOX(YOLOX.Config(depth=0.33, width=0.25), names)
-    keys = {"backbone": "test_byobnet", "channels": 48, "groups": 8, "stacked_convs": 1}
+    keys: dict[str, Any] = {"backbone": "test_byobnet", "channels": 48, "groups": 8, "stacked_convs": 1}
+    if family == "retinanet":
+        keys["groups"] = None  # as published
     model: DenseDetector = narrow(DETECTORS[family], names, **keys)  # type: ignore[arg-type]
     return model
 

@@ -13,10 +13,15 @@ from torch import Tensor, nn
 from tests.nn.test_mmdet_weights import CONFIG_2, checkpoint
 from tests.parity.vectors import Case, cases
 from yoloxkd.assembly.models import open_model
+from yoloxkd.nn.dense.dense_detector import flat
 from yoloxkd.nn.dense.fpn_detector import FPNDetector
 from yoloxkd.ops.boxes import from_distances
 
-FORWARD = [(family, param.values[0]) for family in ("fcos", "gfl") for param in cases(family, "forward")]
+FORWARD = [
+    (family, param.values[0])
+    for family in ("fcos", "gfl", "retinanet", "autoassign", "ddod", "reppoints")
+    for param in cases(family, "forward")
+]
 
 
 def opened(state: dict[str, Tensor], file: Path, meta: dict[str, str] | None = None) -> FPNDetector:
@@ -28,7 +33,7 @@ def opened(state: dict[str, Tensor], file: Path, meta: dict[str, str] | None = N
     return found.detector
 
 
-@pytest.mark.parametrize(("family", "case"), FORWARD, ids=[family for family, _ in FORWARD])
+@pytest.mark.parametrize(("family", "case"), FORWARD, ids=[f"{family}-{case}" for family, case in FORWARD])
 def test_the_head_of_a_file_gives_the_reference_outputs(family: str, case: Case | None, tmp_path: Path) -> None:
     """The vectors' weights under mmdetection's names, in a file, through the key map: the reference's outputs.
 
@@ -38,18 +43,24 @@ def test_the_head_of_a_file_gives_the_reference_outputs(family: str, case: Case 
         pytest.skip("the reference vectors are not there (set YOLOXKD_VECTORS)")
     features = tuple(case.tensor(n).double() for n in case.family("feat"))
     channels = features[0].shape[1]
+    groups = {"groups": case.params["groups"] or None} if "groups" in case.params else {}
     state = checkpoint(
-        family, "resnet50", classes=case.params["C"], channels=channels, stacked_convs=case.params["convs"]
+        family, "resnet50", classes=case.params["C"], channels=channels, stacked_convs=case.params["convs"], **groups
     )
     theirs = {f"bbox_head.{n.removeprefix('w__')}": case.tensor(n).float() for n in case.family("w")}
     assert theirs.keys() <= state.keys()
-    detector = opened(state | theirs, tmp_path / "x.pth").double()
+    # the number of groups is not in the weights; of FCOS's variant, which a configuration would tell too, they are enough
+    told = family in ("autoassign", "ddod", "reppoints")
+    meta = {"config": f"norm_cfg=dict(type='GN', num_groups={groups['groups']})"} if told else None
+    detector = opened(state | theirs, tmp_path / "x.pth", meta).double()
     height, width = features[0].shape[2:]
     with torch.no_grad():
         out = detector.on_features(features, (8 * height, 8 * width))
 
+    per_cell = detector.per_cell
+
     def stored(name: str) -> Tensor:
-        return torch.cat([case.tensor(n).flatten(2) for n in case.family(name)], 2).transpose(1, 2).double()
+        return flat([case.tensor(n) for n in case.family(name)], per_cell).double()
 
     torch.testing.assert_close(out.cls_logits, stored("out_cls"), rtol=1e-4, atol=1e-5)
     if family == "fcos":
@@ -58,8 +69,19 @@ def test_the_head_of_a_file_gives_the_reference_outputs(family: str, case: Case 
         torch.testing.assert_close(out.box_raw, stored("out_reg_train"), rtol=1e-4, atol=1e-5)
         expected = from_distances(out.grid.points, stored("out_reg_eval"))
         torch.testing.assert_close(out.boxes, expected, rtol=1e-4, atol=1e-3)
+    elif family == "reppoints":
+        torch.testing.assert_close(out.box_raw[..., :18], stored("out_pts_init"), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(out.box_raw[..., 18:], stored("out_pts_refine"), rtol=1e-4, atol=1e-5)
+    elif family == "autoassign":
+        assert out.quality is not None
+        torch.testing.assert_close(out.quality, stored("out_obj")[..., 0], rtol=1e-4, atol=1e-5)
+        expected = from_distances(out.grid.points, stored("out_reg"))
+        torch.testing.assert_close(out.boxes, expected, rtol=1e-4, atol=1e-3)
     else:
         torch.testing.assert_close(out.box_raw, stored("out_reg"), rtol=1e-4, atol=1e-5)
+    if family == "ddod":
+        assert out.quality is not None
+        torch.testing.assert_close(out.quality, stored("out_iou")[..., 0], rtol=1e-4, atol=1e-5)
 
 
 def shaken(model: nn.Module) -> nn.Module:

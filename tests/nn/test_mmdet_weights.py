@@ -16,7 +16,9 @@ from yoloxkd.assembly.models import open_model, read_weights
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.download import fetch
 from yoloxkd.errors import UserError
+from yoloxkd.kd.inherit import inherit_from
 from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.weights.load import load_into
 from yoloxkd.nn.weights.mmdet_files import AT_COCO, ZOO
 from yoloxkd.nn.weights.mmdet_weights import dense_state, our_key
 from yoloxkd.nn.weights.published import PUBLISHED, Published
@@ -66,6 +68,7 @@ def checkpoint(family: str, backbone: str, classes: int = 2, **keys: Any) -> dic
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     state = {their_key(k, "mobilenet" in backbone): v for k, v in model.state_dict().items()}
+    state = {k: v for k, v in state.items() if not k.startswith("bbox_head.positives.")}  # of a run, and not there
     if family == "gfl":
         state["bbox_head.integral.project"] = torch.arange(17.0)
     return state
@@ -77,7 +80,7 @@ def kept(family: str) -> dict[str, Tensor]:
     return checkpoint(family, "resnet50")
 
 
-@pytest.mark.parametrize("family", ["fcos", "gfl", "atss"])
+@pytest.mark.parametrize("family", ["fcos", "gfl", "atss", "retinanet", "autoassign", "ddod", "reppoints"])
 @pytest.mark.parametrize("backbone", ["resnet50", "mobilenetv2_100"])
 def test_every_tensor_finds_its_place(family: str, backbone: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -162,8 +165,8 @@ def test_names_of_version_1(tmp_path: Path) -> None:
     assert open_model(str(tmp_path / "x.pth")).report.complete
 
 
-def without_norm(state: dict[str, Tensor]) -> None:
-    del state["bbox_head.cls_convs.0.gn.weight"]
+def batch_norm(state: dict[str, Tensor]) -> None:
+    state["bbox_head.cls_convs.0.bn.weight"] = torch.zeros(1)
 
 
 def deformable(state: dict[str, Tensor]) -> None:
@@ -171,11 +174,11 @@ def deformable(state: dict[str, Tensor]) -> None:
 
 
 def wide(state: dict[str, Tensor]) -> None:
-    state["backbone.layer1.0.conv2.weight"] = torch.zeros(128, 4, 3, 3)
+    state["backbone.layer1.0.conv2.weight"] = torch.zeros(128, 16, 3, 3)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [(without_norm, "no group norm"), (deformable, "deformable"), (wide, "other than ResNet")]
+    ("change", "words"), [(batch_norm, "batch norm"), (deformable, "deformable"), (wide, "other than ResNet")]
 )
 def test_what_is_not_supported_is_said(change: Any, words: str, tmp_path: Path) -> None:
     state = checkpoint("gfl", "resnet50")
@@ -189,20 +192,28 @@ def test_what_is_not_supported_is_said(change: Any, words: str, tmp_path: Path) 
 def test_a_published_file_is_known_by_its_name(name: str) -> None:
     """Whatever the configuration inside it may say."""
     known = ZOO[name]
-    backbone = "resnet101" if known.model.endswith("r101") else "resnet50"
+    places = {
+        "r50": "resnet50",
+        "r101": "resnet101",
+        "x101-32x4d": "resnext101_32x4d",
+        "x101-64x4d": "resnext101_64x4d",
+    }
+    backbone = places[known.model.partition("-")[2]]
     # a few keys of the real layout are enough to recognize a file
     state = {k: v for k, v in kept(known.model.partition("-")[0]).items() if not k.startswith("backbone.layer3.")}
     state |= {
         f"backbone.layer3.{i}.conv{j}.weight": torch.zeros(1)
-        for i in range({"resnet50": 6, "resnet101": 23}[backbone])
+        for i in range(6 if backbone == "resnet50" else 23)
         for j in (1, 3)
     }
+    if "x101" in known.model:
+        state["backbone.layer1.0.conv2.weight"] = torch.zeros(128 if "32x4d" in known.model else 256, 4, 3, 3)
     found = dense_state({"meta": {"config": CONFIG_3}, "state_dict": state}, name)
     assert found is not None
     section = found.section
     assert (section["name"], section["backbone"]) == (known.model, backbone)
     assert known.keys.items() <= section.items()
-    assert (section["style"] == "caffe") == section["bgr"] == ("caffe" in name)
+    assert (section["style"] == "caffe") == section["bgr"] == ("caffe" in name or "auto_assign" in name)
     assert section["mean"] == (123.675, 116.28, 103.53) or section["mean"][0] < section["mean"][2]
     if known.model.startswith("fcos"):
         assert section["norm_on_bbox"] == section["conv_bias"] == ("normbbox" in name)
@@ -212,7 +223,9 @@ def test_a_published_file_is_known_by_its_name(name: str) -> None:
 
 
 def test_every_r50_and_r101_has_a_file_behind_its_name() -> None:
-    assert set(AT_COCO) == {f"{family}-{depth}" for family in ("fcos", "gfl", "atss") for depth in ("r50", "r101")}
+    both = {f"{family}-{depth}" for family in ("fcos", "gfl", "atss", "retinanet") for depth in ("r50", "r101")}
+    both |= {"reppoints-r50", "reppoints-r101", "reppoints-x101-32x4d"}
+    assert set(AT_COCO) == both | {"retinanet-x101-32x4d", "retinanet-x101-64x4d", "autoassign-r50", "ddod-r50"}
     for model, name in AT_COCO.items():
         assert ZOO[name].model == model
         assert ZOO[name].ap == max(known.ap for known in ZOO.values() if known.model == model)
@@ -267,6 +280,91 @@ def test_atss_that_predicts_overlaps(tmp_path: Path) -> None:
     assert opened.weights.section["quality"] == "iou"
     torch.save(checkpoint("atss", "resnet50"), tmp_path / "y.pth")
     assert read_weights(str(tmp_path / "y.pth")).section["quality"] == "centerness"
+
+
+def test_a_retinanet_with_norm_and_extra_levels_on_the_output(tmp_path: Path) -> None:
+    """As some users configure it; the weights tell but for the ReLU, which the configuration does."""
+    torch.manual_seed(0)
+    for number, keys in enumerate(({}, {"groups": 32, "extra_on": "output", "relu_before_last": True})):
+        state, text = checkpoint("retinanet", "resnet50", **keys), "relu_before_extra_convs=True" if keys else ""
+        torch.save({"meta": {"config": text}, "state_dict": state}, tmp_path / f"{number}.pth")
+        opened = open_model(str(tmp_path / f"{number}.pth"))
+        assert opened.report.complete
+        section = opened.weights.section
+        found = (section["groups"], section["extra_on"], section["relu_before_last"])
+        assert found == ((32, "output", True) if keys else (None, "input", False))
+
+
+def test_a_resnext_goes_by_its_groups(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(checkpoint("retinanet", "resnext50_32x4d"), tmp_path / "x.pth")
+    opened = open_model(str(tmp_path / "x.pth"))
+    assert opened.report.complete
+    assert (opened.name, opened.weights.section["backbone"]) == ("retinanet-r50", "resnext50_32x4d")
+
+
+def test_anchors_that_do_not_fit_are_said(tmp_path: Path) -> None:
+    state = dict(kept("retinanet"))
+    state["bbox_head.retina_reg.weight"] = torch.zeros(12, 32, 3, 3)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x.pth: .*12 box numbers.*9 anchors; use one with three sizes"):
+        read_weights(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["today", "version 1"])
+def test_deformable_stages_load(old: bool, tmp_path: Path) -> None:
+    """RepPoints' teachers have them; the ResNet's number of stages is told by the weights."""
+    torch.manual_seed(0)
+    state = checkpoint("reppoints", "resnext50_32x4d", deformable_stages=2)
+    assert {k.split(".")[1] for k in state if ".conv2.conv_offset." in k} == {"layer3", "layer4"}
+    named = {k.replace(".conv2.conv_offset.", ".conv2_offset.") if old else k: v for k, v in state.items()}
+    torch.save(named, tmp_path / "x.pth")
+    opened = open_model(str(tmp_path / "x.pth"))
+    assert opened.report.complete
+    assert opened.weights.section["deformable_stages"] == 2
+    own = opened.detector.state_dict()
+    assert all(torch.equal(own[our_key(k)], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "words"),
+    [
+        ("backbone.layer4.0.conv2.conv_offset.weight", (27, 512, 3, 3), "modulated or in groups"),
+        ("backbone.layer2.0.conv2.conv_offset.weight", (18, 128, 3, 3), r"stages \[2\] alone"),
+        ("neck.fpn_convs.0.conv.conv_offset.weight", (18, 32, 3, 3), "where no REPPOINTS of this package has one"),
+        ("neck.lateral_convs.0.gn.weight", None, "group norm in only one of FPN and head"),
+    ],
+)
+def test_what_of_reppoints_is_not_supported_is_said(
+    key: str, shape: tuple[int, ...] | None, words: str, tmp_path: Path
+) -> None:
+    state = dict(kept("reppoints"))
+    if shape is None:
+        del state[key]
+    else:
+        state[key] = torch.zeros(shape)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=f"x.pth: .*{words}"):
+        read_weights(str(tmp_path / "x.pth"))
+
+
+def test_reppoints_as_first_published(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(checkpoint("reppoints", "resnet50", groups=None), tmp_path / "x.pth")
+    opened = open_model(str(tmp_path / "x.pth"))
+    assert opened.report.complete
+    assert opened.weights.section["groups"] is None
+
+
+def test_what_belongs_to_a_run_is_not_loaded_as_weights(tmp_path: Path) -> None:
+    """The positives that DDOD has counted are those of the run that counted them."""
+    first, second = (DETECTORS["ddod"](DETECTORS["ddod"].Config(backbone="resnet18"), ["cat"]) for _ in range(2))  # type: ignore[call-arg]
+    first.get_submodule("head.positives").counts.fill_(7)  # type: ignore[operator, union-attr]
+    report = load_into(second, first.state_dict(), allow_class_mismatch=False)
+    assert report.complete
+    assert not second.state_dict()["head.positives.counts"].any()
+    assert inherit_from(first, second)
+    assert not second.state_dict()["head.positives.counts"].any()
 
 
 def test_other_files_are_none_of_these() -> None:

@@ -122,7 +122,8 @@ def read_weights(reference: str) -> Weights:
         return Weights({"name": found.architecture}, names, found.state, None, found.source, path, digest, published)
     if dense is None:
         raise UserError(
-            f"{path} is not a checkpoint of a known detector (ours, Megvii YOLOX, or mmdetection YOLOX, FCOS, GFL or ATSS)"
+            f"{path} is not a checkpoint of a known detector (ours, Megvii YOLOX, or mmdetection YOLOX, FCOS, GFL, "
+            "ATSS, RetinaNet or AutoAssign)"
         )
     names = dense.names or _plain_names(dense.classes)
     named = dense.names is not None or not os.path.isfile(reference)

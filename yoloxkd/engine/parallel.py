@@ -121,9 +121,12 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def average_statistics(module: nn.Module) -> None:
-    """Running statistics of batch norms averaged over processes: each has seen its own images only."""
+    """Running statistics of batch norms averaged over processes: each has seen its own images only. So are integer buffers
+    that a module names in `averaged`."""
     if world_size() == 1:
         return
+    for buffer in [getattr(m, name) for m in module.modules() for name in getattr(m, "averaged", ())]:
+        buffer.copy_(all_mean(buffer.double()).round())
     buffers = _changing(module)
     if buffers:
         mean = all_mean(torch.cat([b.flatten() for b in buffers]))

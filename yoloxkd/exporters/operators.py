@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 NETWORK = frozenset(
     {
-        "Add", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Expand", "Gather", "InstanceNormalization", "MatMul", "MaxPool",
-        "Mul", "Range", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub",
-        "Transpose", "Unsqueeze",
+        "Add", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Expand", "Gather", "GridSample", "InstanceNormalization", "MatMul",
+        "MaxPool", "Mul", "Range", "ReduceMean", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split",
+        "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
 """Backbones, necks, heads and box decoding: what a file without NMS has."""

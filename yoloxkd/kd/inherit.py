@@ -23,6 +23,7 @@ def inherit_from(teacher: Detector[Any, Any], student: Detector[Any, Any]) -> li
     own = dict(student.named_modules())
     theirs = dict(teacher.named_modules())
     names = [n for n in own if _tensors(own[n]) and n in theirs and not _in_backbone(n, own)]
+    names = [n for n in names if not f"{n}.".startswith(student.run_state)]
     if list(student.names) != list(teacher.names):
         names = [n for n in names if not _predicts_class(n, own[n], student)]
     agree = {n for n in names if _shapes(own[n]) == _shapes(theirs[n])}

@@ -16,6 +16,10 @@ DETECTORS: Table[type[Detector]] = Table(
         "fcos": "yoloxkd.nn.dense.fcos:FCOS",
         "gfl": "yoloxkd.nn.dense.gfl:GFL",
         "atss": "yoloxkd.nn.dense.atss:ATSS",
+        "retinanet": "yoloxkd.nn.dense.retinanet:RetinaNet",
+        "autoassign": "yoloxkd.nn.dense.autoassign:AutoAssign",
+        "ddod": "yoloxkd.nn.dense.ddod:DDOD",
+        "reppoints": "yoloxkd.nn.dense.reppoints:RepPoints",
     },
 )
 """Family, the first part of a model's name -> its class."""

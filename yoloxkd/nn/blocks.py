@@ -1,4 +1,4 @@
-"""Convolution blocks of YOLOX. Attribute names are those of the official checkpoints' keys."""
+"""Convolution blocks of YOLOX, under the official checkpoints' keys, and a group norm for maps of any size."""
 
 from __future__ import annotations
 
@@ -100,3 +100,10 @@ class Focus(nn.Module):
         patches = (even[..., ::2], odd[..., ::2], even[..., 1::2], odd[..., 1::2])
         y: Tensor = self.conv(torch.cat(patches, dim=1))
         return y
+
+
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` that also takes a group of a single value, as one channel of a 1x1 map is; it becomes the bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

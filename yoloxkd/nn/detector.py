@@ -44,10 +44,11 @@ class BoxCode:
     """What `box_raw` holds.
 
     kind  "cells": YOLOX's shift of the center in strides and logarithm of the size in strides; "distances" to the four
-          sides; "distributions" of these, `bins` logits a side; "anchors": shift and logarithm of the size in anchor sides
+          sides; "distributions" of these, `bins` logits a side; "anchors": shift and logarithm of the size in anchor sides;
+          "points": shifts of points whose moments are the box
     """
 
-    kind: Literal["cells", "distances", "distributions", "anchors"]
+    kind: Literal["cells", "distances", "distributions", "anchors", "points"]
     bins: int | None = None
 
 
@@ -79,6 +80,8 @@ class Detector(nn.Module, ABC, Generic[O, M]):
     family: ClassVar[str]
     class_predictors: ClassVar[tuple[str, ...]] = ()
     """State-dict prefixes of the layers whose first dimension is the number of classes."""
+    run_state: ClassVar[tuple[str, ...]] = ()
+    """State-dict prefixes of what belongs to one training run: neither loaded with weights nor inherited, but resumed."""
 
     spec: DetectorSpec
 

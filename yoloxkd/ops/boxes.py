@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+LARGEST_LOG = abs(math.log(16 / 1000))
+"""A side decoded from deltas is at most e^this times the anchor's, and at least the inverse (Fast R-CNN's code)."""
 
 
 def to_center(boxes: Tensor) -> Tensor:
@@ -82,3 +88,22 @@ def from_distances(points: Tensor, distances: Tensor) -> Tensor:
 def to_distances(points: Tensor, boxes: Tensor) -> Tensor:
     """Distances left, top, right, bottom (..., 4) of points (..., 2) to the sides of boxes (..., 4); negative outside."""
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
+
+
+def to_deltas(boxes: Tensor, anchors: Tensor, deviations: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """The code of boxes at anchors, both (..., 4) px: shift of the center and logarithm of the size, in anchor sides.
+
+    R-CNN (Girshick et al. 2014), appendix C; the four numbers are divided by `deviations`.
+    """
+    center, side = to_center(anchors).split(2, dim=-1)
+    wanted, size = to_center(boxes).split(2, dim=-1)
+    code = torch.cat(((wanted - center) / side, (size / side).log()), dim=-1)
+    return code / torch.tensor(deviations, dtype=code.dtype, device=code.device)
+
+
+def from_deltas(code: Tensor, anchors: Tensor, deviations: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """The boxes (..., 4) px of which `code` (..., 4) is the code at anchors (..., 4) px; sides within `LARGEST_LOG`."""
+    code = code * torch.tensor(deviations, dtype=code.dtype, device=code.device)
+    center, side = to_center(anchors).split(2, dim=-1)
+    size = code[..., 2:].clamp(-LARGEST_LOG, LARGEST_LOG).exp() * side
+    return to_corners(torch.cat((center + code[..., :2] * side, size), dim=-1))

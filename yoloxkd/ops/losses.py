@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from yoloxkd.ops.boxes import paired_giou, paired_iou
+from yoloxkd.ops.row_sums import focal, row_sums
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -50,14 +53,8 @@ def focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, gamma: float = 
     logits (..., K), labels (...) int64 class of the positive rows (any valid index elsewhere), positive (...) bool -> (...).
     Every class of every row counts as negative first; at the label of positive rows that is replaced.
     """
-    logits = full_precision(logits)
-
-    def as_negative(x: Tensor) -> Tensor:
-        return (1 - alpha) * x.sigmoid() ** gamma * F.softplus(x)
-
-    at_label = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    hit = alpha * (-at_label).sigmoid() ** gamma * F.softplus(-at_label)
-    return as_negative(logits).sum(dim=-1) + torch.where(positive, hit - as_negative(at_label), 0.0)
+    formula = partial(focal, gamma=gamma, alpha=alpha)
+    return row_sums(formula, full_precision(logits), labels.unsqueeze(-1), positive.unsqueeze(-1))
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, score: Tensor) -> Tensor:

@@ -34,16 +34,21 @@ LIST_DEVICES = ("cpu",)
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What the teacher says at each location.
+    """What the teacher says at each location, n predictions of a location side by side.
 
     points       (A, 2) px
-    probability  (B, A, K) of each class; None for strategies that do not ask (`box`, `box-gauss`, `centre`)
-    boxes        (B, A, 4) px, likewise
+    probability  (B, n A, K) of each class; None for strategies that do not ask (`box`, `box-gauss`, `centre`)
+    boxes        (B, n A, 4) px, likewise
     """
 
     points: Tensor
     probability: Tensor | None
     boxes: Tensor | None
+
+    @property
+    def per_location(self) -> int:
+        """n"""
+        return 1 if self.boxes is None else self.boxes.shape[1] // self.points.shape[0]
 
 
 @without_autocast
@@ -69,7 +74,7 @@ def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, .
 
     boxes   (B, G, 4) px
     labels  (B, G) index into the teacher's classes; -1, a class it does not know, has p = 1: localization alone
-    The union is at least 1e-6. A product of zero is -inf.
+    The union is at least 1e-6. A product of zero is -inf. Of several predictions at a location the best one counts.
     """
     assert seen.probability is not None
     assert seen.boxes is not None
@@ -77,7 +82,8 @@ def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, .
     index = labels.clamp_min(0)[..., None].expand(-1, -1, by_class.shape[2])
     log_p = torch.where(labels[..., None] < 0, 1.0, by_class.gather(1, index)).log_()
     log_iou = _overlap(full_precision(boxes), full_precision(seen.boxes)).log_()
-    return _blend(log_p, log_iou, xi)
+    several: Tensor = _blend(log_p, log_iou, xi).unflatten(-1, (-1, seen.per_location))
+    return several.amax(-1)
 
 
 def _blend(log_p: Tensor, log_iou: Tensor, xi: tuple[float, ...]) -> Tensor:
@@ -121,7 +127,7 @@ def pgd_weights(
     points = full_precision(seen.points)
     boxes = boxes.to(torch.promote_types(points.dtype, torch.float32))
     out = boxes.new_zeros(len(xi), boxes.shape[0], points.shape[0])
-    goes = _parts(boxes.shape[0] * len(xi), boxes.shape[1], points.shape[0])
+    goes = _parts(boxes.shape[0] * len(xi), boxes.shape[1], points.shape[0] * seen.per_location)
     for part in goes:
         chosen = boxes[:, part], labels[:, part], rows[:, part]
         if strategy in ("box", "box-gauss", "centre"):
@@ -229,11 +235,13 @@ def _pair_quality(
     """`quality` of P pairs of box and location given by index: (X, P); not a number counts as zero quality."""
     assert seen.probability is not None
     assert seen.boxes is not None
+    which = cell[:, None] * seen.per_location + torch.arange(seen.per_location, device=cell.device)
+    image, row = image[:, None], row[:, None]
     label = labels[image, row]
-    p = full_precision(seen.probability[image, cell, label.clamp_min(0)])
+    p = full_precision(seen.probability[image, which, label.clamp_min(0)])
     log_p = torch.where(label < 0, 1.0, p).log_()
-    log_iou = paired_iou(full_precision(boxes)[image, row], full_precision(seen.boxes[image, cell]), MIN_UNION).log_()
-    return _blend(log_p, log_iou, xi).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    log_iou = paired_iou(full_precision(boxes)[image, row], full_precision(seen.boxes[image, which]), MIN_UNION).log_()
+    return _blend(log_p, log_iou, xi).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(-1)
 
 
 def topk_low(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

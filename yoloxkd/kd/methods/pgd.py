@@ -180,12 +180,13 @@ class PGD(Distiller):
     def regions(self, step: Step[DenseOutput]) -> tuple[dict[Branch, list[Tensor]], list[Tensor]]:
         """Foreground weights by branch and background of each paired level: (B, h, w) each, not yet normalized.
 
+        Where a cell has several predictions, its quality is the largest of theirs (PGD section 3.2), for each object.
         Only locations of paired levels are candidates: one that is chosen elsewhere would teach nothing. Objects that
         another teacher answers for are neither foreground nor background.
         """
         cfg, batch, targets, teacher = self.cfg, step.batch, step.batch.targets, step.teacher
         levels = [level.teacher for level in self.pairing.levels]
-        grid, slices = teacher.grid.of_levels(levels), teacher.grid.slices()
+        grid, slices = teacher.grid.of_levels(levels).of_cells(), teacher.grid.slices()
         probability = step.models.teacher.class_probability(teacher)
         seen = Predictions(
             grid.points,
@@ -229,5 +230,5 @@ class PGD(Distiller):
 
 
 def _by_level(values: Tensor, grid: Grid) -> list[Tensor]:
-    """(B, A) -> (B, h, w) a level; of a cell's predictions the largest counts."""
-    return [level.amax(-1) for level in grid.by_level(values)]
+    """Values (B, A) of cells -> (B, h, w) a level."""
+    return [level.squeeze(-1) for level in grid.by_level(values)]

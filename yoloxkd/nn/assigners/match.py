@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -71,6 +71,56 @@ def image_parts(images: int, pairs: int, device: torch.device, budget: int | Non
         yield slice(start, start + step)
 
 
+def claimed(wanted: Tensor, value: Tensor, real: Tensor, locations: int) -> Match:
+    """What becomes of the locations that boxes want: each takes the box of the largest value, the lower row among equals.
+
+    wanted (B, G, C) int64, C locations of each box; value (B, G, C) finite; real (B, G, C) bool, entries that count
+    """
+    images, rows, each = wanted.shape
+    where, value, real = wanted.flatten(1), value.flatten(1), real.flatten(1)
+    best = value.new_full((images, locations), -torch.inf)
+    best = best.scatter_reduce(1, where, torch.where(real, value, -torch.inf), "amax")
+    won = real & (value == best.gather(1, where))
+    row = torch.arange(rows, device=value.device).repeat_interleave(each).expand(images, -1)
+    first = torch.full_like(best, rows, dtype=torch.int64)
+    first = first.scatter_reduce(1, where, torch.where(won, row, rows), "amin")
+    fg = first < rows
+    return Match.of(fg, torch.where(fg, first, -1))
+
+
+def eligible(grid: Grid, targets: Targets, area: Tensor | None = None) -> Tensor:
+    """Locations that can answer for a box when this follows from what they predict: (B, A) bool.
+
+    Those in the picture: `area` (B, 2) height and width px, else `targets.content`. One in an ignore region answers only
+    where it lies in a box, so that what is predicted elsewhere in such a region decides nothing.
+    """
+    ignored = centers_inside(targets.boxes, targets.ignore, grid)
+    found = ~ignored | centers_inside(targets.boxes, targets.mask, grid)
+    if area is not None:
+        limit = torch.cat((torch.zeros_like(area), area.flip(-1)), dim=-1)
+        return found & within_content(grid.points, limit)
+    return found if targets.content is None else found & within_content(grid.points, targets.content)
+
+
+@dataclass(slots=True)
+class TwoMatches(Match):
+    """A match with a second one beside it, of detectors that assign twice; `box` answers for the boxes alone."""
+
+    box: Match = field(kw_only=True)
+
+    @classmethod
+    def beside(cls, match: Match, box: Match) -> TwoMatches:
+        return cls(match.fg, match.gt, match.ignored, match.score, box=box)
+
+
+def row_parts(rows: int, pairs: int, device: torch.device, budget: int | None = None) -> Iterator[slice]:
+    """Slices of the box axis whose (box, location) pairs, `pairs` a row, fit the budget."""
+    limit = BUDGET.get(device.type, BUDGET["other"]) if budget is None else budget
+    step = max(1, limit // max(pairs, 1))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
 @dataclass(slots=True)
 class Positives:
     """The matched locations of a batch in S slots an image, so that shapes do not depend on the data.
@@ -127,6 +177,14 @@ def dense_labels(match: Match, targets: Targets) -> Tensor:
     if targets.labels.shape[1] == 0:
         return torch.zeros_like(match.gt)
     return torch.where(match.fg, targets.labels.gather(1, match.gt.clamp(min=0)), 0)
+
+
+def matched_boxes(match: Match, targets: Targets) -> Tensor:
+    """(B, A, 4) px of the box each positive answers for, at least float32; anything elsewhere."""
+    boxes = full_precision(targets.boxes)
+    if boxes.shape[1] == 0:
+        return boxes.new_zeros(*match.gt.shape, 4)
+    return boxes.gather(1, match.gt.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
 
 
 def centerness(distances: Tensor) -> Tensor:

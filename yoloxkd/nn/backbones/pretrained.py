@@ -139,7 +139,7 @@ def load_file(body: nn.Module, path: Path) -> str:
     UserError: no such file, or it is of another network.
     """
     state = _state(path)
-    own = {k: v for k, v in body.state_dict().items() if not k.endswith(COUNTER)}
+    own = {k: v for k, v in body.state_dict().items() if k in own_keys(body) and not k.endswith(COUNTER)}
     named = {k: state[k] for k in own if k in state and state[k].shape == own[k].shape}
     if len(named) == len(own):
         body.load_state_dict(named, strict=False)
@@ -152,6 +152,11 @@ def load_file(body: nn.Module, path: Path) -> str:
         f"student.backbone_weights {path} does not fit the backbone: {len(named)} of its {len(own)} tensors are there by "
         "name, and the shapes in order differ; choose the backbone it is of"
     )
+
+
+def own_keys(body: nn.Module) -> list[str]:
+    """What published weights of a network have: not the offsets of convolutions that were made deformable since."""
+    return [key for key in body.state_dict() if ".conv_offset." not in key]
 
 
 def _state(path: Path) -> dict[str, Tensor]:
@@ -182,4 +187,4 @@ def _load_timm(body: nn.Module, name: str, file: Path | None) -> None:
     with torch.random.fork_rng(devices=[]):
         loaded = timm.create_model(name, features_only=not whole, pretrained=True, pretrained_cfg_overlay=overlay)
     state = loaded.state_dict()
-    body.load_state_dict({key: state[key] for key in body.state_dict()})
+    body.load_state_dict({key: state[key] for key in own_keys(body)}, strict=False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.nn.backbones.pretrained import BackboneStart, start_backbone
+from yoloxkd.nn.deform import make_deformable
 from yoloxkd.nn.detector import InputConvention
 
 STRIDES = (8, 16, 32)
@@ -29,6 +30,7 @@ class TimmBackbone(nn.Module):
     style          "caffe": the blocks of a ResNet that halve the map do so in their first 1x1 convolution
     last_conv      the map of stride 32 goes through the 1x1 convolution that a MobileNetV2 or EfficientNet has before its
                    classifier
+    deformable_stages   of a ResNet, from the coarsest: their 3x3 convolutions are deformable
     channels       of the three maps
     The weights are random until `start`. UserError: no such model, or one without maps of these strides.
     """
@@ -42,6 +44,7 @@ class TimmBackbone(nn.Module):
         norm_frozen: bool = False,
         style: Style = "pytorch",
         last_conv: bool = False,
+        deformable_stages: int = 0,
     ) -> None:
         super().__init__()
         self.name = name
@@ -59,6 +62,8 @@ class TimmBackbone(nn.Module):
         _fix_padding(self.body)
         if style == "caffe":
             _stride_first(self.body, name)
+        if deformable_stages:
+            make_deformable(self.body, deformable_stages, name)
         self.last_conv = last_conv
         if last_conv:
             channels[-1] = _add_last_conv(self.body, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,15 +15,13 @@ from yoloxkd.nn.assigners.match import Match, Positives, centerness, dense_label
 from yoloxkd.nn.dense.dense_detector import Maps, Predictions
 from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
-from yoloxkd.ops.boxes import paired_iou, to_center, to_corners, to_distances
+from yoloxkd.ops.boxes import from_deltas, paired_iou, to_deltas, to_distances
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
 BOX_WEIGHT = 2.0
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
 """The box code is divided by these: it has about unit variance then."""
-LARGEST_LOG = abs(math.log(16 / 1000))
-"""A predicted side is at most e^this times the anchor's, and at least the inverse."""
 
 
 class ATSSConfig(FPNConfig):
@@ -44,7 +41,7 @@ class ATSSHead(SharedHead):
     """The towers and their three 3x3 predictors."""
 
     def __init__(self, cfg: ATSSConfig, classes: int, levels: int) -> None:
-        super().__init__(cfg, levels, bias=False)
+        super().__init__(cfg, levels, bias=cfg.groups is None)
         self.atss_cls = nn.Conv2d(cfg.channels, classes, 3, padding=1)
         self.atss_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
         self.atss_centerness = nn.Conv2d(cfg.channels, 1, 3, padding=1)
@@ -124,16 +121,9 @@ class ATSS(FPNDetector):
 
 def decode(raw: Tensor, anchors: Tensor) -> Tensor:
     """ATSS's box code (..., N, 4) at anchors (..., N, 4) px -> xyxy px, at least float32."""
-    code = full_precision(raw)
-    code = code * torch.tensor(DEVIATIONS, dtype=code.dtype, device=code.device)
-    center, side = to_center(anchors).split(2, dim=-1)
-    size = code[..., 2:].clamp(-LARGEST_LOG, LARGEST_LOG).exp() * side
-    return to_corners(torch.cat((center + code[..., :2] * side, size), dim=-1))
+    return from_deltas(full_precision(raw), anchors, DEVIATIONS)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     """The code (..., N, 4) that decodes to boxes (..., N, 4) xyxy px at anchors (..., N, 4) px."""
-    center, side = to_center(anchors).split(2, dim=-1)
-    wanted, size = to_center(boxes).split(2, dim=-1)
-    code = torch.cat(((wanted - center) / side, (size / side).log()), dim=-1)
-    return code / torch.tensor(DEVIATIONS, dtype=code.dtype, device=code.device)
+    return to_deltas(boxes, anchors, DEVIATIONS)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
 from yoloxkd.nn.backbones.timm_backbone import STRIDES, Style, TimmBackbone, gray, input_convention
+from yoloxkd.nn.blocks import GroupNorm
 from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps
 from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
 from yoloxkd.nn.necks.fpn import FPN
@@ -39,9 +40,12 @@ class FPNConfig(Strict):
         False,
         description="MobileNetV2, EfficientNet: stride 32 after the network's last 1x1 convolution (1280 channels)",
     )
+    deformable_stages: int = Field(
+        0, ge=0, le=3, description="of a ResNet, from the coarsest: their 3x3 convolutions are deformable"
+    )
     channels: int = Field(256, ge=1, le=4096, description="of the FPN and of the towers")
     stacked_convs: int = Field(4, ge=1, le=64, description="blocks of each tower")
-    groups: int = Field(32, ge=1, le=4096, description="of the towers' group norms")
+    groups: int | None = Field(32, ge=1, le=4096, description="of the towers' group norms; null: towers without norm")
     bgr: bool = Field(False, description="the backbone reads BGR")
     mean: Triple | None = Field(
         None, description="0..255, in the backbone's channel order; None: that of timm's weights"
@@ -57,7 +61,7 @@ class FPNConfig(Strict):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        if self.channels % self.groups:
+        if self.groups is not None and self.channels % self.groups:
             raise ValueError(f"channels {self.channels} should be a multiple of groups {self.groups}")
         return self
 
@@ -73,20 +77,13 @@ class FPNConfig(Strict):
         return replace(found, pad_value=gray(found.mean[::-1] if found.bgr else found.mean))
 
 
-class GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` that also takes a group of a single value, as one channel of a 1x1 map is; it becomes the bias."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-
-
 class TowerBlock(nn.Module):
-    """3x3 convolution, group norm, ReLU; the attribute names are those of mmdetection's keys."""
+    """3x3 convolution, group norm (groups None: no norm), ReLU; the attribute names are those of mmdetection's keys."""
 
-    def __init__(self, channels: int, groups: int, *, bias: bool) -> None:
+    def __init__(self, channels: int, groups: int | None, *, bias: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
-        self.gn = GroupNorm(groups, channels)
+        self.gn = nn.Identity() if groups is None else GroupNorm(groups, channels)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +103,7 @@ class Scale(nn.Module):
 
 
 class SharedHead(nn.Module):
-    """A classification and a regression tower that all levels share, and one learned scale a level."""
+    """A classification and a regression tower that all levels share, and one learned scale a level (levels 0: none)."""
 
     def __init__(self, cfg: FPNConfig, levels: int, *, bias: bool) -> None:
         super().__init__()
@@ -118,14 +115,14 @@ class SharedHead(nn.Module):
         self.reg_convs = tower()
         self.scales = nn.ModuleList(Scale() for _ in range(levels))
 
-    def initialize(self, classifier: nn.Conv2d) -> None:
-        """Small weights, zero biases, and the prior for every class."""
+    def initialize(self, classifier: nn.Conv2d, prior: float = PRIOR) -> None:
+        """Small weights, zero biases, and the prior probability for every class."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.constant_(classifier.get_parameter("bias"), -math.log((1 - PRIOR) / PRIOR))
+        nn.init.constant_(classifier.get_parameter("bias"), -math.log((1 - prior) / prior))
 
 
 class FPNDetector(DenseDetector):
@@ -146,8 +143,15 @@ class FPNDetector(DenseDetector):
             norm_frozen=cfg.norm_frozen,
             style=cfg.style,
             last_conv=cfg.last_conv,
+            deformable_stages=cfg.deformable_stages,
         )
-        self.neck = FPN(self.backbone.channels, cfg.channels, relu_before_last=self.relu_before_last)
+        self.neck = FPN(
+            self.backbone.channels,
+            cfg.channels,
+            relu_before_last=self.relu_before_last,
+            extra_on_input=self.extra_on_input,
+            groups=self.neck_groups,
+        )
         maps = dict.fromkeys(LEVELS, cfg.channels)
         self.spec = DetectorSpec(
             names=tuple(names),
@@ -171,6 +175,16 @@ class FPNDetector(DenseDetector):
     def relu_before_last(self) -> bool:
         """Whether the FPN's coarsest level reads the one before through a ReLU."""
         return False
+
+    @property
+    def extra_on_input(self) -> bool:
+        """Whether the FPN's level of stride 64 reads the backbone's map of stride 32, instead of the FPN's own."""
+        return False
+
+    @property
+    def neck_groups(self) -> int | None:
+        """Groups of the FPN's group norms; None: it has none."""
+        return None
 
     @property
     def size_multiple(self) -> int:

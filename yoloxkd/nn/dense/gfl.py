@@ -34,7 +34,7 @@ class GFLHead(SharedHead):
     """The towers and their two 3x3 predictors."""
 
     def __init__(self, cfg: GFLConfig, classes: int, levels: int) -> None:
-        super().__init__(cfg, levels, bias=False)
+        super().__init__(cfg, levels, bias=cfg.groups is None)
         self.gfl_cls = nn.Conv2d(cfg.channels, classes, 3, padding=1)
         self.gfl_reg = nn.Conv2d(cfg.channels, 4 * (cfg.reg_max + 1), 3, padding=1)
         self.initialize(self.gfl_cls)

@@ -243,6 +243,8 @@ def load_into(
     """
     own = model.state_dict()
     predictors = [key for key in own if key.startswith(model.class_predictors)]
+    own = {key: value for key, value in own.items() if not key.startswith(model.run_state)}
+    state = {key: value for key, value in state.items() if not key.startswith(model.run_state)}
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     mismatched = [key for key in own if key in state and own[key].shape != state[key].shape]

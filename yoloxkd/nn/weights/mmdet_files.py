@@ -18,6 +18,8 @@ _IMPROVED = {
     "conv_bias": True, "center_sampling": True, "norm_on_bbox": True, "centerness_on_reg": True, "box_loss": "giou",
 }  # fmt: skip
 
+_RETINA = {"extra_on": "input", "relu_before_last": False}
+
 
 @dataclass(frozen=True, slots=True)
 class ZooFile:
@@ -61,6 +63,49 @@ ZOO: dict[str, ZooFile] = {
         "gfl-r101", "gfl_r101_fpn_mstrain_2x_coco", 44.7, _RGB
     ),
     "atss_r50_fpn_1x_coco_20200209-985f7bd0.pth": ZooFile("atss-r50", "atss_r50_fpn_1x_coco", 39.4, _RGB),
+    "retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth": ZooFile(
+        "retinanet-r50", "retinanet_r50_fpn_1x_coco", 36.5, _RGB | _RETINA
+    ),
+    "retinanet_r50_fpn_2x_coco_20200131-fdb43119.pth": ZooFile(
+        "retinanet-r50", "retinanet_r50_fpn_2x_coco", 37.4, _RGB | _RETINA
+    ),
+    "retinanet_r101_fpn_1x_coco_20200130-7a93545f.pth": ZooFile(
+        "retinanet-r101", "retinanet_r101_fpn_1x_coco", 38.5, _RGB | _RETINA
+    ),
+    "retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth": ZooFile(
+        "retinanet-r101", "retinanet_r101_fpn_2x_coco", 38.9, _RGB | _RETINA
+    ),
+    "retinanet_x101_32x4d_fpn_1x_coco_20200130-5c8b7ec4.pth": ZooFile(
+        "retinanet-x101-32x4d", "retinanet_x101_32x4d_fpn_1x_coco", 39.9, _RGB | _RETINA
+    ),
+    "retinanet_x101_32x4d_fpn_2x_coco_20200131-237fc5e1.pth": ZooFile(
+        "retinanet-x101-32x4d", "retinanet_x101_32x4d_fpn_2x_coco", 40.1, _RGB | _RETINA
+    ),
+    "retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth": ZooFile(
+        "retinanet-x101-64x4d", "retinanet_x101_64x4d_fpn_1x_coco", 41.0, _RGB | _RETINA
+    ),
+    "auto_assign_r50_fpn_1x_coco_20210413_115540-5e17991f.pth": ZooFile(
+        "autoassign-r50", "auto_assign_r50_fpn_1x_coco", 40.4, _DETECTRON
+    ),
+    "reppoints_moment_r50_fpn_1x_coco_20200330-b73db8d1.pth": ZooFile(
+        "reppoints-r50", "reppoints_moment_r50_fpn_1x_coco", 37.0, _RGB
+    ),
+    "reppoints_moment_r50_fpn_gn-neck+head_1x_coco_20200329-4b38409a.pth": ZooFile(
+        "reppoints-r50", "reppoints_moment_r50_fpn_gn-neck+head_1x_coco", 38.1, _RGB
+    ),
+    "reppoints_moment_r50_fpn_gn-neck+head_2x_coco_20200329-91babaa2.pth": ZooFile(
+        "reppoints-r50", "reppoints_moment_r50_fpn_gn-neck+head_2x_coco", 38.6, _RGB
+    ),
+    "reppoints_moment_r101_fpn_gn-neck+head_2x_coco_20200329-4fbc7310.pth": ZooFile(
+        "reppoints-r101", "reppoints_moment_r101_fpn_gn-neck+head_2x_coco", 40.5, _RGB
+    ),
+    "reppoints_moment_r101_fpn_dconv_c3-c5_gn-neck+head_2x_coco_20200329-3309fbf2.pth": ZooFile(
+        "reppoints-r101", "reppoints_moment_r101_fpn_dconv_c3-c5_gn-neck+head_2x_coco", 42.9, _RGB
+    ),
+    "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco_20200329-f87da1ea.pth": ZooFile(
+        "reppoints-x101-32x4d", "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco", 44.2, _RGB
+    ),
+    "ddod_r50_fpn_1x_coco_20220523_223737-29b2fc67.pth": ZooFile("ddod-r50", "ddod_r50_fpn_1x_coco", 41.7, _RGB),
     "atss_r101_fpn_1x_20200825-dfcadd6f.pth": ZooFile("atss-r101", "atss_r101_fpn_1x_coco", 41.5, _RGB),
 }
 """File name -> what it is. A name ends with the first eight hexadecimal digits of the file's SHA-256."""
@@ -72,5 +117,14 @@ AT_COCO = {
     "gfl-r101": "gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847.pth",
     "atss-r50": "atss_r50_fpn_1x_coco_20200209-985f7bd0.pth",
     "atss-r101": "atss_r101_fpn_1x_20200825-dfcadd6f.pth",
+    "retinanet-r50": "retinanet_r50_fpn_2x_coco_20200131-fdb43119.pth",
+    "retinanet-r101": "retinanet_r101_fpn_2x_coco_20200131-5560aee8.pth",
+    "retinanet-x101-32x4d": "retinanet_x101_32x4d_fpn_2x_coco_20200131-237fc5e1.pth",
+    "retinanet-x101-64x4d": "retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth",
+    "autoassign-r50": "auto_assign_r50_fpn_1x_coco_20210413_115540-5e17991f.pth",
+    "reppoints-r50": "reppoints_moment_r50_fpn_gn-neck+head_2x_coco_20200329-91babaa2.pth",
+    "reppoints-r101": "reppoints_moment_r101_fpn_dconv_c3-c5_gn-neck+head_2x_coco_20200329-3309fbf2.pth",
+    "reppoints-x101-32x4d": "reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco_20200329-f87da1ea.pth",
+    "ddod-r50": "ddod_r50_fpn_1x_coco_20220523_223737-29b2fc67.pth",
 }
 """Architecture -> the file behind `NAME@coco`: the most accurate one there is."""

@@ -9,12 +9,22 @@ from typing import Any
 
 from torch import Tensor
 
+from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.nn.weights.load import rows
 from yoloxkd.nn.weights.mmdet_files import ZOO
 
-FAMILIES = {"gfl_cls": "gfl", "atss_cls": "atss", "conv_cls": "fcos"}
-"""The head's class predictor tells the family."""
+FAMILIES = {
+    "gfl": "gfl_cls",
+    "atss": "atss_cls",
+    "ddod": "atss_cls",
+    "reppoints": "reppoints_cls_out",
+    "retinanet": "retina_cls",
+    "fcos": "conv_cls",
+    "autoassign": "conv_cls",
+}
+"""Family -> the head's class predictor, which tells it; AutoAssign is told from FCOS by its center prior, DDOD from ATSS by
+its deformable towers."""
 RESNETS = {
     (2, False): "resnet18",
     (6, False): "resnet34",
@@ -23,12 +33,32 @@ RESNETS = {
     (36, True): "resnet152",
 }
 """(blocks of the third stage, bottlenecks) -> timm's name."""
-SHORT = {"resnet50": "r50", "resnet101": "r101", "mobilenetv2_100": "mobilenetv2"}
+RESNEXTS = {
+    (6, 128, 4): "resnext50_32x4d",
+    (23, 128, 4): "resnext101_32x4d",
+    (23, 256, 4): "resnext101_64x4d",
+    (23, 256, 8): "resnext101_32x8d",
+}
+"""(blocks of the third stage, channels of the first 3x3 convolution, those that one of them reads) -> timm's name."""
+SHORT = {
+    "resnet50": "r50",
+    "resnet101": "r101",
+    "resnext101_32x4d": "x101-32x4d",
+    "resnext101_64x4d": "x101-64x4d",
+    "mobilenetv2_100": "mobilenetv2",
+}
 """timm's name -> its part of our model names; other backbones go under the r50 model with their own `backbone`."""
 
 DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)
 CAFFE_MEAN = (103.53, 116.28, 123.675)
-"""BGR means of mmdetection's caffe-style configurations: FCOS as first published has the former, all others the latter."""
+"""BGR means of mmdetection's caffe-style configurations: FCOS as first published and AutoAssign have the former, all others
+the latter."""
+GROUPS = 32
+"""Of the towers' group norms in every configuration of mmdetection; a user's own says it, the weights do not."""
+ANCHORS = 9
+"""RetinaNet's in a cell."""
+OFFSETS = 18
+"""Channels of what predicts the offsets of a 3x3 convolution: y and x of each kernel cell."""
 MOBILE_LAST = 1280
 """Channels behind the last convolution of a MobileNetV2."""
 
@@ -39,6 +69,9 @@ _OTHER_NAMES = {
     "atss_iou": "atss_centerness",
 }
 """Those of mmdetection 1 and early 2, and of the ATSS in the release of PGD -> those of today."""
+_BACKBONE_DEFORMABLE = re.compile(r"backbone\.layer[2-4]\.\d+\.conv2")
+_DEFORMABLE = {"ddod": re.compile(_BACKBONE_DEFORMABLE.pattern + r"|bbox_head\.(cls|reg)_convs\.0\.conv")}
+"""Where deformable convolutions that predict their own offsets are."""
 _MOBILE_BLOCK = {
     "expand_conv.conv": "conv_pw",
     "expand_conv.bn": "bn1",
@@ -85,41 +118,88 @@ def dense_state(raw: Mapping[str, Any], file_name: str = "") -> DenseState | Non
         return None
     state = {str(k).removeprefix("module."): v for k, v in tensors.items() if isinstance(v, Tensor)}
     overlap = "bbox_head.atss_iou.weight" in state
-    state = {_current(k): v for k, v in state.items()}
+    disentangled = overlap and "bbox_head.cls_convs.0.conv.conv_offset.weight" in state
+    if not disentangled:
+        state = {_current(k): v for k, v in state.items()}
+    state = {k.replace(".conv2_offset.", ".conv2.conv_offset."): v for k, v in state.items()}  # version 1
     state = {k: v for k, v in state.items() if not k.startswith("ema_")}
-    family = next((f for key, f in FAMILIES.items() if f"bbox_head.{key}.weight" in state), None)
+    family = next((f for f, key in FAMILIES.items() if f"bbox_head.{key}.weight" in state), None)
+    if "bbox_head.center_prior.mean" in state:
+        family = "autoassign"
+    if disentangled:
+        family = "ddod"
     if family is None or "neck.lateral_convs.0.conv.weight" not in state:
         return None
-    _check_supported(state)
+    _check_supported(family, state)
     meta = raw.get("meta")
     section = _section(family, state, _config_text(meta), file_name)
     if family == "atss":
         section["quality"] = "iou" if overlap else "centerness"
     if not section.get("last_conv", True):  # mmdetection builds and keeps that layer even where no level reads it
         state = {k: v for k, v in state.items() if not k.startswith("backbone.conv2.")}
-    predictor = next(key for key, f in FAMILIES.items() if f == family)
-    classes = rows(state, f"bbox_head.{predictor}.weight")
+    classes = _classes(family, state)
     return DenseState(section, {our_key(k): v for k, v in state.items() if _kept(k)}, classes, _names(meta, classes))
 
 
 def _section(family: str, state: Mapping[str, Tensor], text: str, file_name: str) -> dict[str, Any]:
     """The model's name and keys: what the weights tell, then what only the table, the configuration or the name does."""
     backbone = _backbone(state)
+    name = f"{family}-{SHORT.get(backbone, 'r50')}"
     tower = [k for k in state if re.fullmatch(r"bbox_head\.cls_convs\.\d+\.conv\.weight", k)]
     section: dict[str, Any] = {
-        "name": f"{family}-{SHORT.get(backbone, 'r50')}",
+        "name": name if name in cfg_names("models") else f"{family}-r50",
         "backbone": backbone,
         "channels": rows(state, "neck.lateral_convs.0.conv.weight"),
         "stacked_convs": len(tower),
+        "groups": _groups(text) if "bbox_head.cls_convs.0.gn.weight" in state else None,
+        "deformable_stages": _deformable_stages(state),
     }
     if backbone == "mobilenetv2_100":
         section["last_conv"] = rows(state, "neck.lateral_convs.2.conv.weight", 1) == MOBILE_LAST
     if family == "gfl":
         section["reg_max"] = rows(state, "bbox_head.gfl_reg.weight") // 4 - 1
+    if family == "retinanet":
+        from_input = rows(state, "neck.fpn_convs.3.conv.weight", 1) == rows(
+            state, "neck.lateral_convs.2.conv.weight", 1
+        )
+        section["extra_on"] = "input" if from_input else "output"
+    file_name = file_name.replace("%2B", "+")  # as the server writes some names
     if file_name in ZOO:
         return section | ZOO[file_name].keys
     variant = _fcos_variant(state, text, file_name) if family == "fcos" else {}
+    if family == "retinanet":
+        variant["relu_before_last"] = _relu_before_last(text)
     return section | _convention(family, text, file_name) | variant
+
+
+def _deformable_stages(state: Mapping[str, Tensor]) -> int:
+    """How many of a ResNet's stages, from the coarsest, have deformable convolutions."""
+    stages = {int(k.split(".")[1].removeprefix("layer")) for k in state if re.match(r"backbone\..*\.conv_offset\.", k)}
+    if stages and sorted(stages) != list(range(min(stages), 5)):
+        raise UserError(
+            f"the checkpoint's backbone has deformable convolutions in stages {sorted(stages)} alone, which is not supported; "
+            "use one that has them up to its last stage, 4"
+        )
+    return len(stages)
+
+
+def _groups(text: str) -> int:
+    said = re.search(r"num_groups\s*=\s*(\d+)", text)
+    return int(said[1]) if said else GROUPS
+
+
+def _classes(family: str, state: Mapping[str, Tensor]) -> int:
+    """How many classes a head predicts."""
+    logits = rows(state, f"bbox_head.{FAMILIES[family]}.weight")
+    if family != "retinanet":
+        return logits
+    code = rows(state, "bbox_head.retina_reg.weight")
+    if code != 4 * ANCHORS or logits % ANCHORS:
+        raise UserError(
+            f"the checkpoint's RetinaNet predicts {code} box numbers and {logits} class logits a cell, which are not those "
+            f"of {ANCHORS} anchors; use one with three sizes and three ratios"
+        )
+    return logits // ANCHORS
 
 
 def our_key(key: str) -> str:
@@ -152,14 +232,31 @@ def _kept(key: str) -> bool:
     return not (key.startswith(("bbox_head.integral.", "data_preprocessor.", "backbone.fc.")))
 
 
-def _check_supported(state: Mapping[str, Tensor]) -> None:
-    if any(".conv_offset" in k or ".conv2_offset" in k for k in state):
-        raise UserError("the checkpoint has deformable convolutions, which are not supported; use one without")
-    if "bbox_head.cls_convs.0.gn.weight" not in state:
+def _check_supported(family: str, state: Mapping[str, Tensor]) -> None:
+    for key in state:
+        place, offset, leaf = key.partition(".conv_offset.")
+        if offset and not _DEFORMABLE.get(family, _BACKBONE_DEFORMABLE).fullmatch(place):
+            raise UserError(
+                f"the checkpoint has a deformable convolution at {place}, where no {family.upper()} of this package has one; "
+                "use one without"
+            )
+        if offset and leaf == "weight" and rows(state, key) != OFFSETS:
+            raise UserError(
+                f"the checkpoint's deformable convolution at {place} is modulated or in groups, which is not supported; use "
+                "one with plain deformable convolutions, or none"
+            )
+    if family == "reppoints" and ("neck.lateral_convs.0.gn.weight" in state) != (
+        "bbox_head.cls_convs.0.gn.weight" in state
+    ):
         raise UserError(
-            "the checkpoint's head has no group norm in its towers, which is not supported; use one with it"
+            "the checkpoint's RepPoints has group norm in only one of FPN and head, which is not supported; use one with it "
+            "in both or in neither"
         )
-    if sum(k.startswith("neck.fpn_convs.") and k.endswith(".weight") for k in state) != 5:
+    if "bbox_head.cls_convs.0.bn.weight" in state:
+        raise UserError(
+            "the checkpoint's head has batch norm in its towers, which is not supported; use one with group norm or none"
+        )
+    if sum(k.startswith("neck.fpn_convs.") and k.endswith(".conv.weight") for k in state) != 5:
         raise UserError("the checkpoint's FPN has not the five levels of strides 8 to 128; use one that has")
 
 
@@ -171,9 +268,11 @@ def _backbone(state: Mapping[str, Tensor]) -> str:
         blocks = len({k.split(".")[2] for k in state if k.startswith("backbone.layer3.")})
         found = RESNETS.get((blocks, "backbone.layer3.0.conv3.weight" in state))
         width = [rows(state, "backbone.layer1.0.conv2.weight", dimension) for dimension in (0, 1)]
-        if found and width == [64, 64] and "backbone.stem.0.weight" not in state:
+        if width != [64, 64]:
+            found = RESNEXTS.get((blocks, width[0], width[1]))
+        if found and "backbone.stem.0.weight" not in state:
             return found
-    raise UserError("the checkpoint has a backbone other than ResNet and MobileNetV2, which is not supported")
+    raise UserError("the checkpoint has a backbone other than ResNet, ResNeXt and MobileNetV2, which is not supported")
 
 
 def _config_text(meta: Any) -> str:
@@ -193,7 +292,7 @@ def _convention(family: str, text: str, file_name: str) -> dict[str, Any]:
     if rgb and mean and std:
         return out | {"bgr": rgb[1] == "False", "mean": _numbers(mean[1]), "std": _numbers(std[1])}
     if caffe:
-        plain = family == "fcos" and "normbbox" not in file_name
+        plain = family == "autoassign" or (family == "fcos" and "normbbox" not in file_name)
         return out | {"bgr": True, "mean": DETECTRON_MEAN if plain else CAFFE_MEAN, "std": (1.0, 1.0, 1.0)}
     return out | {"bgr": False, "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
@@ -226,8 +325,12 @@ def _fcos_variant(state: Mapping[str, Tensor], text: str, file_name: str) -> dic
         else:
             out[key] = improved
     if text:
-        out["relu_before_last"] = bool(re.search(r"relu_before_extra_convs\s*=\s*True", text))
+        out["relu_before_last"] = _relu_before_last(text)
     return out
+
+
+def _relu_before_last(text: str) -> bool:
+    return bool(re.search(r"relu_before_extra_convs\s*=\s*True", text))
 
 
 def _names(meta: Any, classes: int) -> list[str] | None:

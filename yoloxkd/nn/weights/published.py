@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from yoloxkd.download import Published
 from yoloxkd.nn.weights.mmdet_files import AT_COCO, ZOO
 
@@ -10,7 +12,7 @@ def _zoo_file(name: str) -> Published:
     """One of mmdetection's files; its name carries the beginning of its digest."""
     known = ZOO[name]
     family = known.model.partition("-")[0]
-    return Published(f"{_OPENMMLAB}/{family}/{known.folder}/{name}", name, None, name[-12:-4])
+    return Published(f"{_OPENMMLAB}/{family}/{quote(known.folder)}/{quote(name)}", name, None, name[-12:-4])
 
 
 _OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0"

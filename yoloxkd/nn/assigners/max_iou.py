@@ -1,0 +1,85 @@
+"""Max-IoU assignment: a prediction answers for the box that it overlaps most (Faster R-CNN, Ren et al. 2015, section 3.1.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from yoloxkd.nn.assigners.match import Match, image_parts, no_match, row_parts
+from yoloxkd.ops.boxes import pairwise_iou
+from yoloxkd.ops.losses import full_precision
+from yoloxkd.types import Targets
+
+TIE = 1e-5
+"""Overlaps that differ by at most this part are equal: as much as float32 coordinates of a large image can be off."""
+
+
+@torch.no_grad()
+def max_iou_match(
+    anchors: Tensor,
+    targets: Targets,
+    *,
+    positive: float,
+    negative: float,
+    claim: float | None = None,
+    usable: Tensor | None = None,
+    budget: int | None = None,
+) -> Match:
+    """Match anchors or proposals to boxes by IoU: reads boxes and mask of `targets`.
+
+    anchors   (A, 4) px, the same for every image, or (B, A, 4)
+    positive  from this IoU on, an anchor is positive for the box that it overlaps most, the lower row among equals
+    negative  below this IoU with every box, it is background; between the two it is ignored
+    claim     a box claims the anchors that it overlaps most, all of them among equals, when that IoU is above zero and
+              at least `claim`: they are positive for it, whatever else they would be. Of several boxes that claim one
+              anchor, the last row gets it. None: no claims
+    usable    (A,) or (B, A) bool; other anchors take no part and are ignored. None: all are
+    budget    pairs (box, anchor) looked at in one go
+    """
+    images, rows = targets.mask.shape
+    count, device = anchors.shape[-2], anchors.device
+    if usable is not None:
+        usable = usable.expand(images, count)
+    if rows == 0:
+        nothing = no_match(images, count, device)
+        return nothing if usable is None else Match(nothing.fg, nothing.gt, ~usable)
+    by_columns = anchors.to(full_precision(targets.boxes).dtype).mT.contiguous().mT  # each coordinate in one piece
+    parts = []
+    for part in image_parts(images, rows * count, device, budget):
+        boxes = full_precision(targets.boxes[part])
+        here = by_columns if by_columns.ndim == 2 else by_columns[part]
+        best, row, claimed = _scan(
+            here, boxes, targets.mask[part], None if usable is None else usable[part], claim, budget
+        )
+        fg = (best >= positive) | (claimed >= 0)
+        gt = torch.where(claimed >= 0, claimed, row)
+        between = (best >= negative) & ~fg
+        if usable is not None:
+            between |= ~usable[part]
+        parts.append(Match(fg, torch.where(fg, gt, -1), between))
+    return Match.joined(parts)
+
+
+def _scan(
+    anchors: Tensor, boxes: Tensor, mask: Tensor, usable: Tensor | None, claim: float | None, budget: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every anchor's largest IoU with a box, -1 without any, that box's row, and the last row that claims it, -1: (B, A)."""
+    images, count = boxes.shape[0], anchors.shape[-2]
+    best = boxes.new_full((images, count), -1.0)
+    row = torch.zeros(images, count, dtype=torch.int64, device=boxes.device)
+    claimed = torch.full_like(row, -1)
+    for some in row_parts(boxes.shape[1], images * count, boxes.device, budget):
+        overlap = pairwise_iou(boxes[:, some], anchors)
+        overlap.masked_fill_(~mask[:, some, None], -1.0)
+        if usable is not None:
+            overlap.masked_fill_(~usable.unsqueeze(1), -1.0)
+        value, index = overlap.max(dim=1)
+        row = torch.where(value > best, index + some.start, row)
+        best = torch.maximum(best, value)
+        if claim is not None:
+            top = overlap.amax(dim=2, keepdim=True)
+            least = torch.where((top > 0) & (top >= claim), top * (1 - TIE), torch.inf)
+            number = torch.arange(some.start, some.stop, device=boxes.device, dtype=torch.int16).view(1, -1, 1)
+            last = torch.where(overlap >= least, number, -1).amax(dim=1)
+            claimed = torch.maximum(claimed, last.long())
+    return best, row, claimed

@@ -1,0 +1,124 @@
+"""RetinaNet (Lin et al. 2017): nine anchors a cell, max-IoU assignment, focal and L1 loss, on an FPN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from yoloxkd.nn.assigners.match import Match, dense_labels, matched_boxes
+from yoloxkd.nn.assigners.max_iou import max_iou_match
+from yoloxkd.nn.dense.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.fpn_detector import FPNConfig, FPNDetector, SharedHead
+from yoloxkd.nn.detector import BoxCode
+from yoloxkd.ops.boxes import from_deltas, from_distances, to_deltas
+from yoloxkd.ops.losses import focal_loss, full_precision
+from yoloxkd.ops.points import within_content
+from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
+
+SCALES = tuple(4 * 2 ** (k / 3) for k in range(3))
+"""Square roots of the anchors' areas, in strides (section 4: 32 px at stride 8, three sizes an octave)."""
+RATIOS = (0.5, 1.0, 2.0)
+"""Height over width of the anchors."""
+SIDES = tuple((scale / math.sqrt(ratio), scale * math.sqrt(ratio)) for ratio in RATIOS for scale in SCALES)
+"""Width and height of a cell's anchors, in strides."""
+POSITIVE, NEGATIVE = 0.5, 0.4
+"""IoU from which an anchor is positive, and below which it is background (section 4)."""
+
+
+class RetinaNetConfig(FPNConfig):
+    """Keys of RetinaNet."""
+
+    groups: int | None = Field(None, ge=1, le=4096, description="of the towers' group norms; null: towers without norm")
+    extra_on: Literal["input", "output"] = Field(
+        "input", description="what the FPN's level of stride 64 reads: the backbone's map of stride 32, or the FPN's"
+    )
+    relu_before_last: bool = Field(False, description="the coarsest level reads the one before through a ReLU")
+
+
+class RetinaNetHead(SharedHead):
+    """The towers and their two 3x3 predictors."""
+
+    def __init__(self, cfg: RetinaNetConfig, classes: int) -> None:
+        super().__init__(cfg, levels=0, bias=cfg.groups is None)
+        self.retina_cls = nn.Conv2d(cfg.channels, len(SIDES) * classes, 3, padding=1)
+        self.retina_reg = nn.Conv2d(cfg.channels, len(SIDES) * 4, 3, padding=1)
+        self.initialize(self.retina_cls)
+
+
+class RetinaNet(FPNDetector):
+    """RetinaNet on any timm backbone.
+
+    Anchors are centered on the corners of the cells. `box_raw` of the output holds the shift of the center in anchor sides
+    and the logarithm of the size in anchor sides.
+    """
+
+    Config = RetinaNetConfig
+    family = "retinanet"
+    class_predictors = ("head.retina_cls.",)
+    per_cell = len(SIDES)
+    offset = 0.0
+
+    cfg: RetinaNetConfig
+    head: RetinaNetHead
+
+    def __init__(self, cfg: RetinaNetConfig, names: Sequence[str]) -> None:
+        super().__init__(cfg, names)
+        self.head = RetinaNetHead(cfg, len(names))
+
+    @property
+    def extra_on_input(self) -> bool:
+        return self.cfg.extra_on == "input"
+
+    @property
+    def relu_before_last(self) -> bool:
+        return self.cfg.relu_before_last
+
+    @property
+    def box_code(self) -> BoxCode:
+        return BoxCode("anchors")
+
+    def predict(self, cls: Maps, reg: Maps) -> Predictions:
+        head = self.head
+        return Predictions([head.retina_cls(x) for x in cls], [full_precision(head.retina_reg(x)) for x in reg])
+
+    def anchors(self, grid: Grid) -> Tensor:
+        return cell_anchors(grid.points, grid.point_strides)
+
+    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
+        assert grid.anchors is not None
+        return from_deltas(full_precision(raw), grid.anchors)
+
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
+        assert out.grid.anchors is not None
+        usable = None if targets.content is None else within_content(out.grid.points, targets.content)
+        match = max_iou_match(out.grid.anchors, targets, positive=POSITIVE, negative=NEGATIVE, claim=0.0, usable=usable)
+        return match.leaving_out(targets, out.grid)
+
+    def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
+        """Training losses over the batch; n is its number of positives, where an image without any counts as 1.
+
+        cls  focal loss of every anchor and class, divided by n. Ignored anchors are left out: those whose IoU lies between
+             the thresholds, and in an ignore region or in padding (`targets.ignore`, `targets.content`) those that are
+             not positive
+        box  sum of the absolute differences of positives' codes, divided by n
+        """
+        assert out.grid.anchors is not None
+        with torch.autocast(out.cls_logits.device.type, enabled=False):
+            rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
+            rows = rows.masked_fill(match.ignored, 0)
+            wanted = to_deltas(matched_boxes(match, targets), out.grid.anchors)
+            wrong = (full_precision(out.box_raw) - wanted).abs().sum(-1).masked_fill(~match.fg, 0)
+            count = match.fg.sum(1).clamp(min=1).sum()
+            return task_losses(cls=Loss(rows.sum(), count), box=Loss(wrong.sum(), count))
+
+
+def cell_anchors(points: Tensor, strides: Tensor) -> Tensor:
+    """Anchors (A, 4) px of locations (A, 2) px with strides (A,) px, where each location is there once for each anchor."""
+    half = torch.tensor(SIDES, dtype=points.dtype, device=points.device) / 2
+    reach = strides.to(points.dtype).view(-1, len(SIDES), 1) * half
+    return from_distances(points, torch.cat((reach, reach), dim=-1).flatten(0, 1))
