@@ -8,14 +8,36 @@ from typing import Any
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd.base import Distiller
+from yoloxkd.kd.methods.chen import Chen
 from yoloxkd.kd.methods.cwd import CWD
+from yoloxkd.kd.methods.defeat import DeFeat
 from yoloxkd.kd.methods.fgd import FGD
+from yoloxkd.kd.methods.fgfi import FGFI
+from yoloxkd.kd.methods.fkd import FKD
+from yoloxkd.kd.methods.frs import FRS
+from yoloxkd.kd.methods.gid import GID
 from yoloxkd.kd.methods.ld import LD
 from yoloxkd.kd.methods.mgd import MGD
+from yoloxkd.kd.methods.mimic import Mimic
 from yoloxkd.kd.methods.pgd import PGD
+from yoloxkd.kd.methods.tadf import TADF
 from yoloxkd.kd.published import kd_file
 
-DISTILLERS: dict[str, type[Distiller]] = {"fgd": FGD, "pgd": PGD, "cwd": CWD, "mgd": MGD, "ld": LD}
+DISTILLERS: dict[str, type[Distiller]] = {
+    "fgd": FGD,
+    "pgd": PGD,
+    "cwd": CWD,
+    "mgd": MGD,
+    "ld": LD,
+    "fgfi": FGFI,
+    "defeat": DeFeat,
+    "gid": GID,
+    "fkd": FKD,
+    "frs": FRS,
+    "tadf": TADF,
+    "chen": Chen,
+    "mimic": Mimic,
+}
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -123,6 +123,10 @@ class DenseDetector(Detector[DenseOutput, Match]):
     def candidates(self, out: DenseOutput) -> tuple[Tensor, Tensor]:
         return out.boxes, self.scores(out)
 
+    def class_logits(self, out: DenseOutput) -> Tensor:
+        """(B, A, K) the logits of `class_probability`."""
+        return full_precision(out.cls_logits)
+
     def class_probability(self, out: DenseOutput) -> Tensor:
         """(B, A, K) the probability PGD's quality reads: for YOLOX class times objectness, else the class alone."""
         return full_precision(out.cls_logits).sigmoid()

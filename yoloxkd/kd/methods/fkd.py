@@ -1,0 +1,131 @@
+"""Feature-based Knowledge Distillation (FKD, Zhang & Ma, ICLR 2021): attended maps, their means, and non-local relations."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yoloxkd.kd.adapters import match_size
+from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.functional.attention import channel_attention, spatial_attention
+from yoloxkd.kd.functional.divergence import norms
+from yoloxkd.kd.functional.masks import excluded_cells
+from yoloxkd.kd.functional.precision import full_precision, without_autocast
+from yoloxkd.kd.functional.relation import PooledNonLocal
+from yoloxkd.kd.pairing import LevelPair, Pairing
+from yoloxkd.kd.published import published
+from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
+
+POOLS, COARSE_POOL = (8, 4), 2
+"""Side of the non-local blocks' pooling on the two finest levels, and on the others."""
+FINE_SHARE, COARSE_SHARE = 4, 2
+"""Channels over the inner channels of a non-local block, likewise: 64 and 128 of 256."""
+
+
+class FKDConfig(KDConfig):
+    """Keys of `kd` for FKD."""
+
+    tau: float = published("fkd", "tau", gt=0, description="temperature of both attentions")
+    alpha: float = published("fkd", "alpha", ge=0, description="weight of the attended maps")
+    beta: float = published("fkd", "beta", ge=0, description="weight of the channels' means")
+    gamma: float = published("fkd", "gamma", ge=0, description="weight of the cells' means")
+    delta: float = published("fkd", "delta", ge=0, description="weight of the non-local relations")
+    channel_mask: bool = published("fkd", "channel_mask", description="the maps attend to channels as well as cells")
+
+
+@torch.no_grad()
+@without_autocast
+def fkd_feature_weights(student: Tensor, teacher: Tensor, tau: float, channels: bool) -> Tensor:
+    """What the squared errors of the maps weigh: the mean of both sides' spatial attention, (B, 1, h, w).
+
+    With `channels`, times the mean of both channel attentions: (B, C, h, w). student, teacher (B, C, h, w). FKD eq. (1) to (4).
+    """
+    ours, theirs = (full_precision(x).abs().flatten(2) for x in (student, teacher))
+    cells = (spatial_attention(ours.mean(1), tau) + spatial_attention(theirs.mean(1), tau)) / 2
+    weight = cells.view(-1, 1, *teacher.shape[2:])
+    if not channels:
+        return weight
+    return weight * ((channel_attention(ours.mean(2), tau) + channel_attention(theirs.mean(2), tau)) / 2)[..., None, None]
+
+
+class FKDBlocks(nn.Module):
+    """What FKD trains for one level of the neck, for maps of `student` and `teacher` channels; `index`: 0 the finest level."""
+
+    def __init__(self, student: int, teacher: int, index: int) -> None:
+        super().__init__()
+        pool = POOLS[index] if index < len(POOLS) else COARSE_POOL
+        share = FINE_SHARE if index < len(POOLS) else COARSE_SHARE
+        self.map = nn.Conv2d(student, teacher, 1)
+        self.channels = nn.Linear(student, teacher)
+        self.cells = nn.Conv2d(1, 1, 3, padding=1)
+        self.student = PooledNonLocal(student, max(1, student // share), pool)
+        self.teacher = PooledNonLocal(teacher, max(1, teacher // share), pool)
+        self.relation = nn.Conv2d(student, teacher, 1)
+
+
+class FKD(Distiller):
+    """FKD on every paired level of the neck: `feat`, `channel`, `spatial` and `nonlocal`, norms of an image that are not squared."""
+
+    Config = FKDConfig
+    name: ClassVar[str] = "fkd"
+
+    def __init__(self, cfg: FKDConfig, pairing: Pairing) -> None:
+        super().__init__(cfg, pairing)
+        self.cfg = cfg
+        self.needs = frozenset({Tap.NECK})
+        wanted = {"feat": cfg.alpha, "channel": cfg.beta, "spatial": cfg.gamma, "nonlocal": cfg.delta}
+        self.weights = {term: weight for term, weight in wanted.items() if weight > 0}
+        self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
+        self.blocks = nn.ModuleDict()
+        for i, level in enumerate(pairing.levels):
+            blocks = FKDBlocks(*pairing.channels(Tap.NECK, level), i)
+            parts = {"feat": "map", "channel": "channels", "spatial": "cells"}
+            unused = [part for term, part in parts.items() if term not in self.weights]
+            unused += [] if "nonlocal" in self.weights else ["student", "teacher", "relation"]
+            for part in unused:  # nothing is trained, or kept, for a term that is off
+                delattr(blocks, part)
+            self.blocks[f"s{level.stride}"] = blocks
+
+    def compare(self, step: Step[DetectorOutput]) -> Losses:
+        out: Losses = {}
+        for level in self.pairing.levels:
+            for term, value in self._level(step, level).items():
+                out[LossName(self.name, term, level.stride)] = Loss(value.mean() * self.weights[term])
+        return out
+
+    @without_autocast
+    def _level(self, step: Step[DetectorOutput], level: LevelPair) -> dict[str, Tensor]:
+        """The terms of a level before their weights, (B,) each."""
+        ours, theirs = step.maps(Tap.NECK, level)
+        theirs = full_precision(theirs).detach()
+        size = (theirs.shape[2], theirs.shape[3])
+        ours = full_precision(match_size(ours, size))
+        blocks = self.blocks[f"s{level.stride}"]
+        found: dict[str, Tensor] = {}
+        if "feat" in self.weights:
+            made = blocks.map(ours)
+            # channels that differ have no attention in common, so that of the adapted map is taken then
+            attending = ours if ours.shape[1] == theirs.shape[1] else made
+            weight = fkd_feature_weights(attending, theirs, self.cfg.tau, self.cfg.channel_mask)
+            hidden = excluded_cells(step.batch, size, step.teacher.image_size)
+            found["feat"] = norms(made - theirs, weight.masked_fill(hidden[:, None], 0.0))
+        if "channel" in self.weights:
+            found["channel"] = norms(blocks.channels(ours.mean((2, 3))) - theirs.mean((2, 3)))
+        if "spatial" in self.weights:
+            found["spatial"] = norms(blocks.cells(ours.mean(1, keepdim=True)) - theirs.mean(1, keepdim=True))
+        if "nonlocal" in self.weights:
+            found["nonlocal"] = norms(blocks.relation(blocks.student(ours)) - blocks.teacher(theirs))
+        return found
+
+    def maps(self, step: Step[DetectorOutput]) -> dict[str, Tensor]:
+        """The attention that both have together."""
+        out = {}
+        for level in self.pairing.levels:
+            ours, theirs = step.maps(Tap.NECK, level)
+            ours = match_size(ours, (theirs.shape[2], theirs.shape[3]))
+            weight = fkd_feature_weights(ours, theirs, self.cfg.tau, False)
+            out[f"attention, stride {level.stride}"] = weight.squeeze(1)
+        return out
