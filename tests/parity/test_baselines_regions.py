@@ -153,7 +153,10 @@ class Blocks:
             ),
             "feat_both": self.norm(F.conv2d(s, x["adapt_w"], x["adapt_b"]) - t, fkd_feature_weights(s, t, tau, True)),
         }
-        self.read = {"S": F.conv2d(self._nonlocal("s", s), x["nl_adapt_w"], x["nl_adapt_b"]), "T": self._nonlocal("t", t)}
+        self.read = {
+            "S": F.conv2d(self._nonlocal("s", s), x["nl_adapt_w"], x["nl_adapt_b"]),
+            "T": self._nonlocal("t", t),
+        }
         self.terms["nonlocal"] = self.norm(self.read["S"] - self.read["T"])
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -40,16 +41,14 @@ class NeckDistiller(Distiller):
 
     taught: Tensor
 
-    def __init__(
-        self, cfg: KDConfig, pairing: Pairing, adapter: AdapterKind = "1x1", std: float | None = None
-    ) -> None:
+    def __init__(self, cfg: KDConfig, pairing: Pairing, adapter: AdapterKind = "1x1", std: float | None = None) -> None:
         super().__init__(cfg, pairing)
         self.needs = frozenset({Tap.NECK})
         self.adapters = Adapters(pairing, self.needs, adapter, std)
         self.register_buffer("taught", pairing.taught.clone(), persistent=False)
         self.answers_for_all = bool(pairing.taught.all())
 
-    def levels(self, step: Step[DetectorOutput]) -> Iterator[NeckLevel]:
+    def levels(self, step: Step[Any]) -> Iterator[NeckLevel]:
         """The paired levels, finest first."""
         finest = step.teacher.features[0].shape[2:]
         for level in self.pairing.levels:
@@ -64,7 +63,7 @@ class NeckDistiller(Distiller):
                 excluded_cells(step.batch, size, image_size),
             )
 
-    def objects(self, step: Step[DetectorOutput]) -> Tensor:
+    def objects(self, step: Step[Any]) -> Tensor:
         """(B, G) bool, the ground truth that this teacher answers for."""
         targets = step.batch.targets
         return targets.mask if self.answers_for_all else targets.mask & self.taught[targets.labels]

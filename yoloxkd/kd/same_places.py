@@ -38,7 +38,8 @@ class Side:
         values = torch.cat([values[:, part] for part in self.slices], 1)
         if self.best is None:
             return values
-        return values.unflatten(1, (-1, self.per_cell)).gather(2, self.best[..., None]).squeeze(2)
+        of_cells: Tensor = values.unflatten(1, (-1, self.per_cell))
+        return of_cells.gather(2, self.best[..., None]).squeeze(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +117,7 @@ class SamePlaces(nn.Module):
         if reduce and per_cell > 1:
             logits, boxes = (x.unflatten(1, (-1, per_cell)) for x in (logits, boxes))
             best = logits.detach().amax(-1).argmax(2)
-            logits, boxes = (x.gather(2, best[..., None, None].expand(-1, -1, 1, x.shape[3])).squeeze(2) for x in (logits, boxes))
+            logits, boxes = (
+                x.gather(2, best[..., None, None].expand(-1, -1, 1, x.shape[3])).squeeze(2) for x in (logits, boxes)
+            )
         return Side(logits, boxes, slices, best, per_cell)

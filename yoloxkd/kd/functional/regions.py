@@ -88,7 +88,9 @@ def pooled_regions(
         seen = torch.cat([~x.flatten(1) for x in excluded], 1).flatten()
         weight = weight * seen[index]
     # in one row a bin: (B k bins², taps)
-    rows = F.embedding_bag(index.flatten(0, 2), table.flatten(0, 1), mode="sum", per_sample_weights=weight.flatten(0, 2))
+    rows = F.embedding_bag(
+        index.flatten(0, 2), table.flatten(0, 1), mode="sum", per_sample_weights=weight.flatten(0, 2)
+    )
     return rows.view(images, k, bins * bins, -1)
 
 

@@ -26,7 +26,9 @@ class ChenConfig(KDConfig):
     """Keys of `kd` for Chen et al., read for dense detectors: their paper has two-stage ones."""
 
     alpha: float = published("chen", "alpha", ge=0, description="weight of the classes' divergence")
-    background: float = published("chen", "background", ge=0, description="its factor where the student has no positive")
+    background: float = published(
+        "chen", "background", ge=0, description="its factor where the student has no positive"
+    )
     beta: float = published("chen", "beta", ge=0, description="weight of the bounded box error (nu)")
     margin: float = published(
         "chen", "margin", ge=0, description="a box as much better than the teacher's is not pulled further (m)"
@@ -49,7 +51,8 @@ def _off(boxes: Tensor, truth: Tensor) -> Tensor:
     centre, side = to_centre(full_precision(boxes)).split(2, -1)
     of, unit = to_centre(full_precision(truth)).split(2, -1)
     unit = unit.clamp_min(1.0)
-    return (((centre - of) / unit).square() + (side.clamp_min(1.0) / unit).log().square()).sum(-1)
+    squares: Tensor = ((centre - of) / unit).square() + (side.clamp_min(1.0) / unit).log().square()
+    return squares.sum(-1)
 
 
 class Chen(NeckDistiller):
@@ -73,8 +76,8 @@ class Chen(NeckDistiller):
             weight = self.cfg.gamma / level.teacher.shape[1]
             out[LossName(self.name, "hint", level.pair.stride)] = Loss(found * weight)
         if self.weights:
-            found = self._predictions(step, self.places(step))
-            out |= {LossName(self.name, term): Loss(found[term] * w) for term, w in self.weights.items()}
+            terms = self._predictions(step, self.places(step))
+            out |= {LossName(self.name, term): Loss(terms[term] * w) for term, w in self.weights.items()}
         return out
 
     def _predictions(self, step: Step[DenseOutput], places: Places) -> dict[str, Tensor]:

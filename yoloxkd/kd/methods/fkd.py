@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yoloxkd.kd.adapters import match_size
@@ -48,22 +48,46 @@ def fkd_feature_weights(student: Tensor, teacher: Tensor, tau: float, channels: 
     weight = cells.view(-1, 1, *teacher.shape[2:])
     if not channels:
         return weight
-    return weight * ((channel_attention(ours.mean(2), tau) + channel_attention(theirs.mean(2), tau)) / 2)[..., None, None]
+    return (
+        weight * ((channel_attention(ours.mean(2), tau) + channel_attention(theirs.mean(2), tau)) / 2)[..., None, None]
+    )
 
 
 class FKDBlocks(nn.Module):
-    """What FKD trains for one level of the neck, for maps of `student` and `teacher` channels; `index`: 0 the finest level."""
+    """What FKD trains for one level of the neck: parts by name, those of the terms that are on and no others.
 
-    def __init__(self, student: int, teacher: int, index: int) -> None:
+    student, teacher  channels of the maps
+    index             of the level, 0 the finest
+    """
+
+    def __init__(self, student: int, teacher: int, index: int, terms: Collection[str]) -> None:
         super().__init__()
         pool = POOLS[index] if index < len(POOLS) else COARSE_POOL
         share = FINE_SHARE if index < len(POOLS) else COARSE_SHARE
-        self.map = nn.Conv2d(student, teacher, 1)
-        self.channels = nn.Linear(student, teacher)
-        self.cells = nn.Conv2d(1, 1, 3, padding=1)
-        self.student = PooledNonLocal(student, max(1, student // share), pool)
-        self.teacher = PooledNonLocal(teacher, max(1, teacher // share), pool)
-        self.relation = nn.Conv2d(student, teacher, 1)
+        self.parts = nn.ModuleDict()
+        if "feat" in terms:
+            self.parts["map"] = nn.Conv2d(student, teacher, 1)
+        if "channel" in terms:
+            self.parts["channels"] = nn.Linear(student, teacher)
+        if "spatial" in terms:
+            self.parts["cells"] = nn.Conv2d(1, 1, 3, padding=1)
+        if "nonlocal" in terms:
+            self.parts["student"] = PooledNonLocal(student, max(1, student // share), pool)
+            self.parts["teacher"] = PooledNonLocal(teacher, max(1, teacher // share), pool)
+            self.parts["relation"] = nn.Conv2d(student, teacher, 1)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """Maps (B, C, h, w) of both -> the difference of each term."""
+        parts, found = self.parts, {}
+        if "map" in parts:
+            found["feat"] = parts["map"](student) - teacher
+        if "channels" in parts:
+            found["channel"] = parts["channels"](student.mean((2, 3))) - teacher.mean((2, 3))
+        if "cells" in parts:
+            found["spatial"] = parts["cells"](student.mean(1, keepdim=True)) - teacher.mean(1, keepdim=True)
+        if "relation" in parts:
+            found["nonlocal"] = parts["relation"](parts["student"](student)) - parts["teacher"](teacher)
+        return found
 
 
 class FKD(Distiller):
@@ -79,15 +103,12 @@ class FKD(Distiller):
         wanted = {"feat": cfg.alpha, "channel": cfg.beta, "spatial": cfg.gamma, "nonlocal": cfg.delta}
         self.weights = {term: weight for term, weight in wanted.items() if weight > 0}
         self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
-        self.blocks = nn.ModuleDict()
-        for i, level in enumerate(pairing.levels):
-            blocks = FKDBlocks(*pairing.channels(Tap.NECK, level), i)
-            parts = {"feat": "map", "channel": "channels", "spatial": "cells"}
-            unused = [part for term, part in parts.items() if term not in self.weights]
-            unused += [] if "nonlocal" in self.weights else ["student", "teacher", "relation"]
-            for part in unused:  # nothing is trained, or kept, for a term that is off
-                delattr(blocks, part)
-            self.blocks[f"s{level.stride}"] = blocks
+        self.blocks = nn.ModuleDict(
+            {
+                f"s{level.stride}": FKDBlocks(*pairing.channels(Tap.NECK, level), i, self.weights)
+                for i, level in enumerate(pairing.levels)
+            }
+        )
 
     def compare(self, step: Step[DetectorOutput]) -> Losses:
         out: Losses = {}
@@ -103,21 +124,15 @@ class FKD(Distiller):
         theirs = full_precision(theirs).detach()
         size = (theirs.shape[2], theirs.shape[3])
         ours = full_precision(match_size(ours, size))
-        blocks = self.blocks[f"s{level.stride}"]
-        found: dict[str, Tensor] = {}
-        if "feat" in self.weights:
-            made = blocks.map(ours)
+        differences: dict[str, Tensor] = self.blocks[f"s{level.stride}"](ours, theirs)
+        found = {term: norms(value) for term, value in differences.items() if term != "feat"}
+        if "feat" in differences:
             # channels that differ have no attention in common, so that of the adapted map is taken then
-            attending = ours if ours.shape[1] == theirs.shape[1] else made
+            alike = ours.shape[1] == theirs.shape[1]
+            attending = ours if alike else differences["feat"].detach() + theirs
             weight = fkd_feature_weights(attending, theirs, self.cfg.tau, self.cfg.channel_mask)
             hidden = excluded_cells(step.batch, size, step.teacher.image_size)
-            found["feat"] = norms(made - theirs, weight.masked_fill(hidden[:, None], 0.0))
-        if "channel" in self.weights:
-            found["channel"] = norms(blocks.channels(ours.mean((2, 3))) - theirs.mean((2, 3)))
-        if "spatial" in self.weights:
-            found["spatial"] = norms(blocks.cells(ours.mean(1, keepdim=True)) - theirs.mean(1, keepdim=True))
-        if "nonlocal" in self.weights:
-            found["nonlocal"] = norms(blocks.relation(blocks.student(ours)) - blocks.teacher(theirs))
+            found["feat"] = norms(differences["feat"], weight.masked_fill(hidden[:, None], 0.0))
         return found
 
     def maps(self, step: Step[DetectorOutput]) -> dict[str, Tensor]:

@@ -27,6 +27,9 @@ class FRSConfig(KDConfig):
     alpha: float = published("frs", "alpha", ge=0, description="weight of the maps' squared error, on every level")
     beta: float = published("frs", "beta", ge=0, description="weight of the classes' divergence, on every level")
     adapter: AdapterKind = published("frs", "adapter", description="1x1 where channels differ, or 3x3 everywhere")
+    warmup: float = published(
+        "frs", "warmup", ge=0, description="epochs (or part of one) over which the factor grows linearly"
+    )
 
 
 class FRS(NeckDistiller):

@@ -110,8 +110,8 @@ class GID(NeckDistiller):
     def instances(self, step: Step[DenseOutput], places: Places, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes (B, k, 4) px of the instances, best first, and which of these there are (B, k) bool."""
         student, teacher = places.student, places.teacher
-        p = (side.logits.detach().amax(-1).sigmoid() for side in (student, teacher))
-        score, boxes = disagreement(*p, student.boxes.detach(), teacher.boxes)
+        ours, theirs = (side.logits.detach().amax(-1).sigmoid() for side in (student, teacher))
+        score, boxes = disagreement(ours, theirs, student.boxes.detach(), teacher.boxes)
         score = score.masked_fill(~counted, -torch.inf)
         if score.shape[1] > CANDIDATES:
             score, index = score.topk(CANDIDATES, 1)
@@ -125,8 +125,8 @@ class GID(NeckDistiller):
     def maps(self, step: Step[DenseOutput]) -> dict[str, Tensor]:
         """How far student and teacher are apart at each cell."""
         places = self.places(step)
-        p = (side.logits.detach().amax(-1).sigmoid() for side in (places.student, places.teacher))
-        score = disagreement(*p, places.student.boxes, places.teacher.boxes)[0] * places.counted(step.batch)
+        ours, theirs = (side.logits.detach().amax(-1).sigmoid() for side in (places.student, places.teacher))
+        score = (theirs - ours).abs() * places.counted(step.batch)
         levels = zip(self.pairing.levels, places.grid.by_level(score), strict=True)
         return {f"disagreement, stride {level.stride}": value.amax(-1) for level, value in levels}
 
