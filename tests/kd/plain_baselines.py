@@ -205,7 +205,7 @@ def gid_by_image(method: GID, step: DenseStep) -> Terms:
 
 
 def code(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Shift of the centre in sides and logarithm of the sides, which are at least a pixel."""
+    """Shift of the center in sides and logarithm of the sides, which are at least a pixel."""
     size, side = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
     shift = ((boxes[:, :2] + boxes[:, 2:]) - (anchors[:, :2] + anchors[:, 2:])) / 2 / side
     return torch.cat([shift, (size.clamp_min(1) / side).log()], 1)
@@ -237,7 +237,7 @@ def fkd_by_image(method: FKD, step: DenseStep) -> Terms:
 
 
 def nonlocal_of(block: torch.nn.Module, x: Tensor) -> Tensor:
-    """(C, h, w): theta, phi and g, the matrix of cells by pooled cells, the mean, the normalisation."""
+    """(C, h, w): theta, phi and g, the matrix of cells by pooled cells, the mean, the normalization."""
     theta = block.theta(x[None])[0].flatten(1)
     side = (min(block.pool, x.shape[1]), min(block.pool, x.shape[2]))
     phi, g = (F.max_pool2d(conv(x[None]), side)[0].flatten(1) for conv in (block.phi, block.g))

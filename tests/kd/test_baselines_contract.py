@@ -109,7 +109,7 @@ class TestMimicOfWholeMaps(Baseline):
 
 
 def test_statistics_of_a_batch_do_not_enter_the_nonlocal_block() -> None:
-    """The release normalises over the batch; here an image is the same whoever is beside it."""
+    """The release normalizes over the batch; here an image is the same whoever is beside it."""
     torch.manual_seed(0)
     block = PooledNonLocal(4, 2, 2)
     nn.init.ones_(block.scale)

@@ -12,7 +12,7 @@ from yoloxkd.kd.base import Step
 from yoloxkd.kd.functional.importance import touched_by_any
 from yoloxkd.kd.functional.precision import full_precision
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.ops.points import within_content
 from yoloxkd.types import Batch, DenseOutput, Grid
 

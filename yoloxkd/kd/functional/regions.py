@@ -74,7 +74,7 @@ def pooled_regions(
     boxes     (B, k, 4) px; level (B, k) index into the maps; used (B, k) bool, the features of others are zero
     bins      along each side of the result; samples along each side of a bin
     excluded  L x (B, h, w) bool, cells that are read as zero
-    A bin is the mean of its samples, a sample the bilinear mean of four cells, whose centres lie half a cell from their
+    A bin is the mean of its samples, a sample the bilinear mean of four cells, whose centers lie half a cell from their
     corners (aligned RoIAlign, Mask R-CNN 2017). So a bin is a weighted sum of cells, which `embedding_bag` adds up without
     the samples being written down, and a region costs the same however many levels there are.
     """

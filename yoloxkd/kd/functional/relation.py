@@ -53,7 +53,7 @@ class PooledNonLocal(nn.Module):
     The dot-product form of Wang et al. (Non-local Neural Networks, 2018), without a softmax, over N cells of a map that is
     max-pooled. Without the softmax the product of phi and g can be taken first, so no matrix of cells by cells is made.
 
-    The release normalises over the batch; here each image is normalised by itself (the release with a batch of one), so
+    The release normalizes over the batch; here each image is normalized by itself (the release with a batch of one), so
     that a batch in parts is the batch at once. Scale and shift start at zero: at first the block adds nothing.
     """
 
@@ -65,7 +65,7 @@ class PooledNonLocal(nn.Module):
         self.pool = pool
 
     def read(self, x: Tensor) -> Tensor:
-        """What the cells read, before it is normalised: (B, C, h, w) -> (B, C, h, w)."""
+        """What the cells read, before it is normalized: (B, C, h, w) -> (B, C, h, w)."""
         pool = (min(self.pool, x.shape[2]), min(self.pool, x.shape[3]))
         phi, g = (F.max_pool2d(conv(x), pool).flatten(2) for conv in (self.phi, self.g))
         mixed = torch.bmm(g, phi.transpose(1, 2)) / phi.shape[2]

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from yoloxkd.kd.base import KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.divergence import binary_divergence, image_means, weighted_error
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.neck import NeckDistiller
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.kd.same_places import Places, SamePlaces
-from yoloxkd.ops.boxes import to_centre
+from yoloxkd.ops.boxes import to_center
 from yoloxkd.types import DenseOutput, Loss, Losses, LossName
 
 
@@ -40,7 +40,7 @@ class ChenConfig(KDConfig):
 def bounded_error(student: Tensor, teacher: Tensor, truth: Tensor, margin: float) -> Tensor:
     """Squared error of the student's box against the truth, where it is no better than the teacher's by `margin`. Eq. (4).
 
-    student, teacher, truth (..., 4) px -> (...). Errors are of the centre's shift in sides of the true box and of the
+    student, teacher, truth (..., 4) px -> (...). Errors are of the center's shift in sides of the true box and of the
     logarithm of the sides; a side counts as at least a pixel. It pulls towards the truth, not towards the teacher.
     """
     ours, theirs = _off(student, truth), _off(teacher.detach(), truth)
@@ -48,10 +48,10 @@ def bounded_error(student: Tensor, teacher: Tensor, truth: Tensor, margin: float
 
 
 def _off(boxes: Tensor, truth: Tensor) -> Tensor:
-    centre, side = to_centre(full_precision(boxes)).split(2, -1)
-    of, unit = to_centre(full_precision(truth)).split(2, -1)
+    center, side = to_center(full_precision(boxes)).split(2, -1)
+    of, unit = to_center(full_precision(truth)).split(2, -1)
     unit = unit.clamp_min(1.0)
-    squares: Tensor = ((centre - of) / unit).square() + (side.clamp_min(1.0) / unit).log().square()
+    squares: Tensor = ((center - of) / unit).square() + (side.clamp_min(1.0) / unit).log().square()
     return squares.sum(-1)
 
 

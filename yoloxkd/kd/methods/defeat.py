@@ -12,12 +12,12 @@ from torch import Tensor
 
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.divergence import image_means, weighted_error
 from yoloxkd.kd.functional.masks import box_levels, marked_cells, whole_cells
 from yoloxkd.kd.methods.fgfi import ADAPTER_STD, LEVEL_BASE
 from yoloxkd.kd.neck import NeckDistiller, NeckLevel
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName
 
 Assign = Literal["size", "all"]

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.divergence import image_means, weighted_error
 from yoloxkd.kd.functional.masks import anchors_near_boxes, box_levels
 from yoloxkd.kd.neck import NeckDistiller, NeckLevel, grid_of
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.ops.boxes import from_distances
 from yoloxkd.types import DetectorOutput, Grid, Loss, Losses, LossName
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from yoloxkd.kd.adapters import match_size
 from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.attention import channel_attention, spatial_attention
 from yoloxkd.kd.functional.divergence import norms
 from yoloxkd.kd.functional.masks import excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.functional.relation import PooledNonLocal
 from yoloxkd.kd.pairing import LevelPair, Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 POOLS, COARSE_POOL = (8, 4), 2

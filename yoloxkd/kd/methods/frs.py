@@ -13,10 +13,10 @@ from torch import Tensor
 
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.divergence import binary_divergence, image_means, weighted_error
 from yoloxkd.kd.neck import NeckDistiller
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.kd.same_places import Places, SamePlaces
 from yoloxkd.types import DenseOutput, Loss, Losses, LossName
 

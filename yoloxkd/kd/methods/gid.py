@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from yoloxkd.kd.base import KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.divergence import binary_divergence
 from yoloxkd.kd.functional.masks import MIN_UNION
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
@@ -20,10 +21,9 @@ from yoloxkd.kd.functional.regions import best_boxes, pooled_regions, region_lev
 from yoloxkd.kd.functional.relation import relation_error
 from yoloxkd.kd.neck import NeckDistiller
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.kd.same_places import Places, SamePlaces
 from yoloxkd.nn.assigners.atss import square_anchors
-from yoloxkd.ops.boxes import pairwise_iou, to_centre
+from yoloxkd.ops.boxes import pairwise_iou, to_center
 from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName
 
 CANDIDATES = 3000
@@ -68,13 +68,13 @@ def matched_anchors(anchors: Tensor, boxes: Tensor, used: Tensor) -> Tensor:
 
 @without_autocast
 def box_code(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Shift of the centre and logarithm of the sides, in anchor sides: (B, N, 4), (N, 4) px -> (B, N, 4).
+    """Shift of the center and logarithm of the sides, in anchor sides: (B, N, 4), (N, 4) px -> (B, N, 4).
 
     A side counts as at least a pixel.
     """
-    centre, side = to_centre(full_precision(boxes)).split(2, -1)
-    of, unit = to_centre(full_precision(anchors)).split(2, -1)
-    return torch.cat([(centre - of) / unit, (side.clamp_min(1.0) / unit).log()], -1)
+    center, side = to_center(full_precision(boxes)).split(2, -1)
+    of, unit = to_center(full_precision(anchors)).split(2, -1)
+    return torch.cat([(center - of) / unit, (side.clamp_min(1.0) / unit).log()], -1)
 
 
 class GID(NeckDistiller):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from yoloxkd.kd.base import KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.divergence import image_means, weighted_error
 from yoloxkd.kd.functional.importance import touched_by_any
 from yoloxkd.kd.functional.regions import best_boxes, pooled_regions, region_levels
 from yoloxkd.kd.neck import NeckDistiller
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.ops.points import within_content
 from yoloxkd.types import Batch, Loss, Losses, LossName, RoIOutput
 

@@ -1,7 +1,7 @@
 """Task Adaptive Distillation Framework (TADF, Sun et al., 2020), its neck part: objects under a Gaussian.
 
 No code of the authors is public. This is a reading: the Gaussian mask that DeFeat's release has for the comparison, with
-DeFeat's normalisation. The paper's head terms, of proposals where the teacher is better, need a two-stage detector and are
+DeFeat's normalization. The paper's head terms, of proposals where the teacher is better, need a two-stage detector and are
 not served.
 """
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.divergence import image_means, weighted_error
 from yoloxkd.kd.functional.masks import box_levels, gaussian_cells, whole_cells
 from yoloxkd.kd.methods.defeat import Assign
 from yoloxkd.kd.methods.fgfi import ADAPTER_STD, LEVEL_BASE
 from yoloxkd.kd.neck import NeckDistiller, NeckLevel
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName
 
 
