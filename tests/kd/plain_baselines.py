@@ -226,23 +226,29 @@ def fkd_by_image(method: FKD, step: DenseStep) -> Terms:
             cells = [h * w * torch.softmax(f.abs().mean(0).flatten() / cfg.tau, 0).view(h, w) for f in (s, t)]
             channels = [c * torch.softmax(f.abs().mean((1, 2)) / cfg.tau, 0) for f in (s, t)]
             weight = (cells[0] + cells[1]) / 2 * ((channels[0] + channels[1]) / 2)[:, None, None]
-            found["feat"].append(root((t - parts["map"](s[None])[0]) * weight.detach().sqrt()))
+            made, related = parts["map"], parts["relation"]
+            found["feat"].append(root((t - cellwise(made, s)) * weight.detach().sqrt()))
             found["channel"].append(root(t.mean((1, 2)) - parts["channels"](s.mean((1, 2)))))
             found["spatial"].append(root(t.mean(0) - parts["cells"](s.mean(0)[None, None])[0, 0]))
             read = [nonlocal_of(block, f) for block, f in ((parts["student"], s), (parts["teacher"], t))]
-            found["nonlocal"].append(root(read[1] - parts["relation"](read[0][None])[0]))
+            found["nonlocal"].append(root(read[1] - cellwise(related, read[0])))
         for term, values in found.items():
             out[f"{term}/s{level.stride}"] = torch.stack(values).mean() * method.weights[term]
     return out
 
 
+def cellwise(linear: torch.nn.Module, x: Tensor) -> Tensor:
+    """A linear layer as a 1x1 convolution of a map (C, h, w)."""
+    return F.conv2d(x[None], linear.weight[:, :, None, None], linear.bias)[0]
+
+
 def nonlocal_of(block: torch.nn.Module, x: Tensor) -> Tensor:
     """(C, h, w): theta, phi and g, the matrix of cells by pooled cells, the mean, the normalization."""
-    theta = block.theta(x[None])[0].flatten(1)
+    theta = cellwise(block.theta, x).flatten(1)
     side = (min(block.pool, x.shape[1]), min(block.pool, x.shape[2]))
-    phi, g = (F.max_pool2d(conv(x[None]), side)[0].flatten(1) for conv in (block.phi, block.g))
+    phi, g = (F.max_pool2d(cellwise(layer, x)[None], side)[0].flatten(1) for layer in (block.phi, block.g))
     affinity = theta.T @ phi / phi.shape[1]
-    read = block.out((affinity @ g.T).T.reshape(1, -1, *x.shape[1:]))[0].flatten(1)
+    read = cellwise(block.out, (affinity @ g.T).T.reshape(-1, *x.shape[1:])).flatten(1)
     normal = (read - read.mean(1, keepdim=True)) / (read.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
     return x + (normal * block.scale[:, None] + block.shift[:, None]).view_as(x)
 

@@ -73,11 +73,11 @@ class TestFKD(Baseline):
         for blocks in method.blocks.values():
             assert isinstance(blocks, FKDBlocks)
             parts = blocks.parts
-            for name in ("map", "relation", "cells"):
-                nn.init.dirac_(parts[name].weight)
+            nn.init.dirac_(parts["cells"].weight)
+            for name in ("map", "relation", "channels"):
+                nn.init.eye_(parts[name].weight)
+            for name in ("map", "relation", "channels", "cells"):
                 nn.init.zeros_(parts[name].bias)
-            nn.init.eye_(parts["channels"].weight)
-            nn.init.zeros_(parts["channels"].bias)
             nn.init.normal_(parts["student"].scale)
             parts["teacher"].load_state_dict(parts["student"].state_dict())
 
@@ -113,7 +113,7 @@ def test_statistics_of_a_batch_do_not_enter_the_nonlocal_block() -> None:
     torch.manual_seed(0)
     block = PooledNonLocal(4, 2, 2)
     nn.init.ones_(block.scale)
-    x = torch.randn(3, 4, 6, 6)
-    together, alone = block(x), torch.cat([block(each) for each in x.split(1)])
+    x = torch.randn(3, 36, 4)
+    together, alone = block(x, (6, 6)), torch.cat([block(each, (6, 6)) for each in x.split(1)])
     torch.testing.assert_close(together, alone)
     assert not torch.equal(together, x)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.parity.test_fgd import close
 from tests.parity.vectors import Case, cases, padded
-from yoloxkd.kd.functional.divergence import binary_divergence, image_means, region_divergence, weighted_error
+from yoloxkd.kd.functional.divergence import class_divergence, image_means, region_divergence, weighted_error
 from yoloxkd.kd.functional.masks import (
     anchors_near_boxes,
     box_levels,
@@ -235,7 +235,7 @@ def cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     """The release's, from the divergence: it has the teacher's entropy beside it. (B, K, h, w) -> (B, h, w)"""
     s, t = student.movedim(1, -1), teacher.movedim(1, -1)
     own = F.binary_cross_entropy_with_logits(t, t.sigmoid(), reduction="none").sum(-1)
-    return binary_divergence(s, t) + own
+    return class_divergence(s, t) + own
 
 
 @pytest.mark.parametrize("case", cases("kd_baselines/frs"))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.parity.test_baselines_maps import cross_entropy
 from tests.parity.test_fgd import close
 from tests.parity.vectors import Case, cases
 from yoloxkd.kd.functional.attention import channel_attention, spatial_attention
-from yoloxkd.kd.functional.divergence import norms
+from yoloxkd.kd.functional.divergence import root
 from yoloxkd.kd.functional.regions import best_boxes, pooled_regions, region_levels
 from yoloxkd.kd.functional.relation import PooledNonLocal, relation_error, relative_distances
-from yoloxkd.kd.methods.fkd import fkd_feature_weights
+from yoloxkd.kd.methods.fkd import FKDBlocks, attended_norm, fkd_attention
 from yoloxkd.kd.methods.gid import CANDIDATES, INSTANCES, LEAST_SIDE, OVERLAP, disagreement, matched_anchors
 
 RTOL = 1e-9
@@ -135,54 +135,65 @@ def test_baselines_gid_responses(case: Case) -> None:
 # FKD
 
 
+def rows(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h w, C)"""
+    return x.flatten(2).transpose(1, 2)
+
+
 class Blocks:
-    """A case of FKD through the package's functions."""
+    """A case of FKD through the package's blocks."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        x = {n: case.tensor(n) for n in case.arrays if not n.startswith("grad_")}
-        leaves = ("preds_S", "adapt_w", "channel_w", "spatial_w", "nl_adapt_w")
-        self.x = x | {n: x[n].requires_grad_() for n in leaves}
-        s, t, tau = x["preds_S"], x["preds_T"], case.params["temperature"]
-        self.blocks = {side: self._block(side) for side in "st"}
-        self.terms = {
-            "feat": self.norm(F.conv2d(s, x["adapt_w"], x["adapt_b"]) - t, fkd_feature_weights(s, t, tau, False)),
-            "channel": self.norm(F.linear(s.mean((2, 3)), x["channel_w"], x["channel_b"]) - t.mean((2, 3))),
-            "spatial": self.norm(
-                F.conv2d(s.mean(1, True), x["spatial_w"], x["spatial_b"], padding=1) - t.mean(1, True)
-            ),
-            "feat_both": self.norm(F.conv2d(s, x["adapt_w"], x["adapt_b"]) - t, fkd_feature_weights(s, t, tau, True)),
-        }
+        self.x = {n: case.tensor(n) for n in case.arrays if not n.startswith("grad_")}
+        self.student, teacher = self.x["preds_S"].requires_grad_(), self.x["preds_T"]
+        p, self.size = case.params, (teacher.shape[2], teacher.shape[3])
+        self.blocks = FKDBlocks(p["C"], p["C"], 0, ("feat", "channel", "spatial")).double()
+        layers = {"map": "adapt", "channels": "channel", "cells": "spatial"}
+        self.load(
+            self.blocks.parts,
+            {f"{ours}.{long}": f"{theirs}_{long[0]}" for ours, theirs in layers.items() for long in ("weight", "bias")},
+        )
+        self.nonlocals = {side: PooledNonLocal(p["C"], p["inner"], p["pool"]).double() for side in "st"}
+        for side, block in self.nonlocals.items():
+            names = {f"{n}.weight": f"nl_{side}_{n}_w" for n in ("theta", "phi", "g", "out")}
+            names |= {f"{n}.bias": f"nl_{side}_{n}_b" for n in ("theta", "phi", "g")}
+            self.load(block, names | {"scale": f"nl_{side}_bn_w", "shift": f"nl_{side}_bn_b"})
+        ours, theirs = rows(self.student), rows(teacher)
+        found = self.blocks(ours, theirs, self.size)
+        self.relation = self.x["nl_adapt_w"][..., 0, 0].requires_grad_()
         self.read = {
-            "S": F.conv2d(self._nonlocal("s", s), x["nl_adapt_w"], x["nl_adapt_b"]),
-            "T": self._nonlocal("t", t),
+            "S": F.linear(self.nonlocal_of("s", ours), self.relation, self.x["nl_adapt_b"]),
+            "T": self.nonlocal_of("t", theirs),
         }
-        self.terms["nonlocal"] = self.norm(self.read["S"] - self.read["T"])
+        found["nonlocal"] = self.read["S"] - self.read["T"]
+        attention = fkd_attention(ours, theirs, p["temperature"])
+        self.terms = {name: self.norms(value) for name, value in found.items() if name != "feat"}
+        self.terms["feat"] = self.norms(found["feat"], attention[0])
+        self.terms["feat_both"] = self.norms(found["feat"], *attention)
+
+    def load(self, module: nn.Module, names: dict[str, str]) -> None:
+        shapes = {k: v.shape for k, v in module.state_dict().items()}
+        assert names.keys() == shapes.keys()
+        module.load_state_dict({ours: self.x[stored].view(shapes[ours]) for ours, stored in names.items()})
 
     @staticmethod
-    def norm(difference: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def norms(difference: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         """Of the batch as one picture, as the release has it, and of each image."""
-        whole = difference if weight is None else difference * weight.sqrt()
-        return norms(whole[None])[0], norms(difference, weight)
+        if not weights:
+            squares = difference.square().flatten(1).sum(1)
+            return root(squares.sum()), root(squares)
+        own = attended_norm(difference, *weights)
+        return own.square().sum().sqrt(), own
 
-    def _block(self, side: str) -> PooledNonLocal:
-        p = self.case.params
-        block = PooledNonLocal(p["C"], p["inner"], p["pool"]).double()
-        names = {"theta": "theta", "phi": "phi", "g": "g", "out": "out"}
-        state = {f"{n}.weight": self.x[f"nl_{side}_{m}_w"] for n, m in names.items()}
-        state |= {f"{n}.bias": self.x[f"nl_{side}_{m}_b"] for n, m in names.items() if n != "out"}
-        state |= {"scale": self.x[f"nl_{side}_bn_w"], "shift": self.x[f"nl_{side}_bn_b"]}
-        block.load_state_dict(state)
-        return block
-
-    def _nonlocal(self, side: str, x: Tensor) -> Tensor:
-        block = self.blocks[side]
-        if self.case.params["bn"] == "batch" and len(x) == 1:
-            return block(x)
-        read = block.read(x)
-        mean, var = self.x[f"nl_{side}_bn_mean"].clone(), self.x[f"nl_{side}_bn_var"].clone()
-        batch = self.case.params["bn"] == "batch"
-        return x + F.batch_norm(read, mean, var, block.scale, block.shift, training=batch)
+    def nonlocal_of(self, side: str, x: Tensor) -> Tensor:
+        """The release's normalization, over the batch or by running statistics, where it is not that of one image."""
+        block, batch = self.nonlocals[side], self.case.params["bn"] == "batch"
+        if batch and len(x) == 1:
+            return block(x, self.size)
+        read = block.read(x, self.size).transpose(1, 2)
+        mean, var = (self.x[f"nl_{side}_bn_{n}"].clone() for n in ("mean", "var"))
+        return x + F.batch_norm(read, mean, var, block.scale, block.shift, training=batch).transpose(1, 2)
 
 
 @pytest.mark.parametrize("case", cases("kd_baselines/fkd"))
@@ -194,7 +205,7 @@ def test_baselines_fkd(case: Case) -> None:
         size = run.x["preds_T"].shape[2:]
         close(spatial_attention(strong.mean(1), tau).unflatten(1, size), case.tensor(f"mask_spatial_{side}"), RTOL)
         close(channel_attention(strong.mean(2), tau), case.tensor(f"mask_channel_{side}"), RTOL)
-        close(run.read[side], case.tensor(f"nl_out_{side}"), RTOL)
+        close(run.read[side], rows(case.tensor(f"nl_out_{side}")), RTOL)
     for name, (released, each) in run.terms.items():
         close(released, case.tensor(f"{name}_released"), RTOL)
         close(each, case.tensor(f"{name}_each"), RTOL)
@@ -202,16 +213,16 @@ def test_baselines_fkd(case: Case) -> None:
     weights = dict(zip(four, case.params["published"]["two_stage"], strict=True))
     close(torch.stack([run.terms[n][0] * w for n, w in weights.items()]).sum(), case.tensor("total_released"), RTOL)
     close(torch.stack([run.terms[n][1].mean() * w for n, w in weights.items()]).sum(), case.tensor("total_mean"), RTOL)
-    student, (s, t) = run.x["preds_S"], (run.blocks["s"], run.blocks["t"])
+    student, parts, (s, t) = run.student, run.blocks.parts, (run.nonlocals["s"], run.nonlocals["t"])
     for name in four:
         close(grad(run.terms[name][0], student), case.tensor(f"grad_{name}"), RTOL)
     close(grad(torch.stack([run.terms[n][1].mean() for n in four]).sum(), student), case.tensor("grad_mean"), RTOL)
     trained = {
-        "feat": {"grad_adapt_w": run.x["adapt_w"]},
-        "channel": {"grad_channel_w": run.x["channel_w"]},
-        "spatial": {"grad_spatial_w": run.x["spatial_w"]},
+        "feat": {"grad_adapt_w": parts["map"].weight},
+        "channel": {"grad_channel_w": parts["channels"].weight},
+        "spatial": {"grad_spatial_w": parts["cells"].weight},
         "nonlocal": {
-            "grad_nl_adapt_w": run.x["nl_adapt_w"],
+            "grad_nl_adapt_w": run.relation,
             "grad_nl_s_theta_w": s.theta.weight,
             "grad_nl_t_g_w": t.g.weight,
             "grad_nl_t_bn_w": t.scale,
@@ -219,7 +230,7 @@ def test_baselines_fkd(case: Case) -> None:
     }
     for term, leaves in trained.items():
         for name, leaf in leaves.items():
-            close(grad(run.terms[term][0], leaf), case.tensor(name), RTOL)
+            close(grad(run.terms[term][0], leaf), case.tensor(name).view(leaf.shape), RTOL)
 
 
 def grad(value: Tensor, leaf: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from yoloxkd.errors import UserError
 from yoloxkd.kd.base import Step
+from yoloxkd.kd.functional.divergence import class_divergence
 from yoloxkd.kd.functional.importance import touched_by_any
 from yoloxkd.kd.functional.precision import full_precision
 from yoloxkd.kd.pairing import Pairing
@@ -21,25 +22,33 @@ from yoloxkd.types import Batch, DenseOutput, Grid
 class Side:
     """One detector's predictions at the places.
 
-    logits  (B, N, K) of the probability of each class that both know
-    boxes   (B, N, 4) px
-    slices  the places' levels among its own predictions
-    best    (B, N) where a cell's predictions are not compared one by one: the one that stands for its cell; per_cell of them
+    logits      (B, N, K) of each class that both know
+    objectness  (B, N) logits whose probability that of the classes is multiplied by, or None
+    boxes       (B, N, 4) px
+    slices      the places' levels among its own predictions
+    best        (B, N) where a cell's predictions are not compared one by one: the one that stands for its cell; per_cell of them
     """
 
     logits: Tensor
+    objectness: Tensor | None
     boxes: Tensor
     slices: tuple[slice, ...]
     best: Tensor | None
     per_cell: int
 
+    def score(self) -> Tensor:
+        """(B, N) the largest class probability, without gradient."""
+        best = self.logits.detach().amax(-1).sigmoid()
+        return best if self.objectness is None else best * self.objectness.detach().sigmoid()
+
     def at_places(self, values: Tensor) -> Tensor:
-        """(B, A) of its own predictions -> (B, N)"""
+        """(B, A, ...) of its own predictions -> (B, N, ...)"""
         values = torch.cat([values[:, part] for part in self.slices], 1)
         if self.best is None:
             return values
         of_cells: Tensor = values.unflatten(1, (-1, self.per_cell))
-        return of_cells.gather(2, self.best[..., None]).squeeze(2)
+        index = self.best.view(*self.best.shape, *[1] * (of_cells.ndim - 2))
+        return of_cells.gather(2, index.expand(-1, -1, 1, *of_cells.shape[3:])).squeeze(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,11 @@ class Places:
     student: Side
     teacher: Side
     grid: Grid
+
+    def divergence(self) -> Tensor:
+        """(B, N) how far the student's class probabilities are from the teacher's, summed over classes."""
+        ours, theirs = self.student, self.teacher
+        return class_divergence(ours.logits, theirs.logits, ours.objectness, theirs.objectness)
 
     def counted(self, batch: Batch) -> Tensor:
         """(B, N) bool: inside the picture and in no ignore region."""
@@ -107,17 +121,18 @@ class SamePlaces(nn.Module):
 
     def _side(self, model: nn.Module, out: DenseOutput, levels: list[int], classes: Tensor, reduce: bool) -> Side:
         assert isinstance(model, DenseDetector)
+        per_cell, objectness = out.grid.per_cell, model.objectness(out)
         slices = tuple(out.grid.slices()[i] for i in levels)
-        logits, boxes = model.class_logits(out), full_precision(out.boxes)
-        if len(levels) < len(out.grid.strides):
-            logits, boxes = (torch.cat([x[:, part] for part in slices], 1) for x in (logits, boxes))
+        logits = full_precision(out.cls_logits)
         if not self.alike:
             logits = logits.index_select(2, classes)
-        best, per_cell = None, out.grid.per_cell
+        best = None
         if reduce and per_cell > 1:
-            logits, boxes = (x.unflatten(1, (-1, per_cell)) for x in (logits, boxes))
-            best = logits.detach().amax(-1).argmax(2)
-            logits, boxes = (
-                x.gather(2, best[..., None, None].expand(-1, -1, 1, x.shape[3])).squeeze(2) for x in (logits, boxes)
-            )
-        return Side(logits, boxes, slices, best, per_cell)
+            of_levels = torch.cat([logits[:, part] for part in slices], 1)
+            best = of_levels.detach().amax(-1).unflatten(1, (-1, per_cell)).argmax(2)
+        side = Side(logits, objectness, out.boxes, slices, best, per_cell)
+        if best is None and len(levels) == len(out.grid.strides):
+            return replace(side, boxes=full_precision(out.boxes))
+        objectness = None if objectness is None else side.at_places(objectness)
+        boxes = full_precision(side.at_places(out.boxes))
+        return replace(side, logits=side.at_places(logits), objectness=objectness, boxes=boxes)

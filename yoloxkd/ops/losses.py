@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from yoloxkd.ops.boxes import paired_giou, paired_iou
 
@@ -16,43 +12,6 @@ from yoloxkd.ops.boxes import paired_giou, paired_iou
 def full_precision(x: Tensor) -> Tensor:
     """The tensor in float32, whatever autocast made of it; float64 stays float64."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-class _JointLogits(Function):
-    """The derivative by either logit is what the other leaves open: (1 - sigmoid) / (1 - product)."""
-
-    @staticmethod
-    def forward(ctx: Any, classes: Tensor, objectness: Tensor) -> Tensor:
-        ctx.save_for_backward(classes, objectness)
-        return _log_odds(_joint_cost(classes, objectness))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        classes, objectness = ctx.saved_tensors
-        grad = grads[0] * torch.expm1(-_joint_cost(classes, objectness)).neg_().clamp_min_(LEAST).reciprocal_()
-        return grad * (-classes).sigmoid(), grad.sum(-1) * (-objectness).sigmoid()
-
-
-def _joint_cost(classes: Tensor, objectness: Tensor) -> Tensor:
-    """-log of the product of both probabilities."""
-    return F.softplus(-classes).add_(F.softplus(-objectness)[..., None])
-
-
-def _log_odds(cost: Tensor) -> Tensor:
-    """log(p / (1 - p)) of -log p, which is at least `LEAST`."""
-    cost = cost.clamp_min_(LEAST)
-    return torch.expm1(-cost).neg_().log_().add_(cost).neg_()
-
-
-LEAST = 1e-30
-"""Of -log p: p = 1 has no finite logit."""
-
-
-def joint_logits(classes: Tensor, objectness: Tensor) -> Tensor:
-    """Logits of the product of two probabilities: class logits (..., K), objectness logits (...) -> (..., K)."""
-    found: Tensor = _JointLogits.apply(full_precision(classes), full_precision(objectness))
-    return found
 
 
 def squared_iou_loss(predicted: Tensor, target: Tensor) -> Tensor:

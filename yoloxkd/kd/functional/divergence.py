@@ -15,34 +15,56 @@ from yoloxkd.kd.functional.precision import full_precision, without_autocast
 
 LEAST_WEIGHT = 1e-6
 """A sum of weights below it counts as no weight at all."""
+LEAST_PROBABILITY = 1e-30
+"""Of a class, and of its absence, where a logarithm is taken."""
 
 
-class _BinaryDivergence(Function):
-    """The gradient is the difference of the probabilities, which the forward pass writes down."""
+class _ClassDivergence(Function):
+    """The gradients by class logits and by objectness are written down in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        p = teacher.sigmoid()
-        value = F.logsigmoid(-teacher).sub_(F.logsigmoid(-student))
-        value.sub_(p * (student - teacher)).clamp_min_(0.0)
-        ctx.save_for_backward(student.sigmoid().sub_(p))
+    def forward(ctx: Any, student: Tensor, objectness: Tensor | None, teacher: Tensor, other: Tensor | None) -> Tensor:
+        p_t, q_t = _probabilities(teacher, other)
+        p_s, q_s = _probabilities(student, objectness)
+        value = (p_t / p_s).log_().mul_(p_t).add_((q_t / q_s).log_().mul_(q_t))
+        pull = p_s.sub_(p_t)
+        of_object = None
+        if objectness is not None:
+            pull.div_(q_s)
+            of_object = pull.sum(-1).mul_((-objectness).sigmoid_())
+            pull.mul_((-student).sigmoid_())
+        ctx.save_for_backward(pull, of_object)
         return value.sum(-1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (difference,) = ctx.saved_tensors
-        return difference * grads[0][..., None], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pull, of_object = ctx.saved_tensors
+        return pull * grads[0][..., None], None if of_object is None else of_object * grads[0], None, None
+
+
+def _probabilities(classes: Tensor, objectness: Tensor | None) -> tuple[Tensor, Tensor]:
+    """p = sigmoid(classes) sigmoid(objectness) and 1 - p, neither by a difference, nor zero: (..., K) each."""
+    p, q = classes.sigmoid(), (-classes).sigmoid_()
+    if objectness is not None:
+        q.addcmul_(p, (-objectness).sigmoid_()[..., None])
+        p.mul_(objectness.sigmoid()[..., None])
+    return p.clamp_min_(LEAST_PROBABILITY), q.clamp_min_(LEAST_PROBABILITY)
 
 
 @without_autocast
-def binary_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum over classes of KL(teacher's || student's) between the sigmoids of logits (..., K) -> (...).
+def class_divergence(
+    student: Tensor, teacher: Tensor, objectness: Tensor | None = None, teacher_objectness: Tensor | None = None
+) -> Tensor:
+    """Sum over classes of KL(teacher's || student's) between probabilities of each class: logits (..., K) -> (...).
 
+    objectness  (...) logits whose probability the classes' are multiplied by, on either side
     It is the binary cross entropy with the teacher's probability as target, less the teacher's own entropy: the same
     gradient, and zero for a student that says what its teacher says.
     """
-    found: Tensor = _BinaryDivergence.apply(full_precision(student), full_precision(teacher).detach())
+    ours, theirs = full_precision(student), full_precision(teacher).detach()
+    own, other = (None if x is None else full_precision(x) for x in (objectness, teacher_objectness))
+    found: Tensor = _ClassDivergence.apply(ours, own, theirs, None if other is None else other.detach())
     return found
 
 
@@ -74,13 +96,6 @@ def image_means(sums: Tensor, weights: Tensor) -> Tensor:
     return (sums / weights.clamp_min(LEAST_WEIGHT)).mean()
 
 
-@without_autocast
-def norms(difference: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Root of the sum of (weighted) squares of each image: (B, ...) -> (B,). The gradient at zero is zero.
-
-    weight  of the squares, of a shape that broadcasts
-    """
-    squares = difference.square()
-    if weight is not None:
-        squares = squares * weight
-    return squares.flatten(1).sum(1).clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
+def root(squares: Tensor) -> Tensor:
+    """Square root of sums of squares (B,), whose gradient is zero where the sum is."""
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()

@@ -10,6 +10,7 @@ from yoloxkd.kd.functional.precision import full_precision, without_autocast
 
 LEAST_SQUARE = 1e-12
 """Of a distance between two different regions."""
+NORM_EPS = 1e-5
 FEWEST = 3
 """Regions of an image that have a relation: two have one distance, which divided by its mean says nothing."""
 
@@ -59,19 +60,27 @@ class PooledNonLocal(nn.Module):
 
     def __init__(self, channels: int, inner: int, pool: int) -> None:
         super().__init__()
-        self.theta, self.phi, self.g = (nn.Conv2d(channels, inner, 1) for _ in range(3))
-        self.out = nn.Conv2d(inner, channels, 1, bias=False)
+        self.theta, self.phi, self.g = (nn.Linear(channels, inner) for _ in range(3))
+        self.out = nn.Linear(inner, channels, bias=False)
         self.scale, self.shift = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
         self.pool = pool
 
-    def read(self, x: Tensor) -> Tensor:
-        """What the cells read, before it is normalized: (B, C, h, w) -> (B, C, h, w)."""
-        pool = (min(self.pool, x.shape[2]), min(self.pool, x.shape[3]))
-        phi, g = (F.max_pool2d(conv(x), pool).flatten(2) for conv in (self.phi, self.g))
-        mixed = torch.bmm(g, phi.transpose(1, 2)) / phi.shape[2]
-        read: Tensor = self.out(torch.bmm(mixed, self.theta(x).flatten(2)).unflatten(2, x.shape[2:]))
+    def read(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the cells read, before it is normalized: (B, h w, C), size (h, w) -> (B, h w, C)."""
+        h, w = size
+        pool = (min(self.pool, h), min(self.pool, w))
+
+        def pooled(x: Tensor) -> Tensor:
+            return F.max_pool2d(x.transpose(1, 2).unflatten(2, size), pool).flatten(2)
+
+        phi, g = pooled(self.phi(rows)), pooled(self.g(rows))
+        mixed = torch.bmm(phi, g.transpose(1, 2)) / phi.shape[2]
+        read: Tensor = self.out(torch.bmm(self.theta(rows), mixed))
         return read
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)"""
-        return x + torch.group_norm(self.read(x), x.shape[1], self.scale, self.shift, 1e-5)
+    def forward(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
+        """Cells of a map in rows (B, h w, C), and its size (h, w) -> (B, h w, C)."""
+        read = self.read(rows, size)
+        variance, mean = torch.var_mean(read, 1, correction=0, keepdim=True)
+        factor = (variance + NORM_EPS).rsqrt() * self.scale
+        return torch.addcmul(rows + (self.shift - mean * factor), read, factor)

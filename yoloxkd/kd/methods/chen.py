@@ -13,7 +13,7 @@ from torch import Tensor
 
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.divergence import binary_divergence, image_means, weighted_error
+from yoloxkd.kd.functional.divergence import image_means, weighted_error
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.neck import NeckDistiller
 from yoloxkd.kd.pairing import Pairing
@@ -84,7 +84,7 @@ class Chen(NeckDistiller):
         """Sums over locations, divided by an image's positives, averaged over images."""
         positive = places.student.at_places(step.match.fg)
         count = positive.sum(1)
-        rows = binary_divergence(places.student.logits, places.teacher.logits)
+        rows = places.divergence()
         weight = torch.where(positive, 1.0, self.cfg.background) * places.counted(step.batch)
         truth = self._truth(step, places)
         wrong = bounded_error(places.student.boxes, places.teacher.boxes, truth, self.cfg.margin)

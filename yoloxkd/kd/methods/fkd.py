@@ -12,7 +12,7 @@ from yoloxkd.kd.adapters import match_size
 from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.attention import channel_attention, spatial_attention
-from yoloxkd.kd.functional.divergence import norms
+from yoloxkd.kd.functional.divergence import root
 from yoloxkd.kd.functional.masks import excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.functional.relation import PooledNonLocal
@@ -38,19 +38,22 @@ class FKDConfig(KDConfig):
 
 @torch.no_grad()
 @without_autocast
-def fkd_feature_weights(student: Tensor, teacher: Tensor, tau: float, channels: bool) -> Tensor:
-    """What the squared errors of the maps weigh: the mean of both sides' spatial attention, (B, 1, h, w).
+def fkd_attention(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """What the squared errors weigh: the mean of both sides' attention over cells (B, N), and over channels (B, C).
 
-    With `channels`, times the mean of both channel attentions: (B, C, h, w). student, teacher (B, C, h, w). FKD eq. (1) to (4).
+    student, teacher (B, N, C), cells of maps in rows. FKD eq. (1) to (4).
     """
-    ours, theirs = (full_precision(x).abs().flatten(2) for x in (student, teacher))
-    cells = (spatial_attention(ours.mean(1), tau) + spatial_attention(theirs.mean(1), tau)) / 2
-    weight = cells.view(-1, 1, *teacher.shape[2:])
-    if not channels:
-        return weight
-    return (
-        weight * ((channel_attention(ours.mean(2), tau) + channel_attention(theirs.mean(2), tau)) / 2)[..., None, None]
-    )
+    ours, theirs = (full_precision(x).abs() for x in (student, teacher))
+    cells = (spatial_attention(ours.mean(2), tau) + spatial_attention(theirs.mean(2), tau)) / 2
+    return cells, (channel_attention(ours.mean(1), tau) + channel_attention(theirs.mean(1), tau)) / 2
+
+
+@without_autocast
+def attended_norm(difference: Tensor, cells: Tensor, channels: Tensor | None = None) -> Tensor:
+    """Root of the weighted sum of squares of each image: (B, N, C), weights (B, N) and (B, C) -> (B,)."""
+    squares = difference.square()
+    error = squares.sum(2) if channels is None else torch.bmm(squares, channels[..., None]).squeeze(2)
+    return root((error * cells).sum(1))
 
 
 class FKDBlocks(nn.Module):
@@ -66,7 +69,7 @@ class FKDBlocks(nn.Module):
         share = FINE_SHARE if index < len(POOLS) else COARSE_SHARE
         self.parts = nn.ModuleDict()
         if "feat" in terms:
-            self.parts["map"] = nn.Conv2d(student, teacher, 1)
+            self.parts["map"] = nn.Linear(student, teacher)
         if "channel" in terms:
             self.parts["channels"] = nn.Linear(student, teacher)
         if "spatial" in terms:
@@ -74,19 +77,20 @@ class FKDBlocks(nn.Module):
         if "nonlocal" in terms:
             self.parts["student"] = PooledNonLocal(student, max(1, student // share), pool)
             self.parts["teacher"] = PooledNonLocal(teacher, max(1, teacher // share), pool)
-            self.parts["relation"] = nn.Conv2d(student, teacher, 1)
+            self.parts["relation"] = nn.Linear(student, teacher)
 
-    def forward(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """Maps (B, C, h, w) of both -> the difference of each term."""
+    def forward(self, student: Tensor, teacher: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Cells of both maps in rows (B, h w, C), and their size (h, w) -> the difference of each term."""
         parts, found = self.parts, {}
         if "map" in parts:
             found["feat"] = parts["map"](student) - teacher
         if "channels" in parts:
-            found["channel"] = parts["channels"](student.mean((2, 3))) - teacher.mean((2, 3))
+            found["channel"] = parts["channels"](student.mean(1)) - teacher.mean(1)
         if "cells" in parts:
-            found["spatial"] = parts["cells"](student.mean(1, keepdim=True)) - teacher.mean(1, keepdim=True)
+            cells = parts["cells"](student.mean(2).unflatten(1, size)[:, None])
+            found["spatial"] = cells.flatten(1) - teacher.mean(2)
         if "relation" in parts:
-            found["nonlocal"] = parts["relation"](parts["student"](student)) - parts["teacher"](teacher)
+            found["nonlocal"] = parts["relation"](parts["student"](student, size)) - parts["teacher"](teacher, size)
         return found
 
 
@@ -121,18 +125,18 @@ class FKD(Distiller):
     def _level(self, step: Step[DetectorOutput], level: LevelPair) -> dict[str, Tensor]:
         """The terms of a level before their weights, (B,) each."""
         ours, theirs = step.maps(Tap.NECK, level)
-        theirs = full_precision(theirs).detach()
-        size = (theirs.shape[2], theirs.shape[3])
-        ours = full_precision(match_size(ours, size))
-        differences: dict[str, Tensor] = self.blocks[f"s{level.stride}"](ours, theirs)
-        found = {term: norms(value) for term, value in differences.items() if term != "feat"}
+        size, cfg = (theirs.shape[2], theirs.shape[3]), self.cfg
+        theirs = _rows(theirs.detach())
+        ours = _rows(match_size(ours, size))
+        differences: dict[str, Tensor] = self.blocks[f"s{level.stride}"](ours, theirs, size)
+        found = {term: root(x.square().flatten(1).sum(1)) for term, x in differences.items() if term != "feat"}
         if "feat" in differences:
             # channels that differ have no attention in common, so that of the adapted map is taken then
-            alike = ours.shape[1] == theirs.shape[1]
+            alike = ours.shape[2] == theirs.shape[2]
             attending = ours if alike else differences["feat"].detach() + theirs
-            weight = fkd_feature_weights(attending, theirs, self.cfg.tau, self.cfg.channel_mask)
-            hidden = excluded_cells(step.batch, size, step.teacher.image_size)
-            found["feat"] = norms(differences["feat"], weight.masked_fill(hidden[:, None], 0.0))
+            cells, channels = fkd_attention(attending, theirs, cfg.tau)
+            cells = cells.masked_fill(excluded_cells(step.batch, size, step.teacher.image_size).flatten(1), 0.0)
+            found["feat"] = attended_norm(differences["feat"], cells, channels if cfg.channel_mask else None)
         return found
 
     def maps(self, step: Step[DetectorOutput]) -> dict[str, Tensor]:
@@ -141,6 +145,12 @@ class FKD(Distiller):
         for level in self.pairing.levels:
             ours, theirs = step.maps(Tap.NECK, level)
             ours = match_size(ours, (theirs.shape[2], theirs.shape[3]))
-            weight = fkd_feature_weights(ours, theirs, self.cfg.tau, False)
-            out[f"attention, stride {level.stride}"] = weight.squeeze(1)
+            strong = (_rows(x).abs().mean(2) for x in (ours, theirs))
+            cells = torch.stack([spatial_attention(x, self.cfg.tau) for x in strong]).mean(0)
+            out[f"attention, stride {level.stride}"] = cells.unflatten(1, theirs.shape[2:])
         return out
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h w, C), contiguous: a view of a map in channels_last, as those of the training loop are."""
+    return full_precision(x).flatten(2).transpose(1, 2).contiguous()

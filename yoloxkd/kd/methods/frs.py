@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.divergence import binary_divergence, image_means, weighted_error
+from yoloxkd.kd.functional.divergence import image_means, weighted_error
 from yoloxkd.kd.neck import NeckDistiller
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.same_places import Places, SamePlaces
@@ -49,7 +48,7 @@ class FRS(NeckDistiller):
         places = self.places(step)
         score = self._score(step, places)
         richness = places.grid.by_level(score)
-        rows = places.grid.by_level(binary_divergence(places.student.logits, places.teacher.logits))
+        rows = places.grid.by_level(places.divergence())
         out: Losses = {}
         for level, weight, divergence in zip(self.levels(step), richness, rows, strict=True):
             cells = weight.amax(-1)
@@ -70,5 +69,4 @@ class FRS(NeckDistiller):
 
     def _score(self, step: Step[DenseOutput], places: Places) -> Tensor:
         """(B, N) the teacher's largest class probability, 0 on padding and in ignore regions."""
-        with torch.no_grad():
-            return places.teacher.logits.amax(-1).sigmoid() * places.counted(step.batch)
+        return places.teacher.score() * places.counted(step.batch)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.divergence import binary_divergence
 from yoloxkd.kd.functional.masks import MIN_UNION
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.functional.regions import best_boxes, pooled_regions, region_levels
@@ -110,8 +109,7 @@ class GID(NeckDistiller):
     def instances(self, step: Step[DenseOutput], places: Places, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes (B, k, 4) px of the instances, best first, and which of these there are (B, k) bool."""
         student, teacher = places.student, places.teacher
-        ours, theirs = (side.logits.detach().amax(-1).sigmoid() for side in (student, teacher))
-        score, boxes = disagreement(ours, theirs, student.boxes.detach(), teacher.boxes)
+        score, boxes = disagreement(student.score(), teacher.score(), student.boxes, teacher.boxes)
         score = score.masked_fill(~counted, -torch.inf)
         if score.shape[1] > CANDIDATES:
             score, index = score.topk(CANDIDATES, 1)
@@ -125,8 +123,7 @@ class GID(NeckDistiller):
     def maps(self, step: Step[DenseOutput]) -> dict[str, Tensor]:
         """How far student and teacher are apart at each cell."""
         places = self.places(step)
-        ours, theirs = (side.logits.detach().amax(-1).sigmoid() for side in (places.student, places.teacher))
-        score = (theirs - ours).abs() * places.counted(step.batch)
+        score = (places.teacher.score() - places.student.score()).abs() * places.counted(step.batch)
         levels = zip(self.pairing.levels, places.grid.by_level(score), strict=True)
         return {f"disagreement, stride {level.stride}": value.amax(-1) for level, value in levels}
 
@@ -148,7 +145,7 @@ class GID(NeckDistiller):
         anchors = anchors_of(places.grid)
         answering = matched_anchors(anchors, boxes, used) & counted
         count = answering.sum(1).clamp_min(1)
-        rows = binary_divergence(places.student.logits, places.teacher.logits)
+        rows = places.divergence()
         code = [box_code(side.boxes, anchors) for side in (places.student, places.teacher)]
         wrong = F.smooth_l1_loss(code[0], code[1].detach(), reduction="none", beta=self.cfg.beta).sum(-1)
         return {

@@ -18,7 +18,7 @@ from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps, Predictions
 from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
 from yoloxkd.nn.necks.pafpn import PAFPN
 from yoloxkd.ops.boxes import to_center, to_corners
-from yoloxkd.ops.losses import full_precision, joint_logits, soft_class_loss, squared_iou_loss
+from yoloxkd.ops.losses import full_precision, soft_class_loss, squared_iou_loss
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Tap, Targets, task_losses
 
 PRIOR = 1e-2
@@ -115,10 +115,8 @@ class YOLOX(DenseDetector):
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         return decode(raw, grid.points, grid.point_strides)
 
-    def class_logits(self, out: DenseOutput) -> Tensor:
-        """(B, A, K) the logits of class probability times objectness."""
-        assert out.quality is not None
-        return joint_logits(out.cls_logits, out.quality)
+    def objectness(self, out: DenseOutput) -> Tensor | None:
+        return out.quality
 
     def class_probability(self, out: DenseOutput) -> Tensor:
         """(B, A, K) class probability times objectness, which is what YOLOX trains its classes to mean."""
