@@ -11,7 +11,13 @@ from torch import Tensor
 
 from tests.parity.test_fgd import close
 from tests.parity.vectors import Case, cases, padded
-from yoloxkd.kd.functional.divergence import class_divergence, image_means, region_divergence, weighted_error
+from yoloxkd.kd.functional.divergence import (
+    class_divergence,
+    image_means,
+    region_divergence,
+    squared_errors,
+    weighted_sums,
+)
 from yoloxkd.kd.functional.masks import (
     anchors_near_boxes,
     box_levels,
@@ -56,7 +62,9 @@ class Maps:
 
     def errors(self, weights: Sequence[Tensor]) -> Sums:
         """Of each level, the error by its weights."""
-        return [weighted_error(s, t, w) for s, t, w in zip(self.adapted, self.teacher, weights, strict=True)]
+        return [
+            weighted_sums(squared_errors(s, t), w) for s, t, w in zip(self.adapted, self.teacher, weights, strict=True)
+        ]
 
     def mean_square(self, sums: Sums, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The releases' mean over levels of the sum over cells over twice the number of cells and channels."""
@@ -124,7 +132,7 @@ def test_baselines_fgfi(case: Case) -> None:
     sums = run.errors(everywhere)
     close(run.mean_square(sums, batch_mean), case.tensor("hint_all_released"), RTOL)
     close(run.mean_square(sums, image_means), case.tensor("hint_all_mean"), RTOL)
-    first, weights = weighted_error(run.adapted[0].relu(), run.teacher[0], masks[0])
+    first, weights = weighted_sums(squared_errors(run.adapted[0].relu(), run.teacher[0]), masks[0])
     close(batch_mean(first, weights) / 2, case.tensor("plain_original"), RTOL)
 
 

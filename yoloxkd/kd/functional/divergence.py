@@ -81,12 +81,13 @@ def region_divergence(student: Tensor, teacher: Tensor, chosen: Tensor, tau: flo
 
 
 @without_autocast
-def weighted_error(student: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared errors by the weight of their cells, and the weights, both summed over the cells of each image: (B,) each.
+def squared_errors(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum over channels of (S - T)² at each cell, in float32 at least: (B, C, h, w) -> (B, h, w)."""
+    return cell_error(full_precision(student), full_precision(teacher).detach())
 
-    student, teacher (B, C, h, w); weight (B, h, w). The squared error of a cell is the sum over its channels.
-    """
-    error = cell_error(full_precision(student), full_precision(teacher).detach())
+
+def weighted_sums(error: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of cells by their weights, and the weights, both summed over the cells of each image: (B, h, w) each -> (B,) each."""
     weight = weight.to(error.dtype)
     return (weight * error).sum((1, 2)), weight.sum((1, 2))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.divergence import image_means, weighted_error
+from yoloxkd.kd.functional.divergence import image_means, squared_errors, weighted_sums
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.neck import NeckDistiller
 from yoloxkd.kd.pairing import Pairing
@@ -72,7 +72,7 @@ class Chen(NeckDistiller):
     def compare(self, step: Step[DenseOutput]) -> Losses:
         out: Losses = {}
         for level in self.levels(step) if self.cfg.gamma > 0 else ():
-            found = image_means(*weighted_error(level.student, level.teacher, ~level.excluded))
+            found = image_means(*weighted_sums(squared_errors(level.student, level.teacher), ~level.excluded))
             weight = self.cfg.gamma / level.teacher.shape[1]
             out[LossName(self.name, "hint", level.pair.stride)] = Loss(found * weight)
         if self.weights:

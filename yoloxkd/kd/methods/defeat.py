@@ -13,7 +13,7 @@ from torch import Tensor
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.divergence import image_means, weighted_error
+from yoloxkd.kd.functional.divergence import image_means, squared_errors, weighted_sums
 from yoloxkd.kd.functional.masks import box_levels, marked_cells, whole_cells
 from yoloxkd.kd.methods.fgfi import ADAPTER_STD, LEVEL_BASE
 from yoloxkd.kd.neck import NeckDistiller, NeckLevel
@@ -50,9 +50,9 @@ class DeFeat(NeckDistiller):
         out: Losses = {}
         for i, level in enumerate(self.levels(step)):
             share = len(self.pairing.levels) * level.teacher.shape[1]
-            masks = self._masks(step, level, i)
+            masks, error = self._masks(step, level, i), squared_errors(level.student, level.teacher)
             for term, weight in self.weights.items():
-                found = image_means(*weighted_error(level.student, level.teacher, masks[term]))
+                found = image_means(*weighted_sums(error, masks[term]))
                 out[LossName(self.name, term, level.pair.stride)] = Loss(found * (weight / share))
         return out
 

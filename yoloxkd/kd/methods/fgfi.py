@@ -10,7 +10,7 @@ from torch import Tensor
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.divergence import image_means, weighted_error
+from yoloxkd.kd.functional.divergence import image_means, squared_errors, weighted_sums
 from yoloxkd.kd.functional.masks import anchors_near_boxes, box_levels
 from yoloxkd.kd.neck import NeckDistiller, NeckLevel, grid_of
 from yoloxkd.kd.pairing import Pairing
@@ -57,7 +57,10 @@ class FGFI(NeckDistiller):
         levels = list(self.levels(step))
         out: Losses = {}
         for level, weight in zip(levels, self._near(step, levels), strict=True):
-            found = image_means(*weighted_error(level.student, level.teacher, weight)) / level.teacher.shape[1]
+            found = (
+                image_means(*weighted_sums(squared_errors(level.student, level.teacher), weight))
+                / level.teacher.shape[1]
+            )
             out[LossName(self.name, "near", level.pair.stride)] = Loss(found * self.cfg.alpha)
         return out
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.divergence import image_means, weighted_error
+from yoloxkd.kd.functional.divergence import image_means, squared_errors, weighted_sums
 from yoloxkd.kd.neck import NeckDistiller
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.same_places import Places, SamePlaces
@@ -53,10 +53,10 @@ class FRS(NeckDistiller):
         for level, weight, divergence in zip(self.levels(step), richness, rows, strict=True):
             cells = weight.amax(-1)
             if "feat" in self.weights:
-                found = image_means(*weighted_error(level.student, level.teacher, cells))
+                found = image_means(*weighted_sums(squared_errors(level.student, level.teacher), cells))
                 out[LossName(self.name, "feat", level.pair.stride)] = Loss(found * self.weights["feat"])
             if "cls" in self.weights:
-                found = image_means((cells * divergence.sum(-1)).sum((1, 2)), cells.sum((1, 2)))
+                found = image_means(*weighted_sums(divergence.sum(-1), cells))
                 out[LossName(self.name, "cls", level.pair.stride)] = Loss(found * self.weights["cls"])
         return out
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.divergence import image_means, weighted_error
+from yoloxkd.kd.functional.divergence import image_means, squared_errors, weighted_sums
 from yoloxkd.kd.functional.importance import touched_by_any
 from yoloxkd.kd.functional.regions import best_boxes, pooled_regions, region_levels
 from yoloxkd.kd.neck import NeckDistiller
@@ -57,7 +57,7 @@ class Mimic(NeckDistiller):
     def _whole(self, step: Step[Any]) -> Losses:
         out: Losses = {}
         for level in self.levels(step):
-            found = image_means(*weighted_error(level.student, level.teacher, ~level.excluded))
+            found = image_means(*weighted_sums(squared_errors(level.student, level.teacher), ~level.excluded))
             out[LossName(self.name, "map", level.pair.stride)] = Loss(found * (self.cfg.alpha / level.teacher.shape[1]))
         return out
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.divergence import image_means, weighted_error
+from yoloxkd.kd.functional.divergence import image_means, squared_errors, weighted_sums
 from yoloxkd.kd.functional.masks import box_levels, gaussian_cells, whole_cells
 from yoloxkd.kd.methods.defeat import Assign
 from yoloxkd.kd.methods.fgfi import ADAPTER_STD, LEVEL_BASE
@@ -48,7 +48,9 @@ class TADF(NeckDistiller):
     def compare(self, step: Step[DetectorOutput]) -> Losses:
         out: Losses = {}
         for i, level in enumerate(self.levels(step)):
-            found = image_means(*weighted_error(level.student, level.teacher, self._gaussians(step, level, i)))
+            found = image_means(
+                *weighted_sums(squared_errors(level.student, level.teacher), self._gaussians(step, level, i))
+            )
             share = len(self.pairing.levels) * level.teacher.shape[1]
             out[LossName(self.name, "gauss", level.pair.stride)] = Loss(found * (self.cfg.alpha / share))
         return out
