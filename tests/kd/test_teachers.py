@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.kd.fakes import TinyDetector, make_batch, make_state, metrics
-from tests.kd.test_callback import epoch
+from tests.kd.test_distillation import epoch
 from tests.losses import distilled, step_of
 from yoloxkd.engine.callbacks.progress import by_term
 from yoloxkd.engine.events import State
