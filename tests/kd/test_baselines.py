@@ -11,14 +11,15 @@ from torch import Tensor
 from torchvision.ops import nms, roi_align
 
 from tests.kd.contract import leaves
-from tests.kd.fakes import TinyDetector, make_batch
+from tests.kd.fakes import TinyDetector, make_batch, make_state
 from tests.losses import compared, step_of
 from tests.nn.fpn import narrow
 from tests.test_extension import TwoAnchors
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import Distiller, Pair, Step
+from yoloxkd.kd.base import Distiller, Pair, Step, Teacher
+from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.functional import masks
 from yoloxkd.kd.functional.divergence import class_divergence
 from yoloxkd.kd.functional.masks import CELL_BUDGET, anchors_near_boxes, box_levels
@@ -178,6 +179,14 @@ def test_a_3x3_adapter_is_trained_on_every_level(name: str) -> None:
     step = seen(models, batch)
     torch.stack([v.mean() for v in trained.compare(step).values()]).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.parameters())
+
+
+def test_the_plan_says_whose_adapter_is_3x3() -> None:
+    student, teacher = TinyDetector(4), TinyDetector(4)
+    state, said = make_state(student)
+    methods = {"defeat": DISTILLERS["defeat"].Config(), "gid": DISTILLERS["gid"].Config()}
+    Distill(Teacher(teacher, "teacher.pt", "0" * 64, 1.0), methods).on_setup(state)
+    assert sum("as they are; 3x3 adapter of defeat" in line for line in "\n".join(said).splitlines()) == 2
 
 
 # predictions

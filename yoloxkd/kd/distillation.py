@@ -94,7 +94,7 @@ class Distill(Callback):
         state.extra["kd"] = {
             "teachers": [
                 {"source": t.source, "digest": t.digest, "share": t.share, "weight": t.weight, "ap": ap}
-                | {"plan": plan.as_dict(), "table": [list(row) for row in plan.describe(_taps(own))]}
+                | {"plan": plan.as_dict(), "table": [list(row) for row in plan.describe(_taps(own), _adapted(own))]}
                 for t, ap, plan, own in zip(self.teachers, aps, self.plans, methods, strict=True)
             ],
             "auto": dict(saved.get("auto", {})),
@@ -172,7 +172,7 @@ class Distill(Callback):
         for i, (teacher, plan, own) in enumerate(zip(self.teachers, self.plans, methods, strict=True)):
             if len(self.teachers) > 1:
                 state.say(f"teacher @{i + 1} of {len(self.teachers)}: {teacher.source}, weight {teacher.weight:g}")
-            state.say(table(plan.describe(_taps(own))))
+            state.say(table(plan.describe(_taps(own), _adapted(own))))
 
     def _resumed(self, state: State) -> dict[str, Any]:
         saved: dict[str, Any] = state.resumed.get("kd") or {}
@@ -248,6 +248,11 @@ class Distill(Callback):
                 f"warning: {method} is {own / max(task, 1e-12):.3g} times the task loss in epoch {state.epoch + 1}; "
                 "lower its weights, or use --set kd.weight=auto"
             )
+
+
+def _adapted(methods: Mapping[str, Distiller]) -> list[str]:
+    """The methods that adapt every level of the neck by a 3x3 convolution."""
+    return [name for name, method in methods.items() if getattr(method, "adapter", "1x1") == "3x3"]
 
 
 def _taps(methods: Mapping[str, Distiller]) -> list[Tap]:

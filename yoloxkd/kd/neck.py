@@ -44,6 +44,7 @@ class NeckDistiller(Distiller):
     def __init__(self, cfg: KDConfig, pairing: Pairing, adapter: AdapterKind = "1x1", std: float | None = None) -> None:
         super().__init__(cfg, pairing)
         self.needs = frozenset({Tap.NECK})
+        self.adapter = adapter
         self.adapters = Adapters(pairing, self.needs, adapter, std)
         self.register_buffer("taught", pairing.taught.clone(), persistent=False)
         self.answers_for_all = bool(pairing.taught.all())
