@@ -13,8 +13,8 @@ from benchmarks.scenes import batch_of, detector
 from benchmarks.steps_of import training_step
 from benchmarks.timing import Spread, alternate, ratio
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 
 WIDTH, SIZE, IMAGES = 0.125, 128, 4
 

@@ -15,8 +15,9 @@ from benchmarks.steps_of import training_step
 from benchmarks.timing import alternate, ratio
 from tests.kd.plain_baselines import PLAIN
 from tests.losses import step_of
-from yoloxkd.kd import DISTILLERS, kd_defaults
+from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import Distiller, Step
+from yoloxkd.kd.defaults import kd_defaults
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import DenseOutput, Tap
 

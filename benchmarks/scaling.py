@@ -26,8 +26,8 @@ from yoloxkd.data.samples import TrainSamples
 from yoloxkd.engine.multiscale import size_at
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.dense.dense_detector import DenseDetector

@@ -20,12 +20,12 @@ ANSWERS = {
 IMPORTS = "import torch, torchvision, cv2, albumentations, yoloxkd.api, yoloxkd.assembly.run"
 FIRST_BATCH = """
 import os, sys
-from yoloxkd.engine.trainer import Fit
-step = Fit._batch
+from yoloxkd.engine.stepper import Stepper
+step = Stepper.step
 def first(self, batch):
     step(self, batch)
     os._exit(0)
-Fit._batch = first
+Stepper.step = first
 from yoloxkd.cli import main
 main(["train", "--student", "yolox-nano", "--data", "shapes", "--epochs", "1", "--batch", "8", "--imgsz", "320",
       "--device", "cpu", "--set", "augment.multiscale=0", "--out", sys.argv[1]])

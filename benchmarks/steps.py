@@ -16,8 +16,8 @@ from benchmarks.scenes import batch_of, detector
 from benchmarks.steps_of import training_step
 from benchmarks.timing import Spread, alternate, ratio, ratio_to_sum
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.types import Batch
 
 PAIRS = {

@@ -14,7 +14,7 @@ import torch
 
 from tests.conftest import TINY
 from yoloxkd import Detections, Detector, Trainer
-from yoloxkd.engine.callbacks import EarlyStopping
+from yoloxkd.engine.callbacks.early_stopping import EarlyStopping
 from yoloxkd.errors import UserError
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.ops.boxes import pairwise_iou

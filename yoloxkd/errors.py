@@ -8,7 +8,12 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The command line prints its sentence without a traceback and exits 2."""
+    """A mistake the user can mend. The command line prints its sentence without a traceback and exits 2.
+
+    Example:
+        >>> print(UserError("no model 'yolox-nanno'; did you mean 'yolox-nano'?"))
+        no model 'yolox-nanno'; did you mean 'yolox-nano'?
+    """
 
     exit_code = 2
     agreed = False

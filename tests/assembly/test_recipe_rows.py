@@ -9,7 +9,8 @@ from yoloxkd.assembly.recipes import recipe_names, resolve
 from yoloxkd.cli.run_tables import describe
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
-from yoloxkd.kd import DISTILLERS, kd_defaults
+from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.defaults import kd_defaults
 
 
 @pytest.mark.parametrize("name", recipe_rows())

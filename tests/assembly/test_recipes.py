@@ -13,7 +13,7 @@ from yoloxkd.assembly.run import check_size
 from yoloxkd.config.files import cfg_names
 from yoloxkd.engine.device import choose_device
 from yoloxkd.errors import UserError
-from yoloxkd.kd import set_defaults
+from yoloxkd.kd.defaults import set_defaults
 
 TEACHER = ["yolox-s@coco"]
 

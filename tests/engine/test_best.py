@@ -13,7 +13,8 @@ import torch
 from tests.conftest import TINY
 from yoloxkd import Trainer
 from yoloxkd.cli.run_tables import metrics_table
-from yoloxkd.engine.callbacks import HtmlReport, Plots
+from yoloxkd.engine.callbacks.html_report import HtmlReport
+from yoloxkd.engine.callbacks.plots import Plots
 from yoloxkd.engine.events import Callback, State
 
 OPTIONS: dict[str, Any] = {"student": "yolox-nano", "batch": 24, "imgsz": 64, "device": "cpu"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import sys
 from html.parser import HTMLParser
@@ -21,8 +22,12 @@ from tests.engine.runs import StopAt, rows, same_file
 from yoloxkd import Trainer
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.assembly.run_callbacks import ordered_callbacks
-from yoloxkd.engine.callbacks import CALLBACKS, EarlyStopping, Plots, TensorBoard, WeightsAndBiases
+from yoloxkd.engine.callbacks import CALLBACKS
+from yoloxkd.engine.callbacks.early_stopping import EarlyStopping
+from yoloxkd.engine.callbacks.plots import Plots
 from yoloxkd.engine.callbacks.progress import ProgressReport, duration
+from yoloxkd.engine.callbacks.tensorboard import TensorBoard
+from yoloxkd.engine.callbacks.wandb import WeightsAndBiases
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.types import TASK, LossName
@@ -120,10 +125,10 @@ def test_the_recipe_names_callbacks_and_their_keys() -> None:
         EarlyStopping(patience=0)
 
 
-def watch(callback: EarlyStopping, values: list[float], extra: dict[str, Any], first: int = 0) -> int | None:
+def watch(callback: EarlyStopping, values: list[float], first: int = 0) -> int | None:
     """The epoch (from 0) after which a run with these metrics stops."""
     for epoch, value in enumerate(values, first):
-        state = SimpleNamespace(extra=extra, metrics={"AP": value, "APl": -1.0}, epoch=epoch, epochs=99, stop=False)
+        state = SimpleNamespace(metrics={"AP": value, "APl": -1.0}, epoch=epoch, epochs=99, stop=False)
         state.say = lambda line: None
         callback.on_eval_end(state)  # type: ignore[arg-type]
         if state.stop:
@@ -132,15 +137,17 @@ def watch(callback: EarlyStopping, values: list[float], extra: dict[str, Any], f
 
 
 def test_early_stopping_waits_for_its_patience_and_remembers() -> None:
-    extra: dict[str, Any] = {}
-    assert watch(EarlyStopping(patience=3), [0.1, 0.3, 0.2, 0.3], extra) is None
-    assert watch(EarlyStopping(patience=3), [0.2], extra, first=4) == 4  # the extra of a checkpoint, a new object
-    assert watch(EarlyStopping(patience=2, min_delta=0.1), [0.1, 0.15, 0.19, 0.5], {}) == 2
-    assert watch(EarlyStopping(patience=3), [0.1, 0.1, 0.2, 0.2, 0.2, 0.2], {}) == 5
+    first, again = EarlyStopping(patience=3), EarlyStopping(patience=3)
+    assert watch(first, [0.1, 0.3, 0.2, 0.3]) is None
+    again.load_state_dict(first.state_dict())
+    assert watch(again, [0.2], first=4) == 4
+    assert watch(EarlyStopping(patience=2, min_delta=0.1), [0.1, 0.15, 0.19, 0.5]) == 2
+    assert watch(EarlyStopping(patience=3), [0.1, 0.1, 0.2, 0.2, 0.2, 0.2]) == 5
+    assert watch(EarlyStopping(patience=2), [math.nan, 0.2, math.nan, 0.1, 0.3]) == 3
     with pytest.raises(UserError, match="nothing to measure"):
-        watch(EarlyStopping(metric="APl"), [0.1], {})
+        watch(EarlyStopping(metric="APl"), [0.1])
     with pytest.raises(UserError, match="did you mean 'AP'"):
-        watch(EarlyStopping(metric="APP"), [0.1], {})
+        watch(EarlyStopping(metric="APP"), [0.1])
 
 
 def test_an_early_stopped_run_resumes_exactly_and_counts_as_finished(toy: Path, tmp_path: Path) -> None:
@@ -171,7 +178,7 @@ def test_progress_shows_everything_promised(terminal: bool, monkeypatch: pytest.
     console = Console(file=screen, force_terminal=terminal, width=150)
     state: Any = SimpleNamespace(
         epoch=1, epochs=5, step_in_epoch=0, iters_per_epoch=4, iteration=4, lr=0.01, device=torch.device("cpu"), stop=False,
-        recipe=SimpleNamespace(train=SimpleNamespace(batch=8)), images_per_second=12.5, extra={"evaluated": 1},
+        recipe=SimpleNamespace(train=SimpleNamespace(batch=8)), images_per_second=12.5, evaluated=1,
         losses=dict(zip(NAMES, torch.tensor([1.5, 2.0, 0.5]), strict=True)),
         epoch_losses=dict(zip(NAMES, (1.5, 2.0, 0.25), strict=True)), metrics={"AP": 0.25, "AP50": 0.5},
         say=lambda line: console.print(line, highlight=False, soft_wrap=True),

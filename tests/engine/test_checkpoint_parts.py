@@ -11,7 +11,6 @@ import torch
 
 from yoloxkd.assembly.models import build_detector, open_model, read_weights
 from yoloxkd.engine.checkpoint import save_checkpoint
-from yoloxkd.engine.checkpoint_parts import SavedExtra, checked
 from yoloxkd.errors import UserError
 
 NAN = float("nan")
@@ -80,36 +79,6 @@ def test_a_changed_student_is_one_sentence(path: str, new: Any, message: str, tm
         open_model(str(file))
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-TEACHER = {"source": "t.pt", "digest": "ab", "ap": None, "later": 1}
-WEIGHT = {"fixed": None, "seen": 1, "task": torch.tensor(1.0), "own": torch.tensor(2.0)}
-COUNTS = torch.zeros(2, dtype=torch.int64)
-
-
-@pytest.mark.parametrize(
-    ("path", "new", "message"),
-    [
-        ("kd", None, "its 'kd' should be a section or left out"),
-        ("kd/teachers", DROP, "its 'kd.teachers' is missing"),
-        ("kd/teachers", [5], "its 'kd.teachers.0' should be a valid dictionary"),
-        ("kd/teachers/0/digest", None, "its 'kd.teachers.0.digest'"),
-        ("kd/auto/pgd/seen", -1, "its 'kd.auto.pgd.seen'"),
-        ("kd/auto/pgd/fixed", NAN, "its 'kd.auto.pgd.fixed'"),
-        ("kd/auto/pgd/task", torch.zeros(2), "its 'kd.auto.pgd.task' should be a number in a tensor"),
-        ("kd/nonfinite", [torch.tensor(1)], "its 'kd.nonfinite' should be lists of counts"),
-        ("best_metrics", None, "its 'best_metrics' should be a section or left out"),
-        ("best_metrics", DROP, "both 'best_epoch' and 'best_metrics'"),
-        ("early_stopping", {"best": 0.5}, "its 'early_stopping.epoch' is missing"),
-    ],
-)
-def test_what_callbacks_keep_is_checked_too(path: str, new: Any, message: str) -> None:
-    extra: dict[str, Any] = {"best_epoch": 0, "best_metrics": {"AP": 0.5, "per_class": {}}}
-    extra |= {"early_stopping": {"best": 0.5, "epoch": 0}}
-    extra |= {"kd": {"teachers": [TEACHER], "auto": {"pgd": WEIGHT}, "nonfinite": [COUNTS, None]}}
-    checked(SavedExtra, extra, "last.pt")
-    with pytest.raises(UserError, match=message):
-        checked(SavedExtra, put(extra, path, new), "last.pt")
 
 
 def test_keys_of_other_versions_are_left_alone(tmp_path: Path) -> None:

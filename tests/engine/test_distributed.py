@@ -72,9 +72,8 @@ def test_a_run_is_the_same(name: str, folder: Path, one: Path) -> None:
         assert mine.keys() == whole.keys()
         for key, value in whole.items():
             torch.testing.assert_close(mine[key], value, rtol=1e-5, atol=1e-5, msg=key)
-    assert a["run"]["extra"]["kd"]["auto"]["pgd"]["fixed"] == pytest.approx(
-        b["run"]["extra"]["kd"]["auto"]["pgd"]["fixed"], rel=1e-5
-    )
+    weights_of_pgd = [run["run"]["callbacks"]["kd"]["auto"]["pgd"]["fixed"] for run in (a, b)]
+    assert weights_of_pgd[0] == pytest.approx(weights_of_pgd[1], rel=1e-5)
     for mine, whole in zip(rows(folder / name), rows(one), strict=True):
         for key in whole:
             if key.startswith(("loss", "lr")):

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,21 @@ OPTIONS: dict[str, Any] = {"student": "yolox-nano", "epochs": 4, "batch": 8, "im
 
 
 class Draws(Callback):
-    """Uses every random generator in each step and keeps what came, with the size of the batch."""
+    """Uses every random generator in each step and remembers what came, with the size of the batch."""
+
+    def __init__(self) -> None:
+        self.drawn: list[list[float]] = []
 
     def on_step(self, state: State) -> None:
         assert state.batch is not None
         drawn = [random.random(), float(np.random.rand()), float(np.random.randn()), float(torch.rand(()))]
-        state.extra["drawn"] = [*state.extra.get("drawn", []), [*drawn, state.batch.images.shape[-1]]]
+        self.drawn.append([*drawn, state.batch.images.shape[-1]])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.drawn = list(saved["drawn"])
 
 
 class Stop(Callback):
@@ -95,7 +105,7 @@ def test_stopped_and_resumed_is_the_same_run(
     torch.manual_seed(99)
     Trainer(resume=out, callbacks=[Draws()]).fit()
     equal_runs(out, whole)
-    sizes = {draw[-1] for draw in torch.load(out / "last.pt", weights_only=True)["run"]["extra"]["drawn"]}
+    sizes = {draw[-1] for draw in torch.load(out / "last.pt", weights_only=True)["run"]["callbacks"]["Draws"]["drawn"]}
     assert len(sizes) > 1  # multi-scale was on
 
 

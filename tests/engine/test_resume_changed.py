@@ -26,6 +26,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("run")
     data = write_toy(folder / "data", images=4, size=64)
     sets = {"student.width": 0.0625, "augment.multiscale": 0, "augment.mosaic": 0, "callbacks.plots": False}
+    sets["callbacks.early_stopping"] = True
     options: dict[str, Any] = {"data": str(data), "epochs": 1, "batch": 2, "imgsz": 64, "device": "cpu", "workers": 0}
     Trainer("yolox-nano", **options, set=sets, out=folder / "run", console=Console(file=io.StringIO())).fit()
     found: dict[str, Any] = torch.load(folder / "run" / "last.pt", weights_only=True)
@@ -56,16 +57,29 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no optimizer": (lambda r: r.update(optimizer=None), "optimizer state: there is none"),
     "no averages": (lambda r: r.update(ema=None), "averaged weights: there are none"),
     "averages without a layer": (lambda r: r["ema"]["module"].popitem(), "averaged weights.*missing in it"),
-    "a best AP that is none": (lambda r: r.update(best=NAN), "'run.best'"),
+    "a best AP that is none": (lambda r: r["best"].update(value=NAN), "'run.best.value'"),
+    "a best epoch without its metrics": (lambda r: r["best"].pop("metrics"), "'run.best.metrics"),
+    "evaluated before the beginning": (lambda r: r.update(evaluated=-1), "'run.evaluated'"),
     "metrics as text": (lambda r: r["metrics"].update(AP="good"), "'run.metrics"),
-    "early stopping as a number": (lambda r: r["extra"].update(early_stopping=3), "'run.extra.early_stopping'"),
+    "early stopping as a number": (
+        lambda r: r["callbacks"].update(early_stopping=3),
+        "'run.callbacks.early_stopping'",
+    ),
+    "early stopping without its epoch": (
+        lambda r: r["callbacks"].update(early_stopping={"best": 0.5}),
+        "what last.pt has of the callback 'early_stopping' was changed.* 'epoch' is missing",
+    ),
+    "a note on the backbone that is none": (
+        lambda r: r["callbacks"].update(backbone={"note": 3}),
+        "'backbone'.* 'note'",
+    ),
 }
 
 
 def resume(raw: dict[str, Any], folder: Path) -> None:
     torch.save(raw, folder / "last.pt")
     recipe, out, found = read_resume(str(folder / "last.pt"))
-    prepare(recipe, out, resume=found, console=Console(file=io.StringIO()))._setup()
+    prepare(recipe, out, resume=found, console=Console(file=io.StringIO())).set_up()
 
 
 def test_what_was_saved_can_be_resumed(raw: dict[str, Any], tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from tests.nn.fpn import narrow
 from yoloxkd.assembly.models import build_detector
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.functional import importance
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.types import TASK, Batch, Targets

@@ -24,8 +24,8 @@ from yoloxkd.engine.parallel import gradients, wrapped
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.types import Batch, Draw
 
 FAMILIES = {

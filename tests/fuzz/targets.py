@@ -28,7 +28,8 @@ from yoloxkd.config.load import parse_set
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.engine.checkpoint import FORMAT
 from yoloxkd.engine.optim import learning_rate
-from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
+from yoloxkd.exporters import RUNTIMES
+from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.study.definition import read_study
 from yoloxkd.study.kept_runs import keep, kept
@@ -114,11 +115,11 @@ def use_last(value: Any, folder: Path, whole: bool = False) -> None:
     file = folder / "last.pt"
     torch.save(value, file)
     recipe, _, raw = read_resume(str(file))
-    fit = prepare(recipe, folder / "out", resume=raw, console=_quiet())
+    loop = prepare(recipe, folder / "out", resume=raw, console=_quiet())
     if whole:
-        fit.run()
+        loop.run()
     else:
-        fit._setup()
+        loop.set_up()
 
 
 @functools.cache

@@ -13,8 +13,9 @@ from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import means
 from yoloxkd.engine.parallel import gradients
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd.base import Distiller, Pair, Step, TeacherLosses
+from yoloxkd.kd.base import Distiller, Pair, Step
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.types import TASK, Batch, DenseOutput, Draw, Tap
 
 PREDICTIONS = ("cls_logits", "box_raw")

@@ -11,9 +11,10 @@ from tests.kd.fakes import make_batch
 from tests.losses import distilled
 from tests.nn.fpn import narrow
 from yoloxkd.errors import UserError
-from yoloxkd.kd import DISTILLERS, kd_defaults
-from yoloxkd.kd.base import TeacherLosses
+from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.defaults import kd_defaults
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.dense.yolox import YOLOX

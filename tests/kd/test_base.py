@@ -11,11 +11,11 @@ from torch import Tensor
 from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import distilled, means, task
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.types import DenseOutput
+from yoloxkd.kd.teacher_losses import TeacherLosses
+from yoloxkd.types import DenseOutput, LossName
 
 
 def build(student_channels: int = 4) -> tuple[TinyDetector, TinyDetector, TeacherLosses]:
@@ -23,6 +23,11 @@ def build(student_channels: int = 4) -> tuple[TinyDetector, TinyDetector, Teache
     student, teacher = TinyDetector(student_channels), TinyDetector(6)
     plan = Pairing.between(student, teacher)
     return student, teacher, TeacherLosses(teacher, {"fgd": FGD(FGDConfig(), plan), "pgd": PGD(PGDConfig(), plan)})
+
+
+def factors(module: TeacherLosses, **factors: float | Tensor) -> None:
+    for name, factor in factors.items():
+        module.methods[name].factor = factor
 
 
 def train(student: TinyDetector, module: TeacherLosses, steps: int = 3) -> dict[str, Tensor]:
@@ -74,20 +79,22 @@ def test_names_cover_every_method_term_and_level() -> None:
     assert all(p.grad is not None for p in module.parameters())
 
 
-def test_scales_are_factors_and_zero_turns_a_method_off() -> None:
+def test_factors_scale_the_losses_and_zero_turns_a_method_off() -> None:
     student, teacher, module = build()
     student.eval()
     batch = make_batch()
     calls: list[int] = []
     teacher.register_forward_hook(lambda *_: calls.append(1))
     full = distilled(module, student, batch)
-    module.scales = {"fgd": 0.25, "pgd": torch.tensor(0.5)}
+    factors(module, fgd=0.25, pgd=torch.tensor(0.5))
     part = distilled(module, student, batch)
     for name, value in full.items():
         torch.testing.assert_close(part[name], value * (0.25 if name.startswith("fgd") else 0.5))
-    torch.testing.assert_close(module.raw["fgd"], sum(v for k, v in full.items() if k.startswith("fgd/")).detach())
+    torch.testing.assert_close(
+        module.methods["fgd"].loss, sum(v for k, v in full.items() if k.startswith("fgd/")).detach()
+    )
     assert len(calls) == 2
-    module.scales = {"fgd": 0.0, "pgd": 0.0}
+    factors(module, fgd=0.0, pgd=0.0)
     off = distilled(module, student, batch)
     assert len(calls) == 2  # the teacher is not run for nothing
     assert list(off) == list(full)
@@ -123,7 +130,7 @@ def test_terms_that_are_not_finite_are_left_out(value: float) -> None:
         module.zero_grad()
         losses = distilled(module, student, batch)
         torch.stack(list(losses.values())).sum().backward()
-    counts = dict(zip(map(str, module.names), module.nonfinite.tolist(), strict=True))
+    counts = dict(zip(map(str, module.names), module.nonfinite.counts.tolist(), strict=True))
     assert counts["fgd/fg/s8"] == counts["fgd/global/s8"] == 2
     assert sum(v for k, v in counts.items() if not (k.startswith("fgd/") and k.endswith("/s8"))) == 0
     assert all(v.isfinite() for v in losses.values())
@@ -132,7 +139,9 @@ def test_terms_that_are_not_finite_are_left_out(value: float) -> None:
     for name, p in [*student.named_parameters(), *module.named_parameters()]:
         assert p.grad is None or p.grad.isfinite().all(), name
     assert student.neck[0][0].weight.grad.abs().sum() > 0  # what is finite still teaches
-    assert module.dtypes["fgd", 8] == "student map float32, teacher map float32"
+    assert module.describe(LossName("fgd", "fg", 8)) == (
+        "fgd term fg at stride 8 (student map float32, teacher map float32)"
+    )
 
 
 def test_finite_gradients_pass_untouched() -> None:
@@ -151,7 +160,7 @@ def test_bfloat16_autocast_gives_float32_terms() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = distilled(module, student, batch)
     assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
-    assert module.dtypes["pgd", 16] == "student map bfloat16, teacher map bfloat16"
+    assert module.methods["pgd"].precisions[16] == "student map bfloat16, teacher map bfloat16"
 
 
 def test_the_teacher_looks_once_a_step_and_before_the_student_holds_anything() -> None:
@@ -162,11 +171,11 @@ def test_the_teacher_looks_once_a_step_and_before_the_student_holds_anything() -
     step = TrainStep(student, torch.nn.ModuleDict({"kd": module})).train()
     first = step(make_batch())
     assert order == ["teacher", "student"]
-    module.scales = {"fgd": 1.0, "pgd": 0.0}
+    factors(module, fgd=1.0, pgd=0.0)
     order.clear()
     assert step(make_batch(seed=1)).keys() == first.keys()
     assert order == ["teacher", "student"]
-    module.scales = dict.fromkeys(module.scales, 0.0)
+    factors(module, fgd=0.0, pgd=0.0)
     order.clear()
     step(make_batch())
     assert order == ["student"]

@@ -279,7 +279,7 @@ def test_a_key_of_another_method_is_refused_by_its_name(name: str, key: str, sen
 
 
 def weights(name: str, family: str) -> Tensor:
-    from yoloxkd.kd import kd_defaults
+    from yoloxkd.kd.defaults import kd_defaults
 
     keys = kd_defaults(name, family)
     return torch.tensor([keys[k] for k in ("alpha", "beta") if k in keys])

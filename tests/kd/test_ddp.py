@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import means
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 
 
 def build() -> TrainStep:
@@ -38,7 +38,7 @@ def work(rank: int, port: int, out: str) -> None:
     plain = build()
     step = nn.parallel.DistributedDataParallel(plain)
     first = gradients(step, plain, rank)
-    plain.aux["kd"].scales["fgd"] = 0.0  # off on every rank: its parameters must still report to the reducer
+    plain.aux["kd"].methods["fgd"].factor = 0.0  # off on every rank: its parameters must still report to the reducer
     plain.zero_grad()
     second = gradients(step, plain, rank)
     torch.save([first, second], f"{out}/{rank}.pt")
@@ -56,7 +56,7 @@ def test_gradients_are_the_mean_over_processes(tmp_path: Path) -> None:
         alone = []
         for seed in range(2):
             step = build()
-            step.aux["kd"].scales["fgd"] = 0.0 if off else 1.0
+            step.aux["kd"].methods["fgd"].factor = 0.0 if off else 1.0
             alone.append(gradients(step, step, seed))
         assert any("adapters" in name for name in alone[0])
         for name, value in alone[0].items():

@@ -7,8 +7,8 @@ import yaml
 
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.errors import UserError
-from yoloxkd.kd import DISTILLERS, kd_defaults, kd_sets
-from yoloxkd.kd.defaults import kd_file
+from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.defaults import kd_defaults, kd_file, kd_sets
 from yoloxkd.kd.methods.fgd import FGDConfig
 from yoloxkd.kd.methods.pgd import PGDConfig
 

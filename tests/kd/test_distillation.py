@@ -25,12 +25,15 @@ def start(
     digest: str = "a" * 64,
     state: dict[str, Any] | None = None,
     student: TinyDetector | None = None,
+    saved: dict[str, Any] | None = None,
     **keys: Any,
 ) -> tuple[Distill, State, list[str]]:
     torch.manual_seed(0)
     run, said = make_state(student or TinyDetector(4), **(state or {}))
     who = Teacher(teacher or TinyDetector(6), "teacher.pt", digest, 0.987)
     callback = Distill(who, methods or {"pgd": PGDConfig()}, **keys)
+    if saved is not None:
+        callback.load_state_dict(saved)
     callback.on_setup(run)
     return callback, run, said
 
@@ -66,10 +69,10 @@ def test_setup_prints_the_plan_and_the_teacher_and_registers_the_losses() -> Non
     assert "98.7%" in text
     assert "AP 0.500" in text
     assert list(state.aux) == ["kd"]
-    (kept,) = state.extra["kd"]["teachers"]
-    assert kept["digest"] == "a" * 64
-    assert kept["plan"]["strides"] == [8, 16]
-    assert kept["ap"] == 0.5
+    (record,) = callback.state_dict()["teachers"]
+    assert record["digest"] == "a" * 64
+    assert record["plan"]["strides"] == [8, 16]
+    assert record["ap"] == 0.5
     callback.on_fit_start(state)
     epoch(callback, state)
     assert any("of the loss in epoch 1" in line and line.startswith("fgd:") for line in said)
@@ -117,17 +120,17 @@ def test_a_method_without_a_term_is_refused() -> None:
 
 
 def test_resume_checks_the_teacher_and_restores_the_automatic_weight() -> None:
-    _, state, _ = start()
+    first, _, _ = start()
     fixed = {"fixed": 3.5, "seen": 100, "task": torch.tensor(7.0), "own": torch.tensor(1.0)}
-    saved = {"kd": state.extra["kd"] | {"auto": {"pgd": fixed}}}
+    saved = first.state_dict() | {"auto": {"pgd": fixed}}
     auto = {"pgd": PGDConfig(weight="auto")}
-    callback, again, _ = start(auto, state={"resumed": saved, "evaluate": None})  # the gate was passed before
+    callback, again, _ = start(auto, saved=saved, state={"evaluate": None})  # the gate was passed before
     callback.on_batch_start(again)
-    assert again.aux["kd"].scales["pgd"] == 3.5
-    assert again.extra["kd"]["teachers"][0]["ap"] == 0.5
-    assert again.extra["kd"]["auto"] == {"pgd": fixed}
+    assert again.aux["kd"].methods["pgd"].factor == 3.5
+    assert callback.state_dict()["teachers"][0]["ap"] == 0.5
+    assert callback.state_dict()["auto"] == {"pgd": fixed}
     with pytest.raises(UserError, match="not the file this run began with"):
-        start(digest="b" * 64, state={"resumed": saved})
+        start(digest="b" * 64, saved=saved)
 
 
 def test_checkpoint_of_the_losses_holds_adapters_and_no_teacher() -> None:
@@ -143,7 +146,7 @@ def test_automatic_weight_is_fixed_said_and_stored() -> None:
     state.detector.requires_grad_(False)  # nothing learns: every epoch has the same losses
     epoch(callback, state, training=False)
     epoch(callback, state, training=False)
-    fixed = state.extra["kd"]["auto"]["pgd"]["fixed"]
+    fixed = callback.state_dict()["auto"]["pgd"]["fixed"]
     assert any(f"fixed at {fixed:.4g}" in line for line in said)
     epoch(callback, state, training=False)
     task = sum(v for k, v in state.epoch_losses.items() if k.source == TASK)
@@ -160,7 +163,7 @@ def test_a_measurement_goes_on_where_it_was_interrupted() -> None:
     first, stopped, _ = start(cfg)
     epoch(first, stopped)
     assert first.weights["pgd"].measuring
-    second, resumed, _ = start(cfg, state={"resumed": stopped.extra, "iteration": 4, "epoch": 1})
+    second, resumed, _ = start(cfg, saved=first.state_dict(), state={"iteration": 4, "epoch": 1})
     resumed.detector.load_state_dict(stopped.detector.state_dict())
     resumed.aux.load_state_dict(stopped.aux.state_dict())
     epoch(second, resumed)
@@ -172,10 +175,10 @@ def test_a_measurement_goes_on_where_it_was_interrupted() -> None:
 def test_warmup_and_stop_reach_the_module() -> None:
     callback, state, said = start({"pgd": PGDConfig(warmup=1, stop_epoch=1)})
     callback.on_batch_start(state)
-    assert state.aux["kd"].scales["pgd"] == 0.25
+    assert state.aux["kd"].methods["pgd"].factor == 0.25
     epoch(callback, state)
     callback.on_batch_start(state)
-    assert state.aux["kd"].scales["pgd"] == 0.0
+    assert state.aux["kd"].methods["pgd"].factor == 0.0
     said.clear()
     epoch(callback, state)
     assert said == []  # off by plan: nothing to warn about
@@ -221,7 +224,10 @@ def test_terms_that_were_not_finite_are_counted_on_after_a_resume() -> None:
     callback, state, _ = start({"fgd": FGDConfig(max_nonfinite=9)}, teacher=Broken(6))
     epoch(callback, state, steps=2)
     again, resumed, said = start(
-        {"fgd": FGDConfig(max_nonfinite=9)}, teacher=Broken(6), state={"resumed": state.extra, "evaluate": None}
+        {"fgd": FGDConfig(max_nonfinite=9)},
+        teacher=Broken(6),
+        saved=callback.state_dict(),
+        state={"evaluate": None},
     )
     again._check_finite(resumed)
     assert not any("was not finite" in line for line in said)  # it was said before the interruption

@@ -12,11 +12,11 @@ from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import compared, distilled
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.methods.cwd import CWD, CWDConfig, channel_divergence
 from yoloxkd.kd.methods.ld import LD, LDConfig, localization_divergence
 from yoloxkd.kd.methods.mgd import MGD, MGDConfig, generated_error, generation
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn.assigners.atss import atss_match, near_misses
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.dense.gfl import GFL

@@ -13,8 +13,9 @@ from tests.kd.test_across_detectors import FAMILIES, SIZE, detector, distilling
 from tests.losses import distilled, step_of
 from yoloxkd import Trainer
 from yoloxkd.errors import UserError
-from yoloxkd.kd import DISTILLERS, kd_defaults
+from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import Teacher
+from yoloxkd.kd.defaults import kd_defaults
 from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.methods.pgd import PGD
 from yoloxkd.kd.pairing import Pairing, table

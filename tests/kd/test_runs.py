@@ -67,7 +67,7 @@ def test_resuming_in_the_middle_of_measuring_changes_nothing(
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         Trainer(**keys, out=out, callbacks=[StopAt(iteration)]).fit()
-    kept = torch.load(out / "last.pt", weights_only=True)["run"]["extra"]["kd"]
+    kept = torch.load(out / "last.pt", weights_only=True)["run"]["callbacks"]["kd"]
     assert kept["auto"]["pgd"]["fixed"] is None
     assert kept["auto"]["pgd"]["seen"] == iteration
     assert len(kept["teachers"]) == 2
@@ -77,7 +77,7 @@ def test_resuming_in_the_middle_of_measuring_changes_nothing(
     assert rows(out) == rows(whole)
     both = [torch.load(o / "last.pt", weights_only=True)["run"] for o in (out, whole)]
     assert same(both[0]["aux"], both[1]["aux"])
-    assert both[0]["extra"]["kd"]["auto"]["pgd"]["fixed"] == both[1]["extra"]["kd"]["auto"]["pgd"]["fixed"]
+    assert same(*(run["callbacks"]["kd"]["auto"] for run in both))
 
 
 def test_a_weight_for_each_teacher(teachers: list[str], toy: Path, tmp_path: Path) -> None:

@@ -26,11 +26,17 @@ STUDENT = ("cat", "dog", "bird", "yak")
 
 
 def run(
-    teachers: list[Teacher], methods: dict[str, KDConfig], channels: int = 4, **changes: Any
+    teachers: list[Teacher],
+    methods: dict[str, KDConfig],
+    channels: int = 4,
+    saved: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> tuple[Distill, State, list[str]]:
     torch.manual_seed(0)
     state, said = make_state(TinyDetector(channels, names=STUDENT), **changes)
     callback = Distill(teachers, methods)
+    if saved is not None:
+        callback.load_state_dict(saved)
     callback.on_setup(state)
     return callback, state, said
 
@@ -81,8 +87,9 @@ def test_terms_of_all_teachers_are_named_weighted_and_trained() -> None:
     teachers = both()
     callback, state, said = run(teachers, {"fgd": FGDConfig(), "pgd": PGDConfig()})
     assert list(state.aux) == ["kd@1", "kd@2"]
-    assert {"fgd@1/fg/s8", "fgd@2/fg/s8", "pgd@2/cls_att/s16"} <= {*map(str, callback.names)}
-    assert {*map(str, by_term(dict.fromkeys(callback.names, 1.0)))} >= {"fgd@1/fg", "fgd@2/fg"}
+    names = [name for module in callback.modules for name in module.names]
+    assert {"fgd@1/fg/s8", "fgd@2/fg/s8", "pgd@2/cls_att/s16"} <= {*map(str, names)}
+    assert {*map(str, by_term(dict.fromkeys(names, 1.0)))} >= {"fgd@1/fg", "fgd@2/fg"}
     text = "\n".join(said)
     assert "teacher @2 of 2: b.pt, weight 0.5" in text
     assert "this teacher's: bird" in text
@@ -115,13 +122,13 @@ def test_an_epoch_reports_each_method_once_and_the_automatic_weight_covers_all_t
 
 
 def test_resume_checks_every_teacher() -> None:
-    _, state, _ = run(both(), {"pgd": PGDConfig()})
-    saved = state.extra
-    assert [t["source"] for t in saved["kd"]["teachers"]] == ["a.pt", "b.pt"]
-    run(both(), {"pgd": PGDConfig()}, resumed=saved, evaluate=None)
+    callback, _, _ = run(both(), {"pgd": PGDConfig()})
+    saved = callback.state_dict()
+    assert [t["source"] for t in saved["teachers"]] == ["a.pt", "b.pt"]
+    run(both(), {"pgd": PGDConfig()}, saved=saved, evaluate=None)
     changed = [both()[0], replace(both()[1], digest="c" * 64)]
     with pytest.raises(UserError, match=r"b\.pt is not the file this run began with"):
-        run(changed, {"pgd": PGDConfig()}, resumed=saved, evaluate=None)
+        run(changed, {"pgd": PGDConfig()}, saved=saved, evaluate=None)
 
 
 def test_the_gate_asks_each_teacher_only_for_what_it_knows() -> None:
@@ -137,8 +144,8 @@ def test_the_gate_asks_each_teacher_only_for_what_it_knows() -> None:
     with pytest.raises(GateError, match=r"teacher b\.pt reaches AP 0\.005 .* over the 2 of 4 classes"):
         run(teachers, {"pgd": PGDConfig()}, evaluate=evaluate)
     truth["b"]["dog"] = 0.5
-    _, state, said = run(teachers, {"pgd": PGDConfig()}, evaluate=evaluate)
-    assert [t["ap"] for t in state.extra["kd"]["teachers"]] == pytest.approx([0.4, 0.255])
+    callback, _, said = run(teachers, {"pgd": PGDConfig()}, evaluate=evaluate)
+    assert [record.ap for record in callback.records] == pytest.approx([0.4, 0.255])
     assert any("a.pt" in line and "AP 0.400" in line and "1 of 4 classes" in line for line in said)
 
 
@@ -166,5 +173,5 @@ def test_known_ap_leaves_out_classes_that_do_not_occur() -> None:
 
 def test_every_distiller_is_made_for_each_teacher() -> None:
     callback, _, _ = run(both(), {"fgd": FGDConfig()})
-    made: list[Distiller] = [module.methods()["fgd"] for module in callback.modules]
+    made: list[Distiller] = [module.methods["fgd"].distiller for module in callback.modules]
     assert [m.pairing.channels(Tap.NECK, m.pairing.levels[0]) for m in made] == [(4, 6), (4, 8)]

@@ -20,11 +20,12 @@ from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.distributed import comm
+from yoloxkd.engine.callback_list import CallbackList
 from yoloxkd.engine.device import choose_device, settings
 from yoloxkd.engine.events import State
 from yoloxkd.engine.failures import is_out_of_memory
 from yoloxkd.engine.memory import Memory
-from yoloxkd.engine.trainer import Fit
+from yoloxkd.engine.stepper import Stepper
 from yoloxkd.errors import UserError
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import Batch, Targets
@@ -168,7 +169,12 @@ def _trial(
         val=data,
     )
     teachers = open_teachers(recipe.teacher, student.names, state.say)
-    return Fit(state, None, distillation(plain, teachers, state.say)).trial(), size, student
+    state.callbacks = CallbackList(distillation(plain, teachers, state.say))
+    stepper = Stepper(state)
+    stepper.set_up()
+    student.final_phase(True)  # the heavier one
+    student.train()
+    return stepper.step, size, student
 
 
 def _rows(recipe: Recipe, data: DetectionData) -> int:

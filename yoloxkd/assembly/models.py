@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from yoloxkd.assembly.older_checkpoints import current_layout
 from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml, shown, validate
 from yoloxkd.download import fetch
@@ -110,7 +111,7 @@ def read_weights(reference: str) -> Weights:
     raw = load_checkpoint_file(path)
     digest = file_digest(path)
     if is_own(raw):
-        saved = read_saved(raw, path)
+        saved = read_saved(current_layout(raw), path)
         return Weights(saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest)
     with naming(path):
         found = official_state(raw)

@@ -15,7 +15,8 @@ from yoloxkd.config.load import leaves, merge, parse_set, put, read_yaml, sectio
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.config.renamed import current_key, current_keys
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.kd import DISTILLERS, kd_defaults, set_defaults, split_name
+from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.defaults import kd_defaults, set_defaults, split_name
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.weights.mmdet_files import AT_COCO, ZOO
 
@@ -119,9 +120,7 @@ def check(tree: Mapping[str, Any]) -> Recipe:
     tree = recipe.model_dump(by_alias=True)
     tree["student"] = {"name": recipe.student.name, "weights": recipe.student.weights} | full.model_dump(by_alias=True)
     for method, keys in recipe.kd.items():
-        if method not in DISTILLERS:
-            raise UserError(f"unknown distiller '{method}'; {nearest(method, DISTILLERS)}")
-        checked = validate(DISTILLERS[method].Config, keys, f"recipe ({method})", known, "kd.")
+        checked = validate(DISTILLERS.find(method).Config, keys, f"recipe ({method})", known, "kd.")
         tree["kd"][method] = checked.model_dump(by_alias=True, mode="json")
     tree["callbacks"] = check_callbacks(recipe.callbacks, known)
     resolved = validate(Recipe, tree, "recipe", known)

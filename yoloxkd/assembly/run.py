@@ -13,6 +13,7 @@ from rich.console import Console
 
 from yoloxkd.assembly.batch import batch_per_process, check_batch_norm, with_real_batch
 from yoloxkd.assembly.models import Opened, build_detector, find_weights, load_student, naming
+from yoloxkd.assembly.older_checkpoints import current_layout
 from yoloxkd.assembly.recipes import check
 from yoloxkd.assembly.run_callbacks import ordered_callbacks
 from yoloxkd.assembly.same_data import data_of_run, say_changes
@@ -25,13 +26,15 @@ from yoloxkd.data.io.image_caches import with_cache
 from yoloxkd.data.loader import eval_loader, train_loader
 from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.distributed.comm import local_ranks, rank, rank_and_world_size, world_size
+from yoloxkd.engine.callback_list import CallbackList
+from yoloxkd.engine.callbacks.first_weights import FirstWeights
 from yoloxkd.engine.checkpoint import is_own, seed_random
 from yoloxkd.engine.checkpoint_parts import read_saved
 from yoloxkd.engine.device import choose_device
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.log import RunLog
-from yoloxkd.engine.trainer import Fit, TrainLoader
+from yoloxkd.engine.loop import TrainLoader, TrainLoop
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import Teacher
@@ -120,6 +123,7 @@ def read_resume(path: str, data: str | None = None) -> tuple[Recipe, Path, dict[
     raw = load_checkpoint_file(file)
     if not is_own(raw) or raw.get("kind") != "run":
         raise UserError(f"{file} is not the last.pt of a run, so it cannot be resumed")
+    raw = current_layout(raw)
     saved = read_saved(raw, file)
     assert saved.run is not None
     assert saved.recipe is not None  # both are checked of a run
@@ -149,8 +153,8 @@ def prepare(
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
     notes: Sequence[str] = (),
-) -> Fit:
-    """Everything a run needs, checked before anything is written. `resume` is a loaded last.pt of the same recipe.
+) -> TrainLoop:
+    """Everything a run needs, checked before anything is written. `resume` is a last.pt of the same recipe (`read_resume`).
 
     notes  lines for the screen and the log, said first
     """
@@ -176,7 +180,7 @@ def prepare(
     say(f"data {recipe.data}: {train.summary()}; {val.summary()}")
     if note:
         say(note)
-    start = _first_weights(student, recipe, section, say) if resume is None else None
+    start = _first_weights(student, recipe, section, say) if resume is None else ""
     teachers = open_teachers(recipe.teacher, spec.names, say)
     loader = _loader(recipe, train, [student, *(o.detector for o in teachers)], device)
     state = State(
@@ -193,11 +197,10 @@ def prepare(
         world=world_size(),
         parts=recipe.train.accumulate,
     )
-    if start:
-        state.extra["backbone"] = start
-    distills = distillation(recipe, teachers, say)
-    order = ordered_callbacks(recipe, _header(recipe, section, student, prints), distills, callbacks, console)
-    return Fit(state, loader, order, resume)
+    first = [FirstWeights(start), *distillation(recipe, teachers, say)]
+    order = ordered_callbacks(recipe, _header(recipe, section, student, prints), first, callbacks, console)
+    state.callbacks = CallbackList(order)
+    return TrainLoop(state, loader, resume)
 
 
 def _loader(
@@ -221,7 +224,7 @@ def _loader(
 
 def _first_weights(
     student: Detector[Any, Any], recipe: Recipe, section: dict[str, Any], say: Callable[[str], None]
-) -> str | None:
+) -> str:
     """Give the student of a new run its weights; what is said of its backbone, where it starts without a checkpoint.
 
     section  the student's keys; gets those that the weights decided
@@ -229,11 +232,11 @@ def _first_weights(
     if recipe.student.weights:
         report = load_student(student, recipe.student.weights)
         say(f"student weights from {recipe.student.weights}: {report.describe()}")
-        return None
+        return ""
     if start := student.pretrain():
         say(start)
         section.update(student.cfg.model_dump(by_alias=True))
-    return start
+    return start or ""
 
 
 def _nothing(line: str) -> None:

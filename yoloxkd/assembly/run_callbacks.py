@@ -17,7 +17,7 @@ from yoloxkd.engine.callbacks.finite import FiniteGuard
 from yoloxkd.engine.callbacks.progress import ProgressReport
 from yoloxkd.engine.callbacks.run_folder import RunFolder
 from yoloxkd.engine.events import Callback
-from yoloxkd.errors import UserError, nearest
+from yoloxkd.errors import UserError
 
 
 def callback_keys() -> list[str]:
@@ -31,8 +31,7 @@ def check_callbacks(section: Mapping[str, Any], known: Sequence[str]) -> dict[st
     UserError: an unknown callback or key, or a value that does not fit.
     """
     for name in section:
-        if name not in CALLBACKS:
-            raise UserError(f"unknown callback '{name}' in the recipe; {nearest(name, CALLBACKS)}")
+        CALLBACKS.find(name, " in the recipe")
     out: dict[str, Any] = {}
     for name, kind in CALLBACKS.items():
         keys = section.get(name, {} if kind.default else False)
@@ -62,13 +61,14 @@ def check_objects(given: Any) -> list[Callback]:
 def ordered_callbacks(
     recipe: Recipe,
     header: dict[str, Any],
-    distillation: Sequence[Callback],
+    first: Sequence[Callback],
     given: Sequence[Callback],
     console: Console,
 ) -> list[Callback]:
     """Every callback of a run (the order and its reasons: `engine.events`).
 
     header  what identifies the student in its checkpoints
+    first   those that come before the guards, such as the distillation
     given   objects of the user; one of a class in `CALLBACKS` stands in for the recipe's
     """
     own: dict[str, Callback] = {}
@@ -86,7 +86,7 @@ def ordered_callbacks(
 
     return [
         RunFolder(write_yaml(recipe.model_dump(by_alias=True, mode="json"))),
-        *distillation,
+        *first,
         FiniteGuard(recipe.engine.max_nonfinite),
         *named("early_stopping"),
         *others,

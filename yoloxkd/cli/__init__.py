@@ -14,7 +14,10 @@ import typer
 
 from yoloxkd.cli import data as data_commands
 from yoloxkd.cli import screen
+from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
+from yoloxkd.exporters import EXPORTERS, RUNTIMES
+from yoloxkd.kd import DISTILLERS
 from yoloxkd.version import __version__
 
 # typer carries its own click or imports the other: the base class of its public exception is the right one in both
@@ -29,19 +32,32 @@ app = typer.Typer(
 
 app.add_typer(data_commands.app, name="data")
 
+
+def _models() -> list[str]:
+    """Names of the architectures, a family's sizes in braces: `yolox-{l,m,nano}`."""
+    sizes: dict[str, list[str]] = {}
+    for name in cfg_names("models"):
+        family, _, size = name.partition("-")
+        sizes.setdefault(family, []).append(size)
+    return [f"{family}-{{{','.join(each)}}}" for family, each in sizes.items()]
+
+
 ModelArgument = Annotated[
     str | None, typer.Argument(help="Model name, checkpoint or .onnx. Default: best of the newest run.")
 ]
 DataOption = Annotated[str | None, typer.Option(help="Data YAML, a name, or 'shapes' (built in, no download).")]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda or a CUDA index; openvino for an .onnx. Default: CUDA when there is one.")
+    str | None,
+    typer.Option(
+        help=f"cpu, cuda or a CUDA index; for an .onnx {' or '.join(RUNTIMES)}. Default: CUDA when there is one."
+    ),
 ]
 SizeOption = Annotated[int | None, typer.Option(help="Input size in px, a multiple of the stride.")]
 KDOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="none, fgd, pgd, cwd, mgd, ld, fgfi, defeat, gid, fkd, frs, tadf, chen, mimic, or METHOD@SET; may be repeated. "
-        "Default: pgd with a teacher. tadf, chen and mimic are readings: their papers are of two-stage detectors."
+        help=f"none, {', '.join(DISTILLERS)}, or METHOD@SET; may be repeated. Default: pgd with a teacher. "
+        "tadf, chen and mimic are readings: their papers are of two-stage detectors."
     ),
 ]
 ResumeOption = Annotated[
@@ -55,7 +71,9 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="Write what the 
 
 @app.command()
 def train(
-    student: Annotated[str | None, typer.Option(help="Architecture name or checkpoint to start from.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help=f"Checkpoint to start from, or an architecture: {', '.join(_models())}.")
+    ] = None,
     teacher: Annotated[list[str] | None, typer.Option(help="NAME (its published weights) or checkpoint file.")] = None,
     kd: KDOption = None,
     data: DataOption = None,
@@ -188,7 +206,7 @@ def predict(
 @app.command()
 def export(
     model: ModelArgument = None,
-    format_: Annotated[str, typer.Option("--format", help="File format.")] = "onnx",
+    format_: Annotated[str, typer.Option("--format", help=f"File format: {', '.join(EXPORTERS)}.")] = "onnx",
     output: Annotated[Path | None, typer.Option(help="File to write. Default: beside the checkpoint.")] = None,
     imgsz: SizeOption = None,
     nms: Annotated[
@@ -211,9 +229,8 @@ def export(
     ] = None,
 ) -> None:
     """Export a model and prove that the file detects the same."""
-    from yoloxkd.exporters import check_format
-
-    check_format(format_)
+    if format_ not in EXPORTERS:
+        EXPORTERS.find(format_)
     from yoloxkd.api import Detector
     from yoloxkd.cli.run_tables import export_options
 

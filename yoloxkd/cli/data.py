@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from yoloxkd.config.files import cfg_names
+from yoloxkd.data import FORMATS
+
 app = typer.Typer(no_args_is_help=True, help="Check, convert, look at and fetch data sets.")
 
 DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="Data YAML, a name, or 'shapes'.")]
@@ -48,7 +51,7 @@ def stats(
 @app.command()
 def convert(
     data: DataArgument,
-    to: Annotated[str, typer.Option(help="coco, yolo, voc or crowdhuman.")],
+    to: Annotated[str, typer.Option(help=", ".join(FORMATS) + ".")],
     output: Annotated[Path, typer.Option(help="Folder to make.")],
     classes: Annotated[str | None, typer.Option(help="Keep these classes only: NAME,NAME,...")] = None,
     link: Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")] = False,
@@ -61,7 +64,9 @@ def convert(
 
 @app.command()
 def download(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="coco, voc, ...: a data set of cfg/data.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help=f"A data set of cfg/data: {', '.join(cfg_names('data'))}.")
+    ],
     keep: Annotated[bool, typer.Option("--keep", help="Keep the archives after unpacking.")] = False,
 ) -> None:
     """Fetch a public data set into the folder its data YAML names; run again to continue where it stopped."""

@@ -1,16 +1,21 @@
-"""Data sets: readers of annotation formats, augmentation, loaders."""
+"""Data sets: annotation formats, augmentation, loaders."""
 
 from __future__ import annotations
 
-from yoloxkd.data.formats.coco import COCO
-from yoloxkd.data.formats.crowdhuman import CROWDHUMAN
-from yoloxkd.data.formats.format import Format
-from yoloxkd.data.formats.voc import VOC
-from yoloxkd.data.formats.yolo import YOLO
+from typing import TYPE_CHECKING
 
-FORMATS: dict[str, Format] = {
-    "coco": COCO,
-    "yolo": YOLO,
-    "voc": VOC,
-    "crowdhuman": CROWDHUMAN,
-}
+from yoloxkd.table import Table
+
+if TYPE_CHECKING:
+    from yoloxkd.data.formats.format import Format
+
+FORMATS: Table[Format] = Table(
+    "format",
+    {
+        "coco": "yoloxkd.data.formats.coco:COCO",
+        "yolo": "yoloxkd.data.formats.yolo:YOLO",
+        "voc": "yoloxkd.data.formats.voc:VOC",
+        "crowdhuman": "yoloxkd.data.formats.crowdhuman:CROWDHUMAN",
+    },
+)
+"""Annotation format -> its reader and writer."""

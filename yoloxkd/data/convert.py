@@ -50,8 +50,7 @@ def convert_data(
     The folder gets its name when it is complete. UserError: the format is unknown or cannot hold the classes, the
     folder is there already or cannot be written, a split cannot be read.
     """
-    if to not in FORMATS:
-        raise UserError(f"unknown format '{to}'; {nearest(to, FORMATS)}")
+    FORMATS.find(to)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; give a new --output")
     place = output.resolve()

@@ -58,11 +58,13 @@ def clear_leftovers(folder: Path) -> int:
 
     Only names as `replacing` makes them: the folder may hold other things of the user, and other runs below it.
     """
-    found = [p for place in (folder, folder / "plots") for p in place.glob(".*.part") if _TEMPORARY.fullmatch(p.name)]
-    for path in found:
+    leftovers = [
+        p for place in (folder, folder / "plots") for p in place.glob(".*.part") if _TEMPORARY.fullmatch(p.name)
+    ]
+    for path in leftovers:
         with contextlib.suppress(OSError):
             path.unlink()
-    return len(found)
+    return len(leftovers)
 
 
 def _write_failed(error: BaseException) -> bool:
@@ -76,8 +78,8 @@ def _write_failed(error: BaseException) -> bool:
 def _sentence(path: Path, error: BaseException) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
     what = "checkpoint" if path.suffix == ".pt" else "file"
-    kept = f"; the previous {what} is intact" if path.exists() else ""
-    return f"could not write {path}: {reason} (is the disk full or the folder read-only?){kept}"
+    intact = f"; the previous {what} is intact" if path.exists() else ""
+    return f"could not write {path}: {reason} (is the disk full or the folder read-only?){intact}"
 
 
 def _flush_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
@@ -47,74 +46,12 @@ class SavedOptimizer(SavedPart):
     state: dict[int, dict[str, Tensor | None]]
 
 
-class SavedEarlyStopping(SavedPart):
-    best: Finite
+class SavedBest(SavedPart):
+    """As `events.BestEpoch`."""
+
+    value: Finite
     epoch: Count
-    stopped: str = ""
-
-
-class SavedTeacher(SavedPart):
-    """Which file a teacher was, and its AP in the classes it knows."""
-
-    source: str
-    digest: str
-    ap: float | None
-
-
-class SavedWeight(SavedPart):
-    """As `MethodWeight.state_dict`."""
-
-    fixed: Finite | None
-    seen: Count
-    task: Tensor | None
-    own: Tensor | None
-
-    @field_validator("task", "own")
-    @classmethod
-    def _sum(cls, value: Tensor | None) -> Tensor | None:
-        if value is not None and (value.ndim or not value.is_floating_point() or not value.isfinite()):
-            raise ValueError("should be a number in a tensor")
-        return value
-
-
-class SavedDistillation(SavedPart):
-    """What the distillation goes on from: its teachers, automatic weights, and how often each term was not finite."""
-
-    teachers: list[SavedTeacher]
-    auto: dict[str, SavedWeight] = {}
-    nonfinite: list[Tensor | None] = []
-
-    @field_validator("nonfinite")
-    @classmethod
-    def _counts(cls, value: list[Tensor | None]) -> list[Tensor | None]:
-        if any(count is not None and (count.ndim != 1 or count.dtype != torch.int64) for count in value):
-            raise ValueError("should be lists of counts in tensors")
-        return value
-
-
-class SavedExtra(SavedPart):
-    """Those of the callbacks' keys that are read again, where they are there; a callback's own are its own to check."""
-
-    best_epoch: Count = 0
-    best_metrics: Measured | None = None
-    evaluated: int = 0
-    backbone: str = ""
-    early_stopping: SavedEarlyStopping | None = None
-    kd: SavedDistillation | None = None
-    wandb: str = ""
-
-    @field_validator("best_metrics", "early_stopping", "kd", mode="before")
-    @classmethod
-    def _there(cls, value: Any) -> Any:
-        if value is None:
-            raise ValueError("should be a section or left out")
-        return value
-
-    @model_validator(mode="after")
-    def _both(self) -> Self:
-        if ("best_epoch" in self.model_fields_set) != ("best_metrics" in self.model_fields_set):
-            raise ValueError("should have both 'best_epoch' and 'best_metrics', or none of them")
-        return self
+    metrics: Measured | Annotated[dict[str, Any], Field(max_length=0)]
 
 
 class SavedNumpy(SavedPart):
@@ -138,21 +75,25 @@ SavedSum = Annotated[tuple[str, str, int | None, float], Field(strict=False)]  #
 
 
 class SavedRun(SavedPart):
-    """As `resume.run_state`."""
+    """As `resume.run_state`.
+
+    callbacks  what each callback remembers, by its name; it checks that itself, by `checked_state`
+    """
 
     epoch: Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
     step_in_epoch: Count
     iteration: Count
     lr: Finite
     sums: list[SavedSum] | dict[str, float]  # a mapping in version 0.1.0
-    best: Finite
+    best: SavedBest | None
     metrics: Measured | Annotated[dict[str, Any], Field(max_length=0)]
+    evaluated: Count | None
     stop: bool = False
     aux: State
     optimizer: SavedOptimizer | None
     scaler: dict[str, Finite] | None
     ema: SavedAverages | None
-    extra: SavedExtra
+    callbacks: dict[str, dict[str, Any]]
     rng: SavedRandom
 
 
@@ -213,7 +154,15 @@ class Saved(SavedPart):
 
 
 def read_saved(raw: Mapping[str, Any], path: Path) -> Saved:
-    """A loaded file of ours (see `checkpoint.is_own`), checked. UserError: a part is missing or not what it should be."""
+    """A loaded file of ours (see `checkpoint.is_own`), checked.
+
+    Args:
+        raw: In the layout of this version (`assembly.older_checkpoints.current_layout` makes it so).
+        path: Of the file, for messages.
+
+    Raises:
+        UserError: A part is missing or not what it should be.
+    """
     return checked(Saved, raw, f"checkpoint {path}")
 
 
@@ -225,11 +174,16 @@ def checked(kind: type[Part], raw: Any, where: str) -> Part:
         fault = error.errors()[0]
         key = ".".join(str(part) for part in fault["loc"] if not (isinstance(part, str) and "[" in part))
         place = f"its '{key}'" if key else "it"
-        found = "" if fault["type"] == "missing" or not key else f", and is {_shown(fault['input'])}"
+        value = "" if fault["type"] == "missing" or not key else f", and is {_shown(fault['input'])}"
         reason = "is missing" if fault["type"] == "missing" else _should(fault["msg"])
         raise UserError(
-            f"{where} was changed or is damaged: {place} {reason}{found}; use another copy of the file"
+            f"{where} was changed or is damaged: {place} {reason}{value}; use another copy of the file"
         ) from error
+
+
+def checked_state(kind: type[Part], saved: Mapping[str, Any], name: str) -> Part:
+    """What last.pt has of the callback `name`, checked. UserError: it was changed."""
+    return checked(kind, saved, f"what last.pt has of the callback '{name}'")
 
 
 def _should(message: str) -> str:

@@ -31,9 +31,9 @@ class ModelEMA:
         keep = self.decay * (1 - math.exp(-self.updates / self.ramp))
         averaged, live = self.module.state_dict(), model.state_dict()
         names = [name for name, value in averaged.items() if value.is_floating_point()]
-        mine: list[Tensor] = [averaged[name] for name in names]
-        torch._foreach_mul_(mine, keep)
-        torch._foreach_add_(mine, [live[name] for name in names], alpha=1 - keep)
+        averages: list[Tensor] = [averaged[name] for name in names]
+        torch._foreach_mul_(averages, keep)
+        torch._foreach_add_(averages, [live[name] for name in names], alpha=1 - keep)
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights as `module`, and the number of `updates` made."""

@@ -81,7 +81,7 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 @dataclass(slots=True)
 class EvalResult:
-    """What an evaluation found.
+    """Numbers and detections of an evaluation.
 
     metrics     the keys of `metrics.coco.coco_metrics`, or for CrowdHuman data of `metrics.crowdhuman.crowdhuman_metrics`
     detections  in px of the original images, labels in the data set's order; their image_id is the position in `data`
@@ -89,7 +89,7 @@ class EvalResult:
     images      how many images were evaluated
     seconds     spent in the predictor, reading of images and the metric not counted
     data        the split that was evaluated
-    seen        positions in `data` of the images that were, in order
+    positions   those in `data` of the images that were evaluated, in order
     """
 
     metrics: dict[str, Any]
@@ -98,7 +98,7 @@ class EvalResult:
     images: int
     seconds: float
     data: DetectionData
-    seen: list[int]
+    positions: list[int]
 
     def coco_results(self) -> list[dict[str, Any]]:
         """The detections in COCO's result format, with the annotation file's own ids of images and categories."""
@@ -110,11 +110,11 @@ class EvalResult:
 
     def odgt_results(self) -> list[dict[str, Any]]:
         """The detections in CrowdHuman's result format, an object an image, named by its file without suffix."""
-        found: dict[int, list[dict[str, Any]]] = {image: [] for image in self.seen}
+        boxes_of: dict[int, list[dict[str, Any]]] = {image: [] for image in self.positions}
         for image, _, box, score in self._rows():
-            found[image].append({"box": box, "score": score, "tag": 1})
+            boxes_of[image].append({"box": box, "score": score, "tag": 1})
         out = []
-        for image, boxes in found.items():
+        for image, boxes in boxes_of.items():
             height, width = self.data.sizes[image].tolist()
             name = Path(self.data.paths[image]).stem
             out.append({"ID": name, "width": width, "height": height, "dtboxes": boxes})
@@ -141,26 +141,26 @@ def evaluate(
     again, so that the numbers are those of one process. Every process gets the metrics, rank zero the detections.
     """
     label_of = _class_map(predictor.names, data.names)
-    found_in: dict[int, COCODetections] = {}
+    by_image: dict[int, COCODetections] = {}
     seconds = 0.0
     with all_or_none():  # an image that one process cannot read is told by all: rank zero keeps the log
         for batch in loader:
             started = time.perf_counter()
-            found = _predicted(predictor, batch.images)
+            predictions = _predicted(predictor, batch.images)
             seconds += time.perf_counter() - started
-            for one, meta in zip(found, batch.meta, strict=True):
-                found_in[meta.index] = _renamed(one.to_image(meta), meta.index, label_of)
+            for one, meta in zip(predictions, batch.meta, strict=True):
+                by_image[meta.index] = _renamed(one.to_image(meta), meta.index, label_of)
     result = None
-    everyones = gather_to_main((found_in, seconds))
+    of_ranks = gather_to_main((by_image, seconds))
     with all_or_none():
-        if everyones:
-            everything = {image: found for part, _ in everyones for image, found in part.items()}
-            seen = sorted(everything)
-            detections = _joined([everything[image] for image in seen])
-            slowest = max(spent for _, spent in everyones)
-            metrics = measure(data, seen, detections, backend)
-            result = EvalResult(metrics, detections, list(data.names), len(seen), slowest, data, seen)
-    metrics, ids, seconds = broadcast((result.metrics, result.seen, result.seconds) if result else ({}, [], 0.0))
+        if of_ranks:
+            whole = {image: detections for part, _ in of_ranks for image, detections in part.items()}
+            positions = sorted(whole)
+            detections = _joined([whole[image] for image in positions])
+            slowest = max(spent for _, spent in of_ranks)
+            metrics = measure(data, positions, detections, backend)
+            result = EvalResult(metrics, detections, list(data.names), len(positions), slowest, data, positions)
+    metrics, ids, seconds = broadcast((result.metrics, result.positions, result.seconds) if result else ({}, [], 0.0))
     return result or EvalResult(metrics, COCODetections(), list(data.names), len(ids), seconds, data, ids)
 
 
@@ -187,11 +187,11 @@ def _some(names: list[str], shown: int = 8) -> str:
     return ", ".join(names[:shown]) + (f", ... ({len(names)} in all)" if len(names) > shown else "")
 
 
-def _renamed(found: Detections, image: int, label_of: np.ndarray) -> COCODetections:
-    labels = label_of[found.labels]
+def _renamed(detections: Detections, image: int, label_of: np.ndarray) -> COCODetections:
+    labels = label_of[detections.labels]
     rows = labels >= 0
     return COCODetections(
-        np.full(int(rows.sum()), image, dtype=np.int64), found.boxes[rows], found.scores[rows], labels[rows]
+        np.full(int(rows.sum()), image, dtype=np.int64), detections.boxes[rows], detections.scores[rows], labels[rows]
     )
 
 

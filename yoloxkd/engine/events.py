@@ -1,25 +1,35 @@
-"""Events of a training run, in order, and the state that callbacks read and change.
+"""Events of a training run, and the state that callbacks read and change.
 
-on_setup        once; models exist, optimizer does not: the place to register auxiliary losses in `state.aux`
-on_fit_start    once; optimizer, EMA and loaders exist (after a resume they hold the resumed state); the run's folder is there
-on_epoch_start  every epoch, before its first batch, and before the first of the rest of an epoch that is resumed
-on_batch_start  every batch, before the forward pass; `state.batch` is on the device
-on_losses       every batch, after the forward pass; `state.losses` holds every term (device tensors). With
-                `train.accumulate`, after the forward pass of each part; the terms of the parts add up to the step's
-on_step         every batch, after the optimizer and EMA have stepped
-on_eval_start   before each evaluation, when the steps of its epoch are done: last.pt holds them before anything can fail
-on_eval_end     after each evaluation; `state.metrics` holds it
-on_epoch_end    every epoch, after its evaluation if it had one
-on_fit_end      once, after the last epoch
-on_exception    when the run ends by an error or an interruption, before it is raised again; every callback is called, also
-                when one before it fails here
+The loop (`engine.loop.TrainLoop.run`), with the event that each callback gets at each place:
 
-Each event calls the callbacks in this order (`build.callbacks` makes it):
+    models; of a resumed run, callbacks get their own state back          load_state_dict
+    on_setup            models are there, the optimizer is not: the place to register losses in `state.aux`
+    optimizer, averaged weights; of a resumed run their state
+    on_fit_start        of a resumed run `state` is where it was; the run's folder is there
+    for epoch in the epochs left:
+        on_epoch_start                  also before the rest of an epoch that is resumed
+        for batch in the batches left:
+            on_batch_start              `state.batch` is on the device
+            for part in the batch:      one, or `train.accumulate` of them
+                forward pass
+                on_losses               `state.losses` has every term; the terms of the parts add up to the step's
+                backward pass
+            optimizer, averaged weights
+            on_step                     `state.losses` has the terms of the step
+        if the epoch is evaluated:
+            on_eval_start               last.pt holds the steps of the epoch before anything can fail
+            evaluation
+            on_eval_end                 `state.metrics` has it; `state.best` is this epoch if it is the best so far
+        on_epoch_end                    last.pt is written                state_dict
+    on_fit_end
+    on_exception        an error or an interruption ends the run; every callback gets it, also when one before it fails here
 
-run folder, distiller, guard against non-finite losses, early stopping
+Each event calls the callbacks in this order (`assembly.run_callbacks` makes it):
+
+run folder, what is said of the first weights, distillation, guard against non-finite losses, early stopping
                 then the user's objects, in the order they were given
 learning-rate log, results.csv, progress
-checkpoints     after all that may change `state.extra`, `state.best` or `state.stop`, so that last.pt holds their decisions;
+checkpoints     after all that may change their own state or `state.stop`, so that last.pt holds their decisions;
                 before an evaluation after the logs, which have written their rows of the epoch by then
 plots, TensorBoard, Weights & Biases, report
                 after the checkpoint, so that a failure here costs nothing; the later ones read what the earlier ones wrote
@@ -30,33 +40,82 @@ In a distributed run rank zero alone calls callbacks, except those with `everywh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from yoloxkd.data.dataset import DetectionData
+from yoloxkd.engine.callback_list import CallbackList
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import TASK, Batch, LossName
+
+if TYPE_CHECKING:
+    from yoloxkd.viz.html_report import LossHistory, ReportPart
+
+
+@dataclass(frozen=True, slots=True)
+class BestEpoch:
+    """The epoch whose student is kept in best.pt.
+
+    Attributes:
+        value: What the epochs are compared by, 0 to 1: AP. -1 where it could not be measured, which any later evaluation beats.
+        epoch: Number of the epoch, from 0.
+        metrics: All numbers of its evaluation, as in metrics.json; empty in a run without an evaluation.
+    """
+
+    value: float
+    epoch: int
+    metrics: dict[str, Any]
+
+    @classmethod
+    def after(cls, best: BestEpoch | None, epoch: int, metrics: dict[str, Any]) -> BestEpoch:
+        """The best epoch when one more is evaluated: the later only where it is better, or where nothing was measured yet."""
+        ap = float(metrics["AP"])
+        if best is None or best.value < 0 or ap > best.value:
+            return cls(ap if ap >= 0 else -1.0, epoch, metrics)  # a NaN is nothing measured, too
+        return best
 
 
 @dataclass
 class State:
-    """Everything about a run that callbacks may read; they may change `aux`, `extra` and `stop` and read the rest.
+    """Everything about a run that callbacks may read. They may change `aux` and `stop`, and read the rest.
 
-    aux     `engine.step.AuxiliaryLoss` modules; they train with the student and are wrapped by DDP
-    losses  {name: scalar tensor} of the current batch, task losses and auxiliary ones; the training loss is their sum
-    sums    {name: device tensor}, running sums of the losses of this epoch over `step_in_epoch` steps
-    extra   {key: plain containers or tensors} that callbacks want kept in `last.pt`
-    resumed what `extra` held in the checkpoint this run continues; empty for a fresh run
-    say     prints one line on the screen and in train.log
-    rank, world  number of this process and of all; part, parts: of the batch, with `train.accumulate`
-    val     the validation split
-    stop    set it to True to end the run after the epoch; it then counts as finished
-    evaluate  evaluates a model on (at most n images of) the validation set: evaluate(model, n) -> metrics
+    Attributes:
+        recipe: The resolved recipe (`config.recipe.Recipe`).
+        detector: The student, with its raw weights; the averaged ones are in `ema.module`.
+        device: Where the student, `batch` and `losses` are.
+        out: The run's folder.
+        epochs: Of the whole run.
+        iters_per_epoch: Steps in an epoch.
+        say: Prints one line on the screen and into train.log.
+        evaluate: `evaluate(model, n)` gives the metrics of a model on the first n validation images, None: on all.
+        val: The validation split.
+        callbacks: All of this run, in the order in which they are called.
+        aux: `engine.step.AuxiliaryLoss` modules by name; they train with the student and are wrapped by DDP.
+        epoch: Number of the present epoch, from 0.
+        iteration: Steps done in the whole run.
+        step_in_epoch: Steps done in the present epoch.
+        sums: Sums of the losses of this epoch over `step_in_epoch` steps, on the device.
+        batch: The present batch, (B, 3, H, W) uint8 RGB with its boxes.
+        losses: Terms of the present batch, scalars on the device; the training loss is their sum.
+        epoch_losses: Means of the terms over the last whole epoch.
+        metrics: The last evaluation, as in metrics.json (0 to 1; -1: nothing to measure).
+        evaluated: Epoch, from 0, of the last evaluation; None: there was none.
+        best: The best epoch so far; None as long as none was evaluated.
+        optimizer: There from `on_fit_start` on.
+        scaler: The gradient scaler of float16; None else.
+        ema: Averaged weights (`engine.ema.ModelEMA`); None where the recipe switches them off.
+        lr: Learning rate of the last step.
+        images_per_second: Of the last whole epoch.
+        stop: Set it to True to end the run after the epoch; it then counts as finished.
+        rank: Number of this process.
+        world: Number of processes.
+        part: Number of the present part of the batch, from 0.
+        parts: Into which a batch is divided (`train.accumulate`).
     """
 
     recipe: Any
@@ -68,6 +127,7 @@ class State:
     say: Callable[[str], None]
     evaluate: Callable[[Detector[Any, Any], int | None], dict[str, Any]]
     val: DetectionData
+    callbacks: CallbackList = field(default_factory=CallbackList)
     aux: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     epoch: int = 0
     iteration: int = 0
@@ -77,14 +137,13 @@ class State:
     losses: dict[LossName, Tensor] = field(default_factory=dict)
     epoch_losses: dict[LossName, float] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-    best: float = -1.0
+    evaluated: int | None = None
+    best: BestEpoch | None = None
     optimizer: torch.optim.Optimizer | None = None
     scaler: Any = None
     ema: Any = None
     lr: float = 0.0
     images_per_second: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
-    resumed: dict[str, Any] = field(default_factory=dict)
     stop: bool = False
     rank: int = 0
     world: int = 1
@@ -100,20 +159,35 @@ class State:
 
 
 class Callback:
-    """Override what you need; every method gets the run's State.
+    """Something that happens at the events of a run: override the methods you need.
 
-    everywhere  in a distributed run: called in every process. Needed by whatever changes the training (losses in
-                `state.aux`, gradients); what writes or shows something leaves it off. `state.stop` set by rank zero is
-                enough to stop all
+    Every event gets the run's `State`; where each comes is said at the top of `yoloxkd.engine.events`. A callback that
+    must survive a resume gives what it remembers in `state_dict` and takes it back in `load_state_dict`. What it has to
+    tell about the run goes on the screen and into train.log by `state.say`, into environment.json by `environment`, and
+    into report.html by `report`.
+
+    Attributes:
+        name: Key of its state in last.pt; empty: the name of the class.
+        everywhere: In a distributed run, called in every process. Needed by whatever changes the training (losses in
+            `state.aux`, gradients); what writes or shows something leaves it off. `state.stop` set by rank zero is enough
+            to stop all.
+
+    Example:
+        class StopWhenGood(Callback):
+            def on_eval_end(self, state: State) -> None:
+                state.stop = state.metrics["AP"] > 0.5
+
+        Trainer(student="yolox-nano", data="my.yaml", callbacks=[StopWhenGood()]).fit()
     """
 
+    name: ClassVar[str] = ""
     everywhere: ClassVar[bool] = False
 
     def on_setup(self, state: State) -> None:
         """Models exist, the optimizer does not."""
 
     def on_fit_start(self, state: State) -> None:
-        """Optimizer, EMA and loaders exist."""
+        """Optimizer, averaged weights and loaders exist."""
 
     def on_epoch_start(self, state: State) -> None:
         """Before the first batch of an epoch."""
@@ -125,7 +199,7 @@ class Callback:
         """After a forward pass, before backward."""
 
     def on_step(self, state: State) -> None:
-        """After optimizer and EMA."""
+        """After optimizer and averaged weights. Reading a loss as a number here waits for the device."""
 
     def on_eval_start(self, state: State) -> None:
         """After the last step of an epoch that is evaluated."""
@@ -141,3 +215,50 @@ class Callback:
 
     def on_exception(self, state: State, error: BaseException) -> None:
         """The run is about to end with `error`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume.
+
+        Returns:
+            Tensors, numbers, texts, None and lists, tuples and dicts of them; it is asked for whenever last.pt is written.
+            Empty: nothing.
+        """
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, before `on_setup`; not called in a new run, or where last.pt has nothing of it.
+
+        Args:
+            saved: From a file: tensors are on the CPU, and somebody may have changed it.
+
+        Raises:
+            UserError: It is not what `state_dict` gives.
+        """
+
+    def environment(self, state: State) -> dict[str, Any]:
+        """What environment.json should say of this callback, asked for when the run starts and again when it ends.
+
+        Args:
+            state: Of the run; `on_setup` was called.
+
+        Returns:
+            {key: JSON value}; keys that no one else has.
+        """
+        return {}
+
+    def report(self, state: State, history: LossHistory) -> ReportPart | None:
+        """What report.html should show of this callback.
+
+        Args:
+            state: Of the run.
+            history: The losses of every epoch so far.
+
+        Returns:
+            Words for the title, notes and sections (`yoloxkd.viz.html_report`); None: nothing.
+
+        Example:
+            def report(self, state: State, history: LossHistory) -> ReportPart:
+                card = Card("Looks", facts=[("evaluations seen", str(self.looks))])
+                return ReportPart(sections=[Section("Stop when good", cards=[card])])
+        """
+        return None

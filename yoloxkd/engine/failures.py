@@ -61,10 +61,10 @@ def explain(error: BaseException, out: Path) -> UserError | None:
 
 def _asked(error: BaseException) -> str:
     """ " when 1.5 GiB more were asked for", where the error says how much."""
-    found = _ASKED.search(str(error))
-    if found is None:
+    amount = _ASKED.search(str(error))
+    if amount is None:
         return ""
-    number, unit = found.groups()
+    number, unit = amount.groups()
     if unit.lower() == "bytes":
         number, unit = f"{float(number) / 2**30:.2f}", "GiB"
     return f" when {number} {unit} more were asked for"

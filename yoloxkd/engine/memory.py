@@ -63,21 +63,21 @@ def _kilobytes(file: Path, name: str) -> int | None:
 
 
 def _resident(name: str) -> int:
-    found = _kilobytes(_STATUS, name)
-    if found is None:
+    size = _kilobytes(_STATUS, name)
+    if size is None:
         raise UserError("batch auto measures CPU memory by /proc, which this system does not have; give --batch N")
-    return found * 1024
+    return size * 1024
 
 
 def _free() -> int:
     """Available memory of the machine, or of the control group this process lives in when that is less."""
-    found = (_kilobytes(_MEMORY, "MemAvailable") or 0) * 1024
+    available = (_kilobytes(_MEMORY, "MemAvailable") or 0) * 1024
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            found = min(found, int((_GROUP / limit).read_text()) - int((_GROUP / used).read_text()))
+            available = min(available, int((_GROUP / limit).read_text()) - int((_GROUP / used).read_text()))
         except (OSError, ValueError):  # no such group, or "max"
             continue
-    return max(found, 0)
+    return max(available, 0)

@@ -1,4 +1,4 @@
-"""Multi-scale training: one input size for ten iterations, shared by student and teacher."""
+"""Multi-scale training: one input size for ten iterations, for every model of the step."""
 
 from __future__ import annotations
 

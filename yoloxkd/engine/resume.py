@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from yoloxkd.engine.checkpoint import random_state, restore_random_state
-from yoloxkd.engine.events import State
+from yoloxkd.engine.events import BestEpoch, State
 from yoloxkd.errors import UserError
 from yoloxkd.nn.weights.load import check_state
 from yoloxkd.types import LossName
@@ -25,14 +26,15 @@ def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]
         "iteration": state.iteration,
         "lr": state.lr,
         "sums": [[*name, float(v)] for name, v in state.sums.items()] if step_in_epoch else [],
-        "best": state.best,
+        "best": asdict(state.best) if state.best else None,
         "metrics": state.metrics,
+        "evaluated": state.evaluated,
         "stop": state.stop,
         "aux": state.aux.state_dict(),
         "optimizer": state.optimizer.state_dict() if state.optimizer else None,
         "scaler": state.scaler.state_dict() if state.scaler else None,
         "ema": state.ema.state_dict() if state.ema else None,
-        "extra": state.extra,
+        "callbacks": state.callbacks.state_dict(),
         "rng": random_state(),
     }
 
@@ -40,7 +42,7 @@ def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]
 def restore(state: State, saved: Mapping[str, Any]) -> None:
     """Put a `run_state` (under its checkpoint's "run" key, with the raw weights under "model") back.
 
-    saved  checked by `saved.read_saved`: its parts have the right types. UserError: they are not of this run
+    saved  checked by `checkpoint_parts.read_saved`: its parts have the right types. UserError: they are not of this run
     """
     run = saved["run"]
     if run["step_in_epoch"] > state.iters_per_epoch:
@@ -50,7 +52,7 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
     with _naming("weights"):
         check_state(state.detector.state_dict(), saved["model"])
     state.detector.load_state_dict(saved["model"])
-    with _naming("weights of the distillation"):
+    with _naming("weights beside the student's"):
         check_state(state.aux.state_dict(), run["aux"])
     state.aux.load_state_dict(run["aux"])
     if state.optimizer:
@@ -68,7 +70,8 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
             check_state(state.ema.module.state_dict(), run["ema"]["module"])
         state.ema.load_state_dict(run["ema"])
     state.epoch, state.step_in_epoch, state.iteration = run["epoch"], run["step_in_epoch"], run["iteration"]
-    state.best, state.metrics, state.lr = run["best"], run["metrics"], run["lr"]
+    state.best = BestEpoch(**run["best"]) if run["best"] else None
+    state.metrics, state.evaluated, state.lr = run["metrics"], run["evaluated"], run["lr"]
     state.stop = run.get("stop", False)
     state.images_per_second = saved.get("images_per_second", 0.0)
     sums = run["sums"]
@@ -89,22 +92,21 @@ def _optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None
     groups = optimizer.state_dict()["param_groups"]
     numbers = [number for group in groups for number in group["params"]]
     parameters = dict(zip(numbers, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
-    kept = {number: entry for number, entry in saved["state"].items() if entry.get("momentum_buffer") is not None}
+    buffers = {number: entry.get("momentum_buffer") for number, entry in saved["state"].items()}
+    momenta = {number: buffer for number, buffer in buffers.items() if buffer is not None}
     with _naming("optimizer state"):
-        if any(number not in parameters for number in kept):
-            raise UserError(f"it is of {max(kept) + 1} parameters, and {len(parameters)} are trained")
-        own = {f"momentum of parameter {number}": parameters[number].detach() for number in kept}
-        check_state(
-            own, {f"momentum of parameter {number}": entry["momentum_buffer"] for number, entry in kept.items()}
-        )
-    return {"state": {number: {"momentum_buffer": entry["momentum_buffer"]} for number, entry in kept.items()}} | {
+        if any(number not in parameters for number in momenta):
+            raise UserError(f"it is of {max(momenta) + 1} parameters, and {len(parameters)} are trained")
+        expected = {f"momentum of parameter {number}": parameters[number].detach() for number in momenta}
+        check_state(expected, {f"momentum of parameter {number}": buffer for number, buffer in momenta.items()})
+    return {"state": {number: {"momentum_buffer": buffer} for number, buffer in momenta.items()}} | {
         "param_groups": groups
     }
 
 
-def check_keys(own: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def check_keys(expected: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """UserError: a saved mapping lacks keys."""
-    if missing := [key for key in own if key not in found]:
+    if missing := [key for key in expected if key not in saved]:
         raise UserError(f"it lacks {', '.join(missing)}")
 
 

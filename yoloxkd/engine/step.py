@@ -19,7 +19,7 @@ from yoloxkd.types import Batch, Draw, Losses, LossName
 class StudentPass:
     """A batch that the student has seen.
 
-    model  the student; out: what it says; match: who answers for what, as its own losses have it
+    model  the student; out: its output; match: who answers for what, as its losses have it
     draw   what is drawn at random in this step follows from
     """
 

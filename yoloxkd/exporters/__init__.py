@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from yoloxkd.errors import UserError, nearest
+from yoloxkd.table import Table
 
 if TYPE_CHECKING:
     from yoloxkd.data.dataset import DetectionData
     from yoloxkd.exporters.onnx import ExportOptions
     from yoloxkd.exporters.parity import Int8Recipe
+    from yoloxkd.exporters.runtime import Session
     from yoloxkd.nn.detector import Detector
 
 
@@ -31,29 +32,14 @@ class Exporter(Protocol):
     ) -> Path: ...
 
 
-def _onnx(
-    detector: Detector[Any, Any],
-    path: str | Path,
-    options: ExportOptions,
-    *,
-    data: DetectionData,
-    int8: Int8Recipe | None = None,
-    source_digest: str = "",
-    say: Callable[[str], None] | None = None,
-) -> Path:
-    from yoloxkd.exporters.parity import export_checked  # torch and onnx cost seconds to import
+EXPORTERS: Table[Exporter] = Table("export format", {"onnx": "yoloxkd.exporters.parity:export_checked"})
+"""Format, as `--format` takes it -> what writes it."""
 
-    return export_checked(detector, path, options, data=data, int8=int8, source_digest=source_digest, say=say)
-
-
-EXPORTERS: dict[str, Exporter] = {
-    "onnx": _onnx,
-}
-"""Format -> what writes it."""
-
-
-def check_format(name: str) -> str:
-    """The name, when it is an export format; UserError otherwise."""
-    if name not in EXPORTERS:
-        raise UserError(f"unknown export format '{name}': {nearest(name, EXPORTERS)}")
-    return name
+RUNTIMES: Table[Callable[[Path, int | None], Session]] = Table(
+    "runtime",
+    {
+        "onnxruntime": "yoloxkd.exporters.onnxruntime_session:OnnxRuntimeSession",
+        "openvino": "yoloxkd.exporters.openvino_session:OpenVinoSession",
+    },
+)
+"""Runtime -> function of (file, threads or None for its own choice) that loads a file."""

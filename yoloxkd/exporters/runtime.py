@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from yoloxkd.errors import UserError
+from yoloxkd.exporters import RUNTIMES
 from yoloxkd.exporters.metadata import FileMetadata, read_metadata
 from yoloxkd.types import Detections
 
@@ -31,24 +32,6 @@ class Session(Protocol):
         """images (N, 3, H, W) float32 -> the outputs."""
         ...
 
-
-def _onnxruntime(path: Path, threads: int | None) -> Session:
-    from yoloxkd.exporters.onnxruntime_session import OnnxRuntimeSession
-
-    return OnnxRuntimeSession(path, threads)
-
-
-def _openvino(path: Path, threads: int | None) -> Session:
-    from yoloxkd.exporters.openvino_session import OpenVinoSession
-
-    return OpenVinoSession(path, threads)
-
-
-RUNTIMES: dict[str, Callable[[Path, int | None], Session]] = {
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-}
-"""Runtime -> function of (file, threads or None for its own choice) that loads a file."""
 
 WITH_NMS, WITHOUT_NMS = ("boxes", "scores", "labels", "counts"), ("boxes", "scores")
 """Outputs of a file with suppression in the graph, and of one without."""

@@ -1,23 +1,19 @@
-"""The `Distiller` contract, and the module that runs the teacher and every method on a batch."""
+"""The `Distiller` contract, and what it speaks of: keys of a method, a step, a teacher."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
-from yoloxkd.distributed.ranks import all_sum
-from yoloxkd.engine.step import AuxiliaryLoss, StudentPass
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.nn.detector import Detector
-from yoloxkd.types import Batch, DetectorOutput, Loss, Losses, LossName, RoIOutput, Tap
+from yoloxkd.types import Batch, DetectorOutput, Losses, LossName, Tap
 
 
 class KDConfig(Strict):
@@ -127,182 +123,3 @@ class Teacher:
     digest: str
     share: float
     weight: float = 1.0
-
-
-class _Outside:
-    """Holds a detector where nn.Module does not look for children; copies of the holder share the detector."""
-
-    def __init__(self, detector: Detector[Any, Any]) -> None:
-        self.detector = detector
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Outside:
-        return self
-
-
-class TeacherLosses(AuxiliaryLoss):
-    """Runs one teacher once a batch and every method on its output.
-
-    The teacher is outside the module tree: not in `state_dict`, not among
-    `parameters()`, never in training mode, never with a gradient.
-
-    tag        tells several teachers apart in the losses' sources: "pgd@1", "pgd@2"; empty for a single one
-    method_of  {source of its losses: method}
-    weight     factor on all terms, for good
-    scales     {method: factor} of the coming step, set by the callback; a float, or a scalar tensor that is still
-               being measured. 0.0 means off: the teacher is not run for it and its terms are zero
-    raw        {method: its loss before the factor of the step}, of the last step, detached
-    nonfinite  (terms,) int64 on the device: how often each term of `names` was not finite in a process, and so left out
-    """
-
-    def __init__(
-        self,
-        teacher: Detector[Any, Any],
-        distillers: Mapping[str, Distiller],
-        *,
-        tag: str = "",
-        weight: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.tag, self.weight = tag, weight
-        self._outside = _Outside(teacher.eval().requires_grad_(False))
-        self.distillers = nn.ModuleDict(distillers)
-        self.scales: dict[str, float | Tensor] = dict.fromkeys(distillers, 1.0)
-        self.raw: dict[str, Tensor] = {}
-        self.method_of = {f"{name}{tag}": name for name in distillers}
-        self.names = tuple(self._tagged(term) for method in distillers.values() for term in method.terms)
-        self.counted = any(method.counted for method in distillers.values())
-        self.dtypes: dict[tuple[str, int], str] = {}
-        self.nonfinite: Tensor | None = None
-        self._faulty: Tensor | None = None
-        self._prepared: Any = None
-        for parameter in self.parameters():
-            parameter.register_hook(self._cut)
-
-    @property
-    def teacher(self) -> Detector[Any, Any]:
-        return self._outside.detector
-
-    def methods(self) -> dict[str, Distiller]:
-        return {name: m for name, m in self.distillers.items() if isinstance(m, Distiller)}
-
-    def _tagged(self, term: LossName) -> LossName:
-        return term._replace(source=f"{term.source}{self.tag}")
-
-    def forward(self, student: StudentPass) -> Losses:
-        batch, device = student.batch, student.batch.images.device
-        methods = self.methods()
-        running = [name for name in methods if self.runs(name)]
-        losses: Losses = {}
-        if running:
-            seen, models = self._teacher_output(batch), Pair(student.model, self.teacher)
-            step = Step(self._guarded(student.out), seen, batch, student.match, models, *student.draw)
-        for name, method in methods.items():
-            if name in running:
-                with torch.autocast(device.type, enabled=False):
-                    found = method.compare(step)
-                self._note_dtypes(name, method, step)
-            else:
-                found = _nothing(method, device)
-            losses |= {self._tagged(term): found[term] for term in method.terms}
-        return self._scaled(self._finite(losses))
-
-    def prepare(self, batch: Batch) -> None:
-        """Run the teacher, when a method of the coming step needs it, and keep the maps that are asked for.
-
-        Before the student's forward pass this costs no memory beyond what is kept; `forward` does it else.
-        """
-        running = [method for name, method in self.methods().items() if self.runs(name)]
-        if not running:
-            return
-        if self.teacher.training:
-            self.teacher.eval()
-        with torch.no_grad():
-            seen = self.teacher(batch.images)
-        self._prepared = _with_maps(seen, frozenset[Tap]().union(*(method.needs for method in running)))
-
-    def _teacher_output(self, batch: Batch) -> Any:
-        if self._prepared is None:
-            self.prepare(batch)
-        seen, self._prepared = self._prepared, None
-        return seen
-
-    def runs(self, name: str) -> bool:
-        """Whether a method takes part in the coming step."""
-        scale = self.scales[name]
-        return isinstance(scale, Tensor) or scale != 0.0
-
-    def _finite(self, losses: Losses) -> Losses:
-        """Leaves terms that are not finite out of this step, and counts them on the device."""
-        values = torch.stack([loss.total.detach() for loss in losses.values()])
-        bad = ~values.isfinite()
-        self._faulty = bad.any()
-        count = all_sum(bad.long())
-        self.nonfinite = count if self.nonfinite is None else self.nonfinite.to(bad.device) + count
-        return {
-            name: replace(loss, total=torch.where(b, torch.zeros_like(loss.total), loss.total))
-            for (name, loss), b in zip(losses.items(), bad, strict=True)
-        }
-
-    def _scaled(self, losses: Losses) -> Losses:
-        losses = {name: replace(loss, total=loss.total * self.weight) for name, loss in losses.items()}
-        out: Losses = {}
-        for source, method in self.method_of.items():
-            own = {name: loss for name, loss in losses.items() if name.source == source}
-            self.raw[method] = torch.stack([loss.mean().detach() for loss in own.values()]).sum()
-            scale = self.scales[method] if self.runs(method) else 1.0
-            out |= {name: replace(loss, total=loss.total * scale) for name, loss in own.items()}
-        return out
-
-    def _guarded(self, value: Any) -> Any:
-        """An output behind a gate that stops what a left-out term would still send back: 0 * inf is NaN."""
-        if isinstance(value, tuple):
-            return tuple(self._guarded(v) for v in value)
-        if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{f.name: self._guarded(getattr(value, f.name)) for f in fields(value)})
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            return value
-        alias = value.view_as(value)
-        alias.register_hook(self._cut)
-        return alias
-
-    def _cut(self, gradient: Tensor) -> Tensor:
-        if self._faulty is None or (self._faulty.device.type == "cpu" and not self._faulty):
-            return gradient  # asking a CUDA tensor would wait for the device
-        return torch.where(self._faulty, torch.nan_to_num(gradient, 0.0, 0.0, 0.0), gradient)
-
-    def _note_dtypes(self, name: str, method: Distiller, step: Step[Any]) -> None:
-        source = f"{name}{self.tag}"
-        if any(key[0] == source for key in self.dtypes):
-            return
-        if not method.needs:
-            ours, theirs = _short(step.student.box_raw), _short(step.teacher.box_raw)
-            text = f"student boxes {ours}, teacher boxes {theirs}"
-            self.dtypes |= {(source, level.stride): text for level in method.pairing.levels}
-            return
-        found: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for tap in method.needs:
-            for level in method.pairing.levels_of(tap):
-                found.setdefault(level.stride, []).append(step.maps(tap, level))
-        for stride, maps in found.items():
-            ours, theirs = ("/".join(sorted({_short(m) for m in side})) for side in zip(*maps, strict=True))
-            self.dtypes[source, stride] = f"student map {ours}, teacher map {theirs}"
-
-
-def _with_maps(out: Any, taps: frozenset[Tap]) -> Any:
-    """An output without the maps that nobody asked for, so that they need not be kept."""
-    if isinstance(out, RoIOutput):
-        return replace(out, rpn=_with_maps(out.rpn, taps))
-    unread = {tap: () for tap in Tap if tap not in taps and tap in out.__dataclass_fields__}
-    return replace(out, **unread)
-
-
-def _short(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
-def _nothing(method: Distiller, device: torch.device) -> Losses:
-    """Zero for every term of a method that is off; its parameters stay in the graph, as DDP expects of them."""
-    zero = torch.zeros((), device=device)
-    touched = [p.sum() * 0.0 for p in method.parameters() if p.requires_grad]
-    first = torch.stack(touched).sum() if touched else zero
-    return {term: Loss(first if i == 0 else zero) for i, term in enumerate(method.terms)}

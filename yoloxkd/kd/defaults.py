@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import Field
 
-from yoloxkd.config.files import cfg_folder
+from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml
+from yoloxkd.errors import UserError, nearest
+from yoloxkd.kd import DISTILLERS
 
 
 @cache
@@ -21,3 +23,43 @@ def kd_file(name: str) -> dict[str, Any]:
 def published(method: str, key: str, **rules: Any) -> Any:
     """A field of a Config whose default is the one of cfg/kd/<method>.yaml; `rules` are pydantic's for a Field."""
     return Field(default_factory=lambda: deepcopy(kd_file(method)["default"][key]), **rules)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`METHOD` or `METHOD@SET` -> method, set of defaults ("" where none is named)."""
+    method, _, chosen = name.partition("@")
+    if method not in DISTILLERS:
+        known = [*DISTILLERS] if method == "none" else [*DISTILLERS, "none"]
+        raise UserError(f"unknown distiller '{method}'; {nearest(method, known, say_all=40)}")
+    if "@" in name and chosen not in kd_sets(method):
+        known = [f"{method}@{each}" for each in kd_sets(method)]
+        hint = nearest(name, known) if known else f"{method} has one set only: write {method}"
+        raise UserError(f"unknown set of defaults '{name}'; {hint}")
+    return method, chosen
+
+
+def kd_sets(method: str) -> list[str]:
+    """Sets of defaults that a method has beside its published ones: X of cfg/kd/<method>@X.yaml."""
+    return [name.partition("@")[2] for name in cfg_names("kd") if name.startswith(f"{method}@")]
+
+
+def kd_defaults(name: str, family: str) -> dict[str, Any]:
+    """Keys of a method for a student of a detector family, by the later of these that has the key.
+
+    name `METHOD`: `default` of cfg/kd/<method>.yaml, then `families.<family>` there. name `METHOD@SET`: after those,
+    what `set_defaults` gives.
+    """
+    method, chosen = split_name(name)
+    published = _keys(method, family)
+    return published | set_defaults(method, chosen, family) if chosen else published
+
+
+def set_defaults(method: str, chosen: str, family: str) -> dict[str, Any]:
+    """What a set of defaults changes: `default` of cfg/kd/<method>@<set>.yaml, then `families.<family>` there."""
+    return _keys(f"{method}@{chosen}", family)
+
+
+def _keys(file: str, family: str) -> dict[str, Any]:
+    written = kd_file(file)
+    keys: dict[str, Any] = written["default"] | written["families"].get(family, {})
+    return deepcopy(keys)

@@ -8,17 +8,21 @@ from typing import Any
 
 import torch
 
+from yoloxkd.engine.checkpoint_parts import checked_state
 from yoloxkd.engine.events import Callback, State
-from yoloxkd.errors import GateError, UserError, nearest
+from yoloxkd.errors import GateError, UserError
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import Distiller, KDConfig, Teacher, TeacherLosses
+from yoloxkd.kd.base import Distiller, KDConfig, Teacher
 from yoloxkd.kd.inherit import inherit_from
 from yoloxkd.kd.pairing import Pairing, divide_classes, table
+from yoloxkd.kd.report import distillation_report
 from yoloxkd.kd.rescaled_teacher import unwrapped
-from yoloxkd.kd.resume_check import check_counts, check_teachers
+from yoloxkd.kd.saved_state import SavedDistillation, TeacherRecord
 from yoloxkd.kd.teacher_check import check_teacher
+from yoloxkd.kd.teacher_losses import TeacherLosses, TeacherMethod
 from yoloxkd.kd.weight import MethodWeight
 from yoloxkd.types import TASK, LossName, Tap
+from yoloxkd.viz.html_report import LossHistory, ReportPart
 
 CHECK_EVERY = 20
 """Steps between looks at the counters on the device."""
@@ -28,14 +32,18 @@ class Distill(Callback):
     """Trains the student beside one or more teachers with one or more methods.
 
     Every process of a distributed run has its own copies of the teachers, and sums what it watches over all of them.
+    Who owns what: a `TeacherLosses` runs a teacher, and has each method's factor in the coming step and its loss in the
+    last one; a `MethodWeight` says what that factor is; this callback takes the one to the other, checks, and reports.
 
-    teachers      detectors with their weights in place; with several, every method learns from each of them
-    methods       {name in `DISTILLERS`: its keys}
-    min_ap        refuse a teacher below this AP (0 to 1) in the student's classes that it knows; 0: do not evaluate it
-    gate_images   validation images that AP is measured on; None: all
-    nominal_size  px, side of the training input before multi-scale
+    Args:
+        teachers: Detectors with their weights in place; with several, every method learns from each of them.
+        methods: {name in `DISTILLERS`: its keys}
+        min_ap: Refuse a teacher below this AP (0 to 1) in the student's classes that it knows; 0: do not evaluate it.
+        gate_images: Validation images that AP is measured on; None: all.
+        nominal_size: Side of the training input before multi-scale, px.
     """
 
+    name = "kd"
     everywhere = True
 
     def __init__(
@@ -48,63 +56,72 @@ class Distill(Callback):
         nominal_size: int | None = None,
     ) -> None:
         for name in methods:
-            if name not in DISTILLERS:
-                raise UserError(f"unknown distiller '{name}'; {nearest(name, DISTILLERS)}")
+            DISTILLERS.find(name)
         self.teachers = (teachers,) if isinstance(teachers, Teacher) else tuple(teachers)
         self.methods = dict(methods)
         self.min_ap, self.gate_images, self.nominal_size = min_ap, gate_images, nominal_size
-        self.plans: list[Pairing] = []
+        self.records: list[TeacherRecord] = []
         self.modules: list[TeacherLosses] = []
         self.weights: dict[str, MethodWeight] = {}
-        self.reported: list[int] = []
-        self.measured: dict[str, torch.Tensor] = {}  # task loss and own, of the parts of this step so far
-        self.silent: set[LossName] = set()  # terms that were zero throughout their last epoch, said once
+        self.silent: set[LossName] = set()  # losses that were zero throughout their last epoch, said once
+        self._saved: SavedDistillation | None = None
 
-    @property
-    def names(self) -> list[LossName]:
-        """Every term of every method and teacher, as the modules return them."""
-        return [name for module in self.modules for name in module.names]
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self._saved = checked_state(SavedDistillation, saved, self.name)
+        self.records = self._saved.teachers
 
-    @property
-    def method_of(self) -> dict[str, str]:
-        """{source of a loss: its method}"""
-        return {source: method for module in self.modules for source, method in module.method_of.items()}
+    def state_dict(self) -> dict[str, Any]:
+        counts = [module.nonfinite.counts for module in self.modules]
+        return {
+            "teachers": [record.model_dump() for record in self.records],
+            "auto": {name: weight.state_dict() for name, weight in self.weights.items() if weight.seen},
+            "nonfinite": counts if any(count is not None for count in counts) else [],
+        }
+
+    def environment(self, state: State) -> dict[str, Any]:
+        return {self.name: self.state_dict()}
+
+    def report(self, state: State, history: LossHistory) -> ReportPart | None:
+        if not self.records:  # the run ended before it had its teachers
+            return None
+        return distillation_report(self.methods, self.records, history)
 
     def on_setup(self, state: State) -> None:
-        saved = self._resumed(state)
-        found = [Pairing.between(state.detector, t.detector.to(state.device), self.nominal_size) for t in self.teachers]
-        self.plans = divide_classes(found)
-        methods = [self._methods(plan) for plan in self.plans]
-        self._say_plans(state, methods)
-        aps = [teacher["ap"] for teacher in saved.get("teachers", [])]
-        if not saved:
+        saved = self._saved
+        if saved is not None:
+            saved.check_teachers(self.teachers, self.methods)
+        pairings = divide_classes(
+            [Pairing.between(state.detector, t.detector.to(state.device), self.nominal_size) for t in self.teachers]
+        )
+        methods = [self._methods(pairing) for pairing in pairings]
+        self._say_pairings(state, pairings, methods)
+        if saved is None:
             self._inherit(state)
             aps = [
-                check_teacher(state, teacher, plan, self.min_ap, self.gate_images)
-                for teacher, plan in zip(self.teachers, self.plans, strict=True)
+                check_teacher(state, teacher, pairing, self.min_ap, self.gate_images)
+                for teacher, pairing in zip(self.teachers, pairings, strict=True)
             ]
-        for i, (teacher, own) in enumerate(zip(self.teachers, methods, strict=True)):
-            tag = f"@{i + 1}" if len(self.teachers) > 1 else ""
-            module = TeacherLosses(teacher.detector, own, tag=tag, weight=teacher.weight)
+        else:
+            aps = [record.ap for record in saved.teachers]
+        self.records = list(map(_record, self.teachers, aps, pairings, methods))
+        for number, (teacher, distillers) in enumerate(zip(self.teachers, methods, strict=True), start=1):
+            tag = f"@{number}" if len(self.teachers) > 1 else ""
+            module = TeacherLosses(teacher.detector, distillers, tag=tag, weight=teacher.weight)
             self.modules.append(module)
             state.aux[f"kd{tag}"] = module
         self.weights = {name: MethodWeight(cfg, state.iters_per_epoch) for name, cfg in self.methods.items()}
-        for name, value in saved.get("auto", {}).items():
-            self.weights[name].load_state_dict(value, state.device)
-        state.extra["kd"] = {
-            "teachers": [
-                {"source": t.source, "digest": t.digest, "share": t.share, "weight": t.weight, "ap": ap}
-                | {"plan": plan.as_dict(), "table": [list(row) for row in plan.describe(_taps(own), _adapted(own))]}
-                for t, ap, plan, own in zip(self.teachers, aps, self.plans, methods, strict=True)
-            ],
-            "auto": dict(saved.get("auto", {})),
-            "nonfinite": saved.get("nonfinite", []),
-        }
-        check_counts(saved, [len(module.names) for module in self.modules])
-        for module, counts in zip(self.modules, saved.get("nonfinite", []), strict=False):
+        if saved is not None:
+            self._restore(saved, state.device)
+        self._saved = None
+
+    def _restore(self, saved: SavedDistillation, device: torch.device) -> None:
+        """Measure and count on where another run stopped."""
+        for name, weight in saved.auto.items():
+            self.weights[name].load_state_dict(dict(weight), device)
+        saved.check_counts([len(module.names) for module in self.modules])
+        for module, counts in zip(self.modules, saved.nonfinite, strict=False):
             if counts is not None:
-                module.nonfinite = counts.to(state.device)
-            self.reported += [0] * len(module.names) if counts is None else counts.tolist()
+                module.nonfinite.restore(counts, device)
 
     def on_fit_start(self, state: State) -> None:
         """Give the teachers the student's memory format, which the engine has chosen by now, and compile them likewise."""
@@ -119,34 +136,24 @@ class Distill(Callback):
 
     def on_batch_start(self, state: State) -> None:
         for name, weight in self.weights.items():
-            scale = weight.at(state.epoch, state.iteration, state.device)
-            for module in self.modules:
-                module.scales[name] = scale
+            factor = weight.at(state.epoch, state.iteration, state.device)
+            for method in self._under_teachers(name):
+                method.factor = factor
 
     def on_losses(self, state: State) -> None:
-        measuring = [(name, weight) for name, weight in self.weights.items() if weight.measuring]
+        measuring = [(n, weight) for n, weight in self.weights.items() if weight.measuring and self._runs(n)]
         if not measuring:
             return
         task = torch.stack([v.detach().float() for k, v in state.losses.items() if k.source == TASK]).sum()
-        own = {name: torch.stack([module.raw[name] for module in self.modules]).sum() for name in self.methods}
-        if state.part == 0:
-            self.measured = {}
         for name, weight in measuring:
-            if not self._runs(name):
-                continue
-            seen = torch.stack([task, own[name] / state.parts])
-            self.measured[name] = self.measured[name] + seen if name in self.measured else seen
-            if state.part + 1 < state.parts:
-                continue
-            if weight.observe(*self.measured[name].unbind()):
+            loss = torch.stack([method.loss for method in self._under_teachers(name) if method.loss is not None]).sum()
+            if weight.observe_part(task, loss / state.parts, state.part, state.parts):
                 state.say(
                     f"{name}: kd.weight is fixed at {weight.fixed:.4g}, which makes its terms "
                     f"{weight.cfg.auto_share:g} of the task loss of the first {weight.seen} iterations"
                 )
-            state.extra["kd"]["auto"][name] = weight.state_dict()
 
     def on_step(self, state: State) -> None:
-        state.extra["kd"]["nonfinite"] = [module.nonfinite for module in self.modules]
         if state.iteration % CHECK_EVERY == 0:
             self._check_finite(state)
 
@@ -157,89 +164,78 @@ class Distill(Callback):
             if self._runs(name):
                 self._report(state, name, task)
 
-    def _runs(self, name: str) -> bool:
-        return self.modules[0].runs(name)
+    def _under_teachers(self, name: str) -> list[TeacherMethod]:
+        """A method under each teacher."""
+        return [module.methods[name] for module in self.modules]
 
-    def _methods(self, plan: Pairing) -> dict[str, Distiller]:
+    def _runs(self, name: str) -> bool:
+        return self._under_teachers(name)[0].runs
+
+    def _methods(self, pairing: Pairing) -> dict[str, Distiller]:
         """Every method for one teacher."""
-        methods = {name: DISTILLERS[name](cfg, plan) for name, cfg in self.methods.items()}
+        methods = {name: DISTILLERS[name](cfg, pairing) for name, cfg in self.methods.items()}
         for name, method in methods.items():
             if not method.terms:
                 raise UserError(f"every term of {name} is switched off or has weight 0; leave --kd {name} out instead")
         return methods
 
-    def _say_plans(self, state: State, methods: Sequence[Mapping[str, Distiller]]) -> None:
-        for i, (teacher, plan, own) in enumerate(zip(self.teachers, self.plans, methods, strict=True)):
+    def _say_pairings(
+        self, state: State, pairings: Sequence[Pairing], methods: Sequence[Mapping[str, Distiller]]
+    ) -> None:
+        for number, (teacher, pairing, distillers) in enumerate(zip(self.teachers, pairings, methods, strict=True), 1):
             if len(self.teachers) > 1:
-                state.say(f"teacher @{i + 1} of {len(self.teachers)}: {teacher.source}, weight {teacher.weight:g}")
-            state.say(table(plan.describe(_taps(own), _adapted(own))))
-
-    def _resumed(self, state: State) -> dict[str, Any]:
-        saved: dict[str, Any] = state.resumed.get("kd") or {}
-        if not saved:
-            return saved
-        check_teachers(saved, [teacher.source for teacher in self.teachers], self.methods)
-        for teacher, old in zip(self.teachers, saved["teachers"], strict=True):
-            if old["digest"] != teacher.digest:
-                raise UserError(
-                    f"the teacher {teacher.source} is not the file this run began with (its digest is "
-                    f"{teacher.digest[:12]}, and was {old['digest'][:12]} of {old['source']}); "
-                    "put the old file back, or start a new run"
-                )
-        return saved
+                state.say(f"teacher @{number} of {len(self.teachers)}: {teacher.source}, weight {teacher.weight:g}")
+            state.say(table(pairing.describe(_taps(distillers), _adapted(distillers))))
 
     def _inherit(self, state: State) -> None:
         if not any(cfg.inherit for cfg in self.methods.values()):
             return
-        taken = inherit_from(unwrapped(self.teachers[0].detector), state.detector)
-        if taken:
+        layers = inherit_from(unwrapped(self.teachers[0].detector), state.detector)
+        if layers:
             which = "the teacher" if len(self.teachers) == 1 else "teacher @1"
-            state.say(f"inherited from {which}: {len(taken)} layers of neck and head: {', '.join(taken)}")
+            state.say(f"inherited from {which}: {len(layers)} layers of neck and head: {', '.join(layers)}")
         else:
             state.say("warning: kd.inherit is on, and no layer of the teacher's neck or head has the student's shapes")
 
     def _check_finite(self, state: State) -> None:
-        """Name the terms that were left out since the last look; stop the run when a method had too many."""
-        found = [module.nonfinite for module in self.modules if module.nonfinite is not None]
-        if len(found) < len(self.modules):  # no step was done yet
+        """Name the losses that were left out since the last look; stop the run when a method had too many."""
+        on_device = [module.nonfinite.counts for module in self.modules if module.nonfinite.counts is not None]
+        if len(on_device) < len(self.modules):  # no step was done yet
             return
-        now, before = torch.cat(found).tolist(), self.reported or [0] * len(self.names)
-        self.reported = now
-        for name, count, old in zip(self.names, now, before, strict=True):
-            if count > old:
-                state.say(
-                    f"warning: {self._named(name)} was not finite in {count - old} step(s) and was left out of them"
-                )
+        counts = iter(torch.cat(on_device).tolist())  # one look at the device for all
+        total: dict[LossName, int] = {}
+        for module in self.modules:
+            for place, name in enumerate(module.names):
+                total[name] = next(counts)
+                if new := total[name] - module.nonfinite.reported[place]:
+                    module.nonfinite.reported[place] = total[name]
+                    state.say(
+                        f"warning: {module.describe(name)} was not finite in {new} step(s) and was left out of them"
+                    )
         for method, cfg in self.methods.items():
-            own = {n: c for n, c in zip(self.names, now, strict=True) if self.method_of[n.source] == method}
-            if sum(own.values()) > cfg.max_nonfinite:
-                worst = max(own, key=lambda n: own[n])
+            of_method = {n: (module, total[n]) for module in self.modules for n in module.methods[method].names}
+            number = sum(count for _, count in of_method.values())
+            if number > cfg.max_nonfinite:
+                worst = max(of_method, key=lambda n: of_method[n][1])
                 raise GateError(
-                    f"{sum(own.values())} distillation terms of {method} were not finite up to step {state.iteration}, "
-                    f"more than kd.max_nonfinite {cfg.max_nonfinite}, most often {self._named(worst)}; "
+                    f"{number} distillation terms of {method} were not finite up to step {state.iteration}, "
+                    f"more than kd.max_nonfinite {cfg.max_nonfinite}, most often {of_method[worst][0].describe(worst)}; "
                     "use --amp bf16 or off, or check the teacher's weights"
                 )
-
-    def _named(self, name: LossName) -> str:
-        dtypes = [
-            text for module in self.modules for key, text in module.dtypes.items() if key == (name.source, name.level)
-        ]
-        level = "" if name.level is None else f" at stride {name.level}"
-        return f"{name.source} term {name.term}{level} ({dtypes[0] if dtypes else 'not run'})"
 
     def _report(self, state: State, method: str, task: float) -> None:
         """A method's part in the epoch's loss; a warning when it is missing, zero or overwhelming."""
         cfg = self.methods[method]
-        names = [n for n in self.names if self.method_of[n.source] == method]
-        found = {n: state.epoch_losses.get(n) for n in names}
-        missing = [n for n, v in found.items() if v is None]
-        zero = [n for n, v in found.items() if v == 0.0]
+        names = [name for module in self.modules for name in module.methods[method].names]
+        losses = {n: state.epoch_losses.get(n) for n in names}
+        missing = [n for n, v in losses.items() if v is None]
+        zero = [n for n, v in losses.items() if v == 0.0]
         if missing:
             state.say(f"warning: {', '.join(map(str, missing))} did not reach the loss in epoch {state.epoch + 1}")
         if new := [n for n in zero if n not in self.silent]:
             state.say(f"warning: {', '.join(map(str, new))} was exactly 0 throughout epoch {state.epoch + 1}")
         self.silent = (self.silent - set(names)) | set(zero)
-        own = math.fsum(v for v in found.values() if v is not None)
+        own = math.fsum(v for v in losses.values() if v is not None)
         everything = math.fsum(state.epoch_losses.values())
         if everything > 0:
             state.say(f"{method}: {own:.4g}, {own / everything:.1%} of the loss in epoch {state.epoch + 1}")
@@ -248,6 +244,18 @@ class Distill(Callback):
                 f"warning: {method} is {own / max(task, 1e-12):.3g} times the task loss in epoch {state.epoch + 1}; "
                 "lower its weights, or use --set kd.weight=auto"
             )
+
+
+def _record(teacher: Teacher, ap: float | None, pairing: Pairing, methods: Mapping[str, Distiller]) -> TeacherRecord:
+    return TeacherRecord(
+        source=teacher.source,
+        digest=teacher.digest,
+        share=teacher.share,
+        weight=teacher.weight,
+        ap=ap,
+        plan=pairing.as_dict(),
+        table=[list(row) for row in pairing.describe(_taps(methods), _adapted(methods))],
+    )
 
 
 def _adapted(methods: Mapping[str, Distiller]) -> list[str]:

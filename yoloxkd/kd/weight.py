@@ -26,6 +26,7 @@ class MethodWeight:
         self.seen = 0
         self._task: Tensor | None = None
         self._own: Tensor | None = None
+        self._step: Tensor | None = None  # task loss and own, of the parts of this step so far
 
     def state_dict(self) -> dict[str, Any]:
         """What the automatic weight has measured so far, or has become: plain numbers, and sums on the device."""
@@ -53,6 +54,12 @@ class MethodWeight:
             return torch.zeros((), device=device)
         ratio = cfg.auto_share * self._task / self._own
         return torch.where(self._own > 0, ratio, 0.0) * ramp
+
+    def observe_part(self, task: Tensor, own: Tensor, part: int, parts: int) -> bool:
+        """As `observe`, of one part of a step's batch after the other; their losses add up to the step's."""
+        losses = torch.stack([task, own])
+        self._step = losses if part == 0 or self._step is None else self._step + losses
+        return part + 1 == parts and self.observe(*self._step.unbind())
 
     def observe(self, task: Tensor, own: Tensor) -> bool:
         """Take in a step's task loss and the method's loss before the factor; True when this fixed the factor.

@@ -1,24 +1,21 @@
-"""Detectors. `DETECTORS` maps a family's name to its class; it is filled on first use, so that reading a table of names
-or downloading a file does not import torch."""
+"""Detectors: the table of families."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from yoloxkd.table import Table
 
 if TYPE_CHECKING:
     from yoloxkd.nn.detector import Detector
 
-    DETECTORS: dict[str, type[Detector]]
-
-
-def __getattr__(name: str) -> Any:
-    if name != "DETECTORS":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from yoloxkd.nn.dense.atss import ATSS
-    from yoloxkd.nn.dense.fcos import FCOS
-    from yoloxkd.nn.dense.gfl import GFL
-    from yoloxkd.nn.dense.yolox import YOLOX
-
-    table: dict[str, type[Detector]] = {"yolox": YOLOX, "fcos": FCOS, "gfl": GFL, "atss": ATSS}
-    globals()[name] = table
-    return table
+DETECTORS: Table[type[Detector]] = Table(
+    "model family",
+    {
+        "yolox": "yoloxkd.nn.dense.yolox:YOLOX",
+        "fcos": "yoloxkd.nn.dense.fcos:FCOS",
+        "gfl": "yoloxkd.nn.dense.gfl:GFL",
+        "atss": "yoloxkd.nn.dense.atss:ATSS",
+    },
+)
+"""Family, the first part of a model's name -> its class."""

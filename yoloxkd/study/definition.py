@@ -12,7 +12,7 @@ from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import leaves, read_yaml, validate
 from yoloxkd.config.strict import Strict
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.kd import split_name
+from yoloxkd.kd.defaults import split_name
 
 Seed = Annotated[int, Field(ge=0)]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

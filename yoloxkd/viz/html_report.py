@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 
 from yoloxkd.data.io.images import read_image
+from yoloxkd.types import LossName
 from yoloxkd.write_image import encoded
 
 
@@ -31,12 +32,57 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherCard:
-    """A teacher: facts as (name, value), the rows of its pairing plan (what, student, teacher, how)."""
+class Card:
+    """Facts, and a table.
+
+    Attributes:
+        title: Its heading.
+        facts: (name, value).
+        columns: Headings of the table.
+        rows: A text for each column; none: there is no table.
+    """
 
     title: str
-    facts: list[tuple[str, str]]
-    plan: list[Sequence[str]]
+    facts: Sequence[tuple[str, str]] = ()
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page with a heading of its own: cards, then charts side by side."""
+
+    title: str
+    cards: Sequence[Card] = ()
+    charts: Sequence[Chart] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPart:
+    """What a callback adds to the page.
+
+    Attributes:
+        title: Comes after the model's name in the heading.
+        notes: Remarks at the top of the page.
+        sections: Come after the curves of the training.
+    """
+
+    title: str = ""
+    notes: Sequence[str] = ()
+    sections: Sequence[Section] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LossHistory:
+    """Means of the losses over epochs.
+
+    Attributes:
+        epochs: Numbers of the epochs, from 1.
+        losses: Each loss at each of them; NaN where it has none.
+    """
+
+    epochs: list[float]
+    losses: dict[LossName, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +108,7 @@ class Report:
     tiles: list[tuple[str, str]]
     notes: list[str] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
-    teachers: list[TeacherCard] = field(default_factory=list)
-    kd_charts: list[Chart] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
     metrics: list[tuple[str, str, str]] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     classes: list[ClassRow] = field(default_factory=list)

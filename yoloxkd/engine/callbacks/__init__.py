@@ -1,23 +1,23 @@
-"""The callbacks of a run, each in its own file; `CALLBACKS` are those that a recipe can name."""
+"""Callbacks of a run, each in its own file; `CALLBACKS` are those that a recipe can name."""
 
 from __future__ import annotations
 
-from yoloxkd.engine.callbacks.early_stopping import EarlyStopping
-from yoloxkd.engine.callbacks.html_report import HtmlReport
-from yoloxkd.engine.callbacks.learning_rate import LearningRateLog
-from yoloxkd.engine.callbacks.named import NamedCallback
-from yoloxkd.engine.callbacks.plots import Plots
-from yoloxkd.engine.callbacks.tensorboard import TensorBoard
-from yoloxkd.engine.callbacks.wandb import WeightsAndBiases
+from typing import TYPE_CHECKING
 
-__all__ = ["CALLBACKS", "EarlyStopping", "HtmlReport", "LearningRateLog", "Plots", "TensorBoard", "WeightsAndBiases"]
+from yoloxkd.table import Table
 
-CALLBACKS: dict[str, type[NamedCallback]] = {
-    "early_stopping": EarlyStopping,
-    "learning_rate": LearningRateLog,
-    "plots": Plots,
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-    "report": HtmlReport,
-}
+if TYPE_CHECKING:
+    from yoloxkd.engine.callbacks.named import NamedCallback
+
+CALLBACKS: Table[type[NamedCallback]] = Table(
+    "callback",
+    {
+        "early_stopping": "yoloxkd.engine.callbacks.early_stopping:EarlyStopping",
+        "learning_rate": "yoloxkd.engine.callbacks.learning_rate:LearningRateLog",
+        "plots": "yoloxkd.engine.callbacks.plots:Plots",
+        "tensorboard": "yoloxkd.engine.callbacks.tensorboard:TensorBoard",
+        "wandb": "yoloxkd.engine.callbacks.wandb:WeightsAndBiases",
+        "report": "yoloxkd.engine.callbacks.html_report:HtmlReport",
+    },
+)
 """Key under `callbacks` in a recipe -> the callback."""

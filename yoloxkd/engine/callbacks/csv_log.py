@@ -77,7 +77,7 @@ class CsvLog(Callback):
             self.rows = [row for row in read_rows(path) if int(row["epoch"]) <= state.epoch]
 
     def on_epoch_end(self, state: State) -> None:
-        evaluated = state.extra.get("evaluated") == state.epoch
+        evaluated = state.evaluated == state.epoch
         row: dict[str, Any] = {
             "epoch": state.epoch + 1,
             "lr": f"{state.lr:.8g}",
@@ -93,6 +93,3 @@ class CsvLog(Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(state.out / "results.csv", text.getvalue())
-
-    def on_eval_end(self, state: State) -> None:
-        state.extra["evaluated"] = state.epoch

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field
 
 from yoloxkd.config.strict import Strict
 from yoloxkd.engine.callbacks.named import NamedCallback
+from yoloxkd.engine.checkpoint_parts import Count, Finite, SavedPart, checked_state
 from yoloxkd.engine.events import State
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.metrics.measure import overall
+from yoloxkd.viz.html_report import LossHistory, ReportPart
 
 SMALLER_IS_BETTER = ("MR",)
 
@@ -21,28 +27,48 @@ class EarlyStoppingConfig(Strict):
     min_delta: float = Field(0.0, ge=0, description="what counts as an improvement is more than this")
 
 
-class EarlyStopping(NamedCallback):
-    """Sets `state.stop` after an evaluation that is `patience` epochs past the best one; the run then ends as finished.
+class BestValue(SavedPart):
+    """What early stopping remembers: the best value, larger being better; its epoch, from 0; why the run was stopped."""
 
-    Its state is in `state.extra` and so survives a resume.
-    """
+    best: Finite
+    epoch: Count
+    stopped: str = ""
+
+
+class EarlyStopping(NamedCallback):
+    """Sets `state.stop` after an evaluation that is `patience` epochs past the best one; the run then ends as finished."""
 
     name = "early_stopping"
     Config = EarlyStoppingConfig
     cfg: EarlyStoppingConfig
 
+    def __init__(self, **keys: Any) -> None:
+        super().__init__(**keys)
+        self.best: BestValue | None = None
+
     def on_eval_end(self, state: State) -> None:
         value = self._value(state)
-        kept = state.extra.get(self.name)
-        if kept is None or value > kept["best"] + self.cfg.min_delta:
-            state.extra[self.name] = {"best": value, "epoch": state.epoch}
+        if self.best is None and math.isnan(value):
+            return  # nothing to improve on yet
+        if self.best is None or value > self.best.best + self.cfg.min_delta:
+            self.best = BestValue(best=value, epoch=state.epoch)
             return
-        past = state.epoch - kept["epoch"]
+        past = state.epoch - self.best.epoch
         if past >= self.cfg.patience and state.epoch + 1 < state.epochs:
             reason = f"{self.cfg.metric} has not improved for {past} epochs"
-            state.extra[self.name] = kept | {"stopped": reason}
+            self.best.stopped = reason
             state.stop = True
-            state.say(f"early stopping after epoch {state.epoch + 1}: {reason} (best in epoch {kept['epoch'] + 1})")
+            state.say(f"early stopping after epoch {state.epoch + 1}: {reason} (best in epoch {self.best.epoch + 1})")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.best is None else self.best.model_dump()
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.best = checked_state(BestValue, saved, self.name)
+
+    def report(self, state: State, history: LossHistory) -> ReportPart:
+        stopped = self.best.stopped if self.best else ""
+        return ReportPart(notes=[f"Stopped early: {stopped}."] if stopped else [])
 
     def _value(self, state: State) -> float:
         """The metric, larger is better."""

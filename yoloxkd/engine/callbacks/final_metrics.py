@@ -12,6 +12,6 @@ class FinalMetrics(Callback):
     """Writes the numbers of the best student when everything else is done: a run without this file can be resumed."""
 
     def on_fit_end(self, state: State) -> None:
-        final = dict(state.extra["best_metrics"])
-        final |= {"epoch": state.extra["best_epoch"] + 1, "split": state.recipe.val.split}
+        assert state.best is not None  # of every run that comes to its end
+        final = state.best.metrics | {"epoch": state.best.epoch + 1, "split": state.recipe.val.split}
         write_text(state.out / "metrics.json", json.dumps(final, indent=2) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,13 +15,14 @@ from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.engine.callbacks.learning_rate import read_learning_rates
 from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.callbacks.plots import sheet_of
+from yoloxkd.engine.callbacks.run_folder import callback_entries
 from yoloxkd.engine.events import State
 from yoloxkd.engine.provenance import read_environment
 from yoloxkd.errors import UserError
 from yoloxkd.metrics.measure import overall
-from yoloxkd.types import TASK, LossName
+from yoloxkd.types import TASK
 from yoloxkd.viz.charts import line_chart
-from yoloxkd.viz.html_report import Chart, ClassRow, Report, TeacherCard, inline_image, render_report
+from yoloxkd.viz.html_report import Chart, ClassRow, LossHistory, Report, inline_image, render_report
 
 MEANING = {
     "AP": "mean over IoU 0.50 to 0.95",
@@ -46,7 +47,7 @@ class ReportConfig(Strict):
 
 
 class HtmlReport(NamedCallback):
-    """Recipe, pairing plan, curves, numbers by class, images and environment in one self-contained file.
+    """Recipe, curves, numbers by class, images, environment and what callbacks add in one self-contained file.
 
     Written when the run ends, also by an interruption or an error, and whenever callbacks.plots has drawn. A report that
     cannot be written is a warning: the trained student matters more.
@@ -76,40 +77,44 @@ class HtmlReport(NamedCallback):
 
 
 def collect(state: State, ended_by: str | None = None) -> Report:
-    """What a run's report shows, from its state and its folder. `ended_by`: why the run did not finish."""
+    """What a run's report shows, from its state, its folder and its callbacks.
+
+    Args:
+        state: Of the run.
+        ended_by: Why the run did not finish.
+    """
     rows = read_rows(state.out / "results.csv")
     recipe = state.recipe.model_dump(by_alias=True, mode="json")
-    kd = state.extra.get("kd", {})
-    methods = " + ".join(name.upper() for name in recipe["kd"]) if kd else ""
-    best = state.extra.get("best_metrics", {})
-    best_epoch = state.extra.get("best_epoch", -1) + 1
-    epochs = [float(row["epoch"]) for row in rows]
     losses = {state.loss_name(k.removeprefix("loss/")): _column(rows, k) for k in rows[-1] if k.startswith("loss/")}
+    history = LossHistory([float(row["epoch"]) for row in rows], losses)
+    parts = [part for callback in state.callbacks if (part := callback.report(state, history))]
+    numbers = overall(state.best.metrics) if state.best else {}
+    per_class = state.best.metrics.get("per_class", {}) if state.best else {}
     return Report(
-        title=f"{recipe['student']['name']}{f', distilled by {methods}' if methods else ''}",
+        title=", ".join([recipe["student"]["name"], *(part.title for part in parts if part.title)]),
         subtitle=f"{recipe['data']} · {state.out.resolve()}",
-        tiles=_tiles(state, rows, best, best_epoch),
-        notes=_notes(state, ended_by),
-        charts=_charts(state, rows, epochs, losses),
-        teachers=[_teacher(number, t) for number, t in enumerate(kd.get("teachers", []), start=1)],
-        kd_charts=_kd_charts(epochs, losses) if kd else [],
-        metrics=[(k, _number(v), MEANING.get(k, "")) for k, v in overall(best).items()],
-        class_names=list(next(iter(best.get("per_class", {}).values()), {})),
+        tiles=_tiles(state, rows, numbers),
+        notes=[
+            *([f"This run did not finish: {ended_by}"] if ended_by else []),
+            *(n for part in parts for n in part.notes),
+        ],
+        charts=_charts(state, rows, history),
+        sections=[section for part in parts for section in part.sections],
+        metrics=[(k, _number(v), MEANING.get(k, "")) for k, v in numbers.items()],
+        class_names=list(next(iter(per_class.values()), {})),
         classes=[
-            ClassRow(name, [v if v >= 0 else None for v in values.values()])
-            for name, values in best.get("per_class", {}).items()
+            ClassRow(name, [v if v >= 0 else None for v in values.values()]) for name, values in per_class.items()
         ],
         pictures=_pictures(state.out / "plots"),
-        environment=_environment(state.out / "environment.json"),
+        environment=_environment(state.out / "environment.json", callback_entries(state)),
         recipe=write_yaml(recipe).rstrip(),
     )
 
 
-def _tiles(state: State, rows: Sequence[Mapping[str, str]], best: dict[str, Any], epoch: int) -> list[tuple[str, str]]:
-    numbers = overall(best)
+def _tiles(state: State, rows: Sequence[Mapping[str, str]], numbers: Mapping[str, float]) -> list[tuple[str, str]]:
     tiles = [(str(name), _number(numbers[name])) for name in ("AP", "AP50", "AP75", "MR", "JI") if name in numbers]
-    if epoch:
-        tiles.append(("best epoch", str(epoch)))
+    if state.best:
+        tiles.append(("best epoch", str(state.best.epoch + 1)))
     tiles.append(("epochs done", f"{rows[-1]['epoch']} / {state.epochs}"))
     speeds = [v for v in _column(rows, "images_per_s") if v > 0]
     if speeds:
@@ -118,18 +123,9 @@ def _tiles(state: State, rows: Sequence[Mapping[str, str]], best: dict[str, Any]
     return [*tiles, ("parameters", f"{parameters / 1e6:.2f} M")]
 
 
-def _notes(state: State, ended_by: str | None) -> list[str]:
-    notes = [f"This run did not finish: {ended_by}"] if ended_by else []
-    if stopped := state.extra.get("early_stopping", {}).get("stopped"):
-        notes.append(f"Stopped early: {stopped}.")
-    backbone = str(state.extra.get("backbone", ""))
-    return notes + ([backbone] if backbone.startswith("warning") else [])
-
-
-def _charts(
-    state: State, rows: Sequence[Mapping[str, str]], epochs: list[float], losses: dict[LossName, list[float]]
-) -> list[Chart]:
-    task = {str(name): values for name, values in losses.items() if name.source == TASK}
+def _charts(state: State, rows: Sequence[Mapping[str, str]], history: LossHistory) -> list[Chart]:
+    epochs = history.epochs
+    task = {str(name): values for name, values in history.losses.items() if name.source == TASK}
     charts = [Chart("Task loss, mean of an epoch", line_chart(epochs, task))]
     measured = {k: [v if v >= 0 else math.nan for v in _column(rows, k)] for k in overall(state.metrics)}
     shown = {str(k): measured[k] for k in ("AP", "AP50", "AP75", "AR100", "MR", "JI") if k in measured}
@@ -144,34 +140,6 @@ def _charts(
     return [*charts, Chart("Images a second", line_chart(epochs, speed, log=False, from_zero=True))]
 
 
-def _kd_charts(epochs: list[float], losses: dict[LossName, list[float]]) -> list[Chart]:
-    """Where the loss comes from, then one chart a term with a curve a level."""
-    sources: dict[str, list[float]] = {}
-    terms: dict[str, dict[str, list[float]]] = {}
-    for name, values in losses.items():
-        source = name.source
-        filled = [0.0 if math.isnan(v) else v for v in values]
-        sources[source] = [a + b for a, b in zip(sources.get(source, [0.0] * len(values)), filled, strict=True)]
-        if source != TASK:
-            level = "all levels" if name.level is None else f"stride {name.level}"
-            terms.setdefault(f"{source}: {name.term.replace('_', ' ')}", {})[level] = values
-    size = (3.9, 2.3)
-    charts = [Chart("Where the loss comes from", line_chart(epochs, sources, size=size))]
-    return charts + [Chart(title, line_chart(epochs, curves, size=size)) for title, curves in terms.items()]
-
-
-def _teacher(number: int, teacher: Mapping[str, Any]) -> TeacherCard:
-    ap = teacher.get("ap")
-    facts = [
-        ("weights", str(teacher["source"])),
-        ("sha256", str(teacher["digest"])),
-        ("loaded", f"{teacher['share']:.1%} of its parameters"),
-        ("weight", f"{teacher['weight']:g}"),
-        ("AP in the classes it knows", "not measured" if ap is None else f"{ap:.4f}"),
-    ]
-    return TeacherCard(f"Teacher {number}", facts, [tuple(map(str, row)) for row in teacher.get("table", [])])
-
-
 def _pictures(plots: Path) -> list[Any]:
     file = plots / "predictions.png"
     if not file.is_file():
@@ -179,13 +147,14 @@ def _pictures(plots: Path) -> list[Any]:
     return [inline_image(file, "Validation images: ground truth on the left, the student's detections on the right")]
 
 
-def _environment(file: Path) -> list[tuple[str, str]]:
+def _environment(file: Path, shown_elsewhere: Collection[str]) -> list[tuple[str, str]]:
+    """The facts of environment.json but for those of callbacks, which have their own places on the page."""
     try:
         about = read_environment(file)
     except UserError as error:  # changed while the run went on; the rest of the page is worth having
         return [("not shown", str(error))]
     others = (about.model_extra or {}).items()
-    shown = [(k.replace("_", " "), str(v)) for k, v in others if k not in ("kd", "backbone") and v is not None]
+    shown = [(k.replace("_", " "), str(v)) for k, v in others if k not in shown_elsewhere and v is not None]
     if git := about.git:
         changed = git.changed
         state = "state unknown" if changed is None else f"{len(changed)} changed files" if changed else "clean"

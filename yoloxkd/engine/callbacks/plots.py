@@ -53,8 +53,8 @@ class Plots(NamedCallback):
             if not sheet.is_file():  # at the end of a run its last epoch may have been drawn already
                 model = state.ema.module if state.ema else state.detector
                 predictor = TorchPredictor(model, conf=self.cfg.conf, max_det=100, device=state.device)
-                chosen = range(min(self.cfg.pictures, len(state.val)))
-                draw_comparison(predictor, state.val, chosen, state.recipe.train.imgsz, sheet)
+                positions = range(min(self.cfg.pictures, len(state.val)))
+                draw_comparison(predictor, state.val, positions, state.recipe.train.imgsz, sheet)
             shutil.copyfile(sheet, sheet.with_name("predictions.png"))
         except Exception as error:
             state.say(f"warning: plots were not drawn ({error})")

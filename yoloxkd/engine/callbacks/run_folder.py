@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from yoloxkd.engine.atomic import clear_leftovers, write_text
 from yoloxkd.engine.events import Callback, State
-from yoloxkd.engine.provenance import now, provenance, read_environment
-from yoloxkd.errors import Interrupted
+from yoloxkd.engine.provenance import Environment, now, provenance, read_environment
+from yoloxkd.errors import Interrupted, UserError
 
 
 class RunFolder(Callback):
@@ -17,32 +18,32 @@ class RunFolder(Callback):
 
     recipe_text  YAML of the resolved recipe
 
-    `environment.json` holds what `provenance` says of the first start; each resume adds one such entry to its list
-    `resumed`.
+    `environment.json` holds what `provenance` says of the first start, and what each callback says by
+    `Callback.environment`; each resume adds what `provenance` says of it to the list `resumed`.
     """
 
     def __init__(self, recipe_text: str) -> None:
         self.recipe_text = recipe_text
         self.about: dict[str, Any] = {}
+        self.taken: set[str] = set()
 
     def on_fit_start(self, state: State) -> None:
         file = state.out / "environment.json"
         here = provenance(state.device)
         if state.iteration and file.is_file():
-            about = read_environment(file).model_dump()
-            about["resumed"] = [*about["resumed"], here | {"epoch": state.epoch + 1}]
+            self.about = read_environment(file).model_dump()
+            self.about["resumed"] = [*self.about["resumed"], here | {"epoch": state.epoch + 1}]
         else:
-            about = here
-        self.about = about | {key: state.extra[key] for key in ("backbone", "kd") if key in state.extra}
+            self.about = here
+        self.taken = {*here, *Environment.model_fields, "finished"}
+        about = self.about | callback_entries(state, self.taken)
         clear_leftovers(state.out)
         write_text(state.out / "recipe.yaml", self.recipe_text)
-        _write(file, self.about)
+        _write(file, about)
         state.say(f"run folder: {state.out}")  # the first line since the folder is there: train.log begins with it
 
     def on_fit_end(self, state: State) -> None:
-        _write(state.out / "environment.json", self.about | {"finished": now()})
-        if str(state.extra.get("backbone", "")).startswith("warning"):
-            state.say(state.extra["backbone"])  # once more beside the result that it changes
+        _write(state.out / "environment.json", self.about | callback_entries(state, self.taken) | {"finished": now()})
 
     def on_exception(self, state: State, error: BaseException) -> None:
         """Keep the reason in train.log, and say where the run can go on."""
@@ -56,6 +57,28 @@ class RunFolder(Callback):
             return
         if last.is_file() and not isinstance(error, Interrupted):
             state.say(f"the last checkpoint is {last}; continue with: --resume {state.out}")
+
+
+def callback_entries(state: State, taken: Collection[str] = ()) -> dict[str, Any]:
+    """What the callbacks add to environment.json.
+
+    Args:
+        state: Of the run.
+        taken: Keys that they may not use.
+
+    Raises:
+        UserError: Two of them, or one of them and the engine, use the same key.
+    """
+    entries: dict[str, Any] = {}
+    for callback in state.callbacks:
+        for key, value in callback.environment(state).items():
+            if key in taken or key in entries:
+                raise UserError(
+                    f"environment() of {type(callback).__name__} gives '{key}', which environment.json has of another; "
+                    "give it another name"
+                )
+            entries[key] = value
+    return entries
 
 
 def _write(file: Path, about: dict[str, Any]) -> None:

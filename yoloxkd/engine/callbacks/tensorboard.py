@@ -61,7 +61,7 @@ class TensorBoard(NamedCallback):
             self.writer.add_scalar(f"loss/{name}", value, step)
         self.writer.add_scalar("loss", sum(state.epoch_losses.values()), step)
         self.writer.add_scalar("images_per_s", state.images_per_second, step)
-        if state.extra.get("evaluated") == state.epoch:
+        if state.evaluated == state.epoch:
             for metric, value in overall(state.metrics).items():
                 self.writer.add_scalar(f"val/{metric}", value, step)
         sheet = sheet_of(state.out, state.epoch + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from pydantic import Field
 from yoloxkd.config.strict import Strict
 from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.callbacks.plots import sheet_of
+from yoloxkd.engine.checkpoint_parts import SavedPart, checked_state
 from yoloxkd.engine.events import State
 from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.metrics.measure import overall
@@ -28,6 +30,12 @@ class WandbConfig(Strict):
     images: bool = Field(True, description="the sheets of predictions that callbacks.plots draws")
 
 
+class SavedWandb(SavedPart):
+    """Which W&B run this is."""
+
+    run: str
+
+
 class WeightsAndBiases(NamedCallback):
     """The run's recipe, losses, learning rate, metrics and images; a resumed run continues the same W&B run."""
 
@@ -39,6 +47,7 @@ class WeightsAndBiases(NamedCallback):
         super().__init__(**keys)
         self.module: Any = self.needs("wandb", "wandb")
         self.session: Any = None
+        self.run_id: str | None = None
 
     def on_fit_start(self, state: State) -> None:
         cfg = self.cfg
@@ -51,7 +60,7 @@ class WeightsAndBiases(NamedCallback):
                 tags=cfg.tags or None,
                 dir=str(state.out),
                 mode=cfg.mode,
-                id=state.extra.get("wandb"),
+                id=self.run_id,
                 resume="allow",
                 config=state.recipe.model_dump(by_alias=True, mode="json"),
             )
@@ -60,7 +69,13 @@ class WeightsAndBiases(NamedCallback):
                 f"Weights & Biases could not be started: {' '.join(str(error).split()).rstrip('.')}; run 'wandb login', or use "
                 "--set callbacks.wandb.mode=offline"
             ) from error
-        state.extra["wandb"] = self.session.id
+        self.run_id = self.session.id
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"run": self.run_id} if self.run_id else {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.run_id = checked_state(SavedWandb, saved, self.name).run
 
     def on_step(self, state: State) -> None:
         # the last step of an epoch is logged with the epoch: a step may be logged once
@@ -71,7 +86,7 @@ class WeightsAndBiases(NamedCallback):
         values = _step(state) | {f"loss/{name}": value for name, value in state.epoch_losses.items()}
         values |= {"epoch": state.epoch + 1, "loss": sum(state.epoch_losses.values())}
         values["images_per_s"] = state.images_per_second
-        if state.extra.get("evaluated") == state.epoch:
+        if state.evaluated == state.epoch:
             values |= {f"val/{name}": value for name, value in overall(state.metrics).items()}
         sheet = sheet_of(state.out, state.epoch + 1)
         if self.cfg.images and sheet.is_file():
@@ -79,7 +94,7 @@ class WeightsAndBiases(NamedCallback):
         self.session.log(values, step=state.iteration)
 
     def on_fit_end(self, state: State) -> None:
-        best = state.extra.get("best_metrics", state.metrics)
+        best = state.best.metrics if state.best else state.metrics
         self.session.summary.update({f"best/{name}": value for name, value in overall(best).items()})
         self.session.finish()
 

@@ -1,0 +1,303 @@
+"""`Detector`: predict, evaluate, train on, export."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yoloxkd.api.trainer import FitResult, Trainer
+from yoloxkd.assembly.arguments import device_name, fraction, reference, whole_number, whole_size
+from yoloxkd.assembly.backends import open_backend
+from yoloxkd.assembly.prediction import measure_split, one_input
+from yoloxkd.assembly.run import (
+    newest_run,
+)
+from yoloxkd.config.load import read_yaml, validate
+from yoloxkd.config.quantization import Quantization
+from yoloxkd.config.recipe import MOST_BATCH, MOST_WORKERS, ValSection
+from yoloxkd.data.augment.transforms import up_to_multiple
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.io.given_images import given_images
+from yoloxkd.data.sufficiency import refuse_shortage, shortages
+from yoloxkd.engine.evaluate import EvalResult
+from yoloxkd.errors import UserError
+from yoloxkd.exporters import EXPORTERS
+from yoloxkd.exporters.calibration import calibration_images
+from yoloxkd.exporters.onnx import ExportOptions
+from yoloxkd.exporters.parity import Int8Recipe
+from yoloxkd.exporters.target import export_target
+from yoloxkd.nn.detector import Detector as Network
+from yoloxkd.types import Detections, ImageSize
+
+logger = logging.getLogger(__name__)
+
+
+class Detector:
+    """A trained detector, in PyTorch or as an exported file.
+
+    Args:
+        model: a run's `best.pt` or `last.pt`, an official checkpoint, a model name (its published weights), or an exported
+            `.onnx`. None: the best student of the newest run under `runs/`.
+        device: `cpu`, `cuda`, a CUDA index or a `torch.device`. None: CUDA if there is one. An exported file runs on the
+            CPU, by ONNX Runtime or, with `openvino`, by OpenVINO.
+
+    Attributes:
+        source: the model as it was given.
+        names: class names, by label.
+        stride: px; sides of an input are multiples of it.
+        imgsz: px, the input size it was trained or exported for.
+        device: where it computes.
+        onnx: whether it is an exported file.
+
+    Raises:
+        UserError: there is no such model or device, or the file is of another kind.
+
+    Example:
+        >>> detector = Detector("best.pt")
+        >>> for detection in detector("photo.jpg")[0]:
+        ...     print(detection.name, round(detection.score, 2), detection.box)
+        >>> ap = detector.val(data="my.yaml")["AP"]
+        >>> file = detector.export("best.onnx")
+    """
+
+    def __init__(self, model: str | Path | None = None, device: str | int | torch.device | None = None) -> None:
+        self.source = reference("the model", model) if model is not None else str(newest_run())
+        name = "auto" if device is None else device_name(device)
+        if "," in name:
+            raise UserError(f"--device {name}: a model runs on one device here; several are for training")
+        self._backend = open_backend(self.source, name)
+        self.onnx, self.device = self._backend.exported, self._backend.device
+        self.names, self.stride, self.imgsz = self._backend.names, self._backend.stride, self._backend.imgsz
+
+    def predict(
+        self, images: Any, conf: float = 0.25, iou: float = 0.65, imgsz: ImageSize | None = None
+    ) -> list[Detections]:
+        """Detect objects in images.
+
+        Args:
+            images: files, PIL images, arrays (h, w, 3) uint8 RGB, tensors (3, h, w) uint8 RGB; one or several. All that is
+                taken is listed in `yoloxkd.data.io.given_images`.
+            conf: least score of a detection, 0 to 1.
+            iou: IoU threshold of NMS, 0 to 1.
+            imgsz: input size in px. None: the model's own.
+
+        Returns:
+            Detections of each image, boxes in px of that image. No image gives an empty list.
+
+        Raises:
+            UserError: an image cannot be read, or the model cannot take inputs of this size.
+
+        Example:
+            >>> detections, others = Detector("best.pt").predict(["photo.jpg", "other.jpg"], conf=0.5)
+            >>> labels = [detection.name for detection in detections]
+        """
+        predictor = self._backend.predictor(fraction("conf", conf), fraction("iou", iou), ValSection().max_det)
+        size = self.size(imgsz)
+        detections = []
+        for pixels in given_images(images):
+            tensor, meta = one_input(pixels, size, predictor)
+            detections.append(predictor(tensor)[0].to_image(meta))
+        return detections
+
+    def __call__(
+        self, images: Any, conf: float = 0.25, iou: float = 0.65, imgsz: ImageSize | None = None
+    ) -> list[Detections]:
+        """As `predict`."""
+        return self.predict(images, conf, iou, imgsz)
+
+    def train(self, **options: Any) -> FitResult:
+        """Go on training this model on a data set, alone or under a teacher; this object itself stays as it is.
+
+        Args:
+            **options: those of `Trainer` except `student` and `resume`: data, teacher, kd, epochs, out, ...
+
+        Returns:
+            What `Trainer(...).fit()` does: the metrics, the file of the best student, the run's folder.
+
+        Raises:
+            UserError: this is an exported file, or as `Trainer`.
+
+        Example:
+            >>> fit = Detector("best.pt").train(data="my.yaml", teacher="teacher.pt", kd="pgd", epochs=2)
+            >>> detector = Detector(fit.best)
+        """
+        self._backend.opened(", which cannot be trained; give its checkpoint")
+        if clash := [name for name in ("student", "resume") if options.get(name) is not None]:
+            raise UserError(f"Detector.train trains this model: leave out {', '.join(clash)}, or use Trainer(...)")
+        named = "@" not in self.source and not Path(self.source).is_file()
+        return Trainer(student=f"{self.source}@coco" if named else self.source, **options).fit()
+
+    def val(
+        self,
+        data: str,
+        split: str = "val",
+        batch: int = 16,
+        imgsz: ImageSize | None = None,
+        workers: int = 2,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Metrics on a split of a data set, under the keys of `metrics.json`; otherwise as `evaluate`."""
+        return self.evaluate(data, split, batch, imgsz, workers, **options).metrics
+
+    def evaluate(
+        self,
+        data: str,
+        split: str = "val",
+        batch: int = 16,
+        imgsz: ImageSize | None = None,
+        workers: int = 2,
+        **options: Any,
+    ) -> EvalResult:
+        """Evaluate on a split of a data set.
+
+        Args:
+            data: data YAML, the name of a shipped one, or `shapes`.
+            split: which split.
+            batch: images a step.
+            imgsz: input size in px. None: the model's own.
+            workers: loader processes.
+            **options: keys of the recipe's `val` section: conf, iou, max_det, backend, rect, ...
+
+        Returns:
+            Metrics, detections and time.
+
+        Raises:
+            UserError: the data set or an option cannot be used.
+
+        Example:
+            >>> result = Detector("best.pt").evaluate("my.yaml", split="test", backend="pycocotools")
+            >>> ap50 = result.metrics["AP50"]
+        """
+        data = reference("data", data)
+        settings = validate(ValSection, {"split": split} | options, "settings of an evaluation", prefix="val.")
+        batch, workers = whole_number("batch", batch, 1, MOST_BATCH), whole_number("workers", workers, 0, MOST_WORKERS)
+        split_data = load_split(find_data(data), split)
+        refuse_shortage(shortages(split_data, imgsz=None), logger.warning)
+        predictor = self._backend.predictor(settings.conf, settings.iou, settings.max_det)
+        size = self.size(imgsz, settings.rect)
+        return measure_split(predictor, split_data, size, batch, workers, settings)
+
+    def export(
+        self,
+        path: str | Path | None = None,
+        nms: bool = True,
+        dynamic: bool = False,
+        imgsz: ImageSize | None = None,
+        half: bool = False,
+        int8: bool = False,
+        calib: str | None = None,
+        verify: str | None = None,
+        format: str = "onnx",
+        say: Callable[[str], None] | None = print,
+        **options: Any,
+    ) -> Path:
+        """Write a file that is proven to detect what this model detects.
+
+        Args:
+            path: the file. None: beside the checkpoint.
+            nms: whether NMS is in the graph.
+            dynamic: whether the file takes any batch and input size.
+            imgsz: input size in px. None: the model's own.
+            half: fp16 convolutions.
+            int8: int8 convolutions.
+            calib: for int8: a folder of images, or a data set whose train split is calibrated on.
+            verify: data set whose validation images the two are compared on. None: the run's own, else `shapes`.
+            format: a name in `yoloxkd.exporters.EXPORTERS`.
+            say: takes each line of the comparison; None: nobody does.
+            **options: of int8, as in `config.quantization.Quantization`: method, float_layers, sensitivity, ...
+
+        Returns:
+            The file.
+
+        Raises:
+            GateError: the file differs from the model; it is not kept under its name.
+            UserError: this is an exported file already, or an option cannot be used.
+
+        Example:
+            >>> file = Detector("best.pt").export("dynamic.onnx", dynamic=True, verify="my.yaml")
+        """
+        opened = self._backend.opened(" already; export needs the checkpoint it came from")
+        path = None if path is None else reference("the file to export to", path)
+        target = export_target(path, self.source, opened.weights.path)
+        size = self.size(imgsz)
+        if isinstance(size, tuple):
+            raise UserError(
+                f"{self.source} was trained at a short side of {size[0]} and a long side of {size[1]} px, and an exported "
+                f"file is meant for one square size: give --imgsz N, such as {up_to_multiple(size[0], self.stride)}"
+            )
+        recipe = self._int8_recipe(int8, calib, size, options)
+        return EXPORTERS.find(format)(
+            opened.detector.cpu(),
+            target,
+            ExportOptions(imgsz=size, nms=nms, dynamic=dynamic, half=half, int8=int8),
+            data=self._verification(verify),
+            int8=recipe,
+            source_digest=opened.weights.digest,
+            say=say,
+        )
+
+    def size(self, imgsz: ImageSize | None = None, rect: bool = False) -> ImageSize:
+        """Input size of a prediction.
+
+        Args:
+            imgsz: px. None: the model's own.
+            rect: whether each image is to keep its own shape.
+
+        Returns:
+            The size in px.
+
+        Raises:
+            UserError: the model cannot take it.
+        """
+        size = self.imgsz if imgsz is None else whole_size(imgsz)
+        self._backend.check_size(size, rect)
+        return size
+
+    @property
+    def network(self) -> Network[Any, Any]:
+        """The PyTorch model. UserError: an exported file has none."""
+        return self._backend.opened("; the PyTorch model is in its checkpoint").detector
+
+    @property
+    def weights_file(self) -> Path:
+        """The file the model came from."""
+        return self._backend.file
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, or what an exported file says: `fp16`, `int8`."""
+        return self._backend.precision
+
+    def _int8_recipe(self, int8: bool, calib: str | None, size: int, options: dict[str, Any]) -> Int8Recipe | None:
+        if not int8:
+            given = [name for name, value in {"calib": calib, **options}.items() if value is not None]
+            if given:
+                raise UserError(f"{', '.join(given)}: these belong to int8; add --int8 or leave them out")
+            return None
+        settings = validate(Quantization, options, "options of int8", prefix="export.")
+        if calib is None:
+            raise UserError("--int8 needs --calib DATA: a data set or a folder of images like those it will see")
+        return Int8Recipe(calibration_images(calib, size, self._backend.pad_value, settings.images), settings)
+
+    def _verification(self, verify: str | None) -> DetectionData:
+        """Validation images of the given data set, else of the run this checkpoint lies in, else of `shapes`."""
+        if verify is not None:
+            return load_split(find_data(verify), "val")
+        data = self._data_of_run()
+        if data is not None:
+            try:
+                return load_split(find_data(data), "val")
+            except UserError:
+                pass  # the run's data are not here any more
+        return load_split(find_data("shapes"), "val")
+
+    def _data_of_run(self) -> str | None:
+        """The data set of the run that this checkpoint lies in."""
+        recipe = Path(self.source).parent / "recipe.yaml"
+        data = read_yaml(recipe).get("data") if recipe.is_file() else None
+        return data if isinstance(data, str) and data else None

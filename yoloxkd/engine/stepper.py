@@ -1,0 +1,152 @@
+"""Set up a training run, and make its optimization steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yoloxkd.config.recipe import Recipe
+from yoloxkd.distributed.comm import rank_and_world_size
+from yoloxkd.engine.device import amp_dtype, grad_scaler, synchronized_norms
+from yoloxkd.engine.ema import ModelEMA
+from yoloxkd.engine.events import State
+from yoloxkd.engine.failures import memory_advice
+from yoloxkd.engine.multiscale import resize_batch, size_at
+from yoloxkd.engine.optim import learning_rate, sgd
+from yoloxkd.engine.parallel import average_statistics, gradients, wrapped
+from yoloxkd.engine.resume import restore
+from yoloxkd.engine.step import TrainStep
+from yoloxkd.types import Batch, Draw, LossName
+
+
+class Stepper:
+    """Makes optimization steps of a run, one batch at a time; it knows nothing of epochs and loaders.
+
+    Args:
+        state: Of the run, with its callbacks.
+
+    Example:
+        stepper = Stepper(state)
+        stepper.set_up()
+        stepper.step(batch)
+    """
+
+    step_module: nn.Module
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.recipe: Recipe = state.recipe
+
+    def set_up(self, resume: Mapping[str, Any] | None = None) -> None:
+        """Make optimizer, gradient scaler and averaged weights, after the callbacks have added their losses.
+
+        Args:
+            resume: A loaded last.pt, which the run goes on from.
+
+        Raises:
+            UserError: It is not of this run.
+        """
+        state, recipe = self.state, self.recipe
+        if resume is not None:
+            state.callbacks.load_state_dict(resume["run"]["callbacks"])
+        state.callbacks.call(lambda callback: callback.on_setup(state))
+        amp = amp_dtype(recipe.engine.amp, state.device)
+        state.detector.to(state.device)
+        state.aux.to(state.device)
+        if recipe.engine.channels_last:
+            state.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if recipe.engine.sync_bn:
+            synchronized_norms(state.detector, state.device)
+        self.step_module = wrapped(TrainStep(state.detector, state.aux, amp))
+        state.optimizer = sgd(
+            [state.detector, state.aux],
+            lr=self._learning_rate(0),
+            momentum=recipe.optim.momentum,
+            nesterov=recipe.optim.nesterov,
+            weight_decay=recipe.optim.weight_decay,
+            decay=recipe.optim.decay,
+            bias_lr=recipe.optim.bias_lr,
+        )
+        state.scaler = grad_scaler(amp, state.device)
+        if recipe.ema.enabled:
+            state.ema = ModelEMA(state.detector, decay=recipe.ema.decay, ramp=recipe.ema.ramp)
+        if resume is not None:
+            restore(state, resume)
+        if recipe.engine.compile:
+            state.detector.compile()
+
+    def step(self, batch: Batch) -> None:
+        """Train on a batch: losses, gradients, optimizer, averaged weights, with the callbacks of each.
+
+        Args:
+            batch: This process' images of the step, on any device.
+        """
+        state, recipe = self.state, self.recipe
+        batch = self._resized(batch.to(state.device))
+        state.batch = replace(batch, place=rank_and_world_size())
+        state.lr = self._learning_rate(state.iteration)
+        assert state.optimizer is not None
+        for group in state.optimizer.param_groups:
+            group["lr"] = state.lr * group.get("lr_factor", 1.0)
+        state.callbacks.call(lambda callback: callback.on_batch_start(state))
+        with memory_advice(
+            f"a training step of {recipe.train.batch} images of {batch.images.shape[2]}x{batch.images.shape[3]} px",
+            "lower --batch or --imgsz, use --amp bf16, or take a batch in parts with train.accumulate",
+        ):
+            state.optimizer.zero_grad(set_to_none=True)
+            draw = Draw(recipe.train.seed, state.iteration)
+            parts = [state.batch.part(number, state.parts) for number in range(state.parts)]
+            state.losses = gradients(self.step_module, parts, draw, self._backward, self._losses_of_part)
+            self._optimize(state.optimizer)
+        for name, value in state.losses.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value
+        state.step_in_epoch += 1
+        state.iteration += 1
+        average_statistics(self.step_module)
+        if state.ema:
+            state.ema.update(state.detector)
+        state.callbacks.call(lambda callback: callback.on_step(state))
+
+    def _resized(self, batch: Batch) -> Batch:
+        """The batch in the size that multi-scale training has now."""
+        state, recipe = self.state, self.recipe
+        if not isinstance(recipe.train.imgsz, int):
+            return batch
+        size = size_at(
+            state.iteration,
+            imgsz=recipe.train.imgsz,
+            steps=recipe.augment.multiscale,
+            stride=state.detector.size_multiple,
+            seed=recipe.train.seed,
+        )
+        return resize_batch(batch, size)
+
+    def _losses_of_part(self, part: int, losses: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
+        """The terms whose sum is the loss of a part of the batch, when the callbacks have seen them."""
+        state = self.state
+        state.part, state.losses = part, losses
+        state.callbacks.call(lambda callback: callback.on_losses(state))
+        return state.losses
+
+    def _backward(self, total: Tensor) -> None:
+        scaler = self.state.scaler
+        (scaler.scale(total) if scaler else total).backward()
+
+    def _optimize(self, optimizer: torch.optim.Optimizer) -> None:
+        scaler, clip = self.state.scaler, self.recipe.optim.clip_norm
+        if clip is not None:
+            if scaler:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+
+    def _learning_rate(self, iteration: int) -> float:
+        return learning_rate(self.recipe, iteration, self.state.iters_per_epoch)
