@@ -22,6 +22,7 @@ SCRIPTS = (
     "simota",
     "kd_losses",
     "dense_losses",
+    "kd_baselines",
     "steps",
     "train_step",
     "coco_eval",

@@ -28,6 +28,7 @@ class DistillerContract:
     draws            whether it draws at random
     sees_everything  whether ignore regions and padding count as anything else, because it compares whole maps
     statistics       terms that compare statistics of whole maps, and so see every cell
+    objects_alone    whether what is no object teaches nothing anyway
     reads            predictions that it reads of the student, beside the maps of its `needs`
     """
 
@@ -36,6 +37,7 @@ class DistillerContract:
     draws: ClassVar[bool] = False
     sees_everything: ClassVar[bool] = False
     statistics: ClassVar[tuple[str, ...]] = ()
+    objects_alone: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
 
     def pair(self) -> Pair:
@@ -175,6 +177,8 @@ class DistillerContract:
                 touched += int(grad.any())
         assert touched
         step.batch.targets.ignore[:] = False  # without it something is learnt there
+        if self.objects_alone:
+            step.batch.targets.mask[:] = True
         again = replace(step, student=leaves(step.student))
         learnt(again).backward()
         there = [x.grad[..., 5:] for x in self.read(method, again) if x.grad is not None and x.shape[-1] == 8]
@@ -228,15 +232,16 @@ def leaves(out: DenseOutput, factor: float = 1.0) -> DenseOutput:
         return value.detach().clone().requires_grad_()
 
     maps = {f.name: tuple(leaf(m * factor) for m in getattr(out, f.name)) for f in fields(out) if f.name in set(Tap)}
-    return replace(out, **maps, **{name: leaf(getattr(out, name)) for name in PREDICTIONS})
+    return replace(out, **maps, **{name: leaf(getattr(out, name)) for name in (*PREDICTIONS, "boxes")})
 
 
 def in_dtype(out: DenseOutput, dtype: torch.dtype) -> DenseOutput:
-    """Maps and predictions in another dtype; boxes and grid stay as they are."""
+    """Maps and predictions in another dtype; boxes as they are, or in float64, and the grid stays as it is."""
     maps = {
         f.name: tuple(m.detach().to(dtype) for m in getattr(out, f.name)) for f in fields(out) if f.name in set(Tap)
     }
-    return replace(out, **maps, **{name: getattr(out, name).detach().to(dtype) for name in PREDICTIONS})
+    boxes = out.boxes.detach().to(torch.promote_types(dtype, out.boxes.dtype))
+    return replace(out, **maps, **{name: getattr(out, name).detach().to(dtype) for name in PREDICTIONS}, boxes=boxes)
 
 
 def whole_images() -> Batch:

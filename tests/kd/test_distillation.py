@@ -111,7 +111,7 @@ def test_no_common_stride_is_refused_before_anything_else() -> None:
 
 def test_unknown_method_is_named() -> None:
     with pytest.raises(UserError, match="did you mean 'fgd'"):
-        start({"fdg": KDConfig()})
+        start({"fgdd": KDConfig()})
 
 
 def test_a_method_without_a_term_is_refused() -> None:

@@ -18,7 +18,7 @@ from yoloxkd.study.runner import Runner
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"epoch": 3}, "unknown key 'epoch' in the study study.yaml; did you mean 'epochs'"),
     ({"methods": {"none": None, "pgd": {"kd": "pgd", "seting": {}}}}, "unknown key 'methods.pgd.seting'"),
-    ({"methods": {"none": None, "x": {"kd": "fdg"}}}, "method 'x' .* unknown distiller 'fdg'; did you mean 'fgd'"),
+    ({"methods": {"none": None, "x": {"kd": "fgdd"}}}, "method 'x' .* unknown distiller 'fgdd'; did you mean 'fgd'"),
     ({"methods": {"pgd": {"kd": "pgd"}}}, "no plain baseline .* no method of the study trains without kd"),
     ({"baseline": "pgd"}, "no plain baseline .* 'baseline' is 'pgd', and it should be one of none"),
     ({"teacher": None}, "method 'pgd' .* needs a teacher, and the study gives none"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloxkd.assembly.models import architecture, model_names, section_of_checkpoint
+from yoloxkd.assembly.recipe_rows import recipe_rows
 from yoloxkd.assembly.run_callbacks import callback_keys, check_callbacks
 from yoloxkd.assembly.teachers import names_from_files
 from yoloxkd.config.files import cfg_folder, cfg_names
@@ -42,7 +43,18 @@ def recipe_file(name: str) -> Path:
     shipped = cfg_folder() / "recipes" / f"{name}.yaml"
     if shipped.is_file():
         return shipped
-    raise UserError(f"no recipe '{name}': neither a file nor a shipped recipe; {nearest(name, cfg_names('recipes'))}")
+    raise UserError(f"no recipe '{name}': neither a file nor a shipped recipe; {nearest(name, recipe_names())}")
+
+
+def recipe_names() -> list[str]:
+    """Every recipe that has a name: the files of `cfg/recipes/` and the rows of `cfg/kd-rows.yaml`."""
+    return [*cfg_names("recipes"), *recipe_rows()]
+
+
+def recipe_tree(name: str) -> dict[str, Any]:
+    """What a recipe file holds, or a row of `cfg/kd-rows.yaml` stands for, unchecked."""
+    row = None if Path(name).is_file() else recipe_rows().get(name)
+    return read_yaml(recipe_file(name)) if row is None else row.tree()
 
 
 def resolve(
@@ -65,7 +77,7 @@ def resolve(
     tree: dict[str, Any] = current_keys({"student": _student(student)}, note=False) if student else {}
     chosen = recipe or tree.get("student", {}).get("name")
     if recipe or (chosen and chosen in cfg_names("recipes")):
-        tree = merge(current_keys(sections(read_yaml(recipe_file(str(chosen))), Recipe, "recipe")), tree)
+        tree = merge(current_keys(sections(recipe_tree(str(chosen)), Recipe, "recipe")), tree)
     if "name" not in tree.get("student", {}):
         raise UserError("no student: give --student NAME|FILE, or a recipe that names one")
     _check_name(tree["student"]["name"])

@@ -55,7 +55,10 @@ DeviceOption = Annotated[
 SizeOption = Annotated[int | None, typer.Option(help="Input size in px, a multiple of the stride.")]
 KDOption = Annotated[
     list[str] | None,
-    typer.Option(help=f"none, {', '.join(DISTILLERS)}, or METHOD@SET; may be repeated. Default: pgd with a teacher."),
+    typer.Option(
+        help=f"none, {', '.join(DISTILLERS)}, or METHOD@SET; may be repeated. Default: pgd with a teacher. "
+        "tadf, chen and mimic are readings: their papers are of two-stage detectors."
+    ),
 ]
 ResumeOption = Annotated[
     str | None,

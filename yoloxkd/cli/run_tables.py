@@ -9,11 +9,11 @@ from typing import Any
 
 from yoloxkd.assembly.models import architecture, build_detector, model_names, open_model, read_weights
 from yoloxkd.assembly.prediction import default_size
-from yoloxkd.assembly.recipes import recipe_file, resolve
+from yoloxkd.assembly.recipe_rows import recipe_rows
+from yoloxkd.assembly.recipes import recipe_names, recipe_tree, resolve
 from yoloxkd.cache_folders import cache_folder, find_kept
 from yoloxkd.cli.tables import table, write_json
-from yoloxkd.config.files import cfg_names
-from yoloxkd.config.load import leaves, parse_set, read_yaml, write_yaml
+from yoloxkd.config.load import leaves, parse_set, write_yaml
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.config.recipe import ValSection
 from yoloxkd.data.augment.transforms import largest_input
@@ -85,13 +85,13 @@ def _section_options(sets: Sequence[str], section: str, keys: Sequence[str]) -> 
 def describe(what: str) -> str:
     """A model by name or file (architecture, parameters, FLOPs, strides, taps), and the recipe that belongs to it."""
     path = Path(what)
-    if path.suffix in (".yaml", ".yml") or (what not in model_names() and what in cfg_names("recipes")):
-        return _recipe(what, read_yaml(recipe_file(what)))
+    if path.suffix in (".yaml", ".yml") or (what not in model_names() and what in recipe_names()):
+        return _recipe(what, recipe_tree(what))
     if what in model_names():
         detector = build_detector({"name": what}, COCO_NAMES)
         return "\n".join([_model(what, detector, default_size(what)), "", _recipe(what, {"student": {"name": what}})])
     if not path.is_file():
-        known = list(dict.fromkeys([*model_names(), *cfg_names("recipes")]))
+        known = list(dict.fromkeys([*model_names(), *recipe_names()]))
         raise UserError(f"'{what}' is neither a model, a recipe nor a file; {nearest(what, known)}")
     weights = read_weights(what)
     opened = open_model(what)
@@ -109,11 +109,13 @@ def describe(what: str) -> str:
 
 def _recipe(name: str, tree: Mapping[str, Any]) -> str:
     student = tree.get("student", {}).get("name")
-    given = {} if name in cfg_names("recipes") or Path(name).is_file() else {"student": student}
+    given = {} if name in recipe_names() or Path(name).is_file() else {"student": student}
     recipe = resolve(recipe=name if not given else None, **given)
+    rows = recipe_rows()
     peak = recipe.optim.lr_per_image * recipe.train.batch
     lines = [
         f"# recipe {name}, resolved",
+        *([f"# {rows[name].describe()}"] if name in rows else []),
         f"# learning rate: peak {peak:g} for {recipe.train.batch} images; {recipe.schedule.describe(recipe.train.epochs)}",
         write_yaml(recipe.model_dump(by_alias=True, mode="json")).rstrip(),
     ]

@@ -17,6 +17,14 @@ DISTILLERS: Table[type[Distiller]] = Table(
         "cwd": "yoloxkd.kd.methods.cwd:CWD",
         "mgd": "yoloxkd.kd.methods.mgd:MGD",
         "ld": "yoloxkd.kd.methods.ld:LD",
+        "fgfi": "yoloxkd.kd.methods.fgfi:FGFI",
+        "defeat": "yoloxkd.kd.methods.defeat:DeFeat",
+        "gid": "yoloxkd.kd.methods.gid:GID",
+        "fkd": "yoloxkd.kd.methods.fkd:FKD",
+        "frs": "yoloxkd.kd.methods.frs:FRS",
+        "tadf": "yoloxkd.kd.methods.tadf:TADF",
+        "chen": "yoloxkd.kd.methods.chen:Chen",
+        "mimic": "yoloxkd.kd.methods.mimic:Mimic",
     },
 )
 """Method, as `--kd` takes it -> its class."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,16 +21,29 @@ def match_size(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(full_precision(x), size=size, mode="bilinear", align_corners=False)
 
 
-class Adapters(nn.Module):
-    """A trainable 1x1 convolution for each tap and level whose channels differ; nothing where they agree."""
+AdapterKind = Literal["1x1", "3x3"]
+"""1x1: a convolution where channels differ; 3x3: one on every level, as several releases have it."""
 
-    def __init__(self, pairing: Pairing, taps: Iterable[Tap]) -> None:
+
+class Adapters(nn.Module):
+    """Trainable convolutions for each tap and level: 1x1 where channels differ, nothing where they agree; or 3x3 on all.
+
+    std  of the initial weights of 3x3 convolutions; None: torch's own
+    """
+
+    def __init__(
+        self, pairing: Pairing, taps: Iterable[Tap], kind: AdapterKind = "1x1", std: float | None = None
+    ) -> None:
         super().__init__()
         self.convs = nn.ModuleDict()
         for tap in taps:
             for level in pairing.levels_of(tap):
                 student, teacher = pairing.channels(tap, level)
-                if student != teacher:
+                if kind == "3x3":
+                    conv = self.convs[self.key(tap, level)] = nn.Conv2d(student, teacher, 3, padding=1)
+                    if std is not None:
+                        nn.init.normal_(conv.weight, std=std)
+                elif student != teacher:
                     self.convs[self.key(tap, level)] = nn.Conv2d(student, teacher, 1)
 
     @staticmethod

@@ -30,7 +30,7 @@ def split_name(name: str) -> tuple[str, str]:
     method, _, chosen = name.partition("@")
     if method not in DISTILLERS:
         known = [*DISTILLERS] if method == "none" else [*DISTILLERS, "none"]
-        raise UserError(f"unknown distiller '{method}'; {nearest(method, known)}")
+        raise UserError(f"unknown distiller '{method}'; {nearest(method, known, say_all=40)}")
     if "@" in name and chosen not in kd_sets(method):
         known = [f"{method}@{each}" for each in kd_sets(method)]
         hint = nearest(name, known) if known else f"{method} has one set only: write {method}"

@@ -185,7 +185,7 @@ class Distill(Callback):
         for number, (teacher, pairing, distillers) in enumerate(zip(self.teachers, pairings, methods, strict=True), 1):
             if len(self.teachers) > 1:
                 state.say(f"teacher @{number} of {len(self.teachers)}: {teacher.source}, weight {teacher.weight:g}")
-            state.say(table(pairing.describe(_taps(distillers))))
+            state.say(table(pairing.describe(_taps(distillers), _adapted(distillers))))
 
     def _inherit(self, state: State) -> None:
         if not any(cfg.inherit for cfg in self.methods.values()):
@@ -254,8 +254,13 @@ def _record(teacher: Teacher, ap: float | None, pairing: Pairing, methods: Mappi
         weight=teacher.weight,
         ap=ap,
         plan=pairing.as_dict(),
-        table=[list(row) for row in pairing.describe(_taps(methods))],
+        table=[list(row) for row in pairing.describe(_taps(methods), _adapted(methods))],
     )
+
+
+def _adapted(methods: Mapping[str, Distiller]) -> list[str]:
+    """The methods that adapt every level of the neck by a 3x3 convolution."""
+    return [name for name, method in methods.items() if getattr(method, "adapter", "1x1") == "3x3"]
 
 
 def _taps(methods: Mapping[str, Distiller]) -> list[Tap]:

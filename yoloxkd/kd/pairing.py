@@ -86,13 +86,17 @@ class Pairing:
         """How many of the student's classes the teacher knows."""
         return int((self.classes >= 0).sum())
 
-    def describe(self, taps: Iterable[Tap]) -> list[tuple[str, str, str, str]]:
-        """Rows of the plan's table: what, student, teacher, how they are brought together."""
+    def describe(self, taps: Iterable[Tap], adapted: Sequence[str] = ()) -> list[tuple[str, str, str, str]]:
+        """Rows of the plan's table: what, student, teacher, how they are brought together.
+
+        adapted  methods with a 3x3 adapter on every level of the neck
+        """
         rows = []
+        wide = f"; 3x3 adapter of {', '.join(adapted)}" if adapted else ""
         for tap in taps:
             for level in self.levels_of(tap):
                 s, t = self.channels(tap, level)
-                how = "as they are" if s == t else "1x1 adapter"
+                how = ("as they are" if s == t else "1x1 adapter") + (wide if tap == Tap.NECK else "")
                 rows.append((f"{tap.name.lower()} stride {level.stride}", f"{s} ch", f"{t} ch", how))
         paired = {level.stride for level in self.levels}
         for side, levels in (("student", self.student.strides), ("teacher", self.teacher.strides)):

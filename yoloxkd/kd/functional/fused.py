@@ -131,6 +131,26 @@ def shifted_error(student: Tensor, teacher: Tensor, shift: Tensor) -> Tensor:
     return found
 
 
+class _CellError(Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        ctx.save_for_backward(student, teacher)
+        difference = torch.sub(student, teacher)
+        return difference.mul_(difference).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        student, teacher = ctx.saved_tensors
+        return torch.sub(student, teacher).mul_(2 * grads[0][:, None]), None
+
+
+def cell_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum over channels of (S - T)² at each cell: student, teacher (B, C, ...) -> (B, ...)."""
+    found: Tensor = _CellError.apply(student, teacher)
+    return found
+
+
 class _LocalErrorAndAttention(Function):
     """The gradient is linear in what comes in for each cell, so that the forward pass writes down its two maps."""
 

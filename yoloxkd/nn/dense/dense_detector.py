@@ -123,6 +123,10 @@ class DenseDetector(Detector[DenseOutput, Match]):
     def candidates(self, out: DenseOutput) -> tuple[Tensor, Tensor]:
         return out.boxes, self.scores(out)
 
+    def objectness(self, out: DenseOutput) -> Tensor | None:
+        """(B, A) logits whose probability that of every class is multiplied by; None: class logits speak for themselves."""
+        return None
+
     def class_probability(self, out: DenseOutput) -> Tensor:
         """(B, A, K) the probability PGD's quality reads: for YOLOX class times objectness, else the class alone."""
         return full_precision(out.cls_logits).sigmoid()

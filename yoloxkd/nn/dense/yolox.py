@@ -115,6 +115,9 @@ class YOLOX(DenseDetector):
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         return decode(raw, grid.points, grid.point_strides)
 
+    def objectness(self, out: DenseOutput) -> Tensor | None:
+        return out.quality
+
     def class_probability(self, out: DenseOutput) -> Tensor:
         """(B, A, K) class probability times objectness, which is what YOLOX trains its classes to mean."""
         return self.scores(out)
