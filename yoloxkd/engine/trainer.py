@@ -18,7 +18,7 @@ from yoloxkd.engine.dist import alone, highest, peer_lost, rank, share, wait, wo
 from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.failures import explain, memory_advice
-from yoloxkd.engine.multiscale import resize_batch, size_at
+from yoloxkd.engine.multiscale import size_at
 from yoloxkd.engine.optim import learning_rate, sgd
 from yoloxkd.engine.parallel import average_statistics, gradients, wrapped
 from yoloxkd.engine.resume import restore
@@ -191,7 +191,7 @@ class Fit:
                 stride=state.detector.size_multiple,
                 seed=recipe.train.seed,
             )
-            batch = resize_batch(batch, size)
+            batch = batch.resized(size)
         state.batch = replace(batch, place=share())
         state.lr = self._lr(state.iteration)
         assert state.optimizer is not None
