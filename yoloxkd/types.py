@@ -139,10 +139,12 @@ class Draw(NamedTuple):
     """What everything drawn at random in a step follows from, so that a resumed run draws the same.
 
     seed of the run; number of the step, from 0 over the whole run
+    place (first, every): the images at hand are number first, first + every, ... of the step's batch over all processes
     """
 
     seed: int = 0
     number: int = 0
+    place: tuple[int, int] = (0, 1)
 
 
 @dataclass(slots=True)

@@ -195,7 +195,7 @@ class WithTeacher(AuxiliaryLoss):
         losses: Losses = {}
         if running:
             seen, models = self._take(batch), Pair(student.model, self.teacher)
-            step = Step(self._gated(student.out), seen, batch, student.match, models, *student.draw)
+            step = Step(self._gated(student.out), seen, batch, student.match, models, *student.draw[:2])
         for name, method in methods.items():
             if name in running:
                 with torch.autocast(device.type, enabled=False):

@@ -1,0 +1,1 @@
+"""Detectors in two stages: Faster R-CNN and what is built on it."""
