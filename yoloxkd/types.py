@@ -245,14 +245,16 @@ class RoIStage:
 
     roi_features  (B, P, C, s, s) pooled maps
     cls_logits    (B, P, K + 1), background last
-    box_raw       (B, P, R) box code
-    boxes         (B, P, 4) decoded px
+    box_raw       (B, P, R) box code; of every class, or of all classes alike
+    boxes         (B, P, 4) decoded px, of the class with the largest logit
+    regions       (B, P, 4) px, what it was asked about
     """
 
     roi_features: Tensor
     cls_logits: Tensor
     box_raw: Tensor
     boxes: Tensor
+    regions: Tensor
 
 
 @dataclass(slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -38,7 +40,7 @@ def output(case: Case, cls: list[Tensor], reg: list[Tensor]) -> DenseOutput:
 
 def levels(case: Case) -> list[slice]:
     ends = torch.cat([torch.zeros(1, dtype=torch.int64), case.tensor("level_count").long().cumsum(0)]).tolist()
-    return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(ends)]
 
 
 @pytest.mark.parametrize("case", cases("rpn", "anchors"))

@@ -12,7 +12,7 @@ from yoloxkd.config.strict import Strict
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.detector import BoxCode, DetectorSpec
-from yoloxkd.nn.roi_detector import RoIDetector, RoIMatch
+from yoloxkd.nn.two_stage.roi_detector import RoIDetector, RoIMatch
 from yoloxkd.ops.boxes import pairwise_iou
 from yoloxkd.ops.nms import NMS
 from yoloxkd.types import Batch, Draw, Loss, Losses, RoIOutput, RoIStage, Tap, Targets, task_losses
@@ -56,7 +56,7 @@ class TwoStages(RoIDetector):
         pooled = pooled / (rows.sum(-1) * columns.sum(-1)).clamp(min=1).unsqueeze(-1)
         said = self.head(pooled)
         code = said[..., -4:]
-        return RoIStage(pooled[..., None, None], said[..., :-4], code, boxes + code)
+        return RoIStage(pooled[..., None, None], said[..., :-4], code, boxes + code, boxes)
 
     @torch.no_grad()
     def assign(self, out: RoIOutput, targets: Targets, draw: Draw = Draw()) -> RoIMatch:
