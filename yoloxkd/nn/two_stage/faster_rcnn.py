@@ -14,7 +14,7 @@ from yoloxkd.nn.two_stage.box_head import StageRule
 from yoloxkd.nn.two_stage.neck import PooledFPN, with_pooled
 from yoloxkd.nn.two_stage.proposals import ProposalRule, propose
 from yoloxkd.nn.two_stage.roi_detector import RoIDetector, RoIMatch
-from yoloxkd.nn.two_stage.roi_head import STRIDES, Pooling, RoIHead, best_pairs, input_areas
+from yoloxkd.nn.two_stage.roi_head import STRIDES, Pooling, RoIHead, best_pairs
 from yoloxkd.nn.two_stage.rpn import RPN, RPNRule, areas, assign_anchors, rpn_losses
 from yoloxkd.nn.two_stage.sampling import Stream, random_keys
 from yoloxkd.types import Draw, Losses, RoIOutput, RoIStage, Tap, Targets
@@ -129,5 +129,6 @@ class FasterRCNN(RoIDetector):
         """The best pairs of a proposal and a class: the class's own box, and its score; every row has one class."""
         stages = out.stages or self.roi_head.stages(out.features, out.proposals)
         scores = self.roi_head.scores(stages) * out.valid.unsqueeze(-1)
-        boxes = self.roi_head.boxes(stages, input_areas(out.features))
+        height, width = out.image_size
+        boxes = self.roi_head.boxes(stages, out.proposals.new_tensor([[width, height]]).expand(len(scores), 2))
         return best_pairs(boxes, scores, self.cfg.candidates)
