@@ -1,1 +1,1 @@
-"""Detectors in two stages: Faster R-CNN and what is built on it."""
+"""Detectors in two stages: proposals, then heads on regions of interest."""

@@ -1,4 +1,4 @@
-"""Detectors in two stages: a dense one proposes regions, heads classify and refine them."""
+"""The `RoIDetector` contract: proposals of a dense detector, then heads that classify and refine them."""
 
 from __future__ import annotations
 
