@@ -11,7 +11,7 @@ from torch import Tensor
 from yoloxkd.nn.detector import BoxCode, DetectorSpec
 from yoloxkd.nn.pyramid import PyramidConfig, build_backbone, start_backbone
 from yoloxkd.nn.two_stage.box_head import StageRule
-from yoloxkd.nn.two_stage.neck import PooledFPN, with_pooled
+from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
 from yoloxkd.nn.two_stage.proposals import ProposalRule, propose
 from yoloxkd.nn.two_stage.roi_detector import RoIDetector, RoIMatch
 from yoloxkd.nn.two_stage.roi_head import STRIDES, Pooling, RoIHead, best_pairs
