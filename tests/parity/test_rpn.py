@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
+from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
 
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.two_stage.anchors import cell_anchors, grid_anchors
 from yoloxkd.nn.two_stage.box_code import clip, decode, encode
 from yoloxkd.nn.two_stage.max_iou import max_iou
-from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
 from yoloxkd.nn.two_stage.proposals import ProposalRule, propose
 from yoloxkd.nn.two_stage.rpn import RPN, STRIDES, RPNRule, assign_anchors, rpn_losses
 from yoloxkd.nn.two_stage.sampling import sample

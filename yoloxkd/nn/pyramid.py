@@ -8,8 +8,8 @@ from typing import TypeVar
 from pydantic import Field, field_validator
 
 from yoloxkd.config.strict import Strict
+from yoloxkd.nn.backbones.timm_backbone import Style, TimmBackbone, gray, input_convention
 from yoloxkd.nn.detector import InputConvention
-from yoloxkd.nn.timm_backbone import Style, TimmBackbone, grey, input_convention
 
 Triple = tuple[float, float, float]
 
@@ -42,7 +42,7 @@ class PyramidConfig(Strict):
         return value
 
     def convention(self) -> InputConvention:
-        """How the backbone wants its pixels; padding has its mean colour."""
+        """How the backbone wants its pixels; padding has its mean color."""
         found = input_convention(self.backbone)
         if self.bgr:
             found = replace(found, bgr=True, mean=found.mean[::-1], std=found.std[::-1])
@@ -50,7 +50,7 @@ class PyramidConfig(Strict):
             found = replace(found, std=self.std)
         if self.mean is not None:
             found = replace(found, mean=self.mean)
-        return replace(found, pad_value=grey(found.mean[::-1] if found.bgr else found.mean))
+        return replace(found, pad_value=gray(found.mean[::-1] if found.bgr else found.mean))
 
 
 C = TypeVar("C", bound=PyramidConfig)

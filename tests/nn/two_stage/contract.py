@@ -195,7 +195,7 @@ class TwoStageContract:
             assert (taken <= self.size).all()
             assert ((taken[:, 2:] - taken[:, :2]) > 0).all()
 
-    def test_an_image_does_not_depend_on_its_neighbours(self) -> None:
+    def test_an_image_does_not_depend_on_its_neighbors(self) -> None:
         images = pictures(3, self.size, self.size)
         together = self.forward(images)
         for i in range(3):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yoloxkd.nn.necks import PlainConv
+from yoloxkd.nn.necks.fpn import PlainConv
 
 
 class PooledFPN(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from yoloxkd.ops.boxes import to_centre, to_corners
+from yoloxkd.ops.boxes import to_center, to_corners
 
 LIMIT = math.log(1000 / 16)
 """Bound of a decoded logarithm of a size, in both directions."""
@@ -17,17 +17,17 @@ ONES = (1.0, 1.0, 1.0, 1.0)
 
 def encode(references: Tensor, boxes: Tensor, stds: Sequence[float] = ONES) -> Tensor:
     """dx, dy, dw, dh of boxes relative to references, divided by the standard deviations: (..., 4), (..., 4) px -> (..., 4)."""
-    from_, to = to_centre(references), to_centre(boxes)
+    from_, to = to_center(references), to_center(boxes)
     shift = (to[..., :2] - from_[..., :2]) / from_[..., 2:]
     return torch.cat((shift, (to[..., 2:] / from_[..., 2:]).log()), dim=-1) / boxes.new_tensor(stds)
 
 
 def decode(references: Tensor, deltas: Tensor, stds: Sequence[float] = ONES) -> Tensor:
     """The boxes that `encode` would give these deltas for: (..., 4) px, (..., 4) -> (..., 4) px."""
-    deltas, from_ = deltas * deltas.new_tensor(stds), to_centre(references)
-    centre = from_[..., :2] + deltas[..., :2] * from_[..., 2:]
+    deltas, from_ = deltas * deltas.new_tensor(stds), to_center(references)
+    center = from_[..., :2] + deltas[..., :2] * from_[..., 2:]
     size = from_[..., 2:] * deltas[..., 2:].clamp(-LIMIT, LIMIT).exp()
-    return to_corners(torch.cat((centre, size), dim=-1))
+    return to_corners(torch.cat((center, size), dim=-1))
 
 
 def clip(boxes: Tensor, areas: Tensor) -> Tensor:

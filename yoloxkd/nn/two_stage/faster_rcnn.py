@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from yoloxkd.nn.detector import BoxCode, DetectorSpec
+from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
 from yoloxkd.nn.pyramid import PyramidConfig, build_backbone, start_backbone
 from yoloxkd.nn.two_stage.box_head import StageRule
-from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
 from yoloxkd.nn.two_stage.proposals import ProposalRule, propose
 from yoloxkd.nn.two_stage.roi_detector import RoIDetector, RoIMatch
 from yoloxkd.nn.two_stage.roi_head import STRIDES, Pooling, RoIHead, best_pairs
@@ -47,7 +48,7 @@ class FasterRCNN(RoIDetector):
 
     Config = FasterRCNNConfig
     family = "faster-rcnn"
-    class_predictors = ("roi_head.bbox_head.0.fc_cls.", "roi_head.bbox_head.0.fc_reg.")
+    class_predictors: ClassVar[tuple[str, ...]] = ("roi_head.bbox_head.0.fc_cls.", "roi_head.bbox_head.0.fc_reg.")
 
     cfg: FasterRCNNConfig
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yoloxkd.nn.weights import rows
+from yoloxkd.nn.weights.load import rows
 
 NOT_COCO = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 """Numbers up to 90 that no category of COCO has; torchvision's files have a row for each."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yoloxkd.nn.assigners.match import Match
-from yoloxkd.nn.dense_detector import flat
+from yoloxkd.nn.dense.dense_detector import flat
 from yoloxkd.nn.two_stage.anchors import grid_anchors
 from yoloxkd.nn.two_stage.box_code import decode, encode
 from yoloxkd.nn.two_stage.max_iou import max_iou
