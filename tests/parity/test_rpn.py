@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
-from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
 
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.match import Match
+from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
 from yoloxkd.nn.two_stage.anchors import cell_anchors, grid_anchors
 from yoloxkd.nn.two_stage.box_code import clip, decode, encode
 from yoloxkd.nn.two_stage.max_iou import max_iou

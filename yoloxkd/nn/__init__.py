@@ -18,7 +18,10 @@ def __getattr__(name: str) -> Any:
     from yoloxkd.nn.dense.fcos import FCOS
     from yoloxkd.nn.dense.gfl import GFL
     from yoloxkd.nn.dense.yolox import YOLOX
+    from yoloxkd.nn.two_stage.cascade_rcnn import CascadeRCNN
+    from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 
     table: dict[str, type[Detector]] = {"yolox": YOLOX, "fcos": FCOS, "gfl": GFL, "atss": ATSS}
+    table |= {kind.family: kind for kind in (FasterRCNN, CascadeRCNN)}
     globals()[name] = table
     return table
