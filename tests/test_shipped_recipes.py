@@ -22,12 +22,23 @@ from yoloxkd.engine.events import Callback, State
 
 NARROW: dict[str, dict[str, Any]] = {
     "yolox": {"width": 0.125, "depth": 0.33},
+    "rcnn": {
+        "backbone": BACKBONE,
+        "backbone_weights": "none",
+        "channels": 16,
+        "hidden": 24,
+        "train_anchors": 60,
+        "train_proposals": 60,
+        "test_anchors": 40,
+        "test_proposals": 30,
+        "region_samples": 32,
+    },
     "fpn": {"backbone": BACKBONE, "backbone_weights": "none", "channels": 16, "groups": 4, "stacked_convs": 1},
 }
 
 
 def narrow_keys(name: str) -> dict[str, Any]:
-    return NARROW["yolox" if name.startswith("yolox") else "fpn"]
+    return NARROW["yolox" if name.startswith("yolox") else "rcnn" if "-rcnn-" in name else "fpn"]
 
 
 class Watch(Callback):
@@ -110,13 +121,14 @@ def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
         assert watch.rates == [0, pytest.approx(peak / 4)]
         assert recipe.optim.clip_norm is None
         return
-    assert (recipe.optim.lr_per_image, recipe.optim.weight_decay) == (0.02 / 32, 1e-4)
+    two_stages = "-rcnn-" in name
+    assert (recipe.optim.lr_per_image, recipe.optim.weight_decay) == (0.02 / (16 if two_stages else 32), 1e-4)
     assert watch.rates == [pytest.approx(peak)] * 2  # a tenth of two steps is no warm-up
     assert watch.groups["weights"]["nesterov"] is False
     biases = watch.groups["biases"]
     fcos_of_fgd = name == "fgd-fcos-r101-r50"
     assert (biases["lr_factor"], biases["weight_decay"]) == ((2.0, 0.0) if fcos_of_fgd else (1.0, 1e-4))
-    assert recipe.optim.clip_norm == (None if recipe.train.epochs == 36 else 35)
+    assert recipe.optim.clip_norm == (None if recipe.train.epochs == 36 or two_stages else 35)
     assert watch.norms_learn  # an untrained backbone frozen would learn nothing, so it is not
     edge = name.endswith("effnet-lite0")
     assert recipe.train.imgsz == (640 if edge else (800, 1333))

@@ -12,6 +12,8 @@ from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.dense.fcos import FCOS
 from yoloxkd.nn.dense.gfl import GFL
 from yoloxkd.nn.dense.yolox import YOLOX
+from yoloxkd.nn.two_stage.cascade_rcnn import CascadeRCNN
+from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 
 
 class TestYOLOX(DetectorContract):
@@ -54,7 +56,7 @@ class TestATSS(DetectorContract):
 
 
 def test_no_family_is_left_out() -> None:
-    assert {YOLOX, FCOS, GFL, ATSS} == set(DETECTORS.values())
+    assert {YOLOX, FCOS, GFL, ATSS, FasterRCNN, CascadeRCNN} == set(DETECTORS.values())
     assert {name: kind.family for name, kind in DETECTORS.items()} == {name: name for name in DETECTORS}
 
 

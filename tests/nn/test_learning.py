@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from tests.losses import task
 from tests.nn.fpn import narrow
+from tests.nn.two_stage.contract import narrow_two_stage
 from yoloxkd.data import shapes
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.loader import eval_loader
@@ -19,6 +21,8 @@ from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.dense.yolox import YOLOX
+from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 
 PICTURES = (11, 35, 110, 173, 196, 204, 222, 268)
 """Of the set's training images: eight whose objects stay visible at `SIZE`, from 60 to 172 px of 320; 22 in all."""
@@ -53,8 +57,12 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data.yaml"
 
 
-def build(family: str, names: list[str]) -> DenseDetector:
+def build(family: str, names: list[str]) -> Detector[Any, Any]:
     torch.manual_seed(0)
+    kind = DETECTORS[family]
+    if issubclass(kind, FasterRCNN):
+        wide = {"backbone": "test_byobnet", "channels": 32, "hidden": 96, "region_samples": 64}
+        return narrow_two_stage(kind, names, **wide)
     if family == "yolox":
         return YOLOX(YOLOX.Config(depth=0.33, width=0.25), names)
     keys = {"backbone": "test_byobnet", "channels": 48, "groups": 8, "stacked_convs": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from yoloxkd.nn.two_stage.box_code import clip
@@ -67,10 +68,10 @@ def _thinned(boxes: Tensor, scores: Tensor, iou: float, slots: int) -> tuple[Ten
     """Rows (B, slots) that NMS keeps, best first, and whether a slot holds one; negative scores never do."""
     from torchvision.ops import nms
 
-    rows = torch.zeros(len(boxes), slots, dtype=torch.int64, device=boxes.device)
-    used = torch.zeros(len(boxes), slots, dtype=torch.bool, device=boxes.device)
-    for i, (box, score) in enumerate(zip(boxes, scores, strict=True)):
-        stays = nms(box, score, iou)[:slots]
-        rows[i, : len(stays)] = stays
-        used[i, : len(stays)] = score[stays] >= 0
-    return rows, used
+    rows, used = [], []
+    for box, score in zip(boxes, scores, strict=True):
+        stays = nms(box, score, iou)
+        rows.append(F.pad(stays, (0, slots))[:slots])
+        used.append(torch.arange(slots, device=box.device) < stays.shape[0])
+    index = torch.stack(rows)
+    return index, torch.stack(used) & (scores.gather(1, index) >= 0)
