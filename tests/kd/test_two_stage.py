@@ -60,11 +60,8 @@ def test_necks_are_distilled(teacher: str, student: str, strides: set[int], meth
 
 def test_nothing_is_learnt_from_oneself() -> None:
     model = detector("faster", 1).eval()
-    terms = distilled(distilling("mgd", model, model), model, make_batch(images=1, size=96, seed=0))
-    fgd = distilling("fgd", model, model)
-    same = distilled(fgd, model, make_batch(images=1, size=96, seed=0))
-    assert set(terms) != set(same)
-    assert all(value == 0 for name, value in same.items() if "global" not in name)
+    terms = distilled(distilling("fgd", model, model), model, make_batch(images=1, size=96, seed=0))
+    assert all(value == 0 for name, value in terms.items() if "global" not in name)
 
 
 @pytest.mark.parametrize(("teacher", "student", "who"), [("faster", "gfl", "teacher"), ("gfl", "faster", "student")])
