@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,11 @@ from torch import Tensor, nn
 
 from tests.losses import means, task
 from tests.nn.contract import NAMES, boxes_of, pictures
+from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import UserError
+from yoloxkd.exporters.onnx import ExportOptions
+from yoloxkd.exporters.parity import export_checked
 from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 from yoloxkd.nn.two_stage.roi_detector import RoIMatch
 from yoloxkd.types import Batch, Draw, RoIOutput, Targets
@@ -159,7 +164,7 @@ class TwoStageContract:
             assert int((~of_stage.ignored).sum()) == int(of_stage.fg.sum()) == 2
         losses = means(self.model.losses(out, targets, match))
         assert all(value.isfinite() for value in losses.values())
-        assert float(self.model.candidates(out)[1].max()) == 0
+        assert not self.model.candidates(out)[1].any()
 
     def test_ignore_regions_are_no_background(self) -> None:
         """Nothing that lies in one is sampled, and no gradient reaches the proposal network there."""
@@ -254,6 +259,21 @@ class TwoStageContract:
         }
         elsewhere = means(step(Batch(batch.images, targets, content, place=(5, 9)), Draw(0, 1)))
         assert any(not torch.equal(first[name], elsewhere[name]) for name in first)
+
+    @pytest.mark.slow
+    def test_export_parity(self, toy: Path, tmp_path: Path) -> None:
+        """A file of fixed shape, with both stages and their NMS inside, passes the gate."""
+        data = load_split(find_data(str(toy)), "val")
+        path = export_checked(
+            self.model.eval(), tmp_path / "x.onnx", ExportOptions(self.size, nms=True, conf=1e-5), data=data
+        )
+        note = json.loads(path.with_suffix(".parity.json").read_text())
+        assert note["passed"]
+        assert note["found"]["detections"] > 0
+
+    def test_free_shapes_are_refused(self) -> None:
+        with pytest.raises(UserError, match="cannot be exported with free shapes; leave --dynamic out"):
+            ExportOptions(self.size, dynamic=True).check(self.model)
 
     def stage_names(self) -> list[str]:
         count = len(self.model.stage_rules())
