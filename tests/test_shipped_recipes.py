@@ -30,11 +30,24 @@ NARROW: dict[str, dict[str, Any]] = {
         "stacked_convs": 1,
         "deformable_stages": 0,
     },
+    "rcnn": {
+        "backbone": BACKBONE,
+        "backbone_weights": "none",
+        "channels": 16,
+        "hidden": 24,
+        "train_anchors": 60,
+        "train_proposals": 60,
+        "test_anchors": 40,
+        "test_proposals": 30,
+        "region_samples": 32,
+    },
 }
 
 
 def narrow_keys(name: str) -> dict[str, Any]:
-    keys = NARROW["yolox" if name.startswith("yolox") else "fpn"]
+    if name.startswith("yolox") or "-rcnn-" in name:
+        return NARROW["yolox" if name.startswith("yolox") else "rcnn"]
+    keys = NARROW["fpn"]
     return {k: v for k, v in keys.items() if k != "groups"} if name.startswith("retinanet") else keys
 
 
@@ -118,18 +131,19 @@ def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
         assert watch.rates == [0, pytest.approx(peak / 4)]
         assert recipe.optim.clip_norm is None
         return
-    assert (recipe.optim.lr_per_image, recipe.optim.weight_decay) == (0.02 / 32, 1e-4)
+    two_stages = "-rcnn-" in name
+    assert (recipe.optim.lr_per_image, recipe.optim.weight_decay) == (0.02 / (16 if two_stages else 32), 1e-4)
     assert watch.rates == [pytest.approx(peak)] * 2  # a tenth of two steps is no warm-up
     assert watch.groups["weights"]["nesterov"] is False
     biases = watch.groups["biases"]
     fcos_of_fgd = name == "fgd-fcos-r101-r50"
     assert (biases["lr_factor"], biases["weight_decay"]) == ((2.0, 0.0) if fcos_of_fgd else (1.0, 1e-4))
-    unclipped = recipe.train.epochs == 36 or name.startswith(("retinanet", "reppoints"))
+    unclipped = recipe.train.epochs == 36 or two_stages or name.startswith(("retinanet", "reppoints"))
     assert recipe.optim.clip_norm == (None if unclipped else 35)
     assert watch.norms_learn  # an untrained backbone frozen would learn nothing, so it is not
     edge = name.endswith("effnet-lite0")
     assert recipe.train.imgsz == (640 if edge else (800, 1400) if "crowdhuman" in name else (800, 1333))
-    as_pgds_teachers = recipe.train.epochs == 36
+    as_pgds_teachers = recipe.train.epochs == 36 and not two_stages
     many = [480, 960] if as_pgds_teachers else [640, 800] if fcos_of_fgd else []
     assert recipe.augment.short_sides == many
     assert all(side % 32 == 0 for size in watch.sizes for side in size)

@@ -43,6 +43,17 @@ class Targets:
     ignore: Tensor
     content: Tensor | None = None
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Targets:
+        """The targets with `function` applied to every tensor: some of the images, another device."""
+        content = None if self.content is None else function(self.content)
+        return Targets(function(self.boxes), function(self.labels), function(self.mask), function(self.ignore), content)
+
+    def scaled(self, x: float, y: float) -> Targets:
+        """The targets of the same images at `x` times the width and `y` times the height."""
+        factor = self.boxes.new_tensor([x, y, x, y])
+        content = None if self.content is None else self.content * factor
+        return replace(self, boxes=self.boxes * factor, content=content)
+
 
 @dataclass(slots=True)
 class ImageMeta:
@@ -79,26 +90,39 @@ class Batch:
     meta: list[ImageMeta] = field(default_factory=list)
     place: tuple[int, int] = (0, 1)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        t = self.targets
-        content = None if t.content is None else function(t.content)
-        targets = Targets(function(t.boxes), function(t.labels), function(t.mask), function(t.ignore), content)
-        return Batch(function(self.images), targets, function(self.content), self.meta, self.place)
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `function` applied to every tensor."""
+        images, content = function(self.images), function(self.content)
+        return replace(self, images=images, targets=self.targets.map(function), content=content)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def part(self, number: int, parts: int) -> Batch:
         """Every `parts`-th image from `number` on; with 1 part the batch itself."""
         if parts == 1:
             return self
-        some = self._map(lambda x: x[number::parts])
+        some = self.map(lambda x: x[number::parts])
         first, every = self.place
         return replace(some, meta=self.meta[number::parts], place=(first + every * number, every * parts))
 
+    def resized(self, size: int) -> Batch:
+        """The batch with images bilinearly resized to (size, size) px and boxes scaled along; itself if it has that size."""
+        from torch.nn import functional
+
+        height, width = self.images.shape[-2:]
+        if (height, width) == (size, size):
+            return self
+        # uint8 interpolation does not exist on every device, so resize in float and round back
+        images = functional.interpolate(self.images.float(), size=(size, size), mode="bilinear", align_corners=False)
+        images = images.round_().clamp_(0, 255).to(self.images.dtype)
+        x, y = size / width, size / height
+        content = self.content * self.content.new_tensor([x, y, x, y])
+        return replace(self, images=images, targets=self.targets.scaled(x, y), content=content)
+
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader when it pins memory."""
-        return self._map(lambda x: x.pin_memory())
+        return self.map(lambda x: x.pin_memory())
 
 
 class Tap(StrEnum):
@@ -115,10 +139,12 @@ class Draw(NamedTuple):
     """What everything drawn at random in a step follows from, so that a resumed run draws the same.
 
     seed of the run; number of the step, from 0 over the whole run
+    place (first, every): the images at hand are number first, first + every, ... of the step's batch over all processes
     """
 
     seed: int = 0
     number: int = 0
+    place: tuple[int, int] = (0, 1)
 
 
 @dataclass(slots=True)
@@ -226,14 +252,16 @@ class RoIStage:
 
     roi_features  (B, P, C, s, s) pooled maps
     cls_logits    (B, P, K + 1), background last
-    box_raw       (B, P, R) box code
-    boxes         (B, P, 4) decoded px
+    box_raw       (B, P, R) box code; of every class, or of all classes alike
+    boxes         (B, P, 4) decoded px, of the class with the largest logit
+    regions       (B, P, 4) px, what it was asked about
     """
 
     roi_features: Tensor
     cls_logits: Tensor
     box_raw: Tensor
     boxes: Tensor
+    regions: Tensor
 
 
 @dataclass(slots=True)

@@ -114,7 +114,9 @@ def test_every_contract_key_is_accepted_by_the_method_it_belongs_to() -> None:
 def test_every_model_can_be_built_narrow() -> None:
     for name in model_names():
         yolox = name.startswith("yolox")
-        keys = {"width": 0.125, "depth": 0.33} if yolox else {"channels": 32, "stacked_convs": 1}
+        keys: dict[str, Any] = {"width": 0.125, "depth": 0.33} if yolox else {"channels": 32}
+        if not yolox:
+            keys |= {"hidden": 32} if "-rcnn-" in name else {"stacked_convs": 1}
         if name.endswith(("r101", "x101-32x4d", "x101-64x4d")):
             keys["backbone"] = "resnet18"
         detector = build_detector({"name": name} | keys, ["a", "b"])

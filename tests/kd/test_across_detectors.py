@@ -21,7 +21,7 @@ from yoloxkd.nn.dense.yolox import YOLOX
 
 NAMES = ["cat", "dog", "bird"]
 SIZE = 96
-FAMILIES = tuple(DETECTORS)
+FAMILIES = tuple(name for name, kind in DETECTORS.items() if issubclass(kind, DenseDetector))
 DISTRIBUTIONS = {"ld": {"gfl"}}
 """Methods that distil distributions of box sides, and the families that predict them."""
 OF_ALL_LEVELS = {"gid", "mimic"}

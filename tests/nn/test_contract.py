@@ -16,6 +16,8 @@ from yoloxkd.nn.dense.gfl import GFL
 from yoloxkd.nn.dense.reppoints import RepPoints
 from yoloxkd.nn.dense.retinanet import RetinaNet
 from yoloxkd.nn.dense.yolox import YOLOX
+from yoloxkd.nn.two_stage.cascade_rcnn import CascadeRCNN
+from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 
 
 class TestYOLOX(DetectorContract):
@@ -82,7 +84,9 @@ class TestAutoAssign(DetectorContract):
 
 
 def test_no_family_is_left_out() -> None:
-    assert {YOLOX, FCOS, GFL, ATSS, RetinaNet, AutoAssign, DDOD, RepPoints} == set(DETECTORS.values())
+    assert {YOLOX, FCOS, GFL, ATSS, RetinaNet, AutoAssign, DDOD, RepPoints, FasterRCNN, CascadeRCNN} == set(
+        DETECTORS.values()
+    )
     assert {name: kind.family for name, kind in DETECTORS.items()} == {name: name for name in DETECTORS}
 
 

@@ -11,8 +11,9 @@ import cv2
 import pytest
 import torch
 
-from tests.losses import task
+from tests.losses import means
 from tests.nn.fpn import narrow
+from tests.nn.two_stage.contract import narrow_two_stage
 from yoloxkd.data import shapes
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.loader import eval_loader
@@ -20,6 +21,9 @@ from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.dense.yolox import YOLOX
+from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
+from yoloxkd.types import Draw
 
 PICTURES = (11, 35, 110, 173, 196, 204, 222, 268)
 """Of the set's training images: eight whose objects stay visible at `SIZE`, from 60 to 172 px of 320; 22 in all."""
@@ -54,8 +58,15 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data.yaml"
 
 
-def build(family: str, names: list[str]) -> DenseDetector:
+def build(family: str, names: list[str]) -> Detector[Any, Any]:
     torch.manual_seed(0)
+    kind = DETECTORS[family]
+    if issubclass(kind, FasterRCNN):
+        wide = {
+            "backbone": "test_byobnet", "channels": 48, "hidden": 128, "train_anchors": 200, "test_anchors": 200,
+            "train_proposals": 128, "test_proposals": 100, "anchor_samples": 256, "region_samples": 96,
+        }  # fmt: skip
+        return narrow_two_stage(kind, names, **wide)
     if family == "yolox":
         return YOLOX(YOLOX.Config(depth=0.33, width=0.25), names)
     keys: dict[str, Any] = {"backbone": "test_byobnet", "channels": 48, "groups": 8, "stacked_convs": 1}
@@ -79,7 +90,9 @@ def test_overfits_eight_images(family: str, eight: Path) -> None:
         rate = RATE.get(family, 3e-3) * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        total = torch.stack(list(task(model, model(batch.images), batch.targets).values())).sum()
+        out = model(batch.images)
+        match = model.assign(out, batch.targets, Draw(0, step))
+        total = torch.stack(list(means(model.losses(out, batch.targets, match)).values())).sum()
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)

@@ -83,6 +83,7 @@ class TrainStep(nn.Module):
             for module in auxiliary:
                 module.prepare(batch)
             out = self.detector(batch.images)
+            draw = draw._replace(place=batch.place)
             match = self.detector.assign(out, batch.targets, draw)
             losses = self.detector.losses(out, batch.targets, match)
             student = StudentPass(self.detector, out, batch, match, draw)

@@ -15,7 +15,7 @@ from yoloxkd.engine.device import amp_dtype, grad_scaler, synchronized_norms
 from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import State
 from yoloxkd.engine.failures import memory_advice
-from yoloxkd.engine.multiscale import resize_batch, size_at
+from yoloxkd.engine.multiscale import size_at
 from yoloxkd.engine.optim import learning_rate, sgd
 from yoloxkd.engine.parallel import average_statistics, gradients, wrapped
 from yoloxkd.engine.resume import restore
@@ -123,7 +123,7 @@ class Stepper:
             stride=state.detector.size_multiple,
             seed=recipe.train.seed,
         )
-        return resize_batch(batch, size)
+        return batch.resized(size)
 
     def _losses_of_part(self, part: int, losses: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
         """The terms whose sum is the loss of a part of the batch, when the callbacks have seen them."""

@@ -62,6 +62,11 @@ class ExportOptions:
         stride = detector.size_multiple
         if self.imgsz < stride or self.imgsz % stride:
             raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, as the model needs")
+        if self.dynamic and not detector.spec.stable_locations:
+            raise UserError(
+                f"a {detector.family} has NMS between its two stages, image by image, and cannot be exported with free shapes; "
+                "leave --dynamic out"
+            )
         if not 0 <= self.conf < 1:
             raise UserError(f"conf {self.conf} must be at least 0 and below 1")
         if not 0 < self.iou <= 1:

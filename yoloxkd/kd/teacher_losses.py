@@ -199,7 +199,7 @@ class TeacherLosses(AuxiliaryLoss):
             self.prepare(student.batch)
         out, self._teacher_output = self._teacher_output, None
         models = Pair(student.model, self.teacher)
-        return Step(self._guarded(student.out), out, student.batch, student.match, models, *student.draw)
+        return Step(self._guarded(student.out), out, student.batch, student.match, models, *student.draw[:2])
 
     def _scaled(self, losses: Losses) -> Losses:
         """The losses times the teacher's weight and their method's factor; what they were before that is noted."""

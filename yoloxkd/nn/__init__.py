@@ -20,6 +20,8 @@ DETECTORS: Table[type[Detector]] = Table(
         "autoassign": "yoloxkd.nn.dense.autoassign:AutoAssign",
         "ddod": "yoloxkd.nn.dense.ddod:DDOD",
         "reppoints": "yoloxkd.nn.dense.reppoints:RepPoints",
+        "faster-rcnn": "yoloxkd.nn.two_stage.faster_rcnn:FasterRCNN",
+        "cascade-rcnn": "yoloxkd.nn.two_stage.cascade_rcnn:CascadeRCNN",
     },
 )
 """Family, the first part of a model's name -> its class."""

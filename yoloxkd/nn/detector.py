@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from yoloxkd.errors import UserError
 from yoloxkd.ops.nms import NMS
 from yoloxkd.types import Detections, DetectorOutput, Draw, Losses, Tap, Targets
 
@@ -109,6 +110,14 @@ class Detector(nn.Module, ABC, Generic[O, M]):
     def forward(self, images: Tensor) -> O:
         """images (B, 3, H, W) RGB, 0..255, uint8 or float; H and W multiples of `size_multiple`."""
         return self.network(self.normalize(images))
+
+    def check_size(self, height: int, width: int) -> None:
+        """UserError: an input of this size (px) does not divide into cells."""
+        if height % self.size_multiple or width % self.size_multiple:
+            raise UserError(
+                f"{self.family.upper()} got an image of {height}x{width} (height x width), but both must be multiples of "
+                f"{self.size_multiple}; letterbox it or choose another imgsz."
+            )
 
     def normalize(self, images: Tensor) -> Tensor:
         """RGB 0..255 (B, 3, H, W), uint8 or float -> the detector's own convention, in the dtype of its weights."""

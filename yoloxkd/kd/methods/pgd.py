@@ -128,6 +128,12 @@ class PGD(Distiller):
 
     def __init__(self, cfg: PGDConfig, pairing: Pairing) -> None:
         super().__init__(cfg, pairing)
+        for who, spec in (("student", pairing.student), ("teacher", pairing.teacher)):
+            if not spec.stable_locations:
+                raise UserError(
+                    "--kd pgd weighs every location of a map by the box predicted there, and the second stage of the "
+                    f"{who} predicts boxes of proposals, which belong to no location; choose a dense {who}, or another --kd"
+                )
         self.cfg = cfg
         self.branches: tuple[Branch, ...] = tuple(dict.fromkeys(cfg.branches))
         taps = [TAPS[branch] for branch in self.branches]

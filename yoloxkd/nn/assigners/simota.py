@@ -11,6 +11,8 @@ runs on that many slots instead of all A cells, batched and with shapes that do 
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import torch
 from torch import Tensor
 
@@ -54,26 +56,15 @@ def simota(out: DenseOutput, targets: Targets, *, budget: int | None = None) -> 
     with torch.autocast(out.quality.device.type, enabled=False):
         for i in range(0, images, step):
             part = slice(i, i + step)
-            parts.append(
-                _match(
-                    out.cls_logits[part],
-                    out.quality[part],
-                    full_precision(out.boxes[part]),
-                    Targets(targets.boxes[part], targets.labels[part], targets.mask[part], targets.ignore[part]),
-                    *_near_cells(
-                        targets.boxes[part],
-                        targets.mask[part],
-                        out.grid,
-                        None if targets.content is None else targets.content[part],
-                    ),
-                    slots,
-                )
-            )
+            boxes, some = full_precision(out.boxes[part]), targets.map(itemgetter(part))
+            near = _near_cells(some, out.grid)
+            parts.append(_match(out.cls_logits[part], out.quality[part], boxes, some, *near, slots))
     return Match.joined(parts)
 
 
-def _near_cells(boxes: Tensor, mask: Tensor, grid: Grid, content: Tensor | None) -> tuple[Tensor, Tensor]:
+def _near_cells(targets: Targets, grid: Grid) -> tuple[Tensor, Tensor]:
     """The cells near each box: index (B, G, 9 L) into A, and whether that entry is one; padding beyond `content` has none."""
+    boxes, content = targets.boxes, targets.content
     center = (boxes[..., :2] + boxes[..., 2:]) / 2
     around = torch.arange(-1, 2, device=boxes.device)
     indices, valid, first = [], [], 0
@@ -89,7 +80,7 @@ def _near_cells(boxes: Tensor, mask: Tensor, grid: Grid, content: Tensor | None)
         indices.append((first + y.unsqueeze(-1) * w + x.unsqueeze(-2)).flatten(-2))
         valid.append((close[..., 1, :, None] & close[..., 0, None, :]).flatten(-2))
         first += h * w
-    near = torch.cat(valid, dim=-1) & mask.unsqueeze(-1)
+    near = torch.cat(valid, dim=-1) & targets.mask.unsqueeze(-1)
     return torch.where(near, torch.cat(indices, dim=-1), 0), near
 
 

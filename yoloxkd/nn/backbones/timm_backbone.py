@@ -20,7 +20,7 @@ NORMS = (nn.modules.batchnorm._NormBase,)
 
 
 class TimmBackbone(nn.Module):
-    """A timm `features_only` network: (B, 3, H, W) -> its maps of strides 8, 16 and 32, finest first.
+    """A timm `features_only` network: (B, 3, H, W) -> its maps of the given strides, finest first.
 
     name           a timm model, with or without the tag of its weights ("resnet50", "resnet50.tv_in1k")
     frozen_stages  0: everything trains; n: all up to the map of stride 2^(n + 1) keeps its weights, so 1 is the stem
@@ -31,7 +31,7 @@ class TimmBackbone(nn.Module):
     last_conv      the map of stride 32 goes through the 1x1 convolution that a MobileNetV2 or EfficientNet has before its
                    classifier
     deformable_stages   of a ResNet, from the coarsest: their 3x3 convolutions are deformable
-    channels       of the three maps
+    channels       of the maps
     The weights are random until `start`. UserError: no such model, or one without maps of these strides.
     """
 
@@ -39,6 +39,7 @@ class TimmBackbone(nn.Module):
         self,
         name: str,
         *,
+        strides: Sequence[int] = STRIDES,
         frozen_stages: int = 0,
         norm_eval: bool = False,
         norm_frozen: bool = False,
@@ -50,15 +51,14 @@ class TimmBackbone(nn.Module):
         self.name = name
         self.body = create(name)
         info = self.body.feature_info
-        strides = list(info.reduction())
-        missing = [s for s in STRIDES if s not in strides]
-        if missing:
+        known = list(info.reduction())
+        if not set(strides) <= set(known):
             raise UserError(
-                f"backbone '{name}' has maps of strides {strides}, and an FPN needs {list(STRIDES)}; choose another"
+                f"backbone '{name}' has maps of strides {known}, and the pyramid needs {list(strides)}; choose another"
             )
-        self._indices = [max(i for i, s in enumerate(strides) if s == stride) for stride in STRIDES]
+        self._indices = [max(i for i, s in enumerate(known) if s == stride) for stride in strides]
         channels = [int(info.channels()[i]) for i in self._indices]
-        self._ends = dict(zip(strides, map(str, info.module_name()), strict=True))
+        self._ends = dict(zip(known, map(str, info.module_name()), strict=True))
         _fix_padding(self.body)
         if style == "caffe":
             _stride_first(self.body, name)

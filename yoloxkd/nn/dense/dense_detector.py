@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from yoloxkd.errors import UserError
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.detector import Detector
 from yoloxkd.ops.losses import full_precision
@@ -54,11 +53,7 @@ class DenseDetector(Detector[DenseOutput, Match]):
     def network(self, x: Tensor) -> DenseOutput:
         """The network on normalized input (B, 3, H, W); H and W must be multiples of `size_multiple`."""
         height, width = x.shape[-2:]
-        if height % self.size_multiple or width % self.size_multiple:
-            raise UserError(
-                f"{self.family.upper()} got an image of {height}x{width} (height x width), but both must be multiples of "
-                f"{self.size_multiple}; letterbox it or choose another imgsz."
-            )
+        self.check_size(height, width)
         backbone, features = self.pyramid(x)
         return self.on_features(features, (height, width), backbone)
 

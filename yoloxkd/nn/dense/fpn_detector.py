@@ -5,76 +5,36 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Self
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from yoloxkd.config.strict import Strict
-from yoloxkd.nn.backbones.timm_backbone import STRIDES, Style, TimmBackbone, gray, input_convention
+from yoloxkd.nn.backbones.timm_backbone import STRIDES
 from yoloxkd.nn.blocks import GroupNorm
 from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps
-from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
+from yoloxkd.nn.detector import BoxCode, DetectorSpec
 from yoloxkd.nn.necks.fpn import FPN
+from yoloxkd.nn.pyramid import PyramidConfig, build_backbone, start_backbone
 from yoloxkd.types import Tap
 
 PRIOR = 0.01
 """The probability an untrained head gives to every class."""
 LEVELS = (8, 16, 32, 64, 128)
 
-Triple = tuple[float, float, float]
 
+class FPNConfig(PyramidConfig):
+    """Keys of every dense detector on an FPN."""
 
-class FPNConfig(Strict):
-    """Keys of every detector on an FPN."""
-
-    backbone: str = Field("resnet50", description="a timm model that gives maps of strides 8, 16, 32")
-    backbone_weights: str = Field("imagenet", description="imagenet (timm's own), package, none, or a file")
-    style: Style = Field("pytorch", description="caffe: a ResNet's stride in the 1x1 convolution")
-    frozen_stages: int = Field(1, ge=0, le=4, description="0: none; n: the stem and n stages keep their weights")
-    norm_eval: bool = Field(True, description="the backbone's batch norms keep their statistics")
-    norm_frozen: bool = Field(False, description="their weights and biases do not train either")
-    last_conv: bool = Field(
-        False,
-        description="MobileNetV2, EfficientNet: stride 32 after the network's last 1x1 convolution (1280 channels)",
-    )
-    deformable_stages: int = Field(
-        0, ge=0, le=3, description="of a ResNet, from the coarsest: their 3x3 convolutions are deformable"
-    )
-    channels: int = Field(256, ge=1, le=4096, description="of the FPN and of the towers")
     stacked_convs: int = Field(4, ge=1, le=64, description="blocks of each tower")
     groups: int | None = Field(32, ge=1, le=4096, description="of the towers' group norms; null: towers without norm")
-    bgr: bool = Field(False, description="the backbone reads BGR")
-    mean: Triple | None = Field(
-        None, description="0..255, in the backbone's channel order; None: that of timm's weights"
-    )
-    std: Triple | None = Field(None, description="likewise")
-
-    @field_validator("std")
-    @classmethod
-    def _divisor(cls, value: Triple | None) -> Triple | None:
-        if value is not None and not all(1e-3 <= part <= 1e6 for part in value):
-            raise ValueError("should be three numbers from 0.001 to 1000000")
-        return value
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.groups is not None and self.channels % self.groups:
             raise ValueError(f"channels {self.channels} should be a multiple of groups {self.groups}")
         return self
-
-    def convention(self) -> InputConvention:
-        """How the backbone wants its pixels; padding has its mean color."""
-        found = input_convention(self.backbone)
-        if self.bgr:
-            found = replace(found, bgr=True, mean=found.mean[::-1], std=found.std[::-1])
-        if self.std is not None:
-            found = replace(found, std=self.std)
-        if self.mean is not None:
-            found = replace(found, mean=self.mean)
-        return replace(found, pad_value=gray(found.mean[::-1] if found.bgr else found.mean))
 
 
 class TowerBlock(nn.Module):
@@ -136,15 +96,7 @@ class FPNDetector(DenseDetector):
 
     def __init__(self, cfg: FPNConfig, names: Sequence[str]) -> None:
         super().__init__(cfg, names)
-        self.backbone = TimmBackbone(
-            cfg.backbone,
-            frozen_stages=cfg.frozen_stages,
-            norm_eval=cfg.norm_eval,
-            norm_frozen=cfg.norm_frozen,
-            style=cfg.style,
-            last_conv=cfg.last_conv,
-            deformable_stages=cfg.deformable_stages,
-        )
+        self.backbone = build_backbone(cfg, STRIDES)
         self.neck = FPN(
             self.backbone.channels,
             cfg.channels,
@@ -193,12 +145,8 @@ class FPNDetector(DenseDetector):
 
     def pretrain(self) -> str | None:
         """Start the backbone from published weights. One that starts untrained trains whole: nothing of it is frozen."""
-        start = self.backbone.start(self.cfg.backbone_weights)
-        if not start.trained and (self.cfg.frozen_stages or self.cfg.norm_eval or self.cfg.norm_frozen):
-            self.cfg = self.cfg.model_copy(update={"frozen_stages": 0, "norm_eval": False, "norm_frozen": False})
-            self.backbone.freeze(0, norm_eval=False)
-            return f"{start.note}; nothing of it is frozen therefore"
-        return start.note
+        self.cfg, note = start_backbone(self.backbone, self.cfg)
+        return note
 
     def pyramid(self, x: Tensor) -> tuple[Maps, Maps]:
         maps = tuple(self.backbone(x))

@@ -56,7 +56,7 @@ class TwoStages(RoIDetector):
         pooled = pooled / (rows.sum(-1) * columns.sum(-1)).clamp(min=1).unsqueeze(-1)
         said = self.head(pooled)
         code = said[..., -4:]
-        return RoIStage(pooled[..., None, None], said[..., :-4], code, boxes + code)
+        return RoIStage(pooled[..., None, None], said[..., :-4], code, boxes + code, boxes)
 
     @torch.no_grad()
     def assign(self, out: RoIOutput, targets: Targets, draw: Draw = Draw()) -> RoIMatch:

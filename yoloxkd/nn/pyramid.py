@@ -1,0 +1,86 @@
+"""Keys, construction and initial weights of a timm backbone under a feature pyramid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from pydantic import Field, field_validator
+
+from yoloxkd.config.strict import Strict
+from yoloxkd.nn.backbones.timm_backbone import Style, TimmBackbone, gray, input_convention
+from yoloxkd.nn.detector import InputConvention
+
+Triple = tuple[float, float, float]
+
+
+class PyramidConfig(Strict):
+    """Keys of every detector on a feature pyramid."""
+
+    backbone: str = Field("resnet50", description="a timm model that gives maps of strides 8, 16, 32")
+    backbone_weights: str = Field("imagenet", description="imagenet (timm's own), package, none, or a file")
+    style: Style = Field("pytorch", description="caffe: a ResNet's stride in the 1x1 convolution")
+    frozen_stages: int = Field(1, ge=0, le=4, description="0: none; n: the stem and n stages keep their weights")
+    norm_eval: bool = Field(True, description="the backbone's batch norms keep their statistics")
+    norm_frozen: bool = Field(False, description="their weights and biases do not train either")
+    last_conv: bool = Field(
+        False,
+        description="MobileNetV2, EfficientNet: stride 32 after the network's last 1x1 convolution (1280 channels)",
+    )
+    deformable_stages: int = Field(
+        0, ge=0, le=3, description="of a ResNet, from the coarsest: their 3x3 convolutions are deformable"
+    )
+    channels: int = Field(256, ge=1, le=4096, description="of the pyramid and of the towers")
+    bgr: bool = Field(False, description="the backbone reads BGR")
+    mean: Triple | None = Field(
+        None, description="0..255, in the backbone's channel order; None: that of timm's weights"
+    )
+    std: Triple | None = Field(None, description="likewise")
+
+    @field_validator("std")
+    @classmethod
+    def _divisor(cls, value: Triple | None) -> Triple | None:
+        if value is not None and not all(1e-3 <= part <= 1e6 for part in value):
+            raise ValueError("should be three numbers from 0.001 to 1000000")
+        return value
+
+    def convention(self) -> InputConvention:
+        """How the backbone wants its pixels; padding has its mean color."""
+        found = input_convention(self.backbone)
+        if self.bgr:
+            found = replace(found, bgr=True, mean=found.mean[::-1], std=found.std[::-1])
+        if self.std is not None:
+            found = replace(found, std=self.std)
+        if self.mean is not None:
+            found = replace(found, mean=self.mean)
+        return replace(found, pad_value=gray(found.mean[::-1] if found.bgr else found.mean))
+
+
+C = TypeVar("C", bound=PyramidConfig)
+
+
+def build_backbone(cfg: PyramidConfig, strides: tuple[int, ...]) -> TimmBackbone:
+    """The backbone of these keys, with random weights."""
+    return TimmBackbone(
+        cfg.backbone,
+        strides=strides,
+        frozen_stages=cfg.frozen_stages,
+        norm_eval=cfg.norm_eval,
+        norm_frozen=cfg.norm_frozen,
+        style=cfg.style,
+        last_conv=cfg.last_conv,
+        deformable_stages=cfg.deformable_stages,
+    )
+
+
+def start_backbone(backbone: TimmBackbone, cfg: C) -> tuple[C, str | None]:
+    """Give the backbone published weights; the keys that hold from then on, and a sentence for the log.
+
+    One that starts untrained trains whole: nothing of it is frozen.
+    """
+    start = backbone.start(cfg.backbone_weights)
+    if not start.trained and (cfg.frozen_stages or cfg.norm_eval or cfg.norm_frozen):
+        backbone.freeze(0, norm_eval=False)
+        changed = cfg.model_copy(update={"frozen_stages": 0, "norm_eval": False, "norm_frozen": False})
+        return changed, f"{start.note}; nothing of it is frozen therefore"
+    return cfg, start.note

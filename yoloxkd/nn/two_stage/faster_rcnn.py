@@ -1,0 +1,135 @@
+"""Faster R-CNN (Ren et al. 2015) on a feature pyramid (Lin et al. 2017): a network proposes regions, a head classifies them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from yoloxkd.nn.detector import BoxCode, DetectorSpec
+from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
+from yoloxkd.nn.pyramid import PyramidConfig, build_backbone, start_backbone
+from yoloxkd.nn.two_stage.box_head import StageRule
+from yoloxkd.nn.two_stage.proposals import ProposalRule, propose
+from yoloxkd.nn.two_stage.roi_detector import RoIDetector, RoIMatch
+from yoloxkd.nn.two_stage.roi_head import STRIDES, Pooling, RoIHead, best_pairs
+from yoloxkd.nn.two_stage.rpn import RPN, RPNRule, areas, assign_anchors, rpn_losses
+from yoloxkd.nn.two_stage.sampling import Stream, random_keys
+from yoloxkd.types import Draw, Losses, RoIOutput, RoIStage, Tap, Targets
+
+
+class FasterRCNNConfig(PyramidConfig):
+    """Keys of Faster R-CNN; the defaults are the published ones."""
+
+    hidden: int = Field(1024, ge=1, le=65536, description="width of the second stage's fully connected layers")
+    train_anchors: int = Field(2000, ge=1, description="in training: best anchors of a level, before NMS")
+    test_anchors: int = Field(1000, ge=1, description="the same at test")
+    train_proposals: int = Field(1000, ge=1, description="in training: proposals of an image")
+    test_proposals: int = Field(1000, ge=1, description="the same at test")
+    proposal_iou: float = Field(0.7, gt=0, le=1, description="NMS overlap of the proposals of a level")
+    anchor_samples: int = Field(256, ge=2, description="anchors of an image that train")
+    region_samples: int = Field(512, ge=4, description="regions of an image that train, in every stage")
+    candidates: int = Field(4096, ge=1, description="best pairs of a region and a class that NMS looks at")
+    roi_sampling: int = Field(0, ge=0, description="RoIAlign: points a cell and direction; 0: as many as it has pixels")
+    roi_aligned: bool = Field(True, description="RoIAlign: shift by half a pixel; false: torchvision's detectors")
+    rounded_anchors: bool = Field(False, description="anchors of whole px: torchvision's detectors")
+
+
+class FasterRCNN(RoIDetector):
+    """Faster R-CNN on any timm backbone.
+
+    `features` of the output are the pyramid's maps of strides 4 to 32; a fifth, of stride 64, is taken from the last by
+    skipping cells, and serves proposals alone. In training mode the output has no `stages`: only sampled regions go
+    through the heads then, in `losses`.
+    """
+
+    Config = FasterRCNNConfig
+    family = "faster-rcnn"
+    class_predictors: ClassVar[tuple[str, ...]] = ("roi_head.bbox_head.0.fc_cls.", "roi_head.bbox_head.0.fc_reg.")
+
+    cfg: FasterRCNNConfig
+
+    def __init__(self, cfg: FasterRCNNConfig, names: Sequence[str]) -> None:
+        super().__init__(cfg, names)
+        self.backbone = build_backbone(cfg, STRIDES)
+        self.neck = PooledFPN(self.backbone.channels, cfg.channels)
+        self.rpn_head = RPN(cfg.channels, rounded=cfg.rounded_anchors)
+        self.roi_head = RoIHead(
+            cfg.channels,
+            len(names),
+            self.stage_rules(),
+            hidden=cfg.hidden,
+            pooling=Pooling(7, cfg.roi_sampling, cfg.roi_aligned),
+        )
+        self.spec = DetectorSpec(
+            names=tuple(names),
+            strides=STRIDES,
+            channels={
+                Tap.BACKBONE: dict(zip(STRIDES, self.backbone.channels, strict=True)),
+                Tap.NECK: dict.fromkeys(STRIDES, cfg.channels),
+            },
+            box_code=BoxCode("anchors"),
+            input=cfg.convention(),
+            stable_locations=False,
+        )
+
+    def stage_rules(self) -> tuple[StageRule, ...]:
+        """How each stage trains."""
+        return (StageRule(samples=self.cfg.region_samples),)
+
+    def rpn_rule(self) -> RPNRule:
+        """How the proposal network trains."""
+        return RPNRule(samples=self.cfg.anchor_samples)
+
+    def pretrain(self) -> str | None:
+        """Start the backbone from published weights. One that starts untrained trains whole: nothing of it is frozen."""
+        self.cfg, note = start_backbone(self.backbone, self.cfg)
+        return note
+
+    def network(self, x: Tensor) -> RoIOutput:
+        height, width = x.shape[-2:]
+        self.check_size(height, width)
+        backbone = tuple(self.backbone(x))
+        features = self.neck(backbone)
+        rpn = self.rpn_head(with_pooled(features), (height, width))
+        rpn.backbone_features, rpn.features = backbone, features
+        proposals, _, valid = propose(rpn, self.proposal_rule())
+        stages = () if self.training else self.roi_head.stages(features, proposals)
+        return RoIOutput(rpn, proposals, valid, stages)
+
+    def proposal_rule(self) -> ProposalRule:
+        """How proposals are chosen, in training or at test."""
+        cfg = self.cfg
+        if self.training:
+            return ProposalRule(cfg.train_anchors, cfg.train_proposals, cfg.proposal_iou)
+        return ProposalRule(cfg.test_anchors, cfg.test_proposals, cfg.proposal_iou)
+
+    def roi(self, features: tuple[Tensor, ...], boxes: Tensor, stage: int = 0) -> RoIStage:
+        return self.roi_head.roi(features, boxes, stage)
+
+    @torch.no_grad()
+    def assign(self, out: RoIOutput, targets: Targets, draw: Draw = Draw()) -> RoIMatch:
+        """Anchors and regions by their overlap with the boxes, and a random choice of both that follows from `draw`."""
+        images, anchors = out.rpn.cls_logits.shape[:2]
+        keys = random_keys(draw, Stream.RPN, images, anchors, out.proposals.device)
+        match = assign_anchors(out.rpn, targets, self.rpn_rule(), keys)
+        regions, stages = self.roi_head.assign(
+            out.features, out.proposals, out.valid, targets, draw, areas(out.rpn, targets)
+        )
+        return RoIMatch(match, regions, stages)
+
+    def losses(self, out: RoIOutput, targets: Targets, match: RoIMatch) -> Losses:
+        """`rpn/cls` and `rpn/box` (see `rpn_losses`), and those of the second stage (see `RoIHead.losses`)."""
+        first = rpn_losses(out.rpn, targets, match.rpn, self.rpn_rule())
+        return first | self.roi_head.losses(out.features, targets, match.boxes, match.stages)
+
+    def candidates(self, out: RoIOutput) -> tuple[Tensor, Tensor]:
+        """The best pairs of a proposal and a class: the class's own box, and its score; every row has one class."""
+        stages = out.stages or self.roi_head.stages(out.features, out.proposals)
+        scores = self.roi_head.scores(stages) * out.valid.unsqueeze(-1)
+        height, width = out.image_size
+        boxes = self.roi_head.boxes(stages, out.proposals.new_tensor([[width, height]]).expand(len(scores), 2))
+        return best_pairs(boxes, scores, self.cfg.candidates)

@@ -1,0 +1,179 @@
+"""The second stage of a two-stage detector: one box head, or several in a cascade (Cai and Vasconcelos 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from yoloxkd.nn.assigners.match import Match
+from yoloxkd.nn.two_stage.box_code import clip, decode
+from yoloxkd.nn.two_stage.box_head import BoxHead, StageRule, of_class, stage_losses
+from yoloxkd.nn.two_stage.max_iou import covered, max_iou
+from yoloxkd.nn.two_stage.roi_align import roi_features
+from yoloxkd.nn.two_stage.sampling import Stream, gathered, random_keys, sample, with_boxes
+from yoloxkd.ops.boxes import area
+from yoloxkd.ops.losses import full_precision
+from yoloxkd.types import Draw, Loss, Losses, RoIStage, Targets, task_losses
+
+STRIDES = (4, 8, 16, 32)
+Maps = Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """RoIAlign's settings; see `roi_features`."""
+
+    size: int = 7
+    sampling: int = 0
+    aligned: bool = True
+
+
+def assign_regions(regions: Tensor, used: Tensor, targets: Targets, rule: StageRule) -> Match:
+    """Who answers for what among regions (B, P, 4) px, before the boxes themselves are added; used (B, P) bool.
+
+    Ignored are slots without a region, regions without area, and those that an ignore region covers by half.
+    """
+    match = max_iou(
+        regions,
+        targets.boxes,
+        targets.mask,
+        positive=rule.iou,
+        negative=rule.iou,
+        low_quality=rule.iou if rule.low_quality else None,
+        inside=used & (area(regions) > 0),
+    )
+    match.ignored |= covered(regions, targets.boxes, targets.ignore) & ~match.fg
+    return match
+
+
+def sampled_regions(
+    regions: Tensor, used: Tensor, targets: Targets, rule: StageRule, keys: Tensor
+) -> tuple[Tensor, Match, Tensor]:
+    """The regions that a stage trains on, in `rule.samples` slots.
+
+    Args:
+        regions: (B, P, 4) px; used: (B, P) bool
+        keys: (B, P + G) int64 random, of the regions, then of the boxes
+    Returns:
+        boxes (B, S, 4) px, zero in unused slots; their match; which of them are proposals, not the boxes to learn, (B, S)
+    """
+    count = regions.shape[1]
+    boxes, match = with_boxes(regions, assign_regions(regions, used, targets, rule), targets)
+    keys = torch.cat((keys[:, count:], keys[:, :count]), 1)
+    index, chosen = gathered(sample(match, rule.samples, rule.positive_share, keys), rule.samples)
+    some = boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)).masked_fill(chosen.ignored.unsqueeze(-1), 0)
+    return some, chosen, ~chosen.ignored & (index >= targets.mask.shape[1])
+
+
+def best_pairs(boxes: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The `most` best pairs of a region and a class, as candidates of one class each.
+
+    boxes (B, P, K, 4) px, or (B, P, 1, 4) for all classes alike; scores (B, P, K) -> (B, N, 4), and (B, N, K) with one
+    score a row that is not zero
+    """
+    classes = scores.shape[2]
+    best = scores.flatten(1).topk(min(most, scores.shape[1] * classes), dim=1)
+    label = best.indices.remainder(classes).unsqueeze(-1)
+    region = best.indices.div(classes, rounding_mode="floor")
+    place = region if boxes.shape[2] == 1 else best.indices
+    found = boxes.flatten(1, 2).gather(1, place.unsqueeze(-1).expand(-1, -1, 4))
+    by_class = torch.zeros(*label.shape[:2], classes, dtype=scores.dtype, device=scores.device)
+    return found, by_class.scatter(2, label, best.values.unsqueeze(-1))
+
+
+class RoIHead(nn.Module):
+    """Box heads, one a stage; each refines the regions of the one before.
+
+    rules: one a stage; hidden: width of the fully connected layers
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        rules: Sequence[StageRule],
+        *,
+        hidden: int = 1024,
+        pooling: Pooling = Pooling(),
+    ) -> None:
+        super().__init__()
+        self.rules, self.pooling = tuple(rules), pooling
+        self.bbox_head = nn.ModuleList(
+            BoxHead(channels, pooling.size, hidden, classes, agnostic=rule.agnostic) for rule in rules
+        )
+
+    def pooled(self, maps: Maps, boxes: Tensor, pooling: Pooling) -> Tensor:
+        """(B, P, C, s, s) features of regions (B, P, 4) px."""
+        return roi_features(maps, STRIDES, boxes, pooling.size, sampling=pooling.sampling, aligned=pooling.aligned)
+
+    def roi(self, maps: Maps, boxes: Tensor, stage: int = 0) -> RoIStage:
+        """What a stage says of regions (B, P, 4) px on maps of strides 4 to 32."""
+        pooled = self.pooled(maps, boxes, self.pooling)
+        logits, code = self.bbox_head[stage](pooled)
+        raw, regions = full_precision(code), full_precision(boxes)
+        own = of_class(raw, logits[..., :-1].argmax(-1))
+        return RoIStage(pooled, logits, code, decode(regions, own, self.rules[stage].stds), regions)
+
+    def refined(self, stage: RoIStage, areas: Tensor) -> Tensor:
+        """The boxes that a stage hands to the next, cut at areas (B, 2) px, without gradient."""
+        return clip(stage.boxes.detach(), areas)
+
+    def stages(self, maps: Maps, proposals: Tensor) -> tuple[RoIStage, ...]:
+        """All stages, one after the other, on an image's proposals (B, P, 4) px."""
+        areas = input_areas(maps)
+        out = [self.roi(maps, proposals, 0)]
+        for number in range(1, len(self.rules)):
+            out.append(self.roi(maps, self.refined(out[-1], areas), number))
+        return tuple(out)
+
+    def scores(self, stages: Sequence[RoIStage]) -> Tensor:
+        """(B, P, K) the softmax of the stages' mean logits, without the background."""
+        logits = torch.stack([full_precision(stage.cls_logits) for stage in stages]).mean(0)
+        return logits.softmax(-1)[..., :-1]
+
+    def boxes(self, stages: Sequence[RoIStage], areas: Tensor) -> Tensor:
+        """(B, P, K, 4) px, or (B, P, 1, 4): the last stage's boxes of every class, cut at areas (B, 2) px."""
+        last = stages[-1]
+        code = full_precision(last.box_raw).unflatten(-1, (-1, 4))
+        return clip(decode(last.regions.unsqueeze(2), code, self.rules[-1].stds), areas)
+
+    @torch.no_grad()
+    def assign(
+        self, maps: Maps, proposals: Tensor, used: Tensor, targets: Targets, draw: Draw, areas: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Match, ...]]:
+        """The regions that every stage trains on, (B, S, 4) px each, and their matches.
+
+        A stage behind the first gets what the one before makes of its regions, without the boxes to learn among them.
+        """
+        regions, matches = [], []
+        boxes = clip(proposals, areas)
+        for number, rule in enumerate(self.rules):
+            count = boxes.shape[1] + targets.mask.shape[1]
+            keys = random_keys(draw, Stream.ROI + number, len(boxes), count, boxes.device)
+            some, match, proposed = sampled_regions(boxes, used, targets, rule, keys)
+            regions.append(some)
+            matches.append(match)
+            if number + 1 < len(self.rules):
+                boxes, used = self.refined(self.roi(maps, some, number), areas), proposed
+        return tuple(regions), tuple(matches)
+
+    def losses(self, maps: Maps, targets: Targets, regions: Sequence[Tensor], matches: Sequence[Match]) -> Losses:
+        """`roi/cls` and `roi/box` of the sampled regions; of a cascade's stages `roi1/cls`, `roi1/box`, `roi2/cls`, ..."""
+        terms: dict[str, Loss] = {}
+        for number, (rule, some, match) in enumerate(zip(self.rules, regions, matches, strict=True)):
+            said = self.roi(maps, some, number)
+            name = "roi" if len(self.rules) == 1 else f"roi{number + 1}"
+            with torch.autocast(some.device.type, enabled=False):
+                cls, box = stage_losses(said.cls_logits, said.box_raw, said.regions, targets, match, rule)
+            terms |= {f"{name}/cls": cls, f"{name}/box": box}
+        return task_losses(**terms)
+
+
+def input_areas(maps: Maps) -> Tensor:
+    """(B, 2) width and height px of the input that maps of strides 4, ... come from."""
+    images, _, h, w = maps[0].shape
+    size = torch.tensor([[w * STRIDES[0], h * STRIDES[0]]], device=maps[0].device, dtype=torch.float32)
+    return size.expand(images, 2)
