@@ -57,6 +57,9 @@ class AtScale(Detector[DenseOutput, Any]):
     def candidates(self, out: DenseOutput) -> tuple[Tensor, Tensor]:
         return self.inner.candidates(out)
 
+    def level_sizes(self, out: DenseOutput) -> tuple[int, ...]:
+        return self.inner.level_sizes(out)
+
     def class_probability(self, out: DenseOutput) -> Tensor:
         return self.inner.class_probability(out)
 

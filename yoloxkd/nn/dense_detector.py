@@ -123,6 +123,9 @@ class DenseDetector(Detector[DenseOutput, Match]):
     def candidates(self, out: DenseOutput) -> tuple[Tensor, Tensor]:
         return out.boxes, self.scores(out)
 
+    def level_sizes(self, out: DenseOutput) -> tuple[int, ...]:
+        return tuple(h * w * out.grid.per_cell for h, w in out.grid.sizes)
+
     def class_probability(self, out: DenseOutput) -> Tensor:
         """(B, A, K) the probability PGD's quality reads: for YOLOX class times objectness, else the class alone."""
         return full_precision(out.cls_logits).sigmoid()
