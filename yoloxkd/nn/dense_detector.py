@@ -84,6 +84,10 @@ class DenseDetector(Detector[DenseOutput, Match]):
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         """Box code (B, A, R) -> boxes (B, A, 4) px, float32 at least."""
 
+    def grid(self, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device) -> Grid:
+        """Where the predictions of levels of sizes L x (h, w) lie in an input of image_size (H, W) px, without anchors."""
+        return grid_of(sizes, self.spec.strides, device, self.offset, self.per_cell)
+
     def anchors(self, grid: Grid) -> Tensor | None:
         """(A, 4) px, for a detector that has any."""
         return None
@@ -99,7 +103,7 @@ class DenseDetector(Detector[DenseOutput, Match]):
     ) -> DenseOutput:
         """What the predictors said of an input of image_size (H, W) px as one output, with the maps that led there."""
         sizes = tuple((m.shape[2], m.shape[3]) for m in said.boxes)
-        grid = grid_of(sizes, self.spec.strides, said.boxes[0].device, self.offset, self.per_cell)
+        grid = self.grid(sizes, image_size, said.boxes[0].device)
         grid.anchors = self.anchors(grid)
         raw = flat(said.boxes, self.per_cell)
         return DenseOutput(
