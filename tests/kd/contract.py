@@ -13,7 +13,7 @@ from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import means
 from yoloxkd.engine.parallel import gradients
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd.base import Distiller, Pair, Step, WithTeacher
+from yoloxkd.kd.base import Distiller, Pair, Step, TeacherLosses
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import TASK, Batch, DenseOutput, Draw, Tap
 
@@ -96,7 +96,7 @@ class DistillerContract:
 
     def test_equals_its_plain_reading(self) -> None:
         models = self.twins()
-        method, step = self.method(models), self.step(models, whole_pictures())
+        method, step = self.method(models), self.step(models, whole_images())
         found, plain = self.found(method, step), self.plain(method, step)
         assert found.keys() == plain.keys()
         for name, value in plain.items():
@@ -198,7 +198,7 @@ class DistillerContract:
         results = []
         for parts in (1, 2):
             models = self.pair()
-            module = WithTeacher(models.teacher, {self.kind.name: self.method(models)})
+            module = TeacherLosses(models.teacher, {self.kind.name: self.method(models)})
             step = TrainStep(models.student, nn.ModuleDict({"kd": module})).double()
             models.teacher.double()
             batch = make_batch(images=4)
@@ -238,7 +238,7 @@ def in_dtype(out: DenseOutput, dtype: torch.dtype) -> DenseOutput:
     return replace(out, **maps, **{name: getattr(out, name).detach().to(dtype) for name in PREDICTIONS})
 
 
-def whole_pictures() -> Batch:
+def whole_images() -> Batch:
     """Two images without ignore regions or padding."""
     batch = make_batch()
     batch.targets.mask[:], batch.targets.ignore[:] = True, False

@@ -16,7 +16,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.fcos import FCOS
 from yoloxkd.nn.published import PUBLISHED
-from yoloxkd.nn.torchvision_weights import UNUSED_ROWS
+from yoloxkd.nn.weights.torchvision_weights import UNUSED_ROWS
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Targets
 

@@ -1,4 +1,4 @@
-"""One forward pass with every loss: the module that DistributedDataParallel wraps."""
+"""Forward pass with every loss: the module that DistributedDataParallel wraps."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AuxiliaryLoss(nn.Module, ABC):
     names: tuple[LossName, ...]
     counted: bool = False
 
-    def look(self, batch: Batch) -> None:
+    def prepare(self, batch: Batch) -> None:
         """Work of its own on the batch, done before the student holds all that it keeps for backward."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ class TrainStep(nn.Module):
     def _losses(self, batch: Batch, draw: Draw, auxiliary: list[AuxiliaryLoss]) -> Losses:
         with torch.autocast(batch.images.device.type, dtype=self.amp, enabled=self.amp is not None):
             for module in auxiliary:
-                module.look(batch)
+                module.prepare(batch)
             out = self.detector(batch.images)
             match = self.detector.assign(out, batch.targets, draw)
             losses = self.detector.losses(out, batch.targets, match)

@@ -1,4 +1,4 @@
-"""Knowledge distillation for dense detectors: one file a method, one line in the table below."""
+"""Knowledge distillation: the table of methods and their published defaults."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd.base import Distiller
+from yoloxkd.kd.defaults import kd_file
 from yoloxkd.kd.methods.cwd import CWD
 from yoloxkd.kd.methods.fgd import FGD
 from yoloxkd.kd.methods.ld import LD
 from yoloxkd.kd.methods.mgd import MGD
 from yoloxkd.kd.methods.pgd import PGD
-from yoloxkd.kd.published import kd_file
 
 DISTILLERS: dict[str, type[Distiller]] = {"fgd": FGD, "pgd": PGD, "cwd": CWD, "mgd": MGD, "ld": LD}
 

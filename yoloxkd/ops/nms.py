@@ -1,4 +1,4 @@
-"""From a dense detector's boxes and scores to the detections of each image."""
+"""NMS: from boxes and scores to the detections of each image."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def postprocess(
     boxes (B, A, 4) xyxy px, scores (B, A, K) 0 to 1. Without `pairs_per_level` a location gives one detection, of its
     best class (YOLOX's rule); with it one of every class, and of each level only that many of the best (location,
     class) pairs (the rule of detectors on an FPN), where `levels` says how many of the A locations each level has.
-    A score must be at least `conf`; greedy NMS at overlap `iou` works within a class (over all classes when
+    A score must be at least `conf`; greedy NMS at IoU `iou` works within a class (over all classes when
     `agnostic`); at most `max_det` stay. Returns per image boxes (n, 4), scores (n,), labels (n,) int64, best score first.
     """
     if pairs_per_level is None:
