@@ -25,7 +25,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions, export_onnx
 from yoloxkd.exporters.parity import check_parity
 from yoloxkd.exporters.runtime import OnnxPredictor
-from yoloxkd.nn.fcos import FCOS
+from yoloxkd.nn.dense.fcos import FCOS
 
 PAIRS = 15
 """Of the fine level's 192 pairs and the coarse level's 48."""

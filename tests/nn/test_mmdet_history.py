@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from yoloxkd.errors import UserError
-from yoloxkd.nn.weights import load_checkpoint_file
+from yoloxkd.nn.weights.load import load_checkpoint_file
 
 NAME = "mmengine.logging.history_buffer"
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.nn.fpn import narrow
-from yoloxkd.build.models import open_model
-from yoloxkd.build.recipes import resolve
+from yoloxkd.assembly.models import open_model
+from yoloxkd.assembly.recipes import resolve
 from yoloxkd.errors import UserError
 from yoloxkd.nn.coco_names import COCO_NAMES
-from yoloxkd.nn.fcos import FCOS
-from yoloxkd.nn.published import PUBLISHED
+from yoloxkd.nn.dense.fcos import FCOS
+from yoloxkd.nn.weights.published import PUBLISHED
 from yoloxkd.nn.weights.torchvision_weights import UNUSED_ROWS
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Targets

@@ -17,7 +17,7 @@ import torch
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.half import to_half
-from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
 from yoloxkd.version import __version__
 
