@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -140,16 +141,18 @@ def test_metadata_of_other_levels_are_refused(raw: Path, pixels: Tensor, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_a_detector_on_an_fpn(dynamic: bool, pixels: Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("nms", "dynamic", "keys"),
+    [(False, False, {}), (True, True, {"points": "corner", "scale_layers": False, "score": "root"})],
+    ids=["raw", "NMS, any size, torchvision's conventions"],
+)
+def test_a_detector_on_an_fpn(nms: bool, dynamic: bool, keys: dict[str, Any], pixels: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    detector = narrow(FCOS, 2).eval()
+    detector = narrow(FCOS, 2, **keys).eval()
     torch.nn.init.normal_(detector.head.conv_cls.weight, std=0.5)
     detector.spec = replace(detector.spec, pairs_per_level=30)
     images = torch.nn.functional.interpolate(pixels.float(), (96, 96)).to(torch.uint8)
-    path = export_onnx(detector, tmp_path / "x.onnx", ExportOptions(96, conf=0.01, dynamic=dynamic))
+    path = export_onnx(detector, tmp_path / "x.onnx", ExportOptions(96, nms=nms, conf=0.01, dynamic=dynamic))
     report = check_parity(detector, path, [images])
     assert report.faults() == []
     assert report.found.detections > 100
-    raw_path = export_onnx(detector, tmp_path / "raw.onnx", ExportOptions(96, conf=0.01, dynamic=dynamic, nms=False))
-    assert check_parity(detector, raw_path, [images]).faults() == []

@@ -20,18 +20,20 @@ from yoloxkd.nn.weights.torchvision_weights import UNUSED_ROWS
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Targets
 
+SIZE = (160, 224)
+"""px, multiples of 32 alone: the points of the two coarsest levels are not a stride apart."""
 MOST = 60
 """Pairs of a level; the finest has 20 x 28 x 4."""
 
 
-def theirs(classes: int, **options: Any) -> Any:
+def theirs(classes: int) -> Any:
     """torchvision's detector with random weights, statistics and biases, so that no layer is left out."""
     from torchvision.models.detection import fcos_resnet50_fpn
 
     torch.manual_seed(0)
     model = fcos_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=classes, score_thresh=0.3, nms_thresh=0.5,
-        topk_candidates=MOST, _skip_resize=True, **options,
+        topk_candidates=MOST, min_size=SIZE[0], max_size=SIZE[1],
     )  # fmt: skip
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -66,17 +68,16 @@ def pictures(height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def test_the_same_detections(model: Any, file: Path) -> None:
-    size = (160, 224)  # multiples of 32 alone: the points of the two coarsest levels are not a stride apart
     opened = open_model(str(file))
     assert (opened.weights.kind, opened.name, opened.report.complete) == ("torchvision", "fcos-r50@torchvision", True)
     ours = opened.detector
     assert ours.spec.pairs_per_level == 1000
-    images = pictures(*size)
+    images = pictures(*SIZE)
     wanted = model(list(images / 255))
     out = ours(images)
     boxes, scores = ours.candidates(out)
     # torchvision cuts boxes to the image before suppression; here that is left to whoever draws them
-    limit = torch.tensor([size[1], size[0]] * 2)
+    limit = torch.tensor([SIZE[1], SIZE[0]] * 2)
     found = postprocess(
         torch.minimum(boxes.clamp(min=0), limit), scores, conf=0.3, iou=0.5, max_det=100,
         levels=ours.level_sizes(out), pairs_per_level=MOST,
