@@ -128,7 +128,7 @@ def test_a_file_without_the_rule_keeps_the_old_one(
     old = with_metadata(raw, tmp_path / "old.onnx", pairs_per_level=None, predictions_per_cell=None)
     best_class = TorchPredictor(TinyDetector(every.names).eval(), CONF, 0.65, MAX_DET)
     assert_same(OnnxPredictor(old)(pixels), best_class(pixels))
-    boxes, scores, labels = script.Model(str(old), conf=CONF).predict(pixels[0].permute(1, 2, 0).numpy())
+    _, scores, labels = script.Model(str(old), conf=CONF).predict(pixels[0].permute(1, 2, 0).numpy())
     wanted = best_class(pixels[:1])[0]
     assert labels.tolist() == wanted.labels.tolist()
     np.testing.assert_allclose(scores, wanted.scores, atol=1e-5)
@@ -136,7 +136,9 @@ def test_a_file_without_the_rule_keeps_the_old_one(
 
 def test_metadata_of_other_levels_are_refused(raw: Path, pixels: Tensor, tmp_path: Path) -> None:
     odd = with_metadata(raw, tmp_path / "odd.onnx", predictions_per_cell="9")
-    with pytest.raises(UserError, match=r"9 predictions a cell\) promises 720 locations at 64x64, and its outputs have 80"):
+    with pytest.raises(
+        UserError, match=r"9 predictions a cell\) promises 720 locations at 64x64, and its outputs have 80"
+    ):
         OnnxPredictor(odd)(pixels)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +39,7 @@ class Buffer:
 
 
 @pytest.fixture
-def buffer(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Buffer]]:
+def buffer(monkeypatch: pytest.MonkeyPatch) -> type[Buffer]:
     """The class under mmengine's name, importable while a file is written; `gone` takes it away."""
     kind = type("HistoryBuffer", (Buffer,), {"__module__": NAME, "mean": Buffer.mean})
     kind.mean = lambda self: Buffer.mean(self)  # type: ignore[attr-defined]
@@ -48,7 +47,7 @@ def buffer(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Buffer]]:
     for name in ("mmengine", "mmengine.logging", NAME):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules[NAME].HistoryBuffer = kind  # type: ignore[attr-defined]
-    yield kind
+    return kind
 
 
 def gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +104,9 @@ def test_anything_else_beside_the_log_is_refused(
     log = buffer([1.0], with_methods=True)
     torch.save({"state_dict": {"w": torch.zeros(2)}, "message_hub": log, "x": extra(buffer)}, tmp_path / "x.pth")
     gone(monkeypatch)
-    with pytest.raises(UserError, match=rf"holds objects besides tensors \({named}\), and loading those could run code"):
+    with pytest.raises(
+        UserError, match=rf"holds objects besides tensors \({named}\), and loading those could run code"
+    ):
         load_checkpoint_file(tmp_path / "x.pth")
 
 

@@ -95,7 +95,7 @@ def test_a_coco_file_loses_the_ids_that_no_category_has(file: Path, tmp_path: Pa
 
     coco = FCOS_ResNet50_FPN_Weights.COCO_V1
     names = coco.meta["categories"]
-    assert UNUSED_ROWS == tuple(i for i, name in enumerate(names) if name in ("__background__", "N/A"))
+    assert tuple(i for i, name in enumerate(names) if name in ("__background__", "N/A")) == UNUSED_ROWS
     known = PUBLISHED["fcos-r50@torchvision"]
     assert (known.url, known.filename.endswith(f"-{known.sha256}.pth")) == (coco.url, True)
     state = torch.load(file, weights_only=True)

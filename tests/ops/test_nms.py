@@ -136,10 +136,10 @@ def plain_pairs(boxes: torch.Tensor, scores: torch.Tensor, most: int, conf: floa
 def test_every_class_and_the_best_pairs_of_a_level_equal_the_plain_rule(most: int, seed: int, iou: float) -> None:
     boxes, _ = scene(seed)
     g = torch.Generator().manual_seed(seed)
-    scores = torch.randperm(2 * 60 * 3, generator=g).reshape(2, 60, 3) / 360  # no two alike: a tie at the cut is anybody's
-    found = postprocess(
-        boxes, scores, conf=0.3, iou=iou, max_det=1000, levels=LEVELS, pairs_per_level=most
-    )
+    scores = (
+        torch.randperm(2 * 60 * 3, generator=g).reshape(2, 60, 3) / 360
+    )  # no two alike: a tie at the cut is anybody's
+    found = postprocess(boxes, scores, conf=0.3, iou=iou, max_det=1000, levels=LEVELS, pairs_per_level=most)
     for image, (b, s, k) in enumerate(found):
         kept = plain_pairs(boxes[image], scores[image], most, 0.3, iou)
         assert torch.equal(b, boxes[image, [i for i, _ in kept]])

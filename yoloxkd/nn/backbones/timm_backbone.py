@@ -65,9 +65,8 @@ class TimmBackbone(nn.Module):
         if last_conv:
             channels[-1] = _add_last_conv(self.body, name)
         self.channels = tuple(channels)
-        for module in self.body.modules() if norm_eps is not None else ():
-            if isinstance(module, NORMS):
-                module.eps = norm_eps
+        for norm in (m for m in self.body.modules() if isinstance(m, NORMS)):
+            norm.eps = norm.eps if norm_eps is None else norm_eps
         self._frozen: list[nn.Module] = []
         self.freeze(frozen_stages, norm_eval, norm_frozen)
 

@@ -145,7 +145,9 @@ class FCOS(FPNDetector):
         if not self.cfg.center_sampling:
             return len(grid.points)
         steps = grid.steps or [(stride, stride) for stride in grid.strides]
-        inside = [[math.ceil(2 * RADIUS * s / step) for step in pair] for s, pair in zip(grid.strides, steps, strict=True)]
+        inside = [
+            [math.ceil(2 * RADIUS * s / step) for step in pair] for s, pair in zip(grid.strides, steps, strict=True)
+        ]
         return sum(min(down, h) * min(right, w) for (down, right), (h, w) in zip(inside, grid.sizes, strict=True))
 
     def distances(self, found: Positives) -> Tensor:

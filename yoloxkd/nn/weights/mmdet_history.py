@@ -38,7 +38,9 @@ def _array(*_: Any) -> Numbers:
 def _method(owner: Any, name: Any) -> None:
     """In the place of `getattr`, which only names the methods of a HistoryBuffer."""
     if owner is not HistoryBuffer or not isinstance(name, str):
-        raise pickle.UnpicklingError("Unsupported global: GLOBAL getattr is there for the methods of a HistoryBuffer only")
+        raise pickle.UnpicklingError(
+            "Unsupported global: GLOBAL getattr is there for the methods of a HistoryBuffer only"
+        )
 
 
 def _no_bytes() -> bytes:

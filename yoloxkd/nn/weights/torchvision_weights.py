@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from yoloxkd.errors import UserError
-from yoloxkd.nn.weights.mmdet_weights import RESNETS, DenseState
 from yoloxkd.nn.weights.load import rows
+from yoloxkd.nn.weights.mmdet_weights import RESNETS, DenseState
 
 COCO_ROWS = 91
 """Outputs of its COCO files: a category id is a row, 0 the background."""
