@@ -137,7 +137,8 @@ def test_a_file_without_the_rule_keeps_the_old_one(
 def test_metadata_of_other_levels_are_refused(raw: Path, pixels: Tensor, tmp_path: Path) -> None:
     odd = with_metadata(raw, tmp_path / "odd.onnx", predictions_per_cell="9")
     with pytest.raises(
-        UserError, match=r"9 predictions a cell\) promises 720 locations at 64x64, and its outputs have 80"
+        UserError,
+        match=r"odd\.onnx: its metadata .*9 predictions a cell\) promises 720 locations at 64x64, and its outputs have 80",
     ):
         OnnxPredictor(odd)(pixels)
 

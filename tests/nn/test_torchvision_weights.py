@@ -13,9 +13,11 @@ from tests.nn.fpn import narrow
 from yoloxkd.assembly.models import open_model
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.errors import UserError
+from yoloxkd.nn.backbones.timm_backbone import TimmBackbone
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.dense.fcos import FCOS
 from yoloxkd.nn.weights.published import PUBLISHED
+from yoloxkd.nn.weights.torchvision_retinanet import our_retinanet_key
 from yoloxkd.nn.weights.torchvision_weights import UNUSED_ROWS
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Targets
@@ -147,3 +149,33 @@ def test_the_variance_s_small_number_is_that_of_the_key() -> None:
     norms = [m for m in narrow(FCOS, 1, norm_eps=0.0).backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {m.eps for m in norms} == {0.0}
     assert 0.0 not in {m.eps for m in narrow(FCOS, 1).backbone.modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize("version", ["", "_v2"])
+def test_every_tensor_of_a_retinanet_has_a_name_of_ours(version: str) -> None:
+    from torchvision.models import detection
+
+    with torch.device("meta"):
+        model = getattr(detection, f"retinanet_resnet50_fpn{version}")(
+            weights=None, weights_backbone=None, num_classes=3
+        )
+    state = model.state_dict()
+    found = {our_retinanet_key(key): value.shape for key, value in state.items()}
+    assert len(found) == len(state)
+    neck = {
+        f"neck.{part}.conv"
+        for part in [*(f"lateral_convs.{i}" for i in range(3)), *(f"fpn_convs.{i}" for i in range(5))]
+    }
+    towers = {f"head.{tower}.{i}.conv" for tower in ("cls_convs", "reg_convs") for i in range(4)}
+    norms = {name.replace(".conv", ".gn") for name in towers} if version else set()
+    parts = {key.rpartition(".")[0] for key in found if not key.startswith("backbone.body.")}
+    assert parts == neck | towers | norms | {"head.retina_cls", "head.retina_reg"}
+    assert (found["head.retina_cls.weight"][0], found["head.retina_reg.weight"][0]) == (9 * 3, 9 * 4)
+    body = {f"backbone.{key}" for key in TimmBackbone("resnet50").state_dict()}
+    ours = {key for key in found if key.startswith("backbone.body.")}
+    assert ours == {key for key in body if key in ours or not key.endswith("num_batches_tracked")}
+
+
+def test_the_older_names_of_a_retinanet_are_known_too() -> None:
+    assert our_retinanet_key("head.regression_head.conv.6.bias") == "head.reg_convs.3.conv.bias"
+    assert our_retinanet_key("backbone.fpn.inner_blocks.1.weight") == "neck.lateral_convs.1.conv.weight"

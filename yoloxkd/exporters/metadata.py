@@ -54,7 +54,7 @@ class FileMetadata(BaseModel):
             raise ValueError("should be class names, none empty and none twice")
         return value
 
-    def level_sizes(self, height: int, width: int, locations: int) -> tuple[int, ...]:
+    def level_sizes(self, height: int, width: int, locations: int, path: Path) -> tuple[int, ...]:
         """How many of the locations each level has in an input of height x width px, in their order.
 
         UserError: they do not add up to the `locations` of the file's outputs.
@@ -65,7 +65,7 @@ class FileMetadata(BaseModel):
         sizes = tuple(self.predictions_per_cell * number for number in cells)
         if sum(sizes) != locations:
             raise UserError(
-                f"the file's metadata (strides {self.strides}, {self.predictions_per_cell} predictions a cell) promises "
+                f"{path}: its metadata (strides {self.strides}, {self.predictions_per_cell} predictions a cell) promises "
                 f"{sum(sizes)} locations at {height}x{width}, and its outputs have {locations}; export the checkpoint again"
             )
         return sizes

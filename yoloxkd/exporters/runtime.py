@@ -137,7 +137,7 @@ class OnnxPredictor:
         results = self.session.run(np.ascontiguousarray(pixels, np.float32))
         outputs = dict(zip(self.session.outputs, results, strict=True))
         if not self.nms and self._known.pairs_per_level is not None:
-            sizes = self._known.level_sizes(pixels.shape[2], pixels.shape[3], outputs["scores"].shape[1])
+            sizes = self._known.level_sizes(pixels.shape[2], pixels.shape[3], outputs["scores"].shape[1], self.path)
             outputs[LEVELS] = np.array(sizes)
         return outputs
 

@@ -22,16 +22,19 @@ COCO_ROWS = 91
 UNUSED_ROWS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 """Ids that no category of COCO has."""
 
-_PLACES = (
+TOWERS = {"classification_head": "cls_convs", "regression_head": "reg_convs"}
+
+_NECK = (
     (r"backbone\.fpn\.inner_blocks\.(\d+)\.(?:0\.)?(weight|bias)", r"neck.lateral_convs.\1.conv.\2"),
     (r"backbone\.fpn\.layer_blocks\.(\d+)\.(?:0\.)?(weight|bias)", r"neck.fpn_convs.\1.conv.\2"),
     (r"backbone\.fpn\.extra_blocks\.p6\.(\w+)", r"neck.fpn_convs.3.conv.\1"),
     (r"backbone\.fpn\.extra_blocks\.p7\.(\w+)", r"neck.fpn_convs.4.conv.\1"),
+)
+_PREDICTORS = (
     (r"head\.classification_head\.cls_logits\.(\w+)", r"head.conv_cls.\1"),
     (r"head\.regression_head\.bbox_reg\.(\w+)", r"head.conv_reg.\1"),
     (r"head\.regression_head\.bbox_ctrness\.(\w+)", r"head.conv_centerness.\1"),
 )
-_TOWERS = {"classification_head": "cls_convs", "regression_head": "reg_convs"}
 
 
 def torchvision_state(raw: Mapping[str, Any]) -> DenseState | None:
@@ -68,13 +71,21 @@ def torchvision_state(raw: Mapping[str, Any]) -> DenseState | None:
 
 def our_key(key: str) -> str:
     """torchvision's name of a tensor -> ours; a name without a counterpart comes back as it is."""
-    for theirs, ours in _PLACES:
+    for theirs, ours in _PREDICTORS:
         if re.fullmatch(theirs, key):
             return re.sub(theirs, ours, key)
     tower = re.fullmatch(r"head\.(classification_head|regression_head)\.conv\.(\d+)\.(\w+)", key)
     if tower:  # convolution, norm and activation, one after the other
         block, layer = divmod(int(tower[2]), 3)
-        return f"head.{_TOWERS[tower[1]]}.{block}.{('conv', 'gn', 'act')[layer]}.{tower[3]}"
+        return f"head.{TOWERS[tower[1]]}.{block}.{('conv', 'gn', 'act')[layer]}.{tower[3]}"
+    return neck_key(key)
+
+
+def neck_key(key: str) -> str:
+    """torchvision's name of a tensor of the FPN or the backbone -> ours; the backbone's names are alike."""
+    for theirs, ours in _NECK:
+        if re.fullmatch(theirs, key):
+            return re.sub(theirs, ours, key)
     return key
 
 
