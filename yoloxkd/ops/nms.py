@@ -57,8 +57,8 @@ def best_pairs(boxes: Tensor, scores: Tensor, levels: Sequence[int], most: int) 
         at = torch.where(best >= 0, at, 0)
         at, order = at.sort(dim=1)
         found.append(best.gather(1, order))
-        where.append(at.div(classes, rounding_mode="floor") + start)
-        labels.append(at.remainder(classes))
+        where.append(at // classes + start)  # `//`: an exported `div` would go through float32, too coarse for LVIS
+        labels.append(at % classes)
         start = start + size
     rows = torch.cat(where, dim=1)
     return boxes.gather(1, rows.unsqueeze(-1).expand(-1, -1, 4)), torch.cat(found, dim=1), torch.cat(labels, dim=1)
