@@ -33,6 +33,10 @@ class Model:
             self.pad_value = json.loads(meta["pad_value"])
             self.nms, self.iou = json.loads(meta["nms"]), json.loads(meta["iou"])
             self.max_det, lowest = json.loads(meta["max_det"]), json.loads(meta["conf"])
+            # in files of an older version these are not there, and of each location the best class counts
+            self.pairs_per_level: int | None = json.loads(meta.get("pairs_per_level", "null"))
+            self.per_cell = json.loads(meta.get("predictions_per_cell", "1"))
+            self.strides: list[int] = json.loads(meta["strides"])
         except KeyError as error:
             raise SystemExit(f"{path} has no metadata {error}: it was not written by `yoloxkd export`") from None
         if self.nms and conf < lowest:
@@ -65,8 +69,11 @@ class Model:
         return canvas.transpose(2, 0, 1)[None].astype(np.float32), scale
 
     def suppress(self, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every location its best class; of overlapping boxes of one class the best."""
-        labels, best = scores.argmax(1), scores.max(1)
+        """Of each location its best class or every class, as the file says; of overlapping boxes of one class the best."""
+        if self.pairs_per_level is None:
+            labels, best = scores.argmax(1), scores.max(1)
+        else:
+            boxes, best, labels = self.best_pairs(boxes, scores, self.pairs_per_level)
         rows = np.flatnonzero(best >= self.conf)
         rows = rows[np.argsort(-best[rows], kind="stable")]
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -79,6 +86,21 @@ class Model:
             overlap = inter / np.maximum(area[rows] + area[first] - inter, 1e-9)
             rows = rows[(overlap <= self.iou) | (labels[rows] != labels[first])]
         return boxes[kept], best[kept], labels[kept]
+
+    def best_pairs(self, boxes: np.ndarray, scores: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best `most` pairs of a location and a class of each feature level: boxes, scores, labels."""
+        locations, classes = scores.shape
+        cells = [-(-self.height // stride) * -(-self.width // stride) for stride in self.strides]
+        sizes = [number * self.per_cell for number in cells] if self.per_cell else [locations]
+        if sum(sizes) != locations:
+            raise SystemExit(f"the file has {locations} locations where its metadata promises {sum(sizes)}")
+        chosen = []
+        for end, size in zip(np.cumsum(sizes), sizes, strict=True):
+            pairs = scores[end - size : end].ravel()
+            best = np.sort(np.argsort(-pairs, kind="stable")[:most])
+            chosen.append(best + (end - size) * classes)
+        at = np.concatenate(chosen)
+        return boxes[at // classes], scores.ravel()[at], at % classes
 
 
 def draw(image: np.ndarray, boxes: np.ndarray, captions: list[str]) -> np.ndarray:

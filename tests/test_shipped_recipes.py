@@ -181,3 +181,43 @@ def test_a_row_names_its_pair_and_its_figures(
     first = recipe_file(name).read_text().splitlines()[0]
     assert f"student {baseline}" in first
     assert f"with {method.upper()} {distilled}" in first
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "epochs", "inherit", "warmup", "clip"),
+    [
+        ("fgd-fcos-r101-r50", (1.6e-3, 8e-4, 8e-4, 8e-6, 0.8), 24, True, 1 / 3, 35),
+        ("fgd-gfl-r101-r50", (1e-3, 5e-4, 5e-4, 5e-6, 0.5), 12, True, 0.001, 35),
+        ("fgd-yolox-l-m", (2e-3, 1e-3, 1e-3, 1e-5, 0.5), 300, False, None, None),
+    ],
+)
+def test_a_row_of_fgd_is_its_released_configuration(
+    name: str, weights: tuple[float, ...], epochs: int, inherit: bool, warmup: float | None, clip: float | None
+) -> None:
+    """Repository yzd-v/FGD, folder configs/distillers/fgd (branch yolox for YOLOX)."""
+    recipe = resolve(recipe=name)
+    keys = recipe.kd["fgd"]
+    assert tuple(keys[key] for key in ("alpha", "beta", "gamma", "lambda", "tau")) == weights
+    assert (recipe.train.epochs, keys["inherit"], recipe.optim.clip_norm) == (epochs, inherit, clip)
+    images = 64 if "yolox" in name else 16  # of a step, at a rate of 0.01
+    assert recipe.optim.lr_per_image * images == pytest.approx(0.01)
+    assert recipe.optim.momentum == 0.9
+    if warmup is None:
+        assert recipe.optim.nesterov
+        assert keys["scale_by_area"]
+        return
+    assert recipe.schedule.warmup_ratio == pytest.approx(warmup, rel=2e-3)
+    assert (recipe.optim.nesterov, recipe.schedule.gamma, recipe.ema.enabled) == (False, 0.1, False)
+    assert (recipe.val.conf, recipe.val.max_det) == (0.05, 100)
+
+
+@pytest.mark.parametrize(("family", "alone"), [("fcos", "38.2"), ("atss", "39.6")])
+def test_self_distillation_has_the_row_s_settings_and_its_own_kind_as_teacher(family: str, alone: str) -> None:
+    from yoloxkd.assembly.recipes import recipe_file
+
+    itself, bigger = (resolve(recipe=f"pgd-{family}-{teacher}-r50") for teacher in ("r50", "r101"))
+    assert (itself.student.name, itself.teacher.models) == (f"{family}-r50", [f"{family}-r50@coco"])
+    assert itself.model_dump(exclude={"teacher"}) == bigger.model_dump(exclude={"teacher"})
+    first = recipe_file(f"pgd-{family}-r50-r50").read_text().splitlines()[0]
+    assert "Table 4" in first
+    assert first.endswith(f"student {alone}")

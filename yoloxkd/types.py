@@ -158,6 +158,7 @@ class Grid:
     anchors        (A, 4) px, or None
     per_cell       predictions of a cell
     offset         cell (row i, column j) of stride s lies at ((j + offset) s, (i + offset) s)
+    steps          L x (y, x) px from cell to cell where that is not the stride; None: it is
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -167,6 +168,7 @@ class Grid:
     anchors: Tensor | None = None
     per_cell: int = 1
     offset: float = 0.5
+    steps: tuple[tuple[int, int], ...] | None = None
 
     def slices(self) -> tuple[slice, ...]:
         """Where each level's predictions are among all."""
@@ -194,6 +196,7 @@ class Grid:
             points=chosen(self.points),
             point_strides=chosen(self.point_strides),
             anchors=None if self.anchors is None else chosen(self.anchors),
+            steps=None if self.steps is None else tuple(self.steps[i] for i in levels),
         )
 
     def of_cells(self) -> Grid:

@@ -35,6 +35,9 @@ struct Settings {
     bool nms;
     float conf, iou;
     size_t max_det;
+    size_t pairs_per_level;  // 0: of each location the best class; else every class, so many pairs of each level
+    size_t per_cell;         // locations of a cell; 0: they lie in no cells and are one level
+    std::vector<int> strides;
 };
 
 static Image read_image(const std::string& path) {
@@ -49,13 +52,18 @@ static Image read_image(const std::string& path) {
 static Settings read_settings(const Ort::Session& session, const std::string& path, float conf) {
     Ort::AllocatorWithDefaultOptions allocator;
     Ort::ModelMetadata metadata = session.GetModelMetadata();
-    auto get = [&](const char* key) {
+    auto get = [&](const char* key, json otherwise = json()) {
         Ort::AllocatedStringPtr text = metadata.LookupCustomMetadataMapAllocated(key, allocator);
+        if (!text && !otherwise.is_null()) return otherwise;
         if (!text) throw std::runtime_error(path + " has no metadata '" + key + "': `yoloxkd export` did not write it");
         return json::parse(text.get());
     };
     Settings s{get("names"),   get("input_size")[0], get("input_size")[1], get("pad_value"), get("nms"),
                get("conf"),    get("iou"),           get("max_det")};
+    json pairs = get("pairs_per_level", 0);  // not there in files of an older version
+    s.pairs_per_level = pairs.is_null() ? 0 : pairs.get<size_t>();
+    s.per_cell = get("predictions_per_cell", 1);
+    s.strides = get("strides").get<std::vector<int>>();
     if (s.nms && conf < s.conf)
         throw std::runtime_error(path + " holds its own NMS, which drops scores below " + std::to_string(s.conf));
     s.conf = conf;
@@ -107,17 +115,53 @@ static float overlap(const std::array<float, 4>& a, const std::array<float, 4>& 
     return both / std::max(either, 1e-9f);
 }
 
-// Of every location its best class; of overlapping boxes of one class the best.
-static std::vector<Detection> suppress(const float* boxes, const float* scores, size_t locations, size_t classes,
-                                       const Settings& s) {
-    std::vector<Detection> found, kept;
-    for (size_t i = 0; i < locations; ++i) {
-        const float* row = scores + i * classes;
-        const float* best = std::max_element(row, row + classes);
-        if (*best >= s.conf)
-            found.push_back({{boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]}, *best, best - row});
+static bool better(const Detection& a, const Detection& b) { return a.score > b.score; }
+
+// How many of the locations each feature level has.
+static std::vector<size_t> level_sizes(size_t locations, const Settings& s) {
+    if (s.per_cell == 0) return {locations};
+    std::vector<size_t> sizes;
+    size_t sum = 0;
+    for (int stride : s.strides) {
+        size_t rows = (s.height + stride - 1) / stride, columns = (s.width + stride - 1) / stride;
+        sizes.push_back(rows * columns * s.per_cell);
+        sum += sizes.back();
     }
-    std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.score > b.score; });
+    if (sum != locations) throw std::runtime_error("the file has not the locations that its metadata promises");
+    return sizes;
+}
+
+// What goes into the suppression: of each location the best class, or every class and the best pairs of each level.
+static std::vector<Detection> choose(const float* boxes, const float* scores, size_t locations, size_t classes,
+                                     const Settings& s) {
+    std::vector<Detection> found;
+    auto add = [&](size_t i, size_t label) {
+        float score = scores[i * classes + label];
+        if (score >= s.conf)
+            found.push_back({{boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]}, score, int64_t(label)});
+    };
+    if (s.pairs_per_level == 0) {
+        for (size_t i = 0; i < locations; ++i) {
+            const float* row = scores + i * classes;
+            add(i, std::max_element(row, row + classes) - row);
+        }
+        return found;
+    }
+    size_t location = 0;
+    for (size_t size : level_sizes(locations, s)) {
+        size_t before = found.size();
+        for (size_t end = location + size; location < end; ++location)
+            for (size_t label = 0; label < classes; ++label) add(location, label);
+        std::stable_sort(found.begin() + before, found.end(), better);
+        found.resize(std::min(found.size(), before + s.pairs_per_level));
+    }
+    return found;
+}
+
+// Of overlapping boxes of one class the best.
+static std::vector<Detection> suppress(std::vector<Detection> found, const Settings& s) {
+    std::vector<Detection> kept;
+    std::stable_sort(found.begin(), found.end(), better);
     for (const Detection& d : found) {
         bool covered = std::any_of(kept.begin(), kept.end(), [&](const Detection& k) {
             return k.label == d.label && overlap(k.box, d.box) > s.iou;
@@ -138,7 +182,7 @@ static std::vector<Detection> detect(Ort::Session& session, const Settings& s, s
     const float *boxes = out[0].GetTensorData<float>(), *scores = out[1].GetTensorData<float>();
     if (!s.nms) {
         std::vector<int64_t> dims = out[1].GetTensorTypeAndShapeInfo().GetShape();
-        return suppress(boxes, scores, dims[1], dims[2], s);
+        return suppress(choose(boxes, scores, dims[1], dims[2], s), s);
     }
     std::vector<Detection> found;
     for (int64_t i = 0; i < *out[3].GetTensorData<int64_t>() && scores[i] >= s.conf; ++i)

@@ -42,14 +42,43 @@ function overlap(a, b) {
   return (w * h) / Math.max(either, 1e-9);
 }
 
-/** Of every location its best class; of overlapping boxes of one class the best. */
-function suppress(boxes, scores, { names, iou, maxDet }, conf) {
+/** How many of the locations each feature level has. */
+function levelSizes(locations, { height, width, strides, perCell }) {
+  if (perCell === 0) return [locations];
+  const sizes = strides.map((s) => Math.ceil(height / s) * Math.ceil(width / s) * perCell);
+  if (sizes.reduce((a, b) => a + b, 0) !== locations)
+    throw new Error("the file has not the locations that its metadata promises");
+  return sizes;
+}
+
+/** What goes into the suppression: of each location the best class, or every class and the best pairs of each level. */
+export function choose(boxes, scores, metadata, conf) {
+  const { names, pairsPerLevel } = metadata;
+  const locations = boxes.length / 4;
+  const rowOf = (i) => scores.subarray(i * names.length, (i + 1) * names.length);
+  const pair = (i, label) => ({ box: Array.from(boxes.subarray(4 * i, 4 * i + 4)), score: rowOf(i)[label], label });
   const found = [];
-  for (let i = 0; i < boxes.length / 4; i++) {
-    const row = scores.subarray(i * names.length, (i + 1) * names.length);
-    const label = row.reduce((best, score, k) => (score > row[best] ? k : best), 0);
-    if (row[label] >= conf) found.push({ box: Array.from(boxes.subarray(4 * i, 4 * i + 4)), score: row[label], label });
+  if (pairsPerLevel === null) {
+    for (let i = 0; i < locations; i++) {
+      const row = rowOf(i);
+      const label = row.reduce((best, score, k) => (score > row[best] ? k : best), 0);
+      if (row[label] >= conf) found.push(pair(i, label));
+    }
+    return found;
   }
+  let i = 0;
+  for (const size of levelSizes(locations, metadata)) {
+    const level = [];
+    for (const end = i + size; i < end; i++)
+      rowOf(i).forEach((score, label) => score >= conf && level.push(pair(i, label)));
+    level.sort((a, b) => b.score - a.score);
+    for (const one of level.slice(0, pairsPerLevel)) found.push(one);
+  }
+  return found;
+}
+
+/** Of overlapping boxes of one class the best. */
+export function suppress(found, { iou, maxDet }) {
   found.sort((a, b) => b.score - a.score);
   const kept = [];
   for (const d of found) {
@@ -73,7 +102,7 @@ export async function detect(ort, session, metadata, image, conf) {
       label: Number(out.labels.data[i]),
     })).filter((d) => d.score >= conf);
   } else {
-    found = suppress(out.boxes.data, out.scores.data, metadata, conf);
+    found = suppress(choose(out.boxes.data, out.scores.data, metadata, conf), metadata);
   }
   const limits = [image.width, image.height, image.width, image.height];
   return found.map((d) => ({

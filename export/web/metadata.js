@@ -28,7 +28,7 @@ function* fields(bytes) {
   }
 }
 
-/** Uint8Array of a file -> {names, height, width, padValue, nms, conf, iou, maxDet}. */
+/** Uint8Array of a file -> {names, height, width, padValue, nms, conf, iou, maxDet, pairsPerLevel, perCell, strides}. */
 export function readMetadata(bytes) {
   const text = new TextDecoder();
   const found = {};
@@ -37,13 +37,16 @@ export function readMetadata(bytes) {
     const entry = Object.fromEntries([...fields(content)].map(([f, c]) => [f, text.decode(c)]));
     found[entry[1]] = entry[2];
   }
-  const get = (key) => {
+  const get = (key, otherwise) => {
+    if (!(key in found) && otherwise !== undefined) return otherwise;
     if (!(key in found)) throw new Error(`the file has no metadata '${key}': yoloxkd export did not write it`);
     return JSON.parse(found[key]);
   };
   const [height, width] = get("input_size");
   return {
     names: get("names"), height, width, padValue: get("pad_value"), nms: get("nms"),
-    conf: get("conf"), iou: get("iou"), maxDet: get("max_det"),
+    conf: get("conf"), iou: get("iou"), maxDet: get("max_det"), strides: get("strides"),
+    // not there in files of an older version
+    pairsPerLevel: get("pairs_per_level", null), perCell: get("predictions_per_cell", 1),
   };
 }

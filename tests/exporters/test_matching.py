@@ -29,6 +29,24 @@ def result(model: Detections, file: Detections, settings: Suppression = SETTINGS
     return total
 
 
+def test_at_the_last_pair_of_a_full_level_rounding_may_choose_another() -> None:
+    boxes = np.array([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]])
+    scores = np.array([[0.9], [0.6], [0.5995], [0.5]])
+    candidates = Candidates(boxes, scores, SIZE, levels=(3, 1))
+
+    def sides(mine: list[int], other: list[int], pairs_per_level: int | None) -> int:
+        total = Comparison()
+        both = [Detections(boxes[rows], scores[rows, 0], np.zeros(len(rows), int)) for rows in (mine, other)]
+        settings = Suppression(conf=0.3, iou=0.65, max_det=10, pairs_per_level=pairs_per_level)
+        compare(total, both[0], both[1], candidates, settings, TOLERANCE)
+        return total.unmatched
+
+    assert sides([0, 1, 3], [0, 2, 3], 2) == 0  # either may be the second pair of the first level
+    assert sides([0, 1, 3], [0, 2, 3], None) == 2
+    assert sides([0, 1, 3], [1, 2, 3], 2) == 1  # the first is not near the cut
+    assert sides([0, 1, 3], [0, 1], 2) == 1  # the second level is not full
+
+
 def test_the_same_in_another_order_is_the_same() -> None:
     total = result(detections([0, 1, 2]), detections([2, 0, 1]))
     assert total == Comparison(detections=3)

@@ -13,14 +13,14 @@ from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Tap, Targets, t
 
 
 class TinyDetector(DenseDetector):
-    """Two levels (strides 8 and 16); `bias` moves its scores up or down."""
+    """Two levels (strides 8 and 16); `bias` moves its scores up or down, `pairs` is its spec's `pairs_per_level`."""
 
     class Config(BaseModel):
         """Nothing to set."""
 
     family = "tiny"
 
-    def __init__(self, names: list[str], seed: int = 0, bias: float = 0.0) -> None:
+    def __init__(self, names: list[str], seed: int = 0, bias: float = 0.0, pairs: int | None = None) -> None:
         super().__init__(self.Config(), names)
         torch.manual_seed(seed)
         self.spec = DetectorSpec(
@@ -29,6 +29,7 @@ class TinyDetector(DenseDetector):
             channels={Tap.NECK: {8: 16, 16: 16}},
             box_code=BoxCode("cells"),
             input=InputConvention(bgr=True),
+            pairs_per_level=pairs,
         )
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 8, 8, bias=False), nn.BatchNorm2d(16, eps=1e-3), nn.SiLU())
         self.down = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU())

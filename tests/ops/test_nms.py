@@ -102,3 +102,63 @@ def test_a_box_of_a_network_that_diverged_changes_nothing_for_the_others(far: fl
     assert set(kept.tolist()) == {len(boxes), *alone.tolist()}
     assert kept[kept != len(boxes)].tolist() == alone.tolist()
     assert scored[kept].diff().le(0).all()
+
+
+LEVELS = (40, 15, 5)
+
+
+def plain_pairs(boxes: torch.Tensor, scores: torch.Tensor, most: int, conf: float, iou: float) -> list[tuple[int, int]]:
+    """Locations and classes that stay, by the definition: of each level its best pairs, then one pair at a time."""
+    pairs: list[tuple[int, int]] = []
+    start = 0
+    for size in LEVELS:
+        of_level = [(i, k) for i in range(start, start + size) for k in range(scores.shape[1])]
+        of_level = [pair for pair in of_level if scores[pair] >= conf]
+        pairs += sorted(of_level, key=lambda pair: -float(scores[pair]))[:most]
+        start += size
+    corners = boxes.tolist()
+    kept: list[tuple[int, int]] = []
+    for i, k in sorted(pairs, key=lambda pair: (-float(scores[pair]), pair)):
+        for j, other in kept:
+            a, b = corners[i], corners[j]
+            inter = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+            union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
+            if other == k and inter / union > iou:
+                break
+        else:
+            kept.append((i, k))
+    return kept
+
+
+@pytest.mark.parametrize("most", [7, 1000])
+@given(seed=st.integers(0, 10_000), iou=st.floats(0.2, 0.9))
+@settings(max_examples=10, deadline=None)
+def test_every_class_and_the_best_pairs_of_a_level_equal_the_plain_rule(most: int, seed: int, iou: float) -> None:
+    boxes, _ = scene(seed)
+    g = torch.Generator().manual_seed(seed)
+    scores = (
+        torch.randperm(2 * 60 * 3, generator=g).reshape(2, 60, 3) / 360
+    )  # no two alike: a tie at the cut is anybody's
+    found = postprocess(boxes, scores, conf=0.3, iou=iou, max_det=1000, levels=LEVELS, pairs_per_level=most)
+    for image, (b, s, k) in enumerate(found):
+        kept = plain_pairs(boxes[image], scores[image], most, 0.3, iou)
+        assert torch.equal(b, boxes[image, [i for i, _ in kept]])
+        assert s.tolist() == [float(scores[image, i, label]) for i, label in kept]
+        assert k.tolist() == [label for _, label in kept]
+
+
+def test_a_location_is_found_as_two_classes_where_every_class_counts() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10]]])
+    scores = torch.tensor([[[0.9, 0.8, 0.1]]])
+    options = {"conf": 0.25, "iou": 0.5, "max_det": 10}
+    assert postprocess(boxes, scores, **options)[0][2].tolist() == [0]
+    assert postprocess(boxes, scores, **options, levels=[1], pairs_per_level=1000)[0][2].tolist() == [0, 1]
+    assert postprocess(boxes, scores, **options, levels=[1], pairs_per_level=1)[0][2].tolist() == [0]
+
+
+def test_equal_pairs_stay_in_the_order_of_locations_and_classes() -> None:
+    boxes = torch.tensor([[[20.0 * i, 0, 20 * i + 10, 10] for i in range(4)]])
+    scores = torch.full((1, 4, 2), 0.5)
+    found = postprocess(boxes, scores, conf=0.1, iou=0.5, max_det=5, levels=[3, 1], pairs_per_level=20)[0]
+    assert found[0][:, 0].tolist() == [0, 0, 20, 20, 40]
+    assert found[2].tolist() == [0, 1, 0, 1, 0]

@@ -23,6 +23,7 @@ from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.weights.load import PUBLISHED, LoadReport, load_checkpoint_file, load_into, official_state
 from yoloxkd.nn.weights.mmdet_weights import dense_state
+from yoloxkd.nn.weights.torchvision_weights import torchvision_state
 from yoloxkd.types import ImageSize
 
 
@@ -55,7 +56,7 @@ class Weights:
     section  the model they belong to ({name, further keys}); name is None when the layout is known but the size is not
     names    class names; named: whether they are in the file, else they are COCO's or made up
     imgsz    input size the model was trained at, where the file says so
-    kind     "yoloxkd", "megvii" or "mmdetection"
+    kind     "yoloxkd", "megvii", "mmdetection" or "torchvision"
     """
 
     section: dict[str, Any]
@@ -88,11 +89,14 @@ def image_size(value: Any) -> ImageSize | None:
 
 
 def find_weights(reference: str) -> Path:
-    """The file behind a reference: a path, `NAME@coco`, or a bare NAME, which means its published COCO weights."""
+    """The file behind a reference: a path, `NAME@coco`, or a bare NAME, which means its published COCO weights.
+
+    A model may itself be called NAME@SOURCE, `fcos-r50@torchvision`, whose weights are those of that source.
+    """
     path = Path(reference)
     if path.is_file():
         return path
-    name, _, tag = reference.partition("@")
+    name, _, tag = (reference, "", "") if reference in model_names() else reference.partition("@")
     if name in model_names() and tag in ("", "coco"):
         if name not in PUBLISHED:
             raise UserError(f"'{name}' has no published weights: give a checkpoint file instead")
@@ -116,18 +120,21 @@ def read_weights(reference: str) -> Weights:
     with naming(path):
         found = official_state(raw)
         dense = None if found else dense_state(raw, path.name)
+        foreign = None if found or dense else torchvision_state(raw)
     if found is not None:
         names = _plain_names(found.num_classes)
         published = not os.path.isfile(reference)  # those are of COCO for certain
         return Weights({"name": found.architecture}, names, found.state, None, found.source, path, digest, published)
+    kind = "mmdetection" if dense else "torchvision"
+    dense = dense or foreign
     if dense is None:
         raise UserError(
-            f"{path} is not a checkpoint of a known detector (ours, Megvii YOLOX, or mmdetection YOLOX, FCOS, GFL, "
-            "ATSS, RetinaNet or AutoAssign)"
+            f"{path} is not a checkpoint of a known detector (ours, Megvii YOLOX, mmdetection YOLOX, FCOS, GFL, ATSS, "
+            "RetinaNet, AutoAssign, DDOD or RepPoints, or torchvision FCOS)"
         )
     names = dense.names or _plain_names(dense.classes)
     named = dense.names is not None or not os.path.isfile(reference)
-    return Weights(dense.section, names, dense.state, None, "mmdetection", path, digest, named)
+    return Weights(dense.section, names, dense.state, None, kind, path, digest, named)
 
 
 def _plain_names(classes: int) -> list[str]:

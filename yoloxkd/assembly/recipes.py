@@ -76,6 +76,8 @@ def resolve(
     """
     tree: dict[str, Any] = current_keys({"student": _student(student)}, note=False) if student else {}
     chosen = recipe or tree.get("student", {}).get("name")
+    if chosen and not recipe and chosen not in cfg_names("recipes"):
+        chosen = str(chosen).partition("@")[0]  # a model of another source has the recipe of the model it is a kind of
     if recipe or (chosen and chosen in cfg_names("recipes")):
         tree = merge(current_keys(sections(recipe_tree(str(chosen)), Recipe, "recipe")), tree)
     if "name" not in tree.get("student", {}):
@@ -138,6 +140,8 @@ def _student(student: str) -> dict[str, Any]:
     if Path(student).is_file():
         return section_of_checkpoint(student) | {"weights": _whole_path(student)}
     name, _, published = student.partition("@")
+    if published and student in model_names():
+        return {"name": student, "weights": student}
     if not published:
         return {"name": name}
     keys = ZOO[AT_COCO[name]].keys if name in AT_COCO else {}

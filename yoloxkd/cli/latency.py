@@ -16,10 +16,11 @@ from torch import Tensor
 from yoloxkd.assembly.prediction import one_input
 from yoloxkd.engine.evaluate import TorchPredictor
 from yoloxkd.exporters.runtime import OnnxPredictor
-from yoloxkd.nn.detector import kept
 from yoloxkd.types import Detections
 
 Timed = OnnxPredictor | TorchPredictor
+Candidates = tuple[Tensor, Tensor, tuple[int, ...]]
+"""Boxes, scores, and how many of them each feature level has."""
 WARM_UP = 3
 
 
@@ -28,18 +29,19 @@ class CompiledPredictor(TorchPredictor):
 
     def compiled(self) -> CompiledPredictor:
         self.detector.eval()
-        self._network: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.compile(self._candidates)
+        self._network: Callable[[Tensor], Candidates] = torch.compile(self._candidates)
         return self
 
-    def _candidates(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.detector.candidates(self.detector(images))
+    def _candidates(self, images: Tensor) -> Candidates:
+        out = self.detector(images)
+        return *self.detector.candidates(out), self.detector.level_sizes(out)
 
     @torch.no_grad()
-    def run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, images: Tensor) -> Candidates:
         return self._network(images)
 
-    def detections(self, out: tuple[Tensor, Tensor]) -> list[Detections]:
-        return kept(*out, self.nms, self.names)
+    def detections(self, out: Candidates) -> list[Detections]:
+        return self.detector.kept(*out, self.nms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,10 @@ def _model(name: str, detector: Detector[Any, Any], size: ImageSize) -> str:
     )
 
 
+def _reference(name: str) -> str:
+    return name if "@" in name else f"{name}@coco"
+
+
 def models_table() -> str:
     """Every architecture, its parameters, its published weights and whether they are on disk."""
     rows = []
@@ -147,6 +151,6 @@ def models_table() -> str:
         file = find_kept(published.filename) if published else None
         state = "-" if file is None else f"on disk: {file}" if file.is_file() else "not on disk"
         settings = ", ".join(f"{k} {v}" for k, v in keys.items())
-        rows.append([name, family, f"{name}@coco" if published else "-", state, settings])
+        rows.append([name, family, _reference(name) if published else "-", state, settings])
     columns = ("model", "family", "weights", "state", "architecture")
     return table(columns, rows, left=columns) + f"\nweights are kept in {cache_folder()} (YOLOXKD_HOME changes it)"

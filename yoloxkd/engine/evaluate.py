@@ -25,7 +25,7 @@ from yoloxkd.types import Batch, Detections, Predictor
 
 
 class TorchPredictor:
-    """A `types.Predictor` around a Detector: the network in evaluation mode, then YOLOX's post-processing.
+    """A `types.Predictor` around a Detector: the network in evaluation mode, then its family's post-processing.
 
     conf, iou, max_det: of the suppression. During a call every module is in evaluation mode; afterwards each is back in
     the mode it was in. The detector is moved to `device`.

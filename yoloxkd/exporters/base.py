@@ -26,8 +26,13 @@ class Exportable(nn.Module):
         fold_batch_norm(self.detector)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores, _ = self.with_levels(images)
+        return boxes, scores
+
+    def with_levels(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Boxes and scores as `forward`, and how many of the A locations each feature level has."""
         out = self.detector(images)
-        return self.detector.candidates(out)
+        return *self.detector.candidates(out), self.detector.level_sizes(out)
 
 
 def fold_batch_norm(detector: Detector[Any, Any]) -> None:

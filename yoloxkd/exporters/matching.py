@@ -30,20 +30,36 @@ class Tolerance:
 
 @dataclass(slots=True)
 class Suppression:
-    """The settings both sides were made with."""
+    """The settings both sides were made with; `pairs_per_level` as in `DetectorSpec`."""
 
     conf: float
     iou: float
     max_det: int
+    pairs_per_level: int | None = None
 
 
 @dataclass(slots=True)
 class Candidates:
-    """What the model could have detected in one image of `size` (H, W) px: boxes (A, 4), scores (A, K)."""
+    """What the model could have detected in one image of `size` (H, W) px: boxes (A, 4), scores (A, K).
+
+    levels  how many of the A locations each feature level has
+    """
 
     boxes: np.ndarray
     scores: np.ndarray
     size: tuple[int, int]
+    levels: tuple[int, ...] = ()
+
+    def last_chosen(self, pairs_per_level: int) -> np.ndarray:
+        """(A,) the lowest score of a pair of each location's level that goes into NMS; -1 where all pairs do."""
+        lowest = np.full(len(self.scores), -1.0)
+        start = 0
+        for size in self.levels:
+            pairs = self.scores[start : start + size].ravel()
+            if pairs_per_level < pairs.size:
+                lowest[start : start + size] = np.partition(pairs, -pairs_per_level)[-pairs_per_level]
+            start += size
+        return lowest
 
 
 @dataclass(slots=True)
@@ -94,13 +110,14 @@ def compare(
 
     Detections are paired one to one, best first, by class and largest IoU (at least 0.5). Whatever cannot be
     paired, or is a pair outside the tolerance, is excused as borderline in these cases, and in no other:
-    * its score is within `tolerance.score` of the confidence threshold, or of the last score of a full list: it may be
-      absent on the other side;
+    * its score is within `tolerance.score` of the confidence threshold, of the last score of a full list, or of the last
+      pair of its level that goes into NMS: it may be absent on the other side;
     * it overlaps a detection of its class on the other side by the NMS threshold, to within 0.001: rounding decides
       whether it is suppressed;
     * model and file chose different ones of two candidates that overlap by more than the NMS threshold and whose scores
       are within `tolerance.score` of each other (the order of NMS, or the class, was a tie), and the model itself has
-      the file's choice among its candidates, with that score, and as good as its best class there.
+      the file's choice among its candidates, with that score, and, where only the best class of a location counts, as
+      good as its best class there.
     """
     total.detections += len(model)
     iou = overlaps(model.boxes, file.boxes, candidates.size)
@@ -126,6 +143,7 @@ def compare(
     for odd, side, other, table in ((odd_model, model, file, iou), (odd_file, file, model, iou.T)):
         for i in odd:
             excused = _at_threshold(side, i, other, table, settings, tolerance)
+            excused = excused or _at_cut(side, i, candidates, settings, tolerance)
             total.borderline += excused
             total.unmatched += not excused
 
@@ -153,6 +171,16 @@ def _at_threshold(
     return bool((of_class & (np.abs(iou[i] - settings.iou) <= _NEAR)).any())
 
 
+def _at_cut(side: Detections, i: int, candidates: Candidates, settings: Suppression, tolerance: Tolerance) -> bool:
+    """Whether a detection is about the last pair that its level sends into NMS: the other side may have sent another."""
+    if settings.pairs_per_level is None:
+        return False
+    score = float(side.scores[i])
+    alike = overlaps(side.boxes[i : i + 1], candidates.boxes, candidates.size)[0] > tolerance.iou
+    alike &= np.abs(candidates.scores[:, int(side.labels[i])] - score) <= tolerance.score
+    return bool((alike & (score <= candidates.last_chosen(settings.pairs_per_level) + tolerance.score)).any())
+
+
 def _is_tie(
     model: Detections,
     i: int,
@@ -169,5 +197,6 @@ def _is_tie(
         return False
     alike = overlaps(file.boxes[j : j + 1], candidates.boxes, candidates.size)[0] > tolerance.iou
     of_class = candidates.scores[:, label]
-    as_good = of_class >= candidates.scores.max(axis=1) - tolerance.score
-    return bool((alike & as_good & (np.abs(of_class - score) <= tolerance.score)).any())
+    if settings.pairs_per_level is None:
+        alike &= of_class >= candidates.scores.max(axis=1) - tolerance.score
+    return bool((alike & (np.abs(of_class - score) <= tolerance.score)).any())

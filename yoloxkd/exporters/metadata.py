@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,10 @@ class FileMetadata(BaseModel):
     pad_value      RGB of letterbox padding
     dynamic        any batch and any size
     nms            suppression is in the graph, with these conf, iou and max_det
+    pairs_per_level       what goes into NMS. None, as in files without this key: the best class of each location; a
+                          number: every class, and so many of the best (location, class) pairs of each level
+    strides, predictions_per_cell   a level of stride s has ceil(H / s) ceil(W / s) cells of so many locations each; 0:
+                          the locations lie in no cells and are one level
     """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
@@ -38,6 +43,9 @@ class FileMetadata(BaseModel):
     conf: float = Field(ge=0, le=1)
     iou: float = Field(gt=0, le=1)
     max_det: int = Field(ge=1, le=1_000_000)
+    pairs_per_level: int | None = Field(None, ge=1, le=1_000_000)
+    strides: list[Side] = []
+    predictions_per_cell: int = Field(1, ge=0, le=1_000)
 
     @field_validator("names")
     @classmethod
@@ -46,17 +54,34 @@ class FileMetadata(BaseModel):
             raise ValueError("should be class names, none empty and none twice")
         return value
 
+    def level_sizes(self, height: int, width: int, locations: int, path: Path) -> tuple[int, ...]:
+        """How many of the locations each level has in an input of height x width px, in their order.
+
+        UserError: they do not add up to the `locations` of the file's outputs.
+        """
+        if not self.predictions_per_cell:
+            return (locations,)
+        cells = (math.ceil(height / stride) * math.ceil(width / stride) for stride in self.strides)
+        sizes = tuple(self.predictions_per_cell * number for number in cells)
+        if sum(sizes) != locations:
+            raise UserError(
+                f"{path}: its metadata (strides {self.strides}, {self.predictions_per_cell} predictions a cell) promises "
+                f"{sum(sizes)} locations at {height}x{width}, and its outputs have {locations}; export the checkpoint again"
+            )
+        return sizes
+
 
 def read_metadata(texts: Mapping[str, str], path: Path) -> FileMetadata:
-    """The metadata of a file of ours. UserError: keys are missing, or hold what they should not."""
-    missing = [key for key in FileMetadata.model_fields if key not in texts]
+    """The metadata of a file of ours; files of older versions lack some keys. UserError: keys are missing, or hold what they should not."""
+    fields = FileMetadata.model_fields
+    missing = [key for key, field in fields.items() if field.is_required() and key not in texts]
     if missing:
         raise UserError(
             f"{path} lacks the metadata {', '.join(missing)}: it was not written by `yoloxkd export`; "
             "export the checkpoint with this package"
         )
     found: dict[str, Any] = {}
-    for key in FileMetadata.model_fields:
+    for key in fields.keys() & texts.keys():
         try:
             found[key] = json.loads(texts[key])
         except (ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yoloxkd.exporters.base import Exportable
-from yoloxkd.ops.nms import class_aware_nms
+from yoloxkd.ops.nms import best_pairs, class_aware_nms
 
 _OUT = -1.0  # score of what takes no part: below every score, and below the threshold given to NonMaxSuppression
 
@@ -53,7 +53,7 @@ def onnx_translations() -> dict[Any, Any]:
 
 
 class WithSuppression(nn.Module):
-    """An Exportable followed by YOLOX's post-processing, every output of fixed shape.
+    """An Exportable followed by the post-processing of its detector's family, every output of fixed shape.
 
     forward: images (N, 3, H, W) -> boxes (N, D, 4), scores (N, D), labels (N, D) int64, counts (N,) int64, and what
     they were chosen from: raw boxes (N, A, 4), raw scores (N, A, K). D is `max_det`; rows past the count are zero
@@ -65,8 +65,13 @@ class WithSuppression(nn.Module):
         self.network, self.conf, self.iou, self.max_det = network, conf, iou, max_det
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        boxes, scores = self.network(images)
-        best, labels = scores.max(dim=2)
+        raw_boxes, scores, levels = self.network.with_levels(images)
+        pairs_per_level = self.network.detector.spec.pairs_per_level
+        if pairs_per_level is None:
+            best, labels = scores.max(dim=2)
+            boxes = raw_boxes
+        else:
+            boxes, best, labels = best_pairs(raw_boxes, scores, levels, pairs_per_level)
         admitted = torch.where(best >= self.conf, best, torch.full_like(best, _OUT))
         classes = torch.arange(scores.shape[2], device=scores.device)
         of_class = labels[:, None, :] == classes[None, :, None]
@@ -84,6 +89,6 @@ class WithSuppression(nn.Module):
             torch.where(real, top, torch.zeros_like(top)),
             torch.where(real, spare_labels.gather(1, at), torch.full_like(at, -1)),
             real.sum(dim=1),
-            boxes,
+            raw_boxes,
             scores,
         )

@@ -17,6 +17,7 @@ import torch
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.half import to_half
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
 from yoloxkd.version import __version__
 
@@ -177,6 +178,8 @@ def metadata(detector: Detector[Any, Any], options: ExportOptions, source_digest
         "family": detector.family,
         "names": json.dumps(detector.names),
         "strides": json.dumps(list(detector.spec.strides)),
+        "pairs_per_level": json.dumps(detector.spec.pairs_per_level),
+        "predictions_per_cell": json.dumps(detector.per_cell if isinstance(detector, DenseDetector) else 0),
         "size_multiple": json.dumps(detector.size_multiple),
         "input_size": json.dumps([options.imgsz, options.imgsz]),
         "input": f"images float32 ({free[0]}, 3, {free[1]}, {free[2]}) RGB 0..255; normalization is inside",

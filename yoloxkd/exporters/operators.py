@@ -17,7 +17,7 @@ NETWORK = frozenset(
 """Backbones, necks, heads and box decoding: what a file without NMS has."""
 SUPPRESSION = frozenset(
     {
-        "ArgMax", "Equal", "GatherElements", "Greater", "GreaterOrEqual", "NonMaxSuppression", "Pad",
+        "And", "ArgMax", "Equal", "GatherElements", "Greater", "GreaterOrEqual", "Less", "Mod", "NonMaxSuppression", "Pad",
         "ReduceMax", "ReduceSum", "ScatterND", "TopK", "Where",
     }
 )  # fmt: skip

@@ -49,39 +49,43 @@ def check_parity(
     comes before suppression, the best 100 locations of every image are compared too, their scores of every class.
     """
     predictor, model = OnnxPredictor(path), _reference(detector)
-    settings = Suppression(predictor.conf, predictor.iou, predictor.max_det)
+    settings = Suppression(predictor.conf, predictor.iou, predictor.max_det, detector.spec.pairs_per_level)
     report = ParityReport(tolerance)
     scores_of_both: list[np.ndarray] = []
     for batch in images:
         size = (batch.shape[2], batch.shape[3])
         for chunk in batch.split(len(batch) if predictor.dynamic_batch else 1):
-            boxes, scores = model(chunk)
+            boxes, scores, levels = model(chunk)
             outputs = predictor.run(chunk.numpy())
             report.images += len(chunk)
             raw = _raw(outputs, predictor.nms)
             if raw is not None and detector.spec.stable_locations:
                 scores_of_both += _compare_locations(report, boxes.numpy(), scores.numpy(), raw, size)
-            pairs = zip(_suppressed(boxes, scores, settings), predictor.detections(outputs), strict=True)
+            pairs = zip(_suppressed(boxes, scores, levels, settings), predictor.detections(outputs), strict=True)
             for i, (expected, found) in enumerate(pairs):
-                candidates = Candidates(boxes[i].numpy(), scores[i].numpy(), size)
+                candidates = Candidates(boxes[i].numpy(), scores[i].numpy(), size, levels)
                 compare(report.found, expected, found, candidates, settings, tolerance)
     report.location_correlation = _correlation(scores_of_both)
     return report
 
 
-def _reference(detector: Detector[Any, Any]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The model as it is, batch norms not folded: images -> boxes (B, A, 4), scores (B, A, K), float32 on the CPU."""
+def _reference(detector: Detector[Any, Any]) -> Callable[[Tensor], tuple[Tensor, Tensor, tuple[int, ...]]]:
+    """The model as it is, batch norms not folded, float32 on the CPU.
+
+    images -> boxes (B, A, 4), scores (B, A, K), and how many of the A locations each feature level has.
+    """
     model = copy.deepcopy(detector).cpu().float().eval()
 
     @torch.no_grad()
-    def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        return model.candidates(model(images))
+    def run(images: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        out = model(images)
+        return *model.candidates(out), model.level_sizes(out)
 
     return run
 
 
-def _suppressed(boxes: Tensor, scores: Tensor, settings: Suppression) -> list[Detections]:
-    found = postprocess(boxes, scores, conf=settings.conf, iou=settings.iou, max_det=settings.max_det)
+def _suppressed(boxes: Tensor, scores: Tensor, levels: tuple[int, ...], settings: Suppression) -> list[Detections]:
+    found = postprocess(boxes, scores, levels=levels, **asdict(settings))
     return [Detections(b.numpy(), s.numpy(), k.numpy()) for b, s, k in found]
 
 
@@ -235,7 +239,9 @@ class _Judge:
 
     def _measure(self, report: ParityReport) -> None:
         """AP of the model (once) and of the file, into the report."""
-        settings = Suppression(self.options.conf, self.options.iou, self.options.max_det)
+        settings = Suppression(
+            self.options.conf, self.options.iou, self.options.max_det, self.detector.spec.pairs_per_level
+        )
         model = _reference(self.detector)
 
         def detect(images: Tensor) -> list[Detections]:

@@ -33,6 +33,8 @@ class Session(Protocol):
         ...
 
 
+LEVELS = "levels"
+"""Beside the outputs of a file without suppression: how many locations each feature level has, where its rule needs them."""
 WITH_NMS, WITHOUT_NMS = ("boxes", "scores", "labels", "counts"), ("boxes", "scores")
 """Outputs of a file with suppression in the graph, and of one without."""
 
@@ -114,9 +116,13 @@ class OnnxPredictor:
         return np.ascontiguousarray(images.cpu().numpy(), np.float32)
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """The graph itself: pixels (N, 3, H, W) of any dtype, RGB 0..255 -> its outputs by name."""
+        """The graph itself: pixels (N, 3, H, W) of any dtype, RGB 0..255 -> its outputs by name, and `LEVELS`."""
         results = self.session.run(np.ascontiguousarray(pixels, np.float32))
-        return dict(zip(self.session.outputs, results, strict=True))
+        outputs = dict(zip(self.session.outputs, results, strict=True))
+        if not self.nms and self._known.pairs_per_level is not None:
+            sizes = self._known.level_sizes(pixels.shape[2], pixels.shape[3], outputs["scores"].shape[1], self.path)
+            outputs[LEVELS] = np.array(sizes)
+        return outputs
 
     def detections(self, outputs: dict[str, np.ndarray]) -> list[Detections]:
         """What `run` gave, as one Detections per image."""
@@ -128,7 +134,16 @@ class OnnxPredictor:
         from yoloxkd.ops.nms import postprocess
 
         boxes, scores = (torch.from_numpy(outputs[name]) for name in WITHOUT_NMS)
-        found = postprocess(boxes, scores, conf=self.conf, iou=self.iou, max_det=self.max_det)
+        levels = outputs[LEVELS].tolist() if LEVELS in outputs else ()
+        found = postprocess(
+            boxes,
+            scores,
+            conf=self.conf,
+            iou=self.iou,
+            max_det=self.max_det,
+            levels=levels,
+            pairs_per_level=self._known.pairs_per_level,
+        )
         return [Detections(b.numpy(), s.numpy(), k.numpy(), self.names) for b, s, k in found]
 
     def _rows(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, count: int) -> Detections:

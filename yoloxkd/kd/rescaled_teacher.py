@@ -53,6 +53,9 @@ class RescaledTeacher(Detector[Any, Any]):
     def candidates(self, out: Any) -> tuple[Tensor, Tensor]:
         return self.inner.candidates(out)
 
+    def level_sizes(self, out: Any) -> tuple[int, ...]:
+        return self.inner.level_sizes(out)
+
     def class_probability(self, out: Any) -> Tensor:
         return self.inner.class_probability(out)
 

@@ -61,6 +61,8 @@ class DetectorSpec:
     strides           px, of the levels that it predicts on, finest first
     channels          {tap: {stride: channels}} of the maps that a distiller can read, finest first
     stable_locations  prediction i of one forward pass and prediction i of another are about the same place; proposals are not
+    pairs_per_level   what goes into NMS. None: the best class of each location (YOLOX); a number: every class, that many
+                      of the best (location, class) pairs of each level (detectors on an FPN)
     """
 
     names: tuple[str, ...]
@@ -69,6 +71,7 @@ class DetectorSpec:
     box_code: BoxCode
     input: InputConvention
     stable_locations: bool = True
+    pairs_per_level: int | None = None
 
 
 class Detector(nn.Module, ABC, Generic[O, M]):
@@ -146,9 +149,18 @@ class Detector(nn.Module, ABC, Generic[O, M]):
     def candidates(self, out: O) -> tuple[Tensor, Tensor]:
         """What NMS and an exported graph read: boxes (B, N, 4) px and scores (B, N, K), 0 to 1, float32 at least."""
 
+    def level_sizes(self, out: O) -> tuple[int, ...]:
+        """How many of the candidates each feature level has, in their order; one level, where a detector knows none."""
+        return (self.candidates(out)[0].shape[1],)
+
     def detect(self, out: O, nms: NMS) -> list[Detections]:
         """The detections of each image, in px of the network input."""
-        return kept(*self.candidates(out), nms, self.names)
+        return self.kept(*self.candidates(out), self.level_sizes(out), nms)
+
+    def kept(self, boxes: Tensor, scores: Tensor, levels: Sequence[int], nms: NMS) -> list[Detections]:
+        """Candidates (B, N, 4) px and (B, N, K) of these levels -> the detections of each image that NMS keeps."""
+        found = nms(boxes.float(), scores.float(), levels, self.spec.pairs_per_level)
+        return [Detections(b.cpu().numpy(), s.cpu().numpy(), k.cpu().numpy(), self.names) for b, s, k in found]
 
     def class_probability(self, out: O) -> Tensor:
         """(B, N, K) the probability of each class at each candidate that a distiller reads; the score, if there is no other."""
@@ -156,9 +168,3 @@ class Detector(nn.Module, ABC, Generic[O, M]):
 
     def final_phase(self, on: bool) -> None:
         """Told by the engine when the last epochs (no strong augmentation) begin; YOLOX switches its L1 loss on."""
-
-
-def kept(boxes: Tensor, scores: Tensor, nms: NMS, names: list[str]) -> list[Detections]:
-    """Candidates (B, N, 4) px and (B, N, K) -> the detections of each image that NMS keeps."""
-    found = nms(boxes.float(), scores.float())
-    return [Detections(b.cpu().numpy(), s.cpu().numpy(), k.cpu().numpy(), names) for b, s, k in found]

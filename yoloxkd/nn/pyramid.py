@@ -23,6 +23,9 @@ class PyramidConfig(Strict):
     frozen_stages: int = Field(1, ge=0, le=4, description="0: none; n: the stem and n stages keep their weights")
     norm_eval: bool = Field(True, description="the backbone's batch norms keep their statistics")
     norm_frozen: bool = Field(False, description="their weights and biases do not train either")
+    norm_eps: float | None = Field(
+        None, ge=0, le=1, description="added to their variances; None: that of the network. Some of torchvision's: 0"
+    )
     last_conv: bool = Field(
         False,
         description="MobileNetV2, EfficientNet: stride 32 after the network's last 1x1 convolution (1280 channels)",
@@ -67,6 +70,7 @@ def build_backbone(cfg: PyramidConfig, strides: tuple[int, ...]) -> TimmBackbone
         frozen_stages=cfg.frozen_stages,
         norm_eval=cfg.norm_eval,
         norm_frozen=cfg.norm_frozen,
+        norm_eps=cfg.norm_eps,
         style=cfg.style,
         last_conv=cfg.last_conv,
         deformable_stages=cfg.deformable_stages,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _FAR = 1e6  # px; from 80 classes on planes this far apart float64 still gives a coordinate to 2e-8 px
@@ -36,16 +38,55 @@ def class_aware_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -
     return kept
 
 
-def postprocess(
-    boxes: Tensor, scores: Tensor, *, conf: float, iou: float, max_det: int, agnostic: bool = False
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The rule by which YOLOX turns dense predictions into detections.
+def best_pairs(boxes: Tensor, scores: Tensor, levels: Sequence[int], most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `most` best (location, class) pairs of each feature level, as RetinaNet chooses them (Lin et al. 2017, 4.1).
 
-    boxes (B, A, 4) xyxy px, scores (B, A, K) 0 to 1. A location gives one detection, of its best class, when that score
-    is at least `conf`; greedy NMS at IoU `iou` works within a class (over all classes when `agnostic`); at most
-    `max_det` stay. Returns per image boxes (n, 4), scores (n,), labels (n,) int64, best score first.
+    boxes (B, A, 4), scores (B, A, K) 0 to 1, levels: how many of the A locations each level has, in their order
+    -> boxes (B, P, 4), scores (B, P), labels (B, P) int64 with P = most x levels. A level's pairs are in the order of
+    locations, and of classes within a location; a level with fewer pairs is filled up with scores of -1.
     """
-    best, labels = scores.max(dim=2)
+    classes = scores.shape[2]
+    where, found, labels = [], [], []
+    start = 0
+    for size, level in zip(levels, scores.split(list(levels), dim=1), strict=True):
+        pairs = level.flatten(1)
+        number = pairs.shape[1]
+        if not isinstance(number, int) or number < most:  # no `int` while a graph of free size is traced
+            pairs = F.pad(pairs, (0, most), value=-1.0)
+        best, at = pairs.topk(most, dim=1)
+        at = torch.where(best >= 0, at, 0)
+        at, order = at.sort(dim=1)
+        found.append(best.gather(1, order))
+        where.append(at // classes + start)  # `//`: an exported `div` would go through float32, too coarse for LVIS
+        labels.append(at % classes)
+        start = start + size
+    rows = torch.cat(where, dim=1)
+    return boxes.gather(1, rows.unsqueeze(-1).expand(-1, -1, 4)), torch.cat(found, dim=1), torch.cat(labels, dim=1)
+
+
+def postprocess(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    conf: float,
+    iou: float,
+    max_det: int,
+    agnostic: bool = False,
+    levels: Sequence[int] = (),
+    pairs_per_level: int | None = None,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The rule by which dense predictions become detections.
+
+    boxes (B, A, 4) xyxy px, scores (B, A, K) 0 to 1. Without `pairs_per_level` a location gives one detection, of its
+    best class (YOLOX's rule); with it one of every class, and of each level only that many of the best (location,
+    class) pairs (the rule of detectors on an FPN), where `levels` says how many of the A locations each level has.
+    A score must be at least `conf`; greedy NMS at IoU `iou` works within a class (over all classes when
+    `agnostic`); at most `max_det` stay. Returns per image boxes (n, 4), scores (n,), labels (n,) int64, best score first.
+    """
+    if pairs_per_level is None:
+        best, labels = scores.max(dim=2)
+    else:
+        boxes, best, labels = best_pairs(boxes, scores, levels, pairs_per_level)
     found = []
     for image_boxes, image_scores, image_labels in zip(boxes, best, labels, strict=True):
         rows = (image_scores >= conf).nonzero()[:, 0]
@@ -64,6 +105,17 @@ class NMS:
     max_det: int = 300
     agnostic: bool = False
 
-    def __call__(self, boxes: Tensor, scores: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def __call__(
+        self, boxes: Tensor, scores: Tensor, levels: Sequence[int] = (), pairs_per_level: int | None = None
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """boxes (B, A, 4), scores (B, A, K) -> per image boxes (n, 4), scores (n,), labels (n,), best first."""
-        return postprocess(boxes, scores, conf=self.conf, iou=self.iou, max_det=self.max_det, agnostic=self.agnostic)
+        return postprocess(
+            boxes,
+            scores,
+            conf=self.conf,
+            iou=self.iou,
+            max_det=self.max_det,
+            agnostic=self.agnostic,
+            levels=levels,
+            pairs_per_level=pairs_per_level,
+        )

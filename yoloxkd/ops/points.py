@@ -16,22 +16,32 @@ def grid_of(
     device: torch.device,
     offset: float = 0.5,
     per_cell: int = 1,
+    steps: Sequence[tuple[int, int]] | None = None,
 ) -> Grid:
     """The grid of levels of sizes L x (h, w) in cells and strides L in px, without anchors; points are float32.
 
-    offset: 0.5 is a cell's center, 0 its corner.
+    offset  0.5 is a cell's center, 0 its corner
+    steps   L x (y, x) px from cell to cell; None: the stride
     """
-    points, steps = [], []
-    for (h, w), stride in zip(sizes, strides, strict=True):
-        y = (torch.arange(h, device=device, dtype=torch.float32) + offset) * stride
-        x = (torch.arange(w, device=device, dtype=torch.float32) + offset) * stride
+    points, per_point = [], []
+    for (h, w), stride, (down, right) in zip(sizes, strides, steps or [(s, s) for s in strides], strict=True):
+        y = (torch.arange(h, device=device, dtype=torch.float32) + offset) * down
+        x = (torch.arange(w, device=device, dtype=torch.float32) + offset) * right
         grid = torch.stack((x.expand(h, w), y.unsqueeze(1).expand(h, w)), dim=-1)
         points.append(grid.reshape(-1, 2))
-        steps.append(torch.full((h * w * per_cell,), stride, device=device, dtype=torch.float32))
+        per_point.append(torch.full((h * w * per_cell,), stride, device=device, dtype=torch.float32))
     where = torch.cat(points)
     if per_cell > 1:
         where = where.repeat_interleave(per_cell, 0)
-    return Grid(tuple(sizes), tuple(strides), where, torch.cat(steps), per_cell=per_cell, offset=offset)
+    return Grid(
+        tuple(sizes),
+        tuple(strides),
+        where,
+        torch.cat(per_point),
+        per_cell=per_cell,
+        offset=offset,
+        steps=None if steps is None else tuple(steps),
+    )
 
 
 def compact(mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
@@ -56,9 +66,10 @@ def centers_inside(boxes: Tensor, valid: Tensor, grid: Grid) -> Tensor:
     A box covers a rectangle of cells, so each level is one summed-area table: the cost grows with A + G, not A * G.
     """
     inside, offset = [], grid.offset
-    for (h, w), stride in zip(grid.sizes, grid.strides, strict=True):
-        low = torch.ceil(boxes[..., :2] / stride - offset)
-        high = torch.floor(boxes[..., 2:] / stride - offset) + 1
+    for (h, w), (down, right) in zip(grid.sizes, grid.steps or [(s, s) for s in grid.strides], strict=True):
+        step = torch.tensor([right, down], device=boxes.device, dtype=boxes.dtype)
+        low = torch.ceil(boxes[..., :2] / step - offset)
+        high = torch.floor(boxes[..., 2:] / step - offset) + 1
         limit = torch.tensor([w, h], device=boxes.device, dtype=boxes.dtype)
         low = torch.minimum(low.clamp(min=0), limit).long()
         high = torch.minimum(high.clamp(min=0), limit).long()

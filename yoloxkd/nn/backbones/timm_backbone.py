@@ -27,6 +27,7 @@ class TimmBackbone(nn.Module):
                    and the stage of stride 4
     norm_eval      batch norms keep their statistics in training mode
     norm_frozen    their weights and biases do not train either
+    norm_eps       added to their variances; None: that of the network
     style          "caffe": the blocks of a ResNet that halve the map do so in their first 1x1 convolution
     last_conv      the map of stride 32 goes through the 1x1 convolution that a MobileNetV2 or EfficientNet has before its
                    classifier
@@ -43,6 +44,7 @@ class TimmBackbone(nn.Module):
         frozen_stages: int = 0,
         norm_eval: bool = False,
         norm_frozen: bool = False,
+        norm_eps: float | None = None,
         style: Style = "pytorch",
         last_conv: bool = False,
         deformable_stages: int = 0,
@@ -68,6 +70,8 @@ class TimmBackbone(nn.Module):
         if last_conv:
             channels[-1] = _add_last_conv(self.body, name)
         self.channels = tuple(channels)
+        for norm in (m for m in self.body.modules() if isinstance(m, NORMS)):
+            norm.eps = norm.eps if norm_eps is None else norm_eps
         self._frozen: list[nn.Module] = []
         self.freeze(frozen_stages, norm_eval, norm_frozen)
 

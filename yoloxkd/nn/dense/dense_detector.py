@@ -79,6 +79,10 @@ class DenseDetector(Detector[DenseOutput, Match]):
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         """Box code (B, A, R) -> boxes (B, A, 4) px, float32 at least."""
 
+    def grid(self, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device) -> Grid:
+        """Where the predictions of levels of sizes L x (h, w) lie in an input of image_size (H, W) px, without anchors."""
+        return grid_of(sizes, self.spec.strides, device, self.offset, self.per_cell)
+
     def anchors(self, grid: Grid) -> Tensor | None:
         """(A, 4) px, for a detector that has any."""
         return None
@@ -94,7 +98,7 @@ class DenseDetector(Detector[DenseOutput, Match]):
     ) -> DenseOutput:
         """What the predictors said of an input of image_size (H, W) px as one output, with the maps that led there."""
         sizes = tuple((m.shape[2], m.shape[3]) for m in said.boxes)
-        grid = grid_of(sizes, self.spec.strides, said.boxes[0].device, self.offset, self.per_cell)
+        grid = self.grid(sizes, image_size, said.boxes[0].device)
         grid.anchors = self.anchors(grid)
         raw = flat(said.boxes, self.per_cell)
         return DenseOutput(
@@ -121,6 +125,9 @@ class DenseDetector(Detector[DenseOutput, Match]):
     def objectness(self, out: DenseOutput) -> Tensor | None:
         """(B, A) logits whose probability that of every class is multiplied by; None: class logits speak for themselves."""
         return None
+
+    def level_sizes(self, out: DenseOutput) -> tuple[int, ...]:
+        return tuple(h * w * out.grid.per_cell for h, w in out.grid.sizes)
 
     def class_probability(self, out: DenseOutput) -> Tensor:
         """(B, A, K) the probability PGD's quality reads: for YOLOX class times objectness, else the class alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,6 +18,7 @@ from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, Shared
 from yoloxkd.nn.detector import BoxCode
 from yoloxkd.ops.boxes import from_distances, to_distances
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss, log_iou_loss
+from yoloxkd.ops.points import grid_of
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
 BOX_LOSSES = {"giou": giou_loss, "iou": log_iou_loss}
@@ -31,6 +33,11 @@ class FCOSConfig(FPNConfig):
     centerness_on_reg: bool = Field(True, description="centerness is read from the regression tower")
     box_loss: Literal["giou", "iou"] = Field("giou", description="1 - GIoU, or -log IoU")
     relu_before_last: bool = Field(True, description="the coarsest level reads the one before through a ReLU")
+    points: Literal["center", "corner"] = Field(
+        "center", description="of the cells; corner: row i of n lies at i (H // n) px, as in torchvision"
+    )
+    scale_layers: bool = Field(True, description="a learned factor for the distances of each level")
+    score: Literal["product", "root"] = Field("product", description="class times center-ness, or its square root")
 
 
 class FCOSHead(SharedHead):
@@ -38,6 +45,8 @@ class FCOSHead(SharedHead):
 
     def __init__(self, cfg: FCOSConfig, classes: int, levels: int) -> None:
         super().__init__(cfg, levels, bias=cfg.conv_bias)
+        if not cfg.scale_layers:
+            self.scales = nn.ModuleList(nn.Identity() for _ in range(levels))
         self.conv_cls = nn.Conv2d(cfg.channels, classes, 3, padding=1)
         self.conv_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
         self.conv_centerness = nn.Conv2d(cfg.channels, 1, 3, padding=1)
@@ -83,6 +92,16 @@ class FCOS(FPNDetector):
         center = [head.conv_centerness(x) for x in (reg if cfg.centerness_on_reg else cls)]
         return Predictions([head.conv_cls(x) for x in cls], distances, center)
 
+    def grid(self, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device) -> Grid:
+        if self.cfg.points == "center":
+            return super().grid(sizes, image_size, device)
+        steps = [(image_size[0] // h, image_size[1] // w) for h, w in sizes]
+        return grid_of(sizes, self.spec.strides, device, offset=0.0, steps=steps)
+
+    def scores(self, out: DenseOutput) -> Tensor:
+        scores = super().scores(out)
+        return scores.sqrt() if self.cfg.score == "root" else scores
+
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         far = full_precision(raw)
         return from_distances(grid.points, far * grid.point_strides.unsqueeze(-1) if self.cfg.norm_on_bbox else far)
@@ -104,8 +123,7 @@ class FCOS(FPNDetector):
         with torch.autocast(out.quality.device.type, enabled=False):
             rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
             rows = rows.masked_fill(match.ignored, 0)
-            most = 9 * len(out.grid.strides) if self.cfg.center_sampling else len(out.grid.points)
-            found = Positives.of(match, targets, out.grid, most)
+            found = Positives.of(match, targets, out.grid, self._most_positives(out.grid))
             distances = self.distances(found)
             center = centerness(distances)
             count = match.fg.sum()
@@ -121,6 +139,16 @@ class FCOS(FPNDetector):
                 box=Loss(found.total(box_loss * center), found.total(center), 1e-6),
                 center=Loss(found.total(entropy), count),
             )
+
+    def _most_positives(self, grid: Grid) -> int:
+        """Locations that can be positive for one box."""
+        if not self.cfg.center_sampling:
+            return len(grid.points)
+        steps = grid.steps or [(stride, stride) for stride in grid.strides]
+        inside = [
+            [math.ceil(2 * RADIUS * s / step) for step in pair] for s, pair in zip(grid.strides, steps, strict=True)
+        ]
+        return sum(min(down, h) * min(right, w) for (down, right), (h, w) in zip(inside, grid.sizes, strict=True))
 
     def distances(self, found: Positives) -> Tensor:
         """(B, S, 4) what `box_raw` should be at positives; one in unused slots."""

@@ -22,6 +22,8 @@ from yoloxkd.types import Tap
 PRIOR = 0.01
 """The probability an untrained head gives to every class."""
 LEVELS = (8, 16, 32, 64, 128)
+PAIRS_PER_LEVEL = 1000
+"""(location, class) pairs of a level that go into NMS: that of the published configurations of all these detectors."""
 
 
 class FPNConfig(PyramidConfig):
@@ -116,6 +118,7 @@ class FPNDetector(DenseDetector):
             },
             box_code=self.box_code,
             input=cfg.convention(),
+            pairs_per_level=PAIRS_PER_LEVEL,
         )
 
     @property

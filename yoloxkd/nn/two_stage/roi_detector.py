@@ -39,3 +39,6 @@ class RoIDetector(Detector[RoIOutput, RoIMatch]):
         last = out.stages[-1]
         scores = full_precision(last.cls_logits).softmax(-1)[..., :-1]
         return full_precision(last.boxes), scores * out.valid.unsqueeze(-1)
+
+    def level_sizes(self, out: RoIOutput) -> tuple[int, ...]:
+        return (out.proposals.shape[1],)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from yoloxkd.download import Published
 from yoloxkd.errors import UserError
 from yoloxkd.file_kinds import check_not_exported
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.weights.mmdet_history import HISTORY_GLOBALS, MARK
 from yoloxkd.nn.weights.other_files import what_else
 from yoloxkd.nn.weights.published import PUBLISHED
 
@@ -52,6 +54,8 @@ _OBJECTS = re.compile("reduce for unrecognized function|new object for arbitrary
 def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     """A checkpoint's dictionary, on the CPU. Only tensors, numbers and plain containers are unpickled: no code of the file runs.
 
+    The training log that mmdetection 3 keeps beside the weights is dropped.
+
     Raises UserError when the file is absent, empty, not a checkpoint, or needs other classes to be unpickled.
     """
     path = Path(path)
@@ -66,8 +70,7 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     if (other := what_else(path)) is not None:
         raise UserError(f"{path} is {other}")
     try:
-        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            raw = torch.load(path, map_location="cpu", weights_only=True)
+        raw = _unpickled(path)
     except Exception as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign or _OBJECTS.search(str(error)):
@@ -82,6 +85,17 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path} holds a {type(raw).__name__}, not a dictionary of weights; save the model's state dict instead"
         )
     return raw
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if MARK not in str(error):
+            raise
+    with torch.serialization.safe_globals(_NUMPY_NUMBERS + HISTORY_GLOBALS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @dataclass(slots=True)

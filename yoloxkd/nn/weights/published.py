@@ -16,6 +16,7 @@ def _zoo_file(name: str) -> Published:
 
 
 _OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0"
+_TORCHVISION = "https://download.pytorch.org/models"
 _MEGVII = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0"
 
 PUBLISHED: dict[str, Published] = {
@@ -49,6 +50,9 @@ PUBLISHED: dict[str, Published] = {
         "yolox_x.pth",
         None,
         "5652330b6ae860043f091b8f550a60c10e1129f416edfdb65c259be6caf355cf",
+    ),
+    "fcos-r50@torchvision": Published(
+        f"{_TORCHVISION}/fcos_resnet50_fpn_coco-99b0c9b7.pth", "fcos_resnet50_fpn_coco-99b0c9b7.pth", None, "99b0c9b7"
     ),
     **{model: _zoo_file(name) for model, name in AT_COCO.items()},
 }

@@ -1,0 +1,181 @@
+"""torchvision's own FCOS with random weights, and ours with its state dict: the same detections, one to one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.nn.fpn import narrow
+from yoloxkd.assembly.models import open_model
+from yoloxkd.assembly.recipes import resolve
+from yoloxkd.errors import UserError
+from yoloxkd.nn.backbones.timm_backbone import TimmBackbone
+from yoloxkd.nn.coco_names import COCO_NAMES
+from yoloxkd.nn.dense.fcos import FCOS
+from yoloxkd.nn.weights.published import PUBLISHED
+from yoloxkd.nn.weights.torchvision_retinanet import our_retinanet_key
+from yoloxkd.nn.weights.torchvision_weights import UNUSED_ROWS
+from yoloxkd.ops.nms import postprocess
+from yoloxkd.types import Targets
+
+SIZE = (160, 224)
+"""px, multiples of 32 alone: the points of the two coarsest levels are not a stride apart."""
+MOST = 60
+"""Pairs of a level; the finest has 20 x 28 x 4."""
+
+
+def theirs(classes: int) -> Any:
+    """torchvision's detector with random weights, statistics and biases, so that no layer is left out."""
+    from torchvision.models.detection import fcos_resnet50_fpn
+
+    torch.manual_seed(0)
+    model = fcos_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=classes, score_thresh=0.3, nms_thresh=0.5,
+        topk_candidates=MOST, min_size=SIZE[0], max_size=SIZE[1],
+    )  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    for part in (model.head.classification_head.cls_logits, model.head.regression_head.bbox_ctrness):
+        nn.init.normal_(part.weight, std=0.05)
+        nn.init.normal_(part.bias, std=0.5)
+    nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.05)
+    nn.init.ones_(model.head.regression_head.bbox_reg.bias)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return theirs(4)
+
+
+@pytest.fixture(scope="module")
+def file(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("torchvision") / "fcos.pth"
+    # torchvision's files have frozen batch norms, which do not count batches
+    torch.save({k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}, path)
+    return path
+
+
+def pictures(height: int, width: int) -> Tensor:
+    g = torch.Generator().manual_seed(1)
+    coarse = torch.rand(2, 3, 5, 7, generator=g)
+    return (nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1) * 255).round()
+
+
+@torch.no_grad()
+def test_the_same_detections(model: Any, file: Path) -> None:
+    opened = open_model(str(file))
+    assert (opened.weights.kind, opened.name, opened.report.complete) == ("torchvision", "fcos-r50@torchvision", True)
+    ours = opened.detector
+    assert ours.spec.pairs_per_level == 1000
+    images = pictures(*SIZE)
+    wanted = model(list(images / 255))
+    out = ours(images)
+    boxes, scores = ours.candidates(out)
+    # torchvision cuts boxes to the image before suppression; here that is left to whoever draws them
+    limit = torch.tensor([SIZE[1], SIZE[0]] * 2)
+    found = postprocess(
+        torch.minimum(boxes.clamp(min=0), limit), scores, conf=0.3, iou=0.5, max_det=100,
+        levels=ours.level_sizes(out), pairs_per_level=MOST,
+    )  # fmt: skip
+    for (b, s, k), want in zip(found, wanted, strict=True):
+        assert len(s) == 100
+        assert len(k.unique()) == 4
+        torch.testing.assert_close(s, want["scores"], rtol=1e-4, atol=1e-5)
+        assert torch.equal(k, want["labels"])
+        torch.testing.assert_close(b, want["boxes"], rtol=1e-4, atol=1e-2)
+
+
+def test_a_coco_file_loses_the_ids_that_no_category_has(file: Path, tmp_path: Path) -> None:
+    from torchvision.models.detection.fcos import FCOS_ResNet50_FPN_Weights
+
+    coco = FCOS_ResNet50_FPN_Weights.COCO_V1
+    names = coco.meta["categories"]
+    assert tuple(i for i, name in enumerate(names) if name in ("__background__", "N/A")) == UNUSED_ROWS
+    known = PUBLISHED["fcos-r50@torchvision"]
+    assert (known.url, known.filename.endswith(f"-{known.sha256}.pth")) == (coco.url, True)
+    state = torch.load(file, weights_only=True)
+    state["head.classification_head.cls_logits.weight"] = torch.arange(91.0).reshape(91, 1, 1, 1).expand(91, 256, 3, 3)
+    state["head.classification_head.cls_logits.bias"] = torch.arange(91.0)
+    torch.save({"model": state, "epoch": 25}, tmp_path / "x.pth")  # as torchvision's training script writes
+    opened = open_model(str(tmp_path / "x.pth"))
+    assert opened.detector.names == list(COCO_NAMES)
+    predictor = opened.detector.head.conv_cls
+    assert [names[int(row)] for row in predictor.bias.tolist()] == list(COCO_NAMES)
+    assert torch.equal(predictor.weight[:, 0, 0, 0], predictor.bias)
+
+
+def test_the_name_starts_a_student_from_the_weights_by_the_recipe_of_its_kind() -> None:
+    recipe, plain = resolve(student="fcos-r50@torchvision"), resolve(student="fcos-r50")
+    assert (recipe.student.name, recipe.student.weights) == ("fcos-r50@torchvision",) * 2
+    assert recipe.train == plain.train
+    keys = recipe.student.model_extra or {}
+    assert (keys["points"], keys["scale_layers"], keys["score"]) == ("corner", False, "root")
+
+
+def test_a_backbone_that_is_no_resnet_is_refused(file: Path, tmp_path: Path) -> None:
+    state = torch.load(file, weights_only=True)
+    torch.save({k: v for k, v in state.items() if not k.startswith("backbone.body.layer3")}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x\.pth: the checkpoint of torchvision has a backbone other than ResNet"):
+        open_model(str(tmp_path / "x.pth"))
+
+
+def test_every_point_near_a_small_box_is_counted_where_steps_are_shorter_than_strides() -> None:
+    torch.manual_seed(0)
+    detector = narrow(FCOS, 1, points="corner")
+    side = 544  # 17 x 32: nine rows of stride 64 are 60 px apart, five of stride 128 are 108 px apart
+    out = detector(torch.rand(1, 3, side, side) * 255)
+    grid = out.grid
+    assert grid.steps == ((8, 8), (16, 16), (32, 32), (60, 60), (108, 108))
+    assert grid.points[grid.slices()[3]][:2].tolist() == [[0, 0], [60, 0]]
+    targets = Targets(
+        boxes=torch.tensor([[[1.0, 1, 543, 543]]]), labels=torch.zeros(1, 1, dtype=torch.int64), mask=torch.ones(1, 1).bool(),
+        ignore=torch.zeros(1, 1).bool(), content=torch.tensor([[0.0, 0, side, side]]),
+    )  # fmt: skip
+    match = detector.assign(out, targets)
+    assert int(match.fg.sum()) <= detector._most_positives(grid)
+    assert detector._most_positives(grid) == 9 + 9 + 9 + 16 + 16
+    losses = detector.losses(out, targets, match)
+    assert all(torch.isfinite(loss.mean()) for loss in losses.values())
+
+
+def test_the_variance_s_small_number_is_that_of_the_key() -> None:
+    norms = [m for m in narrow(FCOS, 1, norm_eps=0.0).backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {m.eps for m in norms} == {0.0}
+    assert 0.0 not in {m.eps for m in narrow(FCOS, 1).backbone.modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize("version", ["", "_v2"])
+def test_every_tensor_of_a_retinanet_has_a_name_of_ours(version: str) -> None:
+    from torchvision.models import detection
+
+    with torch.device("meta"):
+        model = getattr(detection, f"retinanet_resnet50_fpn{version}")(
+            weights=None, weights_backbone=None, num_classes=3
+        )
+    state = model.state_dict()
+    found = {our_retinanet_key(key): value.shape for key, value in state.items()}
+    assert len(found) == len(state)
+    neck = {
+        f"neck.{part}.conv"
+        for part in [*(f"lateral_convs.{i}" for i in range(3)), *(f"fpn_convs.{i}" for i in range(5))]
+    }
+    towers = {f"head.{tower}.{i}.conv" for tower in ("cls_convs", "reg_convs") for i in range(4)}
+    norms = {name.replace(".conv", ".gn") for name in towers} if version else set()
+    parts = {key.rpartition(".")[0] for key in found if not key.startswith("backbone.body.")}
+    assert parts == neck | towers | norms | {"head.retina_cls", "head.retina_reg"}
+    assert (found["head.retina_cls.weight"][0], found["head.retina_reg.weight"][0]) == (9 * 3, 9 * 4)
+    body = {f"backbone.{key}" for key in TimmBackbone("resnet50").state_dict()}
+    ours = {key for key in found if key.startswith("backbone.body.")}
+    assert ours == {key for key in body if key in ours or not key.endswith("num_batches_tracked")}
+
+
+def test_the_older_names_of_a_retinanet_are_known_too() -> None:
+    assert our_retinanet_key("head.regression_head.conv.6.bias") == "head.reg_convs.3.conv.bias"
+    assert our_retinanet_key("backbone.fpn.inner_blocks.1.weight") == "neck.lateral_convs.1.conv.weight"
