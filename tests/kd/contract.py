@@ -85,11 +85,12 @@ class DistillerContract:
         assert {name.source for name in losses} == {self.kind.name}
         assert any(loss.count is not None for loss in losses.values()) == method.counted
         for name, loss in losses.items():
-            assert loss.total.ndim == 0, name
-            assert loss.total.dtype == torch.float32, name
-            assert loss.total.isfinite(), name
-            assert loss.total >= 0, name
-        assert {name.term for name, loss in losses.items() if loss.total > 0} == {name.term for name in losses}
+            value = loss.mean()
+            assert value.ndim == 0, name
+            assert value.dtype == torch.float32, name
+            assert value.isfinite(), name
+            assert value >= 0, name
+        assert {name.term for name, loss in losses.items() if loss.mean() > 0} == {name.term for name in losses}
         torch.stack(list(self.found(method, step).values())).sum().backward()
         assert any(x.grad is not None and x.grad.abs().sum() > 0 for x in self.read(method, step))
         assert all(p.grad is not None for p in method.parameters())

@@ -18,6 +18,7 @@ from yoloxkd.kd.methods.fgd import FGD
 from yoloxkd.kd.methods.ld import LD
 from yoloxkd.kd.methods.mgd import MGD, _mixed
 from yoloxkd.kd.methods.pgd import PGD
+from yoloxkd.kd.methods.pkd import PKD
 from yoloxkd.nn.assigners.atss import near_misses
 from yoloxkd.types import DenseOutput
 
@@ -155,6 +156,29 @@ class TestLD(DistillerContract):
         for b, a in near.nonzero().tolist():
             out[f"around/s{int(strides[a])}"] += cfg.beta * divergence(b, a) * near[b, a] / 2
         return {name: value.detach() for name, value in out.items()}
+
+
+class TestPKD(DistillerContract):
+    kind = PKD
+
+    def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
+        assert isinstance(method, PKD)
+        out = {}
+        for stride, ours, theirs in zip((8, 16), step.student.features, step.teacher.features, strict=True):
+            channels = zip(ours.transpose(0, 1).flatten(1), theirs.transpose(0, 1).flatten(1), strict=True)
+            r = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in channels]
+            # with deviations of n - 1 degrees of freedom
+            n = ours[:, 0].numel()
+            out[f"neck/s{stride}"] = method.cfg.alpha * (1 - torch.stack(r)).mean() * (n - 1) / n
+        return out
+
+    def test_strength_and_offset_of_a_channel_do_not_count(self) -> None:
+        models = self.twins()
+        method, step = self.method(models), self.step(models, make_batch())
+        again = tuple(m * 3.0 + 2.0 for m in step.teacher.features)
+        before = self.found(method, step)
+        for name, value in self.found(method, replace(step, teacher=replace(step.teacher, features=again))).items():
+            torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-4)
 
 
 def test_no_method_is_left_out() -> None:

@@ -13,9 +13,17 @@ from yoloxkd.kd.methods.fgd import FGD
 from yoloxkd.kd.methods.ld import LD
 from yoloxkd.kd.methods.mgd import MGD
 from yoloxkd.kd.methods.pgd import PGD
+from yoloxkd.kd.methods.pkd import PKD
 from yoloxkd.kd.published import kd_file
 
-DISTILLERS: dict[str, type[Distiller]] = {"fgd": FGD, "pgd": PGD, "cwd": CWD, "mgd": MGD, "ld": LD}
+DISTILLERS: dict[str, type[Distiller]] = {
+    "fgd": FGD,
+    "pgd": PGD,
+    "cwd": CWD,
+    "mgd": MGD,
+    "ld": LD,
+    "pkd": PKD,
+}
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -233,7 +233,7 @@ class WithTeacher(AuxiliaryLoss):
 
     def _finite(self, losses: Losses) -> Losses:
         """Leaves terms that are not finite out of this step, and counts them on the device."""
-        values = torch.stack([loss.total.detach() for loss in losses.values()])
+        values = torch.stack([loss.mean().detach().float() for loss in losses.values()])
         bad = ~values.isfinite()
         self._faulty = bad.any()
         count = all_sum(bad.long())
