@@ -79,6 +79,29 @@ class TestCWD(DistillerContract):
         return out
 
 
+class TestNormalizedCWD(TestCWD):
+    keys = {"normalize": True}
+
+    def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
+        def normal(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(torch.nn.functional.instance_norm(m) for m in maps)
+
+        student, teacher = (replace(out, features=normal(out.features)) for out in (step.student, step.teacher))
+        return super().plain(method, replace(step, student=student, teacher=teacher))
+
+    def test_strength_of_a_channel_does_not_count(self) -> None:
+        models = self.twins()
+        method, step = self.method(models), self.step(models, make_batch())
+
+        def under(factor: float) -> dict[str, Tensor]:
+            features = tuple(m * factor for m in step.teacher.features)
+            return self.found(method, replace(step, teacher=replace(step.teacher, features=features)))
+
+        before = under(100.0)
+        for name, value in under(300.0).items():
+            torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-4)
+
+
 class TestMGD(DistillerContract):
     kind = MGD
     draws = True

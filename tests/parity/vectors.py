@@ -87,5 +87,5 @@ def padded(
 
 def close(actual: Tensor, expected: Tensor, rtol: float = 1e-9) -> None:
     """Equal relative to the largest entry."""
-    atol = rtol * float(expected.abs().max()) if expected.numel() else 0.0
+    atol = rtol * float(expected.detach().abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(actual.detach().double(), expected.reshape(actual.shape), rtol=rtol, atol=atol)

@@ -108,7 +108,9 @@ def check(tree: Mapping[str, Any]) -> Recipe:
     for method, keys in recipe.kd.items():
         if method not in DISTILLERS:
             raise UserError(f"unknown distiller '{method}'; {nearest(method, DISTILLERS)}")
+        _check_owner(method, keys)
         checked = validate(DISTILLERS[method].Config, keys, f"recipe ({method})", known, "kd.")
+        checked.check_length(recipe.train.epochs, method)
         tree["kd"][method] = checked.model_dump(by_alias=True, mode="json")
     tree["callbacks"] = check_callbacks(recipe.callbacks, known)
     resolved = validate(Recipe, tree, "recipe", known)
@@ -120,6 +122,18 @@ def check(tree: Mapping[str, Any]) -> Recipe:
     if resolved.kd and not resolved.teacher.models:
         raise UserError(f"--kd {next(iter(resolved.kd))} needs a teacher: give --teacher NAME|FILE")
     return resolved
+
+
+def _check_owner(method: str, keys: Mapping[str, Any]) -> None:
+    """UserError: a key is not of this method but of others."""
+    own = set(leaves(DISTILLERS[method].Config))
+    for key in keys:
+        owners = [name for name, kind in DISTILLERS.items() if key in leaves(kind.Config)]
+        if owners and key not in own:
+            raise UserError(
+                f"key 'kd.{key}' is of {', '.join(owners)}, and --kd {method} has no such key; choose another --kd, or leave "
+                f"{key} out"
+            )
 
 
 def _student(student: str) -> dict[str, Any]:

@@ -71,6 +71,8 @@ class Distill(Callback):
         return {source: method for module in self.modules for source, method in module.method_of.items()}
 
     def on_setup(self, state: State) -> None:
+        for name, cfg in self.methods.items():
+            cfg.check_length(state.epochs, name)
         saved = self._resumed(state)
         found = [Pairing.between(state.detector, t.detector.to(state.device), self.nominal_size) for t in self.teachers]
         self.plans = share_classes(found)
@@ -88,7 +90,7 @@ class Distill(Callback):
             module = WithTeacher(teacher.detector, own, tag=tag, weight=teacher.weight)
             self.modules.append(module)
             state.aux[f"kd{tag}"] = module
-        self.weights = {name: MethodWeight(cfg, state.iters_per_epoch) for name, cfg in self.methods.items()}
+        self.weights = {n: MethodWeight(cfg, state.iters_per_epoch, state.epochs) for n, cfg in self.methods.items()}
         for name, value in saved.get("auto", {}).items():
             self.weights[name].load_state_dict(value, state.device)
         state.extra["kd"] = {
