@@ -17,7 +17,7 @@ from yoloxkd.kd.base import Distiller, Pair, Step, WithTeacher
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import TASK, Batch, DenseOutput, Draw, Tap
 
-PREDICTIONS = ("cls_logits", "box_raw")
+PREDICTIONS = ("cls_logits", "box_raw", "boxes", "quality")
 
 
 class DistillerContract:
@@ -228,15 +228,20 @@ def leaves(out: DenseOutput, factor: float = 1.0) -> DenseOutput:
         return value.detach().clone().requires_grad_()
 
     maps = {f.name: tuple(leaf(m * factor) for m in getattr(out, f.name)) for f in fields(out) if f.name in set(Tap)}
-    return replace(out, **maps, **{name: leaf(getattr(out, name)) for name in PREDICTIONS})
+    return replace(out, **maps, **{name: leaf(value) for name, value in predictions(out).items()})
 
 
 def in_dtype(out: DenseOutput, dtype: torch.dtype) -> DenseOutput:
-    """Maps and predictions in another dtype; boxes and grid stay as they are."""
+    """Maps and predictions in another dtype; the grid stays as it is."""
     maps = {
         f.name: tuple(m.detach().to(dtype) for m in getattr(out, f.name)) for f in fields(out) if f.name in set(Tap)
     }
-    return replace(out, **maps, **{name: getattr(out, name).detach().to(dtype) for name in PREDICTIONS})
+    return replace(out, **maps, **{name: value.detach().to(dtype) for name, value in predictions(out).items()})
+
+
+def predictions(out: DenseOutput) -> dict[str, Tensor]:
+    """{field: table}; a detector may have no quality."""
+    return {name: getattr(out, name) for name in PREDICTIONS if getattr(out, name) is not None}
 
 
 def whole_pictures() -> Batch:

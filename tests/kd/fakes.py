@@ -16,6 +16,7 @@ from yoloxkd.engine.events import State
 from yoloxkd.nn.assigners.match import Match, no_match
 from yoloxkd.nn.dense_detector import DenseDetector, Maps, Predictions
 from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
+from yoloxkd.nn.yolox import YOLOX
 from yoloxkd.ops.boxes import from_distances
 from yoloxkd.types import Batch, DenseOutput, Draw, Grid, Loss, Losses, Tap, Targets, task_losses
 
@@ -79,6 +80,16 @@ class TinyDetector(DenseDetector):
     def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
         means = {"cls": out.cls_logits, "box": out.box_raw}
         return task_losses(**{name: Loss(x.float().square().mean()) for name, x in means.items()})
+
+
+def tiny_yolox(seed: int = 0, names: Sequence[str] = ("cat", "dog", "bird")) -> YOLOX:
+    """A YOLOX of the least width whose predictions are not those of an untrained head."""
+    torch.manual_seed(seed)
+    model = YOLOX(YOLOX.Config(depth=0.33, width=0.03125, depthwise=True), names)
+    for predictor in [*model.head.cls_preds, *model.head.obj_preds, *model.head.reg_preds]:
+        nn.init.normal_(predictor.get_parameter("weight"), std=2.0)
+        nn.init.normal_(predictor.get_parameter("bias"), std=0.5)
+    return model
 
 
 def make_batch(images: int = 2, size: int = SIZE, seed: int = 0, classes: int = 3, boxes: int = 4) -> Batch:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.kd.contract import DistillerContract, half_ignored, leaves
-from tests.kd.fakes import make_batch
+from tests.kd.contract import DistillerContract, half_ignored, in_dtype, leaves
+from tests.kd.fakes import make_batch, tiny_yolox
 from tests.kd.plain import fgd_by_object, pgd_by_object
+from tests.kd.plain_predictions import response_by_prediction
 from tests.kd.test_methods import plain_generated, two_gfls
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import Distiller, Pair, Step
@@ -19,6 +21,8 @@ from yoloxkd.kd.methods.ld import LD
 from yoloxkd.kd.methods.mgd import MGD, _mixed
 from yoloxkd.kd.methods.pgd import PGD
 from yoloxkd.kd.methods.pkd import PKD
+from yoloxkd.kd.methods.response import Response
+from yoloxkd.kd.pairing import Pairing, match_classes
 from yoloxkd.nn.assigners.atss import near_misses
 from yoloxkd.types import DenseOutput
 
@@ -202,6 +206,68 @@ class TestPKD(DistillerContract):
         before = self.found(method, step)
         for name, value in self.found(method, replace(step, teacher=replace(step.teacher, features=again))).items():
             torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-4)
+
+
+class TestResponse(DistillerContract):
+    kind = Response
+    reads = ("cls_logits", "boxes")
+
+    def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
+        assert isinstance(method, Response)
+        count = sum(max(1, int(fg.sum())) for fg in step.match.fg)
+        return {name: total / count for name, total in response_by_prediction(method, step).items()}
+
+    def test_gradients_in_float64(self) -> None:
+        """Of each term by what it pulls: the boxes' weight is a constant."""
+        models = self.pair()
+        for term, names in {"alpha": ("cls_logits", "quality"), "beta": ("boxes",), "gamma": ("quality",)}.items():
+            keys = dict.fromkeys(("alpha", "beta", "gamma"), 0.0) | {term: self.keys.get(term, 1.0)}
+            if keys[term] == 0 or (term == "gamma" and not models.student.spec.objectness):
+                continue
+            method, step = self.method(models, **keys), self.step(models, make_batch(size=32))
+            sides = (in_dtype(leaves(out), torch.float64) for out in (step.student, step.teacher))
+            student, teacher = sides
+            step = replace(step, student=student, teacher=teacher)
+            inputs = [getattr(student, name).requires_grad_() for name in names if getattr(student, name) is not None]
+
+            def total(*_: Tensor, method: Distiller = method, step: Step[DenseOutput] = step) -> Tensor:
+                return torch.stack(list(self.found(method, step).values())).sum()
+
+            assert float(total().detach()) > 0
+            torch.manual_seed(2)
+            assert torch.autograd.gradcheck(total, inputs, fast_mode=True, atol=1e-4)
+
+    def test_classes_are_paired_by_name(self) -> None:
+        """The teacher's order does not matter, nor what else it knows; of what it does not know nothing is learnt."""
+        models = self.pair()
+        step = self.step(models, make_batch())
+        student = models.student.spec.names
+        order = [2, 0]
+        renamed = replace(models.teacher.spec, names=(student[2], "ship", student[0]))
+        logits = step.teacher.cls_logits
+        teacher = replace(step.teacher, cls_logits=torch.stack([logits[..., 2], logits[..., 1], logits[..., 0]], -1))
+        plan = replace(
+            Pairing.between(*models), teacher=renamed, classes=match_classes(student, renamed.names)
+        )
+        method = self.kind(self.kind.Config.model_validate(self.keys), plan)
+        torch.stack(list(self.found(method, replace(step, teacher=teacher)).values())).sum().backward()
+        grad = step.student.cls_logits.grad
+        assert grad is not None
+        assert grad[..., order].any()
+        assert not grad[..., 1].any()
+
+
+class TestResponseWithObjectness(TestResponse):
+    keys = {"gamma": 1.0}
+    reads = ("cls_logits", "boxes", "quality")
+
+    def pair(self) -> Pair:
+        return Pair(*(tiny_yolox(seed).eval() for seed in (1, 2)))
+
+    twins = pair
+
+    def test_float16_maps_with_large_values(self) -> None:
+        pytest.skip("it reads no maps")
 
 
 def test_no_method_is_left_out() -> None:

@@ -14,6 +14,7 @@ from yoloxkd.kd.methods.ld import LD
 from yoloxkd.kd.methods.mgd import MGD
 from yoloxkd.kd.methods.pgd import PGD
 from yoloxkd.kd.methods.pkd import PKD
+from yoloxkd.kd.methods.response import Response
 from yoloxkd.kd.published import kd_file
 
 DISTILLERS: dict[str, type[Distiller]] = {
@@ -22,6 +23,7 @@ DISTILLERS: dict[str, type[Distiller]] = {
     "cwd": CWD,
     "mgd": MGD,
     "ld": LD,
+    "response": Response,
     "pkd": PKD,
 }
 

@@ -155,9 +155,13 @@ class Distill(Callback):
     def on_epoch_end(self, state: State) -> None:
         self._check_finite(state)
         task = sum(v for k, v in state.epoch_losses.items() if k.source == TASK)
-        for name in self.methods:
-            if self._runs(name):
-                self._report(state, name, task)
+        running = [name for name in self.methods if self._runs(name)]
+        shares = {name: self._check_terms(state, name, task) for name in running}
+        everything = math.fsum(state.epoch_losses.values())
+        if shares and everything > 0:
+            parts = ", ".join(f"{name}: {own:.4g}, {own / everything:.1%}" for name, own in shares.items())
+            labels = f"; labels {task / everything:.1%}" if len(shares) > 1 else ""
+            state.say(f"{parts} of the loss in epoch {state.epoch + 1}{labels}")
 
     def _runs(self, name: str) -> bool:
         return self.modules[0].runs(name)
@@ -229,8 +233,8 @@ class Distill(Callback):
         level = "" if name.level is None else f" at stride {name.level}"
         return f"{name.source} term {name.term}{level} ({dtypes[0] if dtypes else 'not run'})"
 
-    def _report(self, state: State, method: str, task: float) -> None:
-        """A method's part in the epoch's loss; a warning when it is missing, zero or overwhelming."""
+    def _check_terms(self, state: State, method: str, task: float) -> float:
+        """A method's part in the epoch's loss; a warning when a term is missing or zero, or the method overwhelming."""
         cfg = self.methods[method]
         names = [n for n in self.names if self.method_of[n.source] == method]
         found = {n: state.epoch_losses.get(n) for n in names}
@@ -242,14 +246,12 @@ class Distill(Callback):
             state.say(f"warning: {', '.join(map(str, new))} was exactly 0 throughout epoch {state.epoch + 1}")
         self.silent = (self.silent - set(names)) | set(zero)
         own = math.fsum(v for v in found.values() if v is not None)
-        everything = math.fsum(state.epoch_losses.values())
-        if everything > 0:
-            state.say(f"{method}: {own:.4g}, {own / everything:.1%} of the loss in epoch {state.epoch + 1}")
         if own > cfg.warn_above * task:
             state.say(
                 f"warning: {method} is {own / max(task, 1e-12):.3g} times the task loss in epoch {state.epoch + 1}; "
                 "lower its weights, or use --set kd.weight=auto"
             )
+        return own
 
 
 def _taps(methods: Mapping[str, Distiller]) -> list[Tap]:

@@ -59,6 +59,8 @@ class DetectorSpec:
     strides           px, of the levels that it predicts on, finest first
     channels          {tap: {stride: channels}} of the maps that a distiller can read, finest first
     stable_locations  prediction i of one forward pass and prediction i of another are about the same place; proposals are not
+    objectness        `quality` is the probability of any object at all, and that of a class is its own times this
+    reads_predictions `assign` reads what the network predicts; else the grid and the targets alone decide
     """
 
     names: tuple[str, ...]
@@ -67,6 +69,8 @@ class DetectorSpec:
     box_code: BoxCode
     input: InputConvention
     stable_locations: bool = True
+    objectness: bool = False
+    reads_predictions: bool = False
 
 
 class Detector(nn.Module, ABC, Generic[O, M]):

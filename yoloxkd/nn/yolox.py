@@ -87,6 +87,8 @@ class YOLOX(DenseDetector):
             },
             box_code=BoxCode("cells"),
             input=InputConvention(bgr=True),
+            objectness=True,
+            reads_predictions=True,
         )
         self._l1 = False
 
