@@ -124,6 +124,8 @@ class DistillerContract:
         step = replace(
             step, student=in_dtype(step.student, torch.float64), teacher=in_dtype(step.teacher, torch.float64)
         )
+        for model in models:
+            model.double()
         inputs = [x.requires_grad_() for x in self.read(method, step)]
 
         def total(*_: Tensor) -> Tensor:

@@ -82,10 +82,10 @@ class TinyDetector(DenseDetector):
         return task_losses(**{name: Loss(x.float().square().mean()) for name, x in means.items()})
 
 
-def tiny_yolox(seed: int = 0, names: Sequence[str] = ("cat", "dog", "bird")) -> YOLOX:
-    """A YOLOX of the least width whose predictions are not those of an untrained head."""
+def tiny_yolox(seed: int = 0, names: Sequence[str] = ("cat", "dog", "bird"), width: float = 0.03125) -> YOLOX:
+    """A narrow YOLOX whose predictions are not those of an untrained head."""
     torch.manual_seed(seed)
-    model = YOLOX(YOLOX.Config(depth=0.33, width=0.03125, depthwise=True), names)
+    model = YOLOX(YOLOX.Config(depth=0.33, width=width, depthwise=True), names)
     for predictor in [*model.head.cls_preds, *model.head.obj_preds, *model.head.reg_preds]:
         nn.init.normal_(predictor.get_parameter("weight"), std=2.0)
         nn.init.normal_(predictor.get_parameter("bias"), std=0.5)

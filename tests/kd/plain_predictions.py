@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from yoloxkd.kd.base import Step
+from yoloxkd.kd.methods.crosskd import CrossKD
 from yoloxkd.kd.methods.response import Response
-from yoloxkd.types import DenseOutput
+from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.types import DenseOutput, Tap
 
 
 def giou(a: Tensor, b: Tensor) -> float:
@@ -44,6 +46,31 @@ def response_by_prediction(method: Response, step: Step[DenseOutput]) -> dict[st
             if "objectness" in method.weights:
                 assert student.quality is not None
                 assert teacher.quality is not None
-                p, q = (float(x.quality[b, a].double().sigmoid()) for x in (student, teacher))
+                p, q = (float(x.quality[b, a].detach().double().sigmoid()) for x in (student, teacher))
                 out[f"objectness/s{stride}"] += method.cfg.gamma * weighted_entropy(p, q)
     return out
+
+
+def crosskd_by_prediction(method: CrossKD, step: Step[DenseOutput]) -> dict[str, Tensor]:
+    """`CrossKD.compare` of detectors with the same levels and channels, at position 1."""
+    teacher = step.models.teacher
+    assert isinstance(teacher, DenseDetector)
+    ends = [teacher.tower(tap, tuple(x.detach() for x in getattr(step.student, tap)), 1) for tap in (Tap.CLS, Tap.REG)]
+    crossed, said = teacher.assemble(teacher.predict(*ends), step.teacher.image_size), step.teacher
+    p_all, q_all = (teacher.class_probability(out).double() for out in (crossed, said))
+    out = {f"{term}/s{stride}": torch.zeros(()) for stride in said.grid.strides for term in method.weights}
+    count = max(1, int(step.match.fg.sum()))
+    for b in range(p_all.shape[0]):
+        for a in range(p_all.shape[1]):
+            stride = int(said.grid.point_strides[a])
+            pairs = zip(p_all[b, a].tolist(), q_all[b, a].tolist(), strict=True)
+            out[f"classes/s{stride}"] += method.cfg.alpha * sum(weighted_entropy(p, q) for p, q in pairs)
+            if step.match.fg[b, a]:
+                wrong = 1 - giou(crossed.boxes[b, a].double() / stride, said.boxes[b, a].double() / stride)
+                out[f"boxes/s{stride}"] += method.cfg.beta * wrong
+            if "quality" in method.weights:
+                assert crossed.quality is not None
+                assert said.quality is not None
+                p, q = (float(x.quality[b, a].detach().double().sigmoid()) for x in (crossed, said))
+                out[f"quality/s{stride}"] += method.cfg.gamma * weighted_entropy(p, q)
+    return {name: total.detach() / count for name, total in out.items()}

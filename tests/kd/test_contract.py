@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from tests.kd.contract import DistillerContract, half_ignored, in_dtype, leaves
 from tests.kd.fakes import make_batch, tiny_yolox
 from tests.kd.plain import fgd_by_object, pgd_by_object
-from tests.kd.plain_predictions import response_by_prediction
+from tests.kd.plain_predictions import crosskd_by_prediction, response_by_prediction
 from tests.kd.test_methods import plain_generated, two_gfls
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import Distiller, Pair, Step
+from yoloxkd.kd.methods.crosskd import CrossKD
 from yoloxkd.kd.methods.cwd import CWD
 from yoloxkd.kd.methods.fgd import FGD
 from yoloxkd.kd.methods.ld import LD
@@ -24,6 +25,7 @@ from yoloxkd.kd.methods.pkd import PKD
 from yoloxkd.kd.methods.response import Response
 from yoloxkd.kd.pairing import Pairing, match_classes
 from yoloxkd.nn.assigners.atss import near_misses
+from yoloxkd.nn.assigners.match import Match
 from yoloxkd.types import DenseOutput
 
 
@@ -222,7 +224,7 @@ class TestResponse(DistillerContract):
         models = self.pair()
         for term, names in {"alpha": ("cls_logits", "quality"), "beta": ("boxes",), "gamma": ("quality",)}.items():
             keys = dict.fromkeys(("alpha", "beta", "gamma"), 0.0) | {term: self.keys.get(term, 1.0)}
-            if keys[term] == 0 or (term == "gamma" and not models.student.spec.objectness):
+            if keys[term] == 0 or (term == "gamma" and models.student.spec.quality != "objectness"):
                 continue
             method, step = self.method(models, **keys), self.step(models, make_batch(size=32))
             sides = (in_dtype(leaves(out), torch.float64) for out in (step.student, step.teacher))
@@ -268,6 +270,46 @@ class TestResponseWithObjectness(TestResponse):
 
     def test_float16_maps_with_large_values(self) -> None:
         pytest.skip("it reads no maps")
+
+
+class TestCrossKD(DistillerContract):
+    kind = CrossKD
+    keys = {"position": 1, "gamma": 1.0}
+    sees_everything = True  # the teacher's blocks look around each cell
+    def pair(self) -> Pair:
+        return Pair(tiny_yolox(1).eval(), tiny_yolox(2, width=0.0625).eval())
+
+    def twins(self) -> Pair:
+        return Pair(tiny_yolox(1).eval(), tiny_yolox(2).eval())
+
+    def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
+        assert isinstance(method, CrossKD)
+        return crosskd_by_prediction(method, step)
+
+    def test_float16_maps_with_large_values(self) -> None:
+        """Of a head whose boxes are no exponentials: those of YOLOX overflow, and are left out of their step."""
+        models = super().pair()
+        method = self.method(models)
+        step = self.step(models, make_batch())
+        step = replace(step, match=Match.of(torch.ones_like(step.match.fg), torch.zeros_like(step.match.gt)))
+        student, teacher = (in_dtype(leaves(out, 1000.0), torch.float16) for out in (step.student, step.teacher))
+        step = replace(step, student=leaves(student), teacher=teacher)
+        found = self.found(method, step)
+        assert all(v.isfinite() and v.dtype == torch.float32 for v in found.values())
+        (torch.stack(list(found.values())).sum() * 1e-6).backward()
+        assert all(x.grad is None or x.grad.isfinite().all() for x in self.read(method, step))
+
+    def test_it_does_not_ask_what_the_teacher_says_in_an_ignore_region(self) -> None:
+        models = self.pair()
+        method, step = self.method(models), self.step(models, half_ignored())
+        before = self.found(method, step)
+        inside = step.teacher.grid.points[:, 0] > 38
+        for name in ("cls_logits", "box_raw", "quality"):
+            getattr(step.teacher, name)[:, inside] += 3.0
+        assert all(torch.equal(v, before[n]) for n, v in self.found(method, step).items())
+        step.batch.targets.ignore[:] = False
+        after = self.found(method, step)
+        assert not any(torch.equal(v, before[n]) for n, v in after.items() if not n.startswith("boxes/"))
 
 
 def test_no_method_is_left_out() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd.base import Distiller
+from yoloxkd.kd.methods.crosskd import CrossKD
 from yoloxkd.kd.methods.cwd import CWD
 from yoloxkd.kd.methods.fgd import FGD
 from yoloxkd.kd.methods.ld import LD
@@ -25,6 +26,7 @@ DISTILLERS: dict[str, type[Distiller]] = {
     "ld": LD,
     "response": Response,
     "pkd": PKD,
+    "crosskd": CrossKD,
 }
 
 

@@ -56,6 +56,7 @@ class ATSS(FPNDetector):
 
     Config = ATSSConfig
     family = "atss"
+    quality = "localization"
     class_predictors = ("head.atss_cls.",)
 
     cfg: ATSSConfig

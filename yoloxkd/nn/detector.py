@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from yoloxkd.ops.nms import NMS
 from yoloxkd.types import Detections, DetectorOutput, Draw, Losses, Tap, Targets
 
+Quality = Literal["objectness", "localization"]
+
 O = TypeVar("O", bound=DetectorOutput)
 M = TypeVar("M")
 
@@ -59,7 +61,8 @@ class DetectorSpec:
     strides           px, of the levels that it predicts on, finest first
     channels          {tap: {stride: channels}} of the maps that a distiller can read, finest first
     stable_locations  prediction i of one forward pass and prediction i of another are about the same place; proposals are not
-    objectness        `quality` is the probability of any object at all, and that of a class is its own times this
+    quality           what `DenseOutput.quality` is, if there is one. "objectness": whether there is any object, and the
+                      probability of a class is its own times that; "localization": how well the box fits
     reads_predictions `assign` reads what the network predicts; else the grid and the targets alone decide
     """
 
@@ -69,7 +72,7 @@ class DetectorSpec:
     box_code: BoxCode
     input: InputConvention
     stable_locations: bool = True
-    objectness: bool = False
+    quality: Quality | None = None
     reads_predictions: bool = False
 
 

@@ -57,6 +57,7 @@ class FCOS(FPNDetector):
 
     Config = FCOSConfig
     family = "fcos"
+    quality = "localization"
     class_predictors = ("head.conv_cls.",)
 
     cfg: FCOSConfig

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
 from yoloxkd.nn.dense_detector import DenseDetector, Maps
-from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
+from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention, Quality
 from yoloxkd.nn.necks import FPN
 from yoloxkd.nn.timm_backbone import STRIDES, Style, TimmBackbone, grey, input_convention
 from yoloxkd.types import Tap
@@ -134,6 +134,8 @@ class FPNDetector(DenseDetector):
     `features` of the output are the FPN's maps, `cls_features` and `reg_features` the first block of each tower.
     """
 
+    quality: ClassVar[Quality | None] = None
+
     cfg: FPNConfig
     head: SharedHead
 
@@ -160,6 +162,7 @@ class FPNDetector(DenseDetector):
             },
             box_code=self.box_code,
             input=cfg.convention(),
+            quality=self.quality,
         )
 
     @property

@@ -87,7 +87,7 @@ class YOLOX(DenseDetector):
             },
             box_code=BoxCode("cells"),
             input=InputConvention(bgr=True),
-            objectness=True,
+            quality="objectness",
             reads_predictions=True,
         )
         self._l1 = False

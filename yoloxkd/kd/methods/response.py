@@ -61,7 +61,7 @@ class Response(Distiller):
                 "--kd response compares class probabilities, and the teacher has none of the student's classes to teach; choose "
                 "a teacher that knows some, by name, or a method that compares maps, such as --kd pkd"
             )
-        if cfg.gamma > 0 and not pairing.student.objectness:
+        if cfg.gamma > 0 and pairing.student.quality != "objectness":
             raise UserError(
                 "kd.gamma weighs the objectness, which the student does not predict; set it to 0, or choose a yolox student"
             )
@@ -100,8 +100,8 @@ class Response(Distiller):
     def _compare(self, step: Step[DenseOutput], level: LevelPair) -> Compared:
         spec, grids = self.pairing, (step.student.grid, step.teacher.grid)
         per_cell = grids[0].per_cell if grids[0].per_cell == grids[1].per_cell else 1
-        ours = Said.at(step.student, grids[0].slices()[level.student], spec.student.objectness, per_cell)
-        theirs = Said.at(step.teacher, grids[1].slices()[level.teacher], spec.teacher.objectness, per_cell)
+        ours = Said.at(step.student, grids[0].slices()[level.student], spec.student.quality == "objectness", per_cell)
+        theirs = Said.at(step.teacher, grids[1].slices()[level.teacher], spec.teacher.quality == "objectness", per_cell)
         probability = theirs.logits.sigmoid()
         logits, wanted = ours.logits, probability
         if not self.every_class:
@@ -111,7 +111,7 @@ class Response(Distiller):
         objectness = None
         if "objectness" in self.weights:
             assert ours.quality is not None
-            if spec.teacher.objectness and theirs.quality is not None:
+            if spec.teacher.quality == "objectness" and theirs.quality is not None:
                 target = theirs.quality.sigmoid()
             else:
                 target = probability.amax(-1)
