@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.kd.contract import DistillerContract, half_ignored, in_dtype, leaves
+from tests.kd.contract import DistillerContract, half_ignored, in_dtype, leaves, whole_pictures
 from tests.kd.fakes import make_batch, tiny_yolox
 from tests.kd.plain import fgd_by_object, pgd_by_object
 from tests.kd.plain_predictions import crosskd_by_prediction, response_by_prediction
@@ -18,6 +18,7 @@ from yoloxkd.kd.base import Distiller, Pair, Step
 from yoloxkd.kd.methods.crosskd import CrossKD
 from yoloxkd.kd.methods.cwd import CWD
 from yoloxkd.kd.methods.fgd import FGD
+from yoloxkd.kd.methods.lad import LAD
 from yoloxkd.kd.methods.ld import LD
 from yoloxkd.kd.methods.mgd import MGD, _mixed
 from yoloxkd.kd.methods.pgd import PGD
@@ -310,6 +311,64 @@ class TestCrossKD(DistillerContract):
         step.batch.targets.ignore[:] = False
         after = self.found(method, step)
         assert not any(torch.equal(v, before[n]) for n, v in after.items() if not n.startswith("boxes/"))
+
+
+class TestLAD(DistillerContract):
+    """It has labels where others have losses: what is held here are the positives (tests/kd/test_lad.py trains on them)."""
+
+    kind = LAD
+
+    def pair(self) -> Pair:
+        return Pair(tiny_yolox(1).eval(), tiny_yolox(2).eval())
+
+    twins = pair
+
+    def positives(self, models: Pair, step: Step[DenseOutput]) -> Tensor:
+        seen = self.method(models).assigned_from(step.student, step.teacher)
+        fg: Tensor = models.student.assign(seen, step.batch.targets).fg
+        return fg
+
+    def test_terms_are_those_declared(self) -> None:
+        models = self.pair()
+        method, step = self.method(models), self.step(models, make_batch())
+        assert (method.terms, method.compare(step), method.counted) == ((), {}, True)
+        assert not list(method.parameters())
+
+    def test_equals_its_plain_reading(self) -> None:
+        models = self.pair()
+        step = self.step(models, whole_pictures())
+        assert torch.equal(self.positives(models, step), models.teacher.assign(step.teacher, step.batch.targets).fg)
+
+    def test_nothing_to_learn_from_oneself(self) -> None:
+        models = self.pair()
+        step = self.step(Pair(models.student, models.student), make_batch())
+        assert torch.equal(self.positives(models, step), step.match.fg)
+
+    def test_gradients_in_float64(self) -> None:
+        models = self.pair()
+        step = self.step(models, make_batch())
+        seen = self.method(models).assigned_from(step.student, step.teacher)
+        assert not any(x.requires_grad for x in (seen.cls_logits, seen.boxes, seen.quality))
+
+    def test_float16_maps_with_large_values(self) -> None:
+        models = self.pair()
+        step = self.step(models, make_batch())
+        teacher = in_dtype(step.teacher, torch.float16)
+        agree = self.positives(models, step) == self.positives(models, replace(step, teacher=teacher))
+        assert agree.float().mean() > 0.99
+
+    def test_an_ignore_region_teaches_nothing(self) -> None:
+        models = self.pair()
+        step = self.step(models, half_ignored())
+        assert step.batch.targets.ignore.any()
+        before = self.positives(models, step)
+        assert before.any()
+        assert not before[:, step.teacher.grid.points[:, 0] > 48].any()
+
+    def test_what_is_drawn_follows_from_seed_and_number(self) -> None:
+        models = self.pair()
+        first, second = (self.positives(models, self.step(models, make_batch(), 3, number)) for number in (7, 8))
+        assert torch.equal(first, second)
 
 
 def test_no_method_is_left_out() -> None:

@@ -73,7 +73,7 @@ def test_a_config_made_in_python_has_the_numbers_of_the_command_line(method: str
     ("name", "sentence"),
     [
         ("pgdd", "unknown distiller 'pgdd'; did you mean 'pgd'"),
-        ("none", "unknown distiller 'none'; known: crosskd, cwd, fgd, ld, mgd, pgd, pkd, response"),
+        ("none", "unknown distiller 'none'; known: crosskd, cwd, fgd, lad, ld, mgd, pgd, pkd, response"),
         ("pgd@smal-data", "unknown set of defaults 'pgd@smal-data'; did you mean 'pgd@small-data'"),
         ("pgd@", "unknown set of defaults 'pgd@'"),
         ("mgd@small-data", "unknown set of defaults 'mgd@small-data'; mgd has one set only: write mgd"),

@@ -11,6 +11,7 @@ from yoloxkd.kd.base import Distiller
 from yoloxkd.kd.methods.crosskd import CrossKD
 from yoloxkd.kd.methods.cwd import CWD
 from yoloxkd.kd.methods.fgd import FGD
+from yoloxkd.kd.methods.lad import LAD
 from yoloxkd.kd.methods.ld import LD
 from yoloxkd.kd.methods.mgd import MGD
 from yoloxkd.kd.methods.pgd import PGD
@@ -27,6 +28,7 @@ DISTILLERS: dict[str, type[Distiller]] = {
     "response": Response,
     "pkd": PKD,
     "crosskd": CrossKD,
+    "lad": LAD,
 }
 
 

@@ -120,7 +120,8 @@ class Distiller(nn.Module, ABC):
 
     needs    the maps it reads; none: it compares predictions
     terms    the keys that `compare` returns, every time the same; their source is `name`
-    counted  whether one of them has a `Loss.count`; else each is a mean over images
+    counted  whether one of them has a `Loss.count`, or the student's labels come from it; else each is a mean over images
+    labels   it gives labels for the student's own losses, and has no terms
     """
 
     Config: ClassVar[type[KDConfig]]
@@ -129,6 +130,7 @@ class Distiller(nn.Module, ABC):
     needs: frozenset[Tap]
     terms: tuple[LossName, ...]
     counted: bool = False
+    labels: ClassVar[bool] = False
 
     def __init__(self, cfg: KDConfig, pairing: Pairing) -> None:
         super().__init__()
@@ -137,6 +139,10 @@ class Distiller(nn.Module, ABC):
     @abstractmethod
     def compare(self, step: Step[Any]) -> Losses:
         """Weighted float32 losses by term."""
+
+    def assigned_from(self, student: Any, teacher: Any) -> Any:
+        """What the student's assigner reads, of the outputs of both."""
+        return student
 
     def maps(self, step: Step[Any]) -> dict[str, Tensor]:
         """What the method looks at, for pictures: {what it is: (B, h, w) weights of a level's cells}."""
@@ -251,6 +257,12 @@ class WithTeacher(AuxiliaryLoss):
             seen = self.teacher(batch.images)
         self._seen = _with_maps(seen, frozenset[Tap]().union(*(method.needs for method in running)))
 
+    def assigned_from(self, out: Any) -> Any:
+        for name, method in self.methods().items():
+            if self.runs(name):
+                out = method.assigned_from(out, self._seen)
+        return out
+
     def _take(self, batch: Batch) -> Any:
         if self._seen is None:
             self.look(batch)
@@ -264,6 +276,8 @@ class WithTeacher(AuxiliaryLoss):
 
     def _finite(self, losses: Losses) -> Losses:
         """Leaves terms that are not finite out of this step, and counts them on the device."""
+        if not losses:
+            return losses
         values = torch.stack([loss.mean().detach().float() for loss in losses.values()])
         bad = ~values.isfinite()
         self._faulty = bad.any()
@@ -279,7 +293,7 @@ class WithTeacher(AuxiliaryLoss):
         out: Losses = {}
         for source, method in self.method_of.items():
             own = {name: loss for name, loss in losses.items() if name.source == source}
-            self.raw[method] = torch.stack([loss.mean().detach() for loss in own.values()]).sum()
+            self.raw[method] = sum((loss.mean().detach() for loss in own.values()), torch.zeros(()))
             scale = self.scales[method] if self.runs(method) else 1.0
             out |= {name: replace(loss, total=loss.total * scale) for name, loss in own.items()}
         return out

@@ -159,9 +159,14 @@ class Distill(Callback):
         shares = {name: self._check_terms(state, name, task) for name in running}
         everything = math.fsum(state.epoch_losses.values())
         if shares and everything > 0:
-            parts = ", ".join(f"{name}: {own:.4g}, {own / everything:.1%}" for name, own in shares.items())
-            labels = f"; labels {task / everything:.1%}" if len(shares) > 1 else ""
-            state.say(f"{parts} of the loss in epoch {state.epoch + 1}{labels}")
+            losses = [f"{n}: {own:.4g}, {own / everything:.1%}" for n, own in shares.items() if not DISTILLERS[n].labels]
+            labels = [n for n in shares if DISTILLERS[n].labels]
+            ground = f"labels{f' by {labels[0]}' if labels else ''} {task / everything:.1%}"
+            if losses:
+                ending = f"; {ground}" if len(shares) > 1 else ""
+                state.say(f"{', '.join(losses)} of the loss in epoch {state.epoch + 1}{ending}")
+            else:
+                state.say(f"{ground} of the loss in epoch {state.epoch + 1}")
 
     def _runs(self, name: str) -> bool:
         return self.modules[0].runs(name)
@@ -170,7 +175,7 @@ class Distill(Callback):
         """Every method for one teacher."""
         methods = {name: DISTILLERS[name](cfg, plan) for name, cfg in self.methods.items()}
         for name, method in methods.items():
-            if not method.terms:
+            if not method.terms and not method.labels:
                 raise UserError(f"every term of {name} is switched off or has weight 0; leave --kd {name} out instead")
         return methods
 
