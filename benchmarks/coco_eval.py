@@ -58,7 +58,7 @@ def scene(
 
 
 def ours(truth: dict[str, Any], found: list[tuple[torch.Tensor, ...]]) -> list[float]:
-    """As `engine.evaluate` does it: tensors of each image, mapped back to the original picture, joined, measured."""
+    """As `engine.evaluate` does it: tensors of each image, mapped back to the original image, joined, measured."""
     parts = []
     for i, (boxes, scores, labels) in enumerate(found):
         meta = ImageMeta(i + 1, f"{i}.jpg", SIDE, SIDE)

@@ -13,7 +13,7 @@ from benchmarks.scenes import batch_of, detector
 from benchmarks.steps_of import training_step
 from benchmarks.timing import Spread, alternate, ratio
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.pairing import Pairing
 
 WIDTH, SIZE, IMAGES = 0.125, 128, 4
@@ -28,7 +28,7 @@ def measure(quick: bool) -> Iterator[Row]:
         if name == "compiled":
             for model in (student, teacher):
                 model.compile(backend="eager" if quick else "inductor")
-        turns[name] = training_step(student, batch, nn.ModuleDict({"kd": WithTeacher(teacher, {"pgd": method})}))
+        turns[name] = training_step(student, batch, nn.ModuleDict({"kd": TeacherLosses(teacher, {"pgd": method})}))
     started = time.perf_counter()
     turns["compiled"]()
     seconds = time.perf_counter() - started

@@ -1,6 +1,6 @@
-"""Training pictures: our mosaic against those of pixeltable-yolox and ultralytics, from JPEG files to arrays, one process.
+"""Training images: our mosaic against those of pixeltable-yolox and ultralytics, from JPEG files to arrays, one process.
 
-Ours and pixeltable-yolox's mosaics decode their four pictures. Those of ultralytics take three from the last 128, still in
+Ours and pixeltable-yolox's mosaics decode their four images. Those of ultralytics take three from the last 128, still in
 memory, as ours can from the 64 before them (`augment.mosaic_pool`). Both ways are measured of both, like against like. Images per CPU-second: other programs on the machine change it less than wall time.
 """
 
@@ -24,9 +24,9 @@ from benchmarks.report import FOLDER, Row, run_script, table
 from benchmarks.run import machine
 from benchmarks.timing import Samples, Turn, alternate, ratio
 from yoloxkd.config.augment import Augment
-from yoloxkd.data.coco import read_coco
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.formats.coco import read_coco
 from yoloxkd.data.loader import train_loader
-from yoloxkd.data.records import DetectionData
 from yoloxkd.errors import UserError
 from yoloxkd.types import Batch
 
@@ -35,12 +35,12 @@ NAMES = ["RBC", "WBC", "Platelets"]
 AFFINE = Augment(scale=(0.5, 1.5))  # the range that both peers' smaller recipes have; the rest is YOLOX's
 GOAL = 1.3
 RESULTS = Path(__file__).parent / "results" / "data.md"
-TITLE = "Training pictures, 640x480 JPEG to mosaic, affine, colour, flip: images per CPU-second, one process"
-RULES = """Written by `python -m benchmarks.data`. The sides take turns of 40 pictures in one process; a number is the median of the
+TITLE = "Training images, 640x480 JPEG to mosaic, affine, color, flip: images per CPU-second, one process"
+RULES = """Written by `python -m benchmarks.data`. The sides take turns of 40 images in one process; a number is the median of the
 paired ratios of CPU time with its quartiles, and beside it are the medians of each side with lowest and highest. All have
-mosaics always, the same ranges of affine, no mixup; colour as each does it. OpenCV runs on one thread. "All four
-read": no decoded picture is taken from memory, as ours and pixeltable-yolox by default. ultralytics as it comes takes three of
-four from the last 128; ours with `augment.mosaic_pool=64` from the last 64 (96 kept). BCCD has 205 pictures."""
+mosaics always, the same ranges of affine, no mixup; color as each does it. OpenCV runs on one thread. "All four
+read": no decoded image is taken from memory, as ours and pixeltable-yolox by default. ultralytics as it comes takes three of
+four from the last 128; ours with `augment.mosaic_pool=64` from the last 64 (96 kept). BCCD has 205 images."""
 
 PAIRS = (
     ("ours", "pixeltable-yolox"),
@@ -49,7 +49,7 @@ PAIRS = (
 )
 
 Draw = Callable[[int], object]
-"""A training picture by index, every time a new one."""
+"""A training image by index, every time a new one."""
 
 
 def ours(data: DetectionData, size: int, pool: int, images: int) -> Turn:
@@ -87,7 +87,7 @@ def megvii(data: DetectionData, size: int) -> Draw:
 def ultralytics(folder: Path, size: int, *, buffer: bool) -> Draw:
     """Its training set with the ranges of AFFINE, without albumentations, which add blur and the like.
 
-    As it comes, it keeps the last 128 decoded pictures in memory, and a mosaic takes three of its four from there;
+    As it comes, it keeps the last 128 decoded images in memory, and a mosaic takes three of its four from there;
     `buffer` False: it keeps none, and all four are read.
     """
     from ultralytics.cfg import get_cfg
@@ -122,22 +122,22 @@ def without_buffer(samples: Any) -> Draw:
 
 
 def as_ultralytics(data: DetectionData, folder: Path) -> Path:
-    """The same pictures (links) with labels as ultralytics reads them."""
+    """The same images (links) with labels as ultralytics reads them."""
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
     for index, path in enumerate(data.paths):
         os.symlink(Path(path).resolve(), folder / "images" / Path(path).name)
         height, width = data.sizes[index].tolist()
         boxes, labels, _ = data.annotations(index)
-        centre, side = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-        rows = np.concatenate([centre, side], 1) / [width, height, width, height]
+        center, side = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+        rows = np.concatenate([center, side], 1) / [width, height, width, height]
         lines = [f"{k} {' '.join(f'{v:.6f}' for v in row)}" for k, row in zip(labels, rows, strict=True)]
         (folder / "labels" / f"{Path(path).stem}.txt").write_text("\n".join(lines))
     return folder
 
 
 def turn(draw: Draw, n: int, images: int) -> Turn:
-    """Draws `n` pictures of a split of `images`, each turn the next ones."""
+    """Draws `n` images of a split of `images`, each turn the next ones."""
     order = iter(np.random.default_rng(0).permutation(np.tile(np.arange(images), 1000)).tolist())
 
     def run() -> None:
@@ -155,7 +155,7 @@ def rate(samples: Samples, n: int) -> str:
 
 def measure(quick: bool) -> Iterator[Row]:
     if not BCCD.is_dir():
-        raise UserError(f"the BCCD pictures are not at {BCCD}; set YOLOXKD_SHARED to the folder that has data/bccd")
+        raise UserError(f"the BCCD images are not at {BCCD}; set YOLOXKD_SHARED to the folder that has data/bccd")
     use_peers()
     cv2.setNumThreads(0)
     random.seed(0)

@@ -20,7 +20,7 @@ from benchmarks.steps import turn
 from benchmarks.steps_of import total
 from benchmarks.timing import Samples, Spread, alternate
 from tests.losses import compared
-from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.types import Batch, DenseOutput
 
 BASE = {"batch": 2, "boxes": 12, "area": 224**2}

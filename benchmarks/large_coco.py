@@ -15,14 +15,14 @@ import numpy as np
 
 from benchmarks.report import Row, run_script
 from benchmarks.timing import Spread
-from yoloxkd.data.coco import read_coco
+from yoloxkd.data.formats.coco import read_coco
 
 NAMES = [f"class {k}" for k in range(80)]
-SIZE = 64  # px of every picture, all of them links to a few files
+SIZE = 64  # px of every image, all of them links to a few files
 
 
 def write_set(folder: Path, images: int, boxes: int) -> Path:
-    """Pictures under images/, and instances.json with the keys that COCO's own file has; without outlines."""
+    """ImageColumns under images/, and instances.json with the keys that COCO's own file has; without outlines."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir()
     for i in range(images):

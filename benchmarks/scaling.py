@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from benchmarks.scenes import batch_of
 from benchmarks.steps_of import total
-from yoloxkd.build.models import architecture, build_detector
-from yoloxkd.build.recipes import resolve
+from yoloxkd.assembly.models import architecture, build_detector
+from yoloxkd.assembly.recipes import resolve
 from yoloxkd.config.recipe import Recipe
+from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.samples import TrainSamples
-from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.engine.multiscale import size_at
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
-from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 
 RECIPES = (
     "fgd-yolox-l-m",
@@ -45,7 +45,7 @@ WIDE = (800, 1344)
 """Height and width, px, of the papers' 1333 x 800 after padding: the largest batch there is."""
 
 PADDING = 32
-"""Pictures that keep their ratio are padded to multiples of this, px."""
+"""ImageColumns that keep their ratio are padded to multiples of this, px."""
 
 BACKWARD = 2.0
 """FLOPs of a backward pass, in forward passes."""
@@ -202,7 +202,7 @@ def measure(name: str, size: int, images: int, rounds: int) -> str:
     methods = {
         key: DISTILLERS[key](DISTILLERS[key].Config.model_validate(keys), pairing) for key, keys in recipe.kd.items()
     }
-    kd = WithTeacher(teacher, methods)
+    kd = TeacherLosses(teacher, methods)
     batch = batch_of(images, 7, size)
     steps = {"plain": TrainStep(student, nn.ModuleDict()), "distilled": TrainStep(student, nn.ModuleDict({"kd": kd}))}
     seconds: dict[str, list[float]] = {"plain": [], "distilled": []}

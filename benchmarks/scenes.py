@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yoloxkd.build.models import build_detector
+from yoloxkd.assembly.models import build_detector
 from yoloxkd.nn.coco_names import COCO_NAMES
-from yoloxkd.nn.dense_detector import DenseDetector
-from yoloxkd.nn.yolox import decode
+from yoloxkd.nn.dense.dense_detector import DenseDetector
+from yoloxkd.nn.dense.yolox import decode
 from yoloxkd.ops.points import grid_of
 from yoloxkd.types import Batch, DenseOutput, Targets
 

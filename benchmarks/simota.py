@@ -14,7 +14,7 @@ from benchmarks.scenes import CLASSES, dense_output, targets_of
 from benchmarks.timing import alternate, ratio
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.assigners.simota import simota
-from yoloxkd.ops.boxes import to_centre
+from yoloxkd.ops.boxes import to_center
 from yoloxkd.types import DenseOutput, Targets
 
 
@@ -22,11 +22,11 @@ def official(head: torch.nn.Module, out: DenseOutput, targets: Targets) -> list[
     """What the release's `get_losses` does before its losses: one image at a time."""
     shifts = out.grid.points / out.grid.point_strides[:, None] - 0.5
     x, y, strides = shifts[None, :, 0], shifts[None, :, 1], out.grid.point_strides[None]
-    predicted = to_centre(out.boxes)
+    predicted = to_center(out.boxes)
     found = []
     for i in range(len(out.boxes)):
         count = int(targets.mask[i].sum())
-        boxes = to_centre(targets.boxes[i, :count])
+        boxes = to_center(targets.boxes[i, :count])
         labels = targets.labels[i, :count].float()
         args = (i, count, boxes, labels, predicted[i], strides, x, y, out.cls_logits, out.quality[..., None])
         found.append(head.get_assignments(*args))

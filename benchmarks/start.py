@@ -17,7 +17,7 @@ ANSWERS = {
     "train --help": ["train", "--help"],
     "an unknown option": ["train", "--no-such-option"],
 }
-IMPORTS = "import torch, torchvision, cv2, albumentations, yoloxkd.api, yoloxkd.build.run"
+IMPORTS = "import torch, torchvision, cv2, albumentations, yoloxkd.api, yoloxkd.assembly.run"
 FIRST_BATCH = """
 import os, sys
 from yoloxkd.engine.trainer import Fit

@@ -16,7 +16,7 @@ from benchmarks.scenes import batch_of, detector
 from benchmarks.steps_of import training_step
 from benchmarks.timing import Spread, alternate, ratio, ratio_to_sum
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import Batch
 
@@ -39,7 +39,7 @@ def turn(mode: str, student: str, teacher: str, batch: Batch) -> Callable[[], ob
     own = detector(student)
     torch.manual_seed(0)
     method = DISTILLERS[mode](DISTILLERS[mode].Config(), Pairing.between(own, model))
-    return training_step(own, batch, nn.ModuleDict({"kd": WithTeacher(model, {mode: method})}))
+    return training_step(own, batch, nn.ModuleDict({"kd": TeacherLosses(model, {mode: method})}))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from yoloxkd.engine.optim import sgd
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.types import Batch, Losses
 
 

@@ -1,6 +1,6 @@
-"""Measuring on a machine that others use too: short turns, taken alternately, and ratios of neighbouring turns.
+"""Measuring on a machine that others use too: short turns, taken alternately, and ratios of neighboring turns.
 
-A ratio of two neighbouring turns holds when the machine's speed drifts, and the median of many holds when a few turns
+A ratio of two neighboring turns holds when the machine's speed drifts, and the median of many holds when a few turns
 are disturbed. CPU time (all threads) stands beside wall time, because waiting for a busy core costs none of it.
 """
 

@@ -13,8 +13,8 @@ from benchmarks.roofline import convolution_peak, step_flops
 from benchmarks.scenes import CLASSES, batch_of, detector
 from benchmarks.steps_of import training_step
 from benchmarks.timing import Spread, alternate, ratio
-from yoloxkd.nn.dense_detector import DenseDetector
-from yoloxkd.ops.boxes import to_centre
+from yoloxkd.nn.dense.dense_detector import DenseDetector
+from yoloxkd.ops.boxes import to_center
 from yoloxkd.types import Batch
 
 SHAPES = {"yolox-nano": (0.33, 0.25, True), "yolox-s": (0.33, 0.50, False)}
@@ -40,7 +40,7 @@ def official_step(ours: DenseDetector, name: str, batch: Batch, layout: torch.me
     groups = [{"params": others}, {"params": decayed, "weight_decay": 5e-4}]
     optimizer = torch.optim.SGD(groups, lr=1e-5, momentum=0.9, nesterov=True)
     images = batch.images.float().flip(1)
-    rows = torch.cat([batch.targets.labels[..., None].float(), to_centre(batch.targets.boxes)], -1)
+    rows = torch.cat([batch.targets.labels[..., None].float(), to_center(batch.targets.boxes)], -1)
 
     def run() -> Tensor:
         loss = model(images, rows)["total_loss"]

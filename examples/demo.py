@@ -4,7 +4,7 @@
 
 Trains a teacher; trains a smaller student twice with the same seed, alone and under the teacher (PGD); measures all
 three on the test split; exports the distilled student to ONNX, which is refused unless it detects the same; predicts on
-a held-out picture; prints one table. Everything is written to the folder, which is emptied first.
+a held-out image; prints one table. Everything is written to the folder, which is emptied first.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from yoloxkd import Detector, Trainer
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.data_spec import find_data, load_split
 
 SIZE = 160  # px
 BATCH = 8
 TEACHER_EPOCHS, STUDENT_EPOCHS = 7, 4
-# a short schedule wants plain pictures, one evaluation and eight times the recipe's learning rate
+# a short schedule wants plain images, one evaluation and eight times the recipe's learning rate
 SHORT = {
     "augment.multiscale": 0,
     "augment.mosaic": 0.0,

@@ -55,7 +55,7 @@ class Model:
         return np.clip(boxes / np.float32(scale), 0, [width, height, width, height]), scores, labels
 
     def letterbox(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-        """Fit the picture into the input, at the top left -> (1, 3, H, W) float32 RGB 0..255, and scale."""
+        """Fit the image into the input, at the top left -> (1, 3, H, W) float32 RGB 0..255, and scale."""
         h, w = image.shape[:2]
         scale = min(self.height / h, self.width / w)
         new_w, new_h = max(1, int(w * scale)), max(1, int(h * scale))

@@ -52,7 +52,7 @@ def nano_weights(shared: Path) -> Path:
 
 
 def write_toy(folder: Path, *, images: int = 8, size: int = 96, seed: int = 0) -> Path:
-    """A data set of coloured rectangles on grey (classes "red" and "blue") in COCO format; returns its YAML."""
+    """A data set of colored rectangles on gray (classes "red" and "blue") in COCO format; returns its YAML."""
     import json
 
     import cv2
@@ -104,7 +104,7 @@ LEARNS = TINY | {
     "augment.hsv_prob": 0.0,
     "val.interval": 12,
 }
-"""What makes a narrow model see rectangles after 25 epochs of 24 pictures."""
+"""What makes a narrow model see rectangles after 25 epochs of 24 images."""
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def passed(student: Detector[Any, Any], batch: Batch, draw: Draw = Draw()) -> St
 
 
 def distilled(module: nn.Module, student: Detector[Any, Any], batch: Batch) -> dict[str, Tensor]:
-    """The losses of a `WithTeacher`."""
+    """The losses of a `TeacherLosses`."""
     return means(module(passed(student, batch)))
 
 

@@ -1,4 +1,4 @@
-"""`Detector` and `Trainer` as a Python user types them, on real weights and pictures where they are at hand."""
+"""`Detector` and `Trainer` as a Python user types them, on real weights and images where they are at hand."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_predict_reproduces_the_published_detections(shared: Path, coco_mini: Pa
             x, y, w, h = row["bbox"]
             same = mine.labels == categories.index(row["category_id"])
             close = np.abs(mine.scores - row["score"]) < 2e-3
-            # the reference keeps boxes that reach out of the picture
+            # the reference keeps boxes that reach out of the image
             box = torch.tensor([[x, y, x + w, y + h]]).clamp(min=0)
             box[:, 0::2], box[:, 1::2] = box[:, 0::2].clamp(max=image["width"]), box[:, 1::2].clamp(max=image["height"])
             overlap = pairwise_iou(torch.from_numpy(mine.boxes).double(), box.double()).squeeze(1).numpy()
@@ -141,7 +141,7 @@ def test_a_coco_teacher_with_other_classes_is_paired_by_name(toy: Path, nano_wei
     options = {"student": "yolox-nano", "data": str(toy), "epochs": 1, "batch": 4, "imgsz": 64, "device": "cpu"}
     Trainer(**options, teacher=str(nano_weights), kd="pgd", set=TINY, out=out).fit()
     log = (out / "train.log").read_text()
-    assert "0 known to the teacher; by localisation only: red, blue" in log
+    assert "0 known to the teacher; by localization only: red, blue" in log
 
 
 def test_an_export_equals_its_model(toy: Path, toy_run: Path, tmp_path: Path) -> None:

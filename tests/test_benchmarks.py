@@ -45,7 +45,7 @@ def test_every_script_is_run() -> None:
     assert all(callable(import_module(f"benchmarks.{name}").measure) for name in SCRIPTS)
 
 
-def test_ratios_are_of_neighbours_and_orders_alternate() -> None:
+def test_ratios_are_of_neighbors_and_orders_alternate() -> None:
     order: list[str] = []
     samples = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4)
     assert "".join(order) == "abbaabbaab"

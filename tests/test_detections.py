@@ -96,7 +96,7 @@ def test_boxes_move_between_input_and_image() -> None:
         three(masks=True).moved(2.0)
 
 
-def test_masks_tint_the_picture_and_the_best_is_on_top() -> None:
+def test_masks_tint_the_image_and_the_best_is_on_top() -> None:
     image = np.full((240, 320, 3), 100, np.uint8)
     boxes = np.array([[40, 60, 200, 200], [120, 60, 300, 200]], np.float32)
     masks = np.zeros((2, 240, 320), bool)
@@ -121,7 +121,7 @@ def test_what_cannot_be_drawn_on_is_said(image: Any) -> None:
         three().plot(image)
 
 
-def test_saved_as_rows_and_as_a_picture(tmp_path: Path) -> None:
+def test_saved_as_rows_and_as_a_image(tmp_path: Path) -> None:
     import cv2
 
     found = three()

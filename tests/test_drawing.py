@@ -1,4 +1,4 @@
-"""Boxes on pictures."""
+"""Boxes on images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def one(box: list[float], label: int = 0) -> Detections:
     return Detections(np.array([box]), np.array([0.87]), np.array([label]), NAMES)
 
 
-def test_the_picture_given_is_not_drawn_on() -> None:
+def test_the_image_given_is_not_drawn_on() -> None:
     image = np.full((120, 160, 3), 200, np.uint8)
     drawn = one([20, 40, 100, 100]).plot(image)
     assert (image == 200).all()
@@ -23,7 +23,7 @@ def test_the_picture_given_is_not_drawn_on() -> None:
     assert drawn.dtype == np.uint8
 
 
-def test_the_edge_has_the_colour_of_the_class_and_the_inside_stays() -> None:
+def test_the_edge_has_the_color_of_the_class_and_the_inside_stays() -> None:
     image = np.full((300, 300, 3), 200, np.uint8)
     drawn = one([50, 100, 200, 250], label=1).plot(image)
     assert tuple(drawn[250, 120]) == class_color(1)
@@ -32,14 +32,14 @@ def test_the_edge_has_the_colour_of_the_class_and_the_inside_stays() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (40, 1500), (1500, 40), (2000, 2000)])
-def test_any_size_of_picture_and_boxes_beyond_it(size: tuple[int, int]) -> None:
+def test_any_size_of_image_and_boxes_beyond_it(size: tuple[int, int]) -> None:
     image = np.zeros((*size, 3), np.uint8)
     drawn = one([-500, -500, 9000, 9000]).plot(image)
     assert drawn.shape == image.shape
     assert drawn.any()
 
 
-def test_lines_grow_with_the_picture() -> None:
+def test_lines_grow_with_the_image() -> None:
     thickness = []
     for side in (200, 2000):
         box = [side * 0.3, side * 0.3, side * 0.9, side * 0.9]
@@ -48,7 +48,7 @@ def test_lines_grow_with_the_picture() -> None:
     assert thickness[1] > 2 * thickness[0]
 
 
-def test_colours_of_eighty_classes_differ() -> None:
+def test_colors_of_eighty_classes_differ() -> None:
     assert len({class_color(k) for k in range(80)}) == 80
 
 

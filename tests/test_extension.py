@@ -18,14 +18,14 @@ from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.adapters import Adapters
 from yoloxkd.kd.base import Distiller, KDConfig, Step, Teacher
-from yoloxkd.kd.callback import Distill
+from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.assigners.match import Match, Positives, dense_labels
-from yoloxkd.nn.atss import decode
-from yoloxkd.nn.dense_detector import DenseDetector, Maps, Predictions
+from yoloxkd.nn.dense.atss import decode
+from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps, Predictions
+from yoloxkd.nn.dense.fpn_detector import FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
-from yoloxkd.nn.fpn_detector import FPNConfig, FPNDetector, SharedHead
 from yoloxkd.ops.boxes import from_distances, pairwise_iou
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
 from yoloxkd.ops.points import within_content
@@ -51,7 +51,7 @@ class TwoAnchorHead(SharedHead):
         super().__init__(cfg, levels, bias=True)
         self.cls = nn.Conv2d(cfg.channels, 2 * classes, 3, padding=1)
         self.reg = nn.Conv2d(cfg.channels, 2 * 4, 3, padding=1)
-        self.initialise(self.cls)
+        self.initialize(self.cls)
 
 
 class TwoAnchors(FPNDetector):

@@ -12,9 +12,9 @@ import torch
 
 from tests.nn.fpn import BACKBONE
 from yoloxkd import Detector, Trainer
-from yoloxkd.build.models import read_weights
-from yoloxkd.build.recipes import resolve
-from yoloxkd.cli.report import describe
+from yoloxkd.assembly.models import read_weights
+from yoloxkd.assembly.recipes import resolve
+from yoloxkd.cli.run_tables import describe
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.errors import UserError
 

@@ -16,7 +16,7 @@ from yoloxkd.output_paths import Output, check_outputs
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.jpg").write_bytes(b"the user's picture")
+    (tmp_path / "in" / "a.jpg").write_bytes(b"the user's image")
     return Path("in/a.jpg")
 
 

@@ -1,4 +1,4 @@
-"""Every shipped recipe trains: two steps of it on pictures and networks of a size for tests, all else as the file has it."""
+"""Every shipped recipe trains: two steps of it on images and networks of a size for tests, all else as the file has it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from tests.conftest import write_toy
 from tests.nn.fpn import BACKBONE
 from yoloxkd import Trainer
-from yoloxkd.build.models import build_detector
-from yoloxkd.build.recipes import resolve
+from yoloxkd.assembly.models import build_detector
+from yoloxkd.assembly.recipes import resolve
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.engine.checkpoint import save_checkpoint
@@ -142,7 +142,7 @@ def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
 def test_a_row_names_its_pair_and_its_figures(
     name: str, student: str, teacher: str, baseline: str, distilled: str
 ) -> None:
-    from yoloxkd.build.recipes import recipe_file
+    from yoloxkd.assembly.recipes import recipe_file
 
     recipe = resolve(recipe=name)
     method = name.partition("-")[0]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from yoloxkd.places import settle_libraries
+from yoloxkd.cache_folders import settle_libraries
 from yoloxkd.version import __version__
 
 __all__ = [

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from yoloxkd.build.arguments import device_name, fraction, reference, references, whole_number, whole_size
-from yoloxkd.build.autobatch import with_measured_batch
-from yoloxkd.build.callbacks import check_objects
-from yoloxkd.build.models import open_model
-from yoloxkd.build.prediction import default_size, measure_split, one_input
-from yoloxkd.build.recipes import resolve
-from yoloxkd.build.run import (
+from yoloxkd.assembly.arguments import device_name, fraction, reference, references, whole_number, whole_size
+from yoloxkd.assembly.autobatch import with_measured_batch
+from yoloxkd.assembly.models import open_model
+from yoloxkd.assembly.prediction import default_size, measure_split, one_input
+from yoloxkd.assembly.recipes import resolve
+from yoloxkd.assembly.run import (
     check_out,
     check_size,
     fetch_weights,
@@ -27,23 +26,24 @@ from yoloxkd.build.run import (
     read_resume,
     unfinished_before_restart,
 )
-from yoloxkd.build.run_paths import check_run_paths, check_teachers
+from yoloxkd.assembly.run_callbacks import check_objects
+from yoloxkd.assembly.run_paths import check_run_paths, check_teachers
 from yoloxkd.config.load import read_yaml, validate
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.config.recipe import MOST_BATCH, MOST_WORKERS, Recipe, ValSection
-from yoloxkd.data.given_images import given_images
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.augment.transforms import up_to_multiple
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.io.given_images import given_images
 from yoloxkd.data.sufficiency import refuse_shortage, shortages
-from yoloxkd.data.transforms import up_to_multiple
 from yoloxkd.data.worker_death import refuse_while_starting
-from yoloxkd.engine import dist
+from yoloxkd.distributed import comm
 from yoloxkd.engine.device import choose_device
 from yoloxkd.engine.evaluate import EvalResult, TorchPredictor
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, check_format
-from yoloxkd.exporters.calibration import calibration_pictures
+from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
@@ -108,10 +108,10 @@ class Trainer:
         refuse_while_starting()
         self.callbacks, self.console = check_objects(callbacks), console
         references(student=student, teacher=teacher, kd=kd, data=data, out=out, recipe=recipe, resume=resume)
-        dist.start()
+        comm.init_process_group()
         self._checkpoint: dict[str, Any] | None = None
         self._notes: list[str] = []
-        with dist.guarded(), dist.together():
+        with comm.peer_errors(), comm.all_or_none():
             if resume is not None:
                 alone = options | {"data": None, "student": student, "teacher": teacher, "kd": kd}
                 _alone_with_resume(**alone, recipe=recipe, out=out, set=set or None)
@@ -127,22 +127,22 @@ class Trainer:
                 check_run_paths(self.recipe, self.out, [recipe])
                 self._notes += check_teachers(self.recipe)
             choose_device(self.recipe.engine.device)
-        self.out = Path(dist.broadcast(str(self.out)))
+        self.out = Path(comm.broadcast(str(self.out)))
         run = self._checkpoint["run"] if self._checkpoint else {}
-        dist.check_alike(
+        comm.check_alike(
             (run.get("epoch"), run.get("step_in_epoch"), repr(self.recipe)),
             f"the processes do not find the same run in {self.out}: that folder must be on storage that all machines share",
         )
 
     def fit(self) -> FitResult:
         """Train; returns when the last epoch is done and metrics.json is written."""
-        with dist.guarded():
-            with dist.together(), dist.first_here():
+        with comm.peer_errors():
+            with comm.all_or_none(), comm.local_main_first():
                 fetch_weights(self.recipe)
             if self.recipe.train.measure_batch:
                 self.recipe, reason = with_measured_batch(self.recipe)
                 self._notes.append(reason)
-            with dist.together():
+            with comm.all_or_none():
                 fit = prepare(
                     self.recipe,
                     self.out,
@@ -152,7 +152,7 @@ class Trainer:
                     notes=self._notes,
                 )
             state = fit.run()
-            metrics = dist.broadcast(dict(state.extra.get("best_metrics", state.metrics)))
+            metrics = comm.broadcast(dict(state.extra.get("best_metrics", state.metrics)))
         return FitResult(metrics, self.out / "best.pt", self.out)
 
 
@@ -193,7 +193,7 @@ class Detector:
 
         images  files, PIL images, arrays (h, w, 3) uint8 RGB, tensors (3, h, w) uint8 RGB, one or several: all that is
                 taken is listed at `data.given_images`
-        conf, iou   least score and NMS overlap, 0 to 1
+        conf, iou   least score and NMS IoU threshold, 0 to 1
         """
         predictor = self._predictor(fraction("conf", conf), fraction("iou", iou), ValSection().max_det)
         size = self.size(imgsz)
@@ -279,7 +279,7 @@ class Detector:
     ) -> Path:
         """Write an ONNX file that is proven to detect what this model detects; GateError and no file otherwise.
 
-        calib    for int8: a folder of pictures, or a data set whose train split is calibrated on
+        calib    for int8: a folder of images, or a data set whose train split is calibrated on
         verify   data set whose validation images the two are compared on; None: the run's own, else `shapes`
         options  of int8, as in `config.quantization.Quantization`: method, float_layers, sensitivity, ...
         """
@@ -312,8 +312,8 @@ class Detector:
             return None
         settings = validate(Quantization, options, "options of int8", prefix="export.")
         if calib is None:
-            raise UserError("--int8 needs --calib DATA: a data set or a folder of pictures like those it will see")
-        return Int8Recipe(calibration_pictures(calib, size, self.pad_value, settings.images), settings)
+            raise UserError("--int8 needs --calib DATA: a data set or a folder of images like those it will see")
+        return Int8Recipe(calibration_images(calib, size, self.pad_value, settings.images), settings)
 
     def _verification(self, verify: str | None) -> DetectionData:
         """Validation images of the given data set, else of the run this checkpoint lies in, else of `shapes`."""

@@ -1,4 +1,4 @@
-"""What a detector finds in one image: a value that can be indexed, looped over, joined, drawn and saved."""
+"""Detections of one image: a value that can be indexed, iterated, joined, drawn and saved."""
 
 from __future__ import annotations
 
@@ -155,10 +155,10 @@ class Detections:
 
         Args:
             path: the file; its folder is made.
-            image: (H, W, 3) uint8 RGB, needed for a picture.
+            image: (H, W, 3) uint8 RGB, needed for an image.
 
         Raises:
-            UserError: a picture without `image`, an unknown suffix, or a file that cannot be written.
+            UserError: an image without `image`, an unknown suffix, or a file that cannot be written.
         """
         from yoloxkd.write_image import write_image
 

@@ -1,4 +1,4 @@
-"""Fetches published files: resumable, checked, and never half there."""
+"""Download published files: resumable, verified, atomic."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from yoloxkd.cache_folders import find_kept, make_cache_folder
 from yoloxkd.errors import UserError
-from yoloxkd.places import find_kept, make_cache_folder
 
 
 @dataclass(frozen=True, slots=True)

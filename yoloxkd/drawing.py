@@ -1,4 +1,4 @@
-"""Boxes on pictures: readable at any size, one color a class."""
+"""Draw boxes on images: readable at any size, one color a class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GOLDEN = 0.618033988749895
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """RGB of a class: hues a golden section apart, so that neighbours in the list differ most."""
+    """RGB of a class: hues a golden section apart, so that neighbors in the list differ most."""
     hue = (0.02 + label * _GOLDEN) % 1.0
     value = (1.0, 0.75, 0.9)[label // 12 % 3]
     r, g, b = colorsys.hsv_to_rgb(hue, (0.9, 0.9, 0.55)[label // 6 % 3], value)
@@ -32,7 +32,7 @@ def draw_masks(image: np.ndarray, masks: np.ndarray, labels: np.ndarray, opacity
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     """image (H, W, 3) uint8 RGB, boxes (n, 4) xyxy px, labels (n,) -> a copy with boxes and their captions.
 
-    Line width and letters grow with the picture. Rows are drawn last to first, all boxes before all captions.
+    Line width and letters grow with the image. Rows are drawn last to first, all boxes before all captions.
     """
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
@@ -83,7 +83,7 @@ def _edge(color: tuple[int, int, int]) -> tuple[int, int, int]:
 def _caption(
     canvas: np.ndarray, row: tuple[int, int, int, int], text: str, color: tuple[int, int, int], scale: float
 ) -> None:
-    """A filled tag on the box's upper edge, or inside it where the picture ends above."""
+    """A filled tag on the box's upper edge, or inside it where the image ends above."""
     thick = max(1, round(scale * 1.6))
     pad = max(2, round(4 * scale))
     text = _fitted(text.replace("\n", " "), canvas.shape[1] - 2 * pad, scale, thick)

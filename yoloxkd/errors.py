@@ -1,4 +1,4 @@
-"""The errors a user can cause: one sentence that names the fault, the place and the remedy."""
+"""Errors that a user can cause: one sentence with the fault, the place and the remedy."""
 
 from __future__ import annotations
 

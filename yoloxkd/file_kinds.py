@@ -1,4 +1,4 @@
-"""What a file is by its content, whatever it is called."""
+"""Recognize a file by its content, whatever it is called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An output is never an input: asked of all paths of a command at once, before anything is written."""
+"""Check that no output of a command is one of its inputs, before anything is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values that cross borders between rooms.
+"""Value types that several rooms exchange.
 
 Shape legend, used in every docstring of the package:
     B images of a batch, G padded ground-truth rows, A points (or anchors) over all levels, L levels, K classes,
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ImageSize = int | tuple[int, int]
-"""Size of a network input, px: the side of a square that pictures are letterboxed into, or (short, long), the sides that a
-picture is fitted within with its aspect kept; the input is as large as its largest picture then."""
+"""Size of a network input, px: the side of a square that images are letterboxed into, or (short, long), the sides that a
+image is fitted within with its aspect kept; the input is as large as its largest image then."""
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Targets:
     labels  (B, G) int64, class index in the data set's name order; 0 on padding rows
     mask    (B, G) bool, True on boxes that are trained on
     ignore  (B, G) bool, True on crowd and ignore regions: neither positive nor background
-    content (B, 4) xyxy px, the part of the input that is picture, from its top left corner: a location outside is neither
+    content (B, 4) xyxy px, the part of the input that is image, from its top left corner: a location outside is neither
             positive nor background. None: padding, if there is any, is background like any other
     """
 
@@ -68,7 +68,7 @@ class Batch:
 
     images   (B, 3, H, W) uint8 RGB
     targets  Targets
-    content  (B, 4) float32, xyxy px: the part of the input that is picture, not padding
+    content  (B, 4) float32, xyxy px: the part of the input that is image, not padding
     meta     one ImageMeta per image
     place    (first, every): the images are number first, first + every, ... of the step's batch over all processes
     """
@@ -196,7 +196,7 @@ class DenseOutput:
     cls_logits         (B, A, K) class logits
     box_raw            (B, A, R) box code as the network gives it
     boxes              (B, A, 4) decoded xyxy px of the network input
-    quality            (B, A) objectness or centre-ness logits, or None
+    quality            (B, A) objectness or centerness logits, or None
     grid               where the A predictions lie
     image_size         (H, W)
     """

@@ -1,3 +1,3 @@
-"""The package's version, on the lowest floor so that every room may name it."""
+"""Version of the package."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""A file that detects in milliseconds, and pictures to detect on."""
+"""A file that detects in milliseconds, and images to detect on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def frame(seed: int = 0) -> np.ndarray:
     return cv2.resize(random.integers(0, 255, (9, 12, 3), dtype=np.uint8), (120, 90))
 
 
-def put_picture(file: Path, seed: int = 0) -> Path:
+def put_image(file: Path, seed: int = 0) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(cv2.imencode(file.suffix, frame(seed))[1].tobytes())
     return file

@@ -17,7 +17,7 @@ from tests.cli.test_mistakes import refused
     [
         (["--format", "coreml"], ["unknown export format 'coreml'", "known: onnx"]),
         (["--int8"], ["--int8 needs --calib"]),
-        (["--int8", "--calib", "EMPTY"], ["--calib", "EMPTY", "no picture"]),
+        (["--int8", "--calib", "EMPTY"], ["--calib", "EMPTY", "no image"]),
         (["--int8", "--calib", "nowhere"], ["unknown data set 'nowhere'"]),
         (["--int8", "--half", "--calib", "TOY"], ["choose one"]),
         (["--calib", "TOY"], ["calib", "add --int8"]),

@@ -226,7 +226,7 @@ def test_help_and_mistakes_answer_at_once() -> None:
         assert not modules & {"torch", "cv2", "numpy"}, arguments
 
 
-def test_predict_needs_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path, toy_run: Path) -> None:
+def test_predict_needs_a_image(capsys: pytest.CaptureFixture[str], tmp_path: Path, toy_run: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(
         capsys, ["predict", toy_run / "best.pt", tmp_path / "empty", "--out", tmp_path / "o"], "no image or video at"

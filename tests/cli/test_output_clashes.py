@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import put_picture
+from tests.cli.conftest import put_image
 from tests.cli.test_mistakes import refused
 from tests.conftest import write_toy
 from yoloxkd import Trainer
 from yoloxkd.cli import run
 from yoloxkd.data.convert import convert_data
-from yoloxkd.data.spec import find_data
+from yoloxkd.data.data_spec import find_data
 from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.target import export_target
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.yolox import YOLOX
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_every_command_looks_before_it_works(here: Path, tiny_file: Path, capsys
     Path("rec").mkdir()
     Path("rec/recipe.yaml").write_text("student: {name: yolox-nano}\ndata: ds/data.yaml\n")
     Path("stats").mkdir()
-    put_picture(Path("stats/chart.png"))
+    put_image(Path("stats/chart.png"))
     before = contents(here)
     train = ["train", "--student", "yolox-nano", "--data", "ds/data.yaml"]
     for arguments, words in (
@@ -171,14 +171,14 @@ def test_a_run_ended_before_its_first_checkpoint_can_be_started_again(here: Path
         Trainer(**options)
 
 
-def test_a_run_replaces_no_picture_of_the_user(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_replaces_no_image_of_the_user(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("curves.png", "predictions.png", "predictions-epoch-0001.png"):
         mine = Path(f"mine-{name}/plots/{name}")
         mine.parent.mkdir(parents=True)
-        mine.write_bytes(b"a picture of the user")
+        mine.write_bytes(b"an image of the user")
         arguments = ["train", "--student", "yolox-nano", "--data", "ds/data.yaml", "--out", mine.parent.parent]
         refused(capsys, arguments, f"--out {mine} is there already")
-        assert mine.read_bytes() == b"a picture of the user"
+        assert mine.read_bytes() == b"an image of the user"
         for record in ("environment.json", "train.log"):  # what a run leaves that ended early
             (mine.parent.parent / record).write_text("{}")
         Trainer("yolox-nano", data="ds/data.yaml", out=mine.parent.parent)

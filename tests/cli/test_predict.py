@@ -1,4 +1,4 @@
-"""`yoloxkd predict` on an exported file: folders, globs, videos; pictures, JSON, COCO results, YOLO text."""
+"""`yoloxkd predict` on an exported file: folders, globs, videos; images, JSON, COCO results, YOLO text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures and a video of 6 frames at 12 frames a second."""
+    """Two images and a video of 6 frames at 12 frames a second."""
     media = tmp_path / "media"
     media.mkdir()
     rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return media
 
 
-def test_a_folder_of_pictures_and_a_video(
+def test_a_folder_of_images_and_a_video(
     model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -75,7 +75,7 @@ def test_a_folder_of_pictures_and_a_video(
     assert "6 frames" in capsys.readouterr().out
 
 
-def test_globs_keep_the_numbers_of_coco_pictures_and_videos_can_be_cut(
+def test_globs_keep_the_numbers_of_coco_images_and_videos_can_be_cut(
     model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "o"
@@ -86,7 +86,7 @@ def test_globs_keep_the_numbers_of_coco_pictures_and_videos_can_be_cut(
     assert cv2.VideoCapture(str(out / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 2
     (folder / "broken.mp4").write_bytes(b"not a video")
     refused(capsys, ["predict", model, folder / "broken.mp4", "--out", out], "broken.mp4", "not a video")
-    refused(capsys, ["predict", model, "97", "--out", out], "camera 97 gives no picture")
+    refused(capsys, ["predict", model, "97", "--out", out], "camera 97 gives no image")
 
 
 def test_the_categories_of_coco_are_its_own() -> None:

@@ -1,4 +1,4 @@
-"""`yoloxkd predict` loses nothing: no source, no label, no result of a good picture beside a bad one."""
+"""`yoloxkd predict` loses nothing: no source, no label, no result of a good image beside a bad one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.cli.conftest import put_picture, put_video
+from tests.cli.conftest import put_image, put_video
 from tests.cli.test_mistakes import refused
 from yoloxkd import Detector, Trainer
 from yoloxkd.cli import run
 from yoloxkd.cli.prediction_paths import free_targets, split_model
 from yoloxkd.cli.sources import Source
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.data_spec import find_data, load_split
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +35,11 @@ def contents() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 
-def test_sources_labels_and_pictures_of_the_user_keep_their_bytes(
+def test_sources_labels_and_images_of_the_user_keep_their_bytes(
     tiny_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put_picture(Path("photos/a.jpg"))
-    put_picture(Path("others/a.jpg"), 1)
+    put_image(Path("photos/a.jpg"))
+    put_image(Path("others/a.jpg"), 1)
     put_video(Path("photos/clip.mp4"))
     Path("ds/labels").mkdir(parents=True)
     Path("ds/labels/a.txt").write_text("0 0.5 0.5 0.25 0.25\n")
@@ -47,7 +47,7 @@ def test_sources_labels_and_pictures_of_the_user_keep_their_bytes(
     Path("background/labels/a.txt").touch()
     before = contents()
     for arguments, words in (
-        (["photos", "--out", "photos"], ["--out photos is the folder of the pictures"]),
+        (["photos", "--out", "photos"], ["--out photos is the folder of the images"]),
         (["photos/a.jpg", "--out", "new/../photos"], ["photos/a.jpg is a file that this command reads"]),
         (["photos/clip.mp4", "--out", "photos"], ["photos/clip.mp4 is a file that this command reads"]),
         (["photos/a.jpg", "--out", "others"], ["others/a.jpg is there already"]),
@@ -63,8 +63,8 @@ def test_sources_labels_and_pictures_of_the_user_keep_their_bytes(
 
 
 def test_what_predict_wrote_itself_is_replaced(tiny_file: Path) -> None:
-    put_picture(Path("photos/a.jpg"))
-    put_picture(Path("photos/b.png"))
+    put_image(Path("photos/a.jpg"))
+    put_image(Path("photos/b.png"))
     put_video(Path("photos/clip.mp4"), 3)
     for _ in range(2):
         assert predict(tiny_file, "photos", "--out", "out", "--save-txt", "--json", "r.json", "--coco", "c.json") == 0
@@ -86,8 +86,8 @@ def test_no_two_sources_have_one_name() -> None:
 
 def test_one_bad_file_does_not_end_it(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "c", "d"):
-        put_picture(Path(f"p/{name}.png"))
-    Path("p/b.png").write_text("no picture")
+        put_image(Path(f"p/{name}.png"))
+    Path("p/b.png").write_text("no image")
     whole = put_video(Path("p/cut.avi")).read_bytes()
     Path("p/cut.avi").write_bytes(whole[: len(whole) * 2 // 3])
     Path("p/e.mp4").write_bytes(b"no video")
@@ -117,7 +117,7 @@ def test_an_interruption_keeps_what_was_found(
     number: signal.Signals, tiny_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in "abcd":
-        put_picture(Path(f"p/{name}.png"))
+        put_image(Path(f"p/{name}.png"))
     calls = []
     whole = Detector.predict
 
@@ -135,8 +135,8 @@ def test_an_interruption_keeps_what_was_found(
 
 
 def test_saved_text_is_a_data_set_of_ours(tiny_file: Path) -> None:
-    put_picture(Path("images/a.jpg"))
-    put_picture(Path("images/b c.png"), 1)
+    put_image(Path("images/a.jpg"))
+    put_image(Path("images/b c.png"), 1)
     assert predict(tiny_file, "images", "--out", "out", "--save-txt") == 0
     Path("data.yaml").write_text("names: ['[red]', b]\nval: {images: images, labels: out/labels}\n")
     data = load_split(find_data("data.yaml"), "val")
@@ -154,12 +154,12 @@ def test_saved_text_is_a_data_set_of_ours(tiny_file: Path) -> None:
 
 
 def test_scores_without_text_are_refused(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, ["predict", tiny_file, put_picture(Path("a.jpg")), "--save-conf"], "give --save-txt too")
+    refused(capsys, ["predict", tiny_file, put_image(Path("a.jpg")), "--save-conf"], "give --save-txt too")
 
 
 def test_names_that_are_not_utf8(tiny_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     picture, clip, out = (os.fsdecode(name) for name in (b"p/caf\xe9 [1].jpg", b"p/v\xe9.avi", b"out\xe9"))
-    put_picture(Path("plain.jpg"))
+    put_image(Path("plain.jpg"))
     Path("p").mkdir()
     os.rename("plain.jpg", picture)
     os.rename(put_video(Path("plain2.avi"), 4), clip)
@@ -178,7 +178,7 @@ def test_names_that_are_not_utf8(tiny_file: Path, capfd: pytest.CaptureFixture[s
 @pytest.mark.parametrize("name", ["TINY.ONNX", "model", "model.bin"])
 def test_a_model_is_known_by_its_content(name: str, tiny_file: Path) -> None:
     Path(name).write_bytes(tiny_file.read_bytes())
-    put_picture(Path("a.jpg"))
+    put_image(Path("a.jpg"))
     assert split_model([name, "a.jpg"]) == (name, ["a.jpg"])
     assert predict(Path(name), "a.jpg", "--out", "out") == 0
 
@@ -212,8 +212,8 @@ def test_python_says_what_cannot_be(tiny_file: Path) -> None:
 
 
 def test_labels_that_were_corrected_by_hand_stay(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    put_picture(Path("photos/a.jpg"))
-    put_picture(Path("photos/b.jpg"), 1)
+    put_image(Path("photos/a.jpg"))
+    put_image(Path("photos/b.jpg"), 1)
     command = ["photos", "--out", "out", "--save-txt", "--conf", "0.02"]
     for _ in range(2):
         assert predict(tiny_file, *command) == 0

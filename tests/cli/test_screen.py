@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from yoloxkd.cli.report import metrics_table
+from yoloxkd.cli.run_tables import metrics_table
 from yoloxkd.cli.tables import printable, table
 
 PROGRAM = [sys.executable, "-c", "from yoloxkd.cli import main; main()"]
@@ -26,9 +26,9 @@ def started(arguments: list[str], folder: Path, **variables: str) -> subprocess.
 @pytest.fixture
 def oddly_named(tmp_path: Path) -> Path:
     """A YOLO data set whose classes have names that rich, an ASCII terminal and a narrow one would spoil."""
-    from tests.cli.conftest import put_picture
+    from tests.cli.conftest import put_image
 
-    put_picture(tmp_path / "images" / "a.png")
+    put_image(tmp_path / "images" / "a.png")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .2 .2\n1 .5 .5 .1 .1\n2 .3 .3 .1 .1\n")
     names = ["[red]", "caf\u00e9 [/b]", "long " * 30 + "end"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from yoloxkd.build.recipes import resolve
+from yoloxkd.assembly.recipes import resolve
 from yoloxkd.config.load import parse_set, read_yaml
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.config.recipe import Recipe

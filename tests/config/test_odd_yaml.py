@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yoloxkd.build.recipes import resolve
+from yoloxkd.assembly.recipes import resolve
 from yoloxkd.config.load import parse_set, read_yaml
 from yoloxkd.errors import UserError
 

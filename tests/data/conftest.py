@@ -1,4 +1,4 @@
-"""A small data set on disk: three pictures, one without a box, sparse category ids, a crowd region."""
+"""A small data set on disk: three images, one without a box, sparse category ids, a crowd region."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture
 def make_set(tmp_path: Path) -> MakeSet:
-    """make_set(content) writes pictures and annotations, and gives (images folder, annotation file)."""
+    """make_set(content) writes images and annotations, and gives (images folder, annotation file)."""
 
     def make(content: dict[str, Any] = CONTENT) -> tuple[Path, Path]:
         folder = tmp_path / "images"

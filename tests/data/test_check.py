@@ -14,14 +14,14 @@ import pytest
 from tests.data.test_convert import rich_set
 from yoloxkd.cli import run
 from yoloxkd.data import check
-from yoloxkd.data.faults import MISSING, UNREADABLE
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.problems import MISSING, UNREADABLE
 from yoloxkd.data.stats import split_stats
 
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """The rich set with one fault of each kind in train, and a picture of train in val."""
+    """The rich set with one fault of each kind in train, and an image of train in val."""
     folder = tmp_path / "source"
     rich_set(folder)
     file = folder / "train.json"
@@ -115,7 +115,7 @@ def test_a_good_set_has_no_fault(toy: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_breaking_faults_do_break_training(broken: Path) -> None:
     """What check calls breaking is what a reader or a loader refuses."""
-    from yoloxkd.data.spec import find_data
+    from yoloxkd.data.data_spec import find_data
     from yoloxkd.errors import UserError
 
     with pytest.raises(UserError, match=r"1\.png.* is 61x38 px but .*says 77x38 \(the first of 3"):

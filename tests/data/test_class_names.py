@@ -11,16 +11,16 @@ import pytest
 import yaml
 
 from yoloxkd.cli import run
-from yoloxkd.data.class_files import KIND
 from yoloxkd.data.convert import convert_data
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.formats.class_files import KIND
 from yoloxkd.errors import UserError
 
 TYPED = ["no", "on", "1.10", "010", "12:30", "null", "~", "1e3", "0x1F", "2024-01-01", "1_000", ".inf", "Yes", "=", "-"]
 
 
 def write(folder: Path, names: str, extra: str = "", label: str = "0 0.5 0.5 0.5 0.5\n") -> Path:
-    """A YOLO set of one picture."""
+    """A YOLO set of one image."""
     for name in ("images/train", "labels/train"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(folder / "images" / "train" / "a.jpg"), np.zeros((40, 80, 3), np.uint8))
@@ -227,11 +227,11 @@ def test_polygons_are_not_taken_for_key_points(tmp_path: Path) -> None:
     angles = np.linspace(0, 2 * np.pi, 9)[:-1]
     random = np.random.default_rng(0)
     lines = []
-    for _ in range(60):  # eight corners around a centre, from any corner on
-        centre, radius, turn = random.uniform(0.3, 0.7, 2), random.uniform(0.05, 0.3), random.uniform(0, 6)
-        points = centre + radius * np.stack([np.cos(angles + turn), np.sin(angles + turn)], 1)
+    for _ in range(60):  # eight corners around a center, from any corner on
+        center, radius, turn = random.uniform(0.3, 0.7, 2), random.uniform(0.05, 0.3), random.uniform(0, 6)
+        points = center + radius * np.stack([np.cos(angles + turn), np.sin(angles + turn)], 1)
         lines.append(" ".join(["0", *(f"{v:.6f}" for v in points.ravel())]))
-    lines.append("0 0 0 1 0 1 1 0 1 0 0 1 0 1 1 0 1")  # the whole picture
+    lines.append("0 0 0 1 0 1 1 0 1 0 0 1 0 1 1 0 1")  # the whole image
     data = load_split(find_data(write(tmp_path, "[cat]", label="\n".join(lines))), "train")
     assert len(data.boxes) == 61
     assert not any("kpt_shape" in kind for kind in data.faults.counts)

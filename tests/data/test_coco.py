@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import NAMES, MakeSet
-from yoloxkd.data.coco import read_coco
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.formats.coco import read_coco
 from yoloxkd.errors import UserError
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from yoloxkd.data import FORMATS
 from yoloxkd.data.convert import convert_data
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.spec import DataSpec, find_data, load_split
+from yoloxkd.data.data_spec import DataSpec, find_data, load_split
+from yoloxkd.data.dataset import DetectionData
 from yoloxkd.errors import UserError
 
 NAMES = ["person", "dog & cat"]
@@ -126,13 +126,13 @@ def test_one_class_alone_and_links(tmp_path: Path) -> None:
     before, after = load_split(spec, "train"), load_split(made, "train")
     same(before.boxes[before.labels == 1], after.boxes)
     assert (tmp_path / "out" / "Images" / "0.png").is_symlink()
-    # both splits have a picture 0.png, and share one folder
+    # both splits have an image 0.png, and share one folder
     assert (tmp_path / "out" / "Images" / "0-2.png").is_symlink()
 
 
 @pytest.mark.parametrize("to", ["yolo", "coco"])
-def test_a_turned_picture_keeps_its_boxes(tmp_path: Path, to: str) -> None:
-    """Boxes of the picture as stored, which EXIF would turn by a quarter."""
+def test_a_turned_image_keeps_its_boxes(tmp_path: Path, to: str) -> None:
+    """Boxes of the image as stored, which EXIF would turn by a quarter."""
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "in").mkdir()

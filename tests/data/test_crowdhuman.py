@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloxkd.data.crowdhuman import read_crowdhuman
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.formats.crowdhuman import read_crowdhuman
 from yoloxkd.errors import UserError
 
 
@@ -98,6 +98,6 @@ def test_lines_that_cannot_be_used(tmp_path: Path, row: Any, said: str) -> None:
         read(tmp_path, [ROWS[0], row])
 
 
-def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"9,z\.jpg, listed in .*odgt, is missing"):
         read(tmp_path, [{"ID": "9,z", "gtboxes": []}])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from yoloxkd.data.given_images import given_images
+from yoloxkd.data.io.given_images import given_images
 from yoloxkd.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
@@ -32,7 +32,7 @@ def one(image: Any) -> np.ndarray:
     return picture
 
 
-def test_all_that_is_one_picture(file: Path) -> None:
+def test_all_that_is_one_image(file: Path) -> None:
     rgba = np.dstack([RGB, np.zeros_like(GRAY)])
     wide = np.zeros((6, 16, 3), np.uint8)
     wide[:, ::2] = RGB

@@ -1,4 +1,4 @@
-"""Pictures of every kind come out as 8-bit RGB; what is no whole picture is refused in one sentence."""
+"""ImageColumns of every kind come out as 8-bit RGB; what is no whole image is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yoloxkd.data.headers import image_size
-from yoloxkd.data.images import check_images, read_image
+from yoloxkd.data.io.image_headers import image_size
+from yoloxkd.data.io.images import check_images, read_image
 from yoloxkd.errors import UserError
 
 
@@ -27,15 +27,15 @@ def save(path: Path, array: np.ndarray, **options: object) -> str:
     return str(path)
 
 
-def test_colours_come_in_rgb_order(tmp_path: Path) -> None:
+def test_colors_come_in_rgb_order(tmp_path: Path) -> None:
     image, factor = read_image(save(tmp_path / "a.png", picture()))
     assert factor == 1
     np.testing.assert_array_equal(image, picture())
 
 
-def test_grey_alpha_and_palette_become_three_channels(tmp_path: Path) -> None:
-    grey = picture()[..., 0]
-    np.testing.assert_array_equal(read_image(save(tmp_path / "g.png", grey))[0], np.stack([grey] * 3, -1))
+def test_gray_alpha_and_palette_become_three_channels(tmp_path: Path) -> None:
+    gray = picture()[..., 0]
+    np.testing.assert_array_equal(read_image(save(tmp_path / "g.png", gray))[0], np.stack([gray] * 3, -1))
     alpha = np.concatenate([picture(), np.full((24, 40, 1), 128, np.uint8)], -1)
     np.testing.assert_array_equal(read_image(save(tmp_path / "alpha.png", alpha))[0], picture())
     Image.fromarray(picture()).convert("P").save(tmp_path / "p.png")
@@ -125,7 +125,7 @@ def test_broken_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
 def test_missing_files_and_files_that_are_no_image(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the image .*none\.jpg: No such file"):
         read_image(str(tmp_path / "none.jpg"))
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(UserError, match=r"text\.jpg is not an image"):
         read_image(str(tmp_path / "text.jpg"))
 
@@ -173,7 +173,7 @@ def test_alpha_is_dropped_in_every_format(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(read_image(save(tmp_path / f"a.{suffix}", alpha, **options))[0], picture())
 
 
-def test_grey_of_sixteen_bits_and_of_one(tmp_path: Path) -> None:
+def test_gray_of_sixteen_bits_and_of_one(tmp_path: Path) -> None:
     deep = picture()[..., 0].astype(np.uint16) * 256 + 9
     for suffix in ("png", "tif"):
         assert cv2.imwrite(str(tmp_path / f"d.{suffix}"), deep)
@@ -184,7 +184,7 @@ def test_grey_of_sixteen_bits_and_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_the_size_in_the_header_is_that_of_the_picture_read(tmp_path: Path, suffix: str, orientation: int) -> None:
+def test_the_size_in_the_header_is_that_of_the_image_read(tmp_path: Path, suffix: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {} if suffix == "bmp" else {"exif": exif}

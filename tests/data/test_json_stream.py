@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from yoloxkd.data import json_stream
-from yoloxkd.data.json_stream import json_lists
+from yoloxkd.data.io import json_stream
+from yoloxkd.data.io.json_stream import json_lists
 
 CONTENT: dict[str, Any] = {
     "info": {"year": 2017, "deep": [[1, {"x": "]}"}]]},

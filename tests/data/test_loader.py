@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import CONTENT, NAMES, MakeSet
 from yoloxkd.config.augment import Augment
-from yoloxkd.data.coco import read_coco
-from yoloxkd.data.images import read_image
+from yoloxkd.data.augment.mosaic import mosaic
+from yoloxkd.data.augment.transforms import Sample
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.formats.coco import read_coco
+from yoloxkd.data.io.images import read_image
 from yoloxkd.data.loader import Collate, eval_loader, train_loader
-from yoloxkd.data.mosaic import mosaic
-from yoloxkd.data.order import EpochSampler, epoch_order
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.sampler import EpochSampler, epoch_order
 from yoloxkd.data.samples import EvalSamples, TrainSamples
-from yoloxkd.data.transforms import Sample
 from yoloxkd.errors import UserError
 from yoloxkd.types import Batch
 
@@ -52,7 +52,7 @@ def same_batch(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("strong", [True, False])
 def test_a_sample_depends_on_its_key_alone(data: DetectionData, strong: bool) -> None:
-    augment = Augment(mixup=0.5, grey=0.2, blur=0.5)
+    augment = Augment(mixup=0.5, gray=0.2, blur=0.5)
     first, again = TrainSamples(data, SIZE, augment, 3), TrainSamples(data, SIZE, augment, 3)
     keys = [(epoch, index, strong) for epoch in range(2) for index in range(3)]
     forward = [fingerprint(sample_of(first, *key)) for key in keys]
@@ -72,7 +72,7 @@ def test_without_strong_augmentation_there_is_no_mosaic(data: DetectionData) -> 
 
 
 def test_a_flip_keeps_padding_at_the_right(data: DetectionData) -> None:
-    """Picture 2 is 64 high and 32 wide: its content is the left half."""
+    """Image 2 is 64 high and 32 wide: its content is the left half."""
     plain = EvalSamples(data, SIZE)[2]
     flipped = sample_of(TrainSamples(data, SIZE, Augment(hsv_prob=0, flip=1), 0), 0, 2, False)
     assert isinstance(plain, Sample)
@@ -148,8 +148,8 @@ def test_reading_leaves_the_global_random_state_alone(data: DetectionData) -> No
 
 def test_what_workers_get_can_be_pickled(data: DetectionData) -> None:
     """As needed where processes are spawned, not forked."""
-    samples = pickle.loads(pickle.dumps(TrainSamples(data, SIZE, Augment(grey=1.0), 0)))
-    original = TrainSamples(data, SIZE, Augment(grey=1.0), 0)
+    samples = pickle.loads(pickle.dumps(TrainSamples(data, SIZE, Augment(gray=1.0), 0)))
+    original = TrainSamples(data, SIZE, Augment(gray=1.0), 0)
     assert fingerprint(samples[0, 0, True]) == fingerprint(sample_of(original, 0, 0, True))
     loader = train_loader(data, imgsz=64, batch=2, augment=Augment(), seed=0, workers=1)
     pickle.dumps((loader.collate_fn, loader.worker_init_fn))
@@ -159,7 +159,7 @@ def test_what_workers_get_can_be_pickled(data: DetectionData) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_reaches_the_user_as_one_sentence(data: DetectionData, workers: int) -> None:
+def test_a_broken_image_reaches_the_user_as_one_sentence(data: DetectionData, workers: int) -> None:
     Path(data.paths[1]).write_bytes(b"")
     for loader in (
         eval_loader(data, imgsz=64, batch=2, workers=workers),
@@ -179,7 +179,7 @@ def test_eval_loader_gives_every_image_once_in_order(data: DetectionData) -> Non
     assert shares == [[30, 20], [10]]
 
 
-def test_pictures_without_any_box_train(data: DetectionData) -> None:
+def test_images_without_any_box_train(data: DetectionData) -> None:
     data.boxes, data.labels, data.crowd = data.boxes[:0], data.labels[:0], data.crowd[:0]
     data.offsets = np.zeros(4, np.int64)
     loader = train_loader(data, imgsz=64, batch=3, augment=Augment(mixup=1.0), seed=0)
@@ -229,7 +229,7 @@ def test_epochs_differ_and_can_be_entered_midway() -> None:
 
 
 def reads_of(make_set: MakeSet, pool: int, n: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[set[int]], int]:
-    """The pictures of each mosaic of the first epoch, in its order, and how many files were decoded."""
+    """The images of each mosaic of the first epoch, in its order, and how many files were decoded."""
     row = {"file_name": "a.jpg", "height": 48, "width": 64}
     content = copy.deepcopy(CONTENT) | {"images": [row | {"id": i} for i in range(n)], "annotations": []}
     data = read_coco(*make_set(content), NAMES, "train")
@@ -253,9 +253,7 @@ def reads_of(make_set: MakeSet, pool: int, n: int, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("pool", [0, 8])
-def test_a_mosaic_is_made_of_pictures_read_before(
-    make_set: MakeSet, pool: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mosaic_is_made_of_images_read_before(make_set: MakeSet, pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
     n = 60
     shown, decoded = reads_of(make_set, pool, n, monkeypatch)
     order = epoch_order(n, 0, 0).tolist()

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from yoloxkd.config.augment import Augment
-from yoloxkd.data.coco import read_coco
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.formats.coco import read_coco
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="private memory is read from /proc/<pid>/smaps_rollup"
@@ -23,7 +23,7 @@ NAMES = ["cat", "dog", "cow"]
 
 
 def large_set(folder: Path, images: int, boxes: int, outlines: bool = False) -> tuple[Path, Path]:
-    """Many entries for few picture files; with segmentations to be passed over, if asked for."""
+    """Many entries for few image files; with segmentations to be passed over, if asked for."""
     (folder / "images").mkdir(parents=True)
     random = np.random.default_rng(0)
     for i in range(8):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from yoloxkd.config.augment import Augment
-from yoloxkd.data.mosaic import Boxes, Tile, boxes_of, draw, mixup, mosaic, new_canvas
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.transforms import Sample, blank, worth_training
+from yoloxkd.data.augment.mosaic import Boxes, Tile, boxes_of, draw, mixup, mosaic, new_canvas
+from yoloxkd.data.augment.transforms import Sample, blank, worth_training
+from yoloxkd.data.dataset import DetectionData
 from yoloxkd.types import ImageMeta
 
 BLACK = (0, 0, 0)
@@ -21,7 +21,7 @@ BOXES = [(30, 40, 110, 100), (20, 30, 70, 120), (50, 10, 153, 90), (8, 8, 40, 56
 
 
 def painted(folder: Path, suffix: str, order: tuple[int, ...] = (0, 1, 2, 3)) -> DetectionData:
-    """Black pictures with one box each, its inside painted in a grey of its own."""
+    """Black images with one box each, its inside painted in a gray of its own."""
     paths = []
     for k in order:
         image = np.zeros((*SIZES[k], 3), np.uint8)
@@ -48,7 +48,7 @@ def painted(folder: Path, suffix: str, order: tuple[int, ...] = (0, 1, 2, 3)) ->
 def paste(
     data: DetectionData, index: int, matrix: np.ndarray, canvas: np.ndarray, cut: tuple[float, float, float, float]
 ) -> Boxes:
-    """Draws one picture, and gives its boxes."""
+    """Draws one image, and gives its boxes."""
     tile = Tile(index, tuple(map(tuple, matrix[:2].tolist())), cut, 1.0)
     draw(data, tile, canvas)
     return boxes_of(data, [tile], canvas.shape[:2])
@@ -86,7 +86,7 @@ def test_a_pasted_box_lies_where_its_pixels_are(tmp_path: Path, name: str, suffi
     height, width = SIZES[index]
     boxes, labels, _ = paste(data, index, matrix, canvas, (0, 0, width, height))
     assert labels.tolist() == [index]
-    # a pixel counts as painted from half its grey on; sharp corners of turned boxes lose a little more
+    # a pixel counts as painted from half its gray on; sharp corners of turned boxes lose a little more
     tolerance = 1.0 if degrees == 0 else 2.0
     assert np.abs(extent(canvas, (100 + 50 * index) / 2) - boxes[0]).max() <= tolerance
 
@@ -101,7 +101,7 @@ def test_a_cut_limits_pixels_and_boxes(tmp_path: Path) -> None:
     assert boxes.shape == (0, 4)
 
 
-def test_a_picture_out_of_sight_is_not_even_read(tmp_path: Path) -> None:
+def test_a_image_out_of_sight_is_not_even_read(tmp_path: Path) -> None:
     data = painted(tmp_path, ".png")
     Path(data.paths[0]).unlink()
     canvas = new_canvas((50, 50), BLACK)
@@ -115,8 +115,8 @@ STILL = Augment(degrees=0, shear=0, translate=0, scale=(0.5, 0.5))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_four_pictures_meet_and_every_box_is_found(tmp_path: Path, seed: int) -> None:
-    """Without turn or play the input shows the whole canvas: boxes of one grey each, where their pixels are."""
+def test_four_images_meet_and_every_box_is_found(tmp_path: Path, seed: int) -> None:
+    """Without turn or play the input shows the whole canvas: boxes of one gray each, where their pixels are."""
     data = painted(tmp_path, ".png")
     sample = mosaic(data, [0, 1, 2, 3], (128, 128), STILL, BLACK, np.random.default_rng(seed))
     assert sample.image.shape == (128, 128, 3)
@@ -176,7 +176,7 @@ def test_mixup_is_half_and_half_with_the_boxes_of_both(tmp_path: Path, seed: int
     assert mixed.meta is base.meta
     assert (base.image == 60).all()
     assert set(np.unique(mixed.image)) <= set(range(30, 81))
-    other = mixed.image.astype(int) - 30  # half of the painted grey is 50
+    other = mixed.image.astype(int) - 30  # half of the painted gray is 50
     assert np.abs(extent(other, 25) - mixed.boxes[1]).max() <= 1.0
 
 

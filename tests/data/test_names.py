@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yoloxkd.data.caches import DiskCache, RamCache
 from yoloxkd.data.check import LISTED_TWICE, check_data
 from yoloxkd.data.convert import convert_data
-from yoloxkd.data.faults import Faults, Place
-from yoloxkd.data.find_images import LOST_LINKS, OTHER_SPELLING, images_of
-from yoloxkd.data.spec import find_data, load_split
-from yoloxkd.data.yolo import read_yolo
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.formats.yolo import read_yolo
+from yoloxkd.data.io.find_images import LOST_LINKS, OTHER_SPELLING, images_of
+from yoloxkd.data.io.image_caches import DiskCache, RamCache
+from yoloxkd.data.problems import Faults, Place
 from yoloxkd.errors import UserError
 
 ODD = [
@@ -57,7 +57,7 @@ def save(path: Path, shade: int, size: tuple[int, int] = (32, 24)) -> None:
 
 
 def odd_set(root: Path) -> Path:
-    """A COCO set with a picture of each odd name, its shade its position; box i is (i, 1, i + 4, 9)."""
+    """A COCO set with an image of each odd name, its shade its position; box i is (i, 1, i + 4, 9)."""
     for i, name in enumerate(ODD):
         save(root / "pictures" / name, 8 * i)
     content = {
@@ -69,7 +69,7 @@ def odd_set(root: Path) -> Path:
         "categories": [{"id": 1, "name": "person"}],
     }
     (root / "all.json").write_text(json.dumps(content))
-    (root / "data.yaml").write_text("format: coco\nnames: [person]\ntrain: {images: pictures, annotations: all.json}\n")
+    (root / "data.yaml").write_text("format: coco\nnames: [person]\ntrain: {images: images, annotations: all.json}\n")
     return root / "data.yaml"
 
 
@@ -289,7 +289,7 @@ def test_ids_of_several_images_are_refused(tmp_path: Path) -> None:
         load_split(find_data(tmp_path / "data.yaml"), "train")
 
 
-def test_caches_keep_pictures_of_any_name(tmp_path: Path) -> None:
+def test_caches_keep_images_of_any_name(tmp_path: Path) -> None:
     data = load_split(find_data(odd_set(tmp_path)), "train")
     plain = [data.read(i) for i in range(len(data))]
     (tmp_path / "cache").mkdir()

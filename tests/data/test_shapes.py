@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from yoloxkd.data import shapes
-from yoloxkd.data.outlines import OUTLINES
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.shape_outlines import OUTLINES
 from yoloxkd.errors import UserError
 
 

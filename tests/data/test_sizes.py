@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tests.data.test_mosaic import SIZES, extent, painted
 from yoloxkd.config.augment import Augment
+from yoloxkd.data.augment.transforms import Sample, fit_within, largest_input, network_input
+from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.loader import Collate, eval_loader, train_loader
-from yoloxkd.data.order import EpochSampler
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.sampler import EpochSampler
 from yoloxkd.data.samples import EvalSamples, TrainSamples
-from yoloxkd.data.transforms import Sample, fit_within, largest_input, network_input
 from yoloxkd.types import Batch
 
 PLAIN = Augment(mosaic=0, hsv_prob=0, flip=0)
@@ -38,7 +38,7 @@ def data(tmp_path: Path) -> DetectionData:
     return painted(tmp_path, ".png")
 
 
-def test_the_pictures_differ_in_orientation() -> None:
+def test_the_images_differ_in_orientation() -> None:
     assert {h > w for h, w in SIZES[:4]} == {True, False}
 
 
@@ -139,7 +139,7 @@ def test_rectangular_evaluation(data: DetectionData, imgsz: int | tuple[int, int
             assert np.abs(extent(shown[..., None], level) - boxes[0]).max() <= 1
 
 
-def test_one_picture_becomes_an_input_as_in_a_batch(data: DetectionData) -> None:
+def test_one_image_becomes_an_input_as_in_a_batch(data: DetectionData) -> None:
     picture = data.read(1)
     for imgsz, rect in ((96, False), ((64, 96), True)):
         alone, scale, left, top = network_input(picture, imgsz, 32, PAD)

@@ -13,15 +13,15 @@ import pytest
 from tests.conftest import TINY, write_toy
 from yoloxkd import Trainer
 from yoloxkd.cli import run
-from yoloxkd.data.faults import Faults
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.problems import Faults
 from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.errors import UserError
 
 
 def split(boxes: list[list[float]], *, crowd: int = 0, images: int = 10, faults: Faults | None = None) -> DetectionData:
-    """`boxes` on the first of some pictures of 640 px, the first `crowd` of them to be ignored."""
+    """`boxes` on the first of some images of 640 px, the first `crowd` of them to be ignored."""
     n = len(boxes)
     return DetectionData(
         names=["a", "b"],
@@ -75,7 +75,7 @@ def test_enough_is_nothing_to_say() -> None:
         (split([BOX] * 4, faults=Faults(images_without_file=2)), False, "2 of 10 (20%) of the images"),
         (split([DOT] * 4), True, "4 of 4 (100%) of the objects of 'train' are at most 2 px wide"),
         (split([DOT, BOX, BOX, BOX]), False, "1 of 4 (25%) of the objects"),
-        (split([[5, 5, 5.4, 5.3]] * 4), True, "are they fractions of the picture"),
+        (split([[5, 5, 5.4, 5.3]] * 4), True, "are they fractions of the image"),
         (split([BOX]), False, "1 of the 2 classes have no object in 'train' and cannot be learnt: b"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Letterbox, colour, flip and affine maps: pixels and boxes go the same way."""
+"""Letterbox, color, flip and affine maps: pixels and boxes go the same way."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yoloxkd.config.augment import Augment
-from yoloxkd.data.transforms import (
+from yoloxkd.data.augment.transforms import (
     affine_of_mosaic,
     blank,
-    colour,
+    color,
     flip,
     letterbox,
     shift_hsv,
@@ -42,7 +42,7 @@ def test_letterbox_is_yolox_s_rule(height: int, width: int, size: tuple[int, int
 
 
 def test_letterbox_can_be_undone() -> None:
-    """A box painted into the picture, found again in the input, comes back by the given numbers."""
+    """A box painted into the image, found again in the input, comes back by the given numbers."""
     image = np.zeros((90, 160, 3), np.uint8)
     image[20:60, 40:120] = 255
     out, scale, left, top = letterbox(image, (64, 64), (0, 0, 0))
@@ -59,7 +59,7 @@ def test_letterbox_leaves_its_input_alone() -> None:
     assert image.any()
 
 
-def test_blank_has_one_colour() -> None:
+def test_blank_has_one_color() -> None:
     assert (blank((5, 7), PAD) == PAD).all()
     assert blank((5, 7), PAD).shape == (5, 7, 3)
 
@@ -72,7 +72,7 @@ def slow_shift(image: np.ndarray, hue: int, saturation: int, value: int) -> np.n
 
 
 @pytest.mark.parametrize("shift", [(5, 30, 30), (-5, -30, -30), (75, 0, 0), (-75, 255, 0), (0, -7, 9), (3, 200, -200)])
-def test_colour_shift_is_cyclic_in_hue_and_saturates(shift: tuple[int, int, int]) -> None:
+def test_color_shift_is_cyclic_in_hue_and_saturates(shift: tuple[int, int, int]) -> None:
     image = noise(60, 60)
     ours, slow = shift_hsv(image, *shift).astype(int), slow_shift(image, *shift).astype(int)
     # hues are rounded to 2 degrees, differently when red and blue are exchanged: one step of hue, no more
@@ -80,23 +80,23 @@ def test_colour_shift_is_cyclic_in_hue_and_saturates(shift: tuple[int, int, int]
     assert np.abs(ours - slow).mean() < 0.2
 
 
-def test_colour_draws_from_the_generator_it_is_given() -> None:
+def test_color_draws_from_the_generator_it_is_given() -> None:
     image = noise(40, 40)
-    augment = Augment(grey=0.3, blur=0.5, noise=0.5)
-    outs = [colour(image, augment, np.random.default_rng(seed)) for seed in (1, 1, 2, 3, 4)]
+    augment = Augment(gray=0.3, blur=0.5, noise=0.5)
+    outs = [color(image, augment, np.random.default_rng(seed)) for seed in (1, 1, 2, 3, 4)]
     np.testing.assert_array_equal(outs[0], outs[1])
     assert len({out.tobytes() for out in outs}) == 4
 
 
-@pytest.mark.parametrize("key", ["hsv_prob", "grey", "blur", "noise"])
-def test_each_colour_operation_does_something(key: str) -> None:
+@pytest.mark.parametrize("key", ["hsv_prob", "gray", "blur", "noise"])
+def test_each_color_operation_does_something(key: str) -> None:
     image = noise(40, 40)
     none = Augment(hsv_prob=0.0)
-    np.testing.assert_array_equal(colour(image, none, np.random.default_rng(0)), image)
-    changed = colour(image, none.model_copy(update={key: 1.0}), np.random.default_rng(1))
+    np.testing.assert_array_equal(color(image, none, np.random.default_rng(0)), image)
+    changed = color(image, none.model_copy(update={key: 1.0}), np.random.default_rng(1))
     assert (changed != image).any()
     assert (changed.shape, changed.dtype) == (image.shape, np.uint8)
-    if key == "grey":
+    if key == "gray":
         assert (np.ptp(changed, axis=-1) == 0).all()
 
 
@@ -112,19 +112,19 @@ def test_flip_mirrors_pixels_and_boxes() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000))
 def test_the_map_keeps_its_promises(seed: int) -> None:
-    """Area scale within range, the canvas's centre within `translate` of the input's centre."""
+    """Area scale within range, the canvas's center within `translate` of the input's center."""
     augment = Augment(degrees=30, shear=0, scale=(0.4, 1.6), translate=0.2)
     matrix = affine_of_mosaic(augment, (64, 96), np.random.default_rng(seed))
     scale = np.sqrt(np.linalg.det(matrix[:2, :2]))
     assert 0.4 <= scale <= 1.6
     angle = np.degrees(np.arctan2(matrix[0, 1], matrix[0, 0]))
     assert abs(angle) <= 30 + 1e-9
-    centre = matrix @ (96, 64, 1)
-    assert abs(centre[0] / 96 - 0.5) <= 0.2 + 1e-9
-    assert abs(centre[1] / 64 - 0.5) <= 0.2 + 1e-9
+    center = matrix @ (96, 64, 1)
+    assert abs(center[0] / 96 - 0.5) <= 0.2 + 1e-9
+    assert abs(center[1] / 64 - 0.5) <= 0.2 + 1e-9
 
 
-def test_a_map_without_play_puts_the_centre_in_the_centre() -> None:
+def test_a_map_without_play_puts_the_center_in_the_center() -> None:
     still = Augment(degrees=0, shear=0, translate=0, scale=(0.5, 0.5))
     matrix = affine_of_mosaic(still, (64, 96), np.random.default_rng(0))
     np.testing.assert_allclose(matrix, [[0.5, 0, 0], [0, 0.5, 0], [0, 0, 1]], atol=1e-12)

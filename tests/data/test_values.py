@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import NAMES, MakeSet
-from yoloxkd.data.coco import read_coco
 from yoloxkd.data.convert import convert_data
-from yoloxkd.data.faults import Faults
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.spec import DataSpec, find_data, load_split
-from yoloxkd.data.values import flag, id_key, number, size_px
+from yoloxkd.data.data_spec import DataSpec, find_data, load_split
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.formats.coco import read_coco
+from yoloxkd.data.formats.values import flag, id_key, number, size_px
+from yoloxkd.data.problems import Faults
 from yoloxkd.errors import UserError
 
 UNCLEAR = "whose iscrowd or ignore is neither 0 nor 1, taken as 0"
@@ -237,10 +237,10 @@ def test_a_missing_box_is_taken_from_its_outline(make_set: MakeSet, content: dic
 def test_boxes_in_fractions_break_training(make_set: MakeSet, content: dict[str, Any]) -> None:
     for row in content["annotations"]:
         row["bbox"] = [0.25, 0.25, 0.5, 0.25]
-    with pytest.raises(UserError, match=r"2 of 2 boxes of .*:1, annotation 7 are fractions of the picture"):
+    with pytest.raises(UserError, match=r"2 of 2 boxes of .*:1, annotation 7 are fractions of the image"):
         read(make_set, content)
     gathered = read(make_set, content, faults=Faults(gather=True)).faults
-    assert gathered.breaking == {"boxes that are fractions of the picture (0 to 1) instead of pixels"}
+    assert gathered.breaking == {"boxes that are fractions of the image (0 to 1) instead of pixels"}
     assert not any("under a pixel" in kind for kind in gathered.counts)
 
 

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloxkd.data.faults import Place
-from yoloxkd.data.spec import find_data, load_split
-from yoloxkd.data.voc import parse_voc, read_voc
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.formats.voc import parse_voc, read_voc
+from yoloxkd.data.problems import Place
 from yoloxkd.errors import UserError
 
 NAMES = ["cat", "dog"]
@@ -18,7 +18,7 @@ OBJECT = "<object>\n<name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xm
 
 
 def make(folder: Path, files: dict[str, list[tuple[object, ...]] | None], size: str = "") -> Path:
-    """Pictures of 80x40 px and their files in VOC's layout; a file None is not written."""
+    """ImageColumns of 80x40 px and their files in VOC's layout; a file None is not written."""
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for stem, objects in files.items():
@@ -63,7 +63,7 @@ def test_faults_are_named_by_file_and_line(tmp_path: Path) -> None:
     }
 
 
-def test_the_size_in_the_file_is_held_against_the_picture(tmp_path: Path) -> None:
+def test_the_size_in_the_file_is_held_against_the_image(tmp_path: Path) -> None:
     size = "<size><width>80</width><height>50</height><depth>3</depth></size>"
     with pytest.raises(UserError, match=r"a\.jpg.*80x40 px but its annotation file says 80x50; correct one of them"):
         read_voc([], [], [make(tmp_path, {"a": [("dog", 0, 1, 1, 8, 4)]}, size)], NAMES, "train")

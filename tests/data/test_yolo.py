@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloxkd.data.faults import UNREADABLE, Faults, Place
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.spec import find_data, load_split
-from yoloxkd.data.yolo import read_yolo
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.formats.yolo import read_yolo
+from yoloxkd.data.problems import UNREADABLE, Faults, Place
 from yoloxkd.errors import UserError
 
 NAMES = ["cat", "dog"]
@@ -81,7 +81,7 @@ def test_polygons_and_oriented_boxes_with_a_score_are_read_without_it(tmp_path: 
         ("0 0.5 0.5 0 0.2", "dropped, of zero or negative size"),
         ("0 0.5 0.5 nan 0.2", "dropped, whose box is not four finite numbers"),
         ("0 1.5 0.5 0.2 0.2", "dropped, outside the image"),
-        ("0 40 20 20 10", "dropped, whose values are not fractions of the picture (0 to 1)"),
+        ("0 40 20 20 10", "dropped, whose values are not fractions of the image (0 to 1)"),
         ("0 0.95 0.5 0.2 0.2", "clipped to the image"),
     ],
 )
@@ -112,7 +112,7 @@ def test_no_label_file_at_all_is_refused(tmp_path: Path) -> None:
         read(tmp_path, {"a": None, "b": None})
 
 
-def test_missing_places_and_pictures(tmp_path: Path) -> None:
+def test_missing_places_and_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image folder or list file"):
         read_yolo([tmp_path / "none"], None, NAMES, "train", tmp_path)
     (tmp_path / "empty").mkdir()
@@ -123,7 +123,7 @@ def test_missing_places_and_pictures(tmp_path: Path) -> None:
         read_yolo([tmp_path / "list.txt"], None, NAMES, "train", tmp_path)
 
 
-def test_gathering_goes_on_past_broken_pictures_and_sees_unused_labels(tmp_path: Path) -> None:
+def test_gathering_goes_on_past_broken_images_and_sees_unused_labels(tmp_path: Path) -> None:
     images = make(tmp_path, {"a": "0 0.5 0.5 0.5 0.5", "b": "1 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5\n"})
     (images / "a.png").write_bytes(b"")
     (tmp_path / "labels" / "train" / "lost.txt").write_text("")

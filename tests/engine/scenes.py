@@ -1,4 +1,4 @@
-"""A small data set of coloured rectangles, written to disk."""
+"""A small data set of colored rectangles, written to disk."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.dataset import DetectionData
 
-COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 220, 30)}
+COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 220, 30)}
 
 
 def scene(
@@ -29,7 +29,7 @@ def scene(
             w, h = int(rng.integers(width // 6, width // 2)), int(rng.integers(height // 6, height // 2))
             x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
             label = int(rng.integers(len(names)))
-            picture[y : y + h, x : x + w] = COLOURS[names[label]]
+            picture[y : y + h, x : x + w] = COLORS[names[label]]
             boxes.append([x, y, x + w, y + h])
             labels.append(label)
         path = folder / f"{i}.png"

@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import TINY
 from yoloxkd import Trainer
-from yoloxkd.cli.report import metrics_table
+from yoloxkd.cli.run_tables import metrics_table
 from yoloxkd.engine.callbacks import HtmlReport, Plots
 from yoloxkd.engine.events import Callback, State
 
@@ -76,7 +76,7 @@ def test_a_drawing_that_fails_is_a_warning(
         raise ValueError("no such font")
 
     monkeypatch.setattr("yoloxkd.viz.curves.draw_curves", broken)
-    monkeypatch.setattr("yoloxkd.engine.callbacks.report.collect", broken)
+    monkeypatch.setattr("yoloxkd.engine.callbacks.html_report.collect", broken)
     out = tmp_path / "run"
     keys = {k: v for k, v in SETTINGS.items() if not k.startswith("callbacks.")} | {
         "callbacks.report": kind is HtmlReport

@@ -19,8 +19,8 @@ from rich.console import Console
 from tests.conftest import TINY
 from tests.engine.runs import StopAt, rows, same_file
 from yoloxkd import Trainer
-from yoloxkd.build.callbacks import ordered_callbacks
-from yoloxkd.build.recipes import resolve
+from yoloxkd.assembly.recipes import resolve
+from yoloxkd.assembly.run_callbacks import ordered_callbacks
 from yoloxkd.engine.callbacks import CALLBACKS, EarlyStopping, Plots, TensorBoard, WeightsAndBiases
 from yoloxkd.engine.callbacks.progress import ProgressReport, duration
 from yoloxkd.engine.events import Callback
@@ -28,7 +28,7 @@ from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.types import TASK, LossName
 
 OPTIONS: dict[str, Any] = {"student": "yolox-nano", "batch": 8, "imgsz": 64, "device": "cpu"}
-STEPS = 3  # batches of 8 in the toy's 24 pictures
+STEPS = 3  # batches of 8 in the toy's 24 images
 
 
 class FakeWandb(SimpleNamespace):
@@ -213,7 +213,7 @@ def test_learning_rates_are_written_for_steps(logged: Path) -> None:
     assert [row["lr"] for row in steps][STEPS - 1 :: STEPS] == [row["lr"] for row in rows(logged)]
 
 
-def test_pictures_are_drawn_during_the_run(logged: Path) -> None:
+def test_images_are_drawn_during_the_run(logged: Path) -> None:
     sheets = sorted(p.name for p in (logged / "plots").iterdir())
     assert sheets == ["curves.png", *(f"predictions-epoch-000{i}.png" for i in (1, 2, 3)), "predictions.png"]
     sheet = cv2.imread(str(logged / "plots" / "predictions.png"))

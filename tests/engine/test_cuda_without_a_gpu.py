@@ -13,7 +13,7 @@ from yoloxkd.config.recipe import EngineSection
 from yoloxkd.engine.callbacks.finite import FiniteGuard
 from yoloxkd.engine.device import amp_dtype, choose_device, convert_norms, settings
 from yoloxkd.errors import GateError, UserError
-from yoloxkd.nn.timm_backbone import NORMS, TimmBackbone
+from yoloxkd.nn.backbones.timm_backbone import NORMS, TimmBackbone
 
 
 @pytest.fixture

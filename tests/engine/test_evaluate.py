@@ -13,14 +13,14 @@ from torch import nn
 
 from tests.engine.scenes import scene
 from tests.exporters.tiny import TinyDetector
-from yoloxkd.cli.report import metrics_table, write_detections
-from yoloxkd.data.coco import read_coco
-from yoloxkd.data.crowdhuman import read_crowdhuman
+from yoloxkd.cli.run_tables import metrics_table, write_detections
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.formats.coco import read_coco
+from yoloxkd.data.formats.crowdhuman import read_crowdhuman
 from yoloxkd.data.loader import eval_loader
-from yoloxkd.data.records import DetectionData
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.errors import UserError
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.yolox import YOLOX
 from yoloxkd.types import Detections, ImageMeta
 
 

@@ -27,7 +27,7 @@ from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.failures import explain, is_out_of_memory
 from yoloxkd.errors import UserError
-from yoloxkd.nn.weights import load_checkpoint_file
+from yoloxkd.nn.weights.load import load_checkpoint_file
 
 OPTIONS: dict[str, Any] = {"student": "yolox-nano", "epochs": 4, "batch": 8, "imgsz": 64, "device": "cpu"}
 SETTINGS = TINY | {"callbacks.plots": False, "val.interval": 4}
@@ -78,11 +78,11 @@ def test_a_loader_process_that_dies_is_a_sentence(toy: Path, tmp_path: Path) -> 
     assert "lower --workers" in sentence
 
 
-def test_a_picture_that_becomes_unreadable_is_named(tmp_path: Path) -> None:
+def test_a_image_that_becomes_unreadable_is_named(tmp_path: Path) -> None:
     toy = write_toy(tmp_path / "data", images=8)
     picture = tmp_path / "data" / "images" / "train" / "3.png"
     cut = lambda: picture.write_bytes(picture.read_bytes()[:500])  # noqa: E731
-    # mosaics keep pictures in memory, and would not notice at once
+    # mosaics keep images in memory, and would not notice at once
     sentence = fails(toy, tmp_path / "run", "on_epoch_start", cut, **{"augment.mosaic": 0})
     assert str(picture) in sentence
     assert "cut short" in sentence

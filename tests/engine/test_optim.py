@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from tests.parity.vectors import vectors_folder
-from yoloxkd.build.recipes import resolve
+from yoloxkd.assembly.recipes import resolve
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
 from yoloxkd.engine.optim import learning_rate, parameter_groups, sgd, step_lr, yolox_lr
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.yolox import YOLOX
 
 
 @pytest.mark.parametrize("size", ["nano", "tiny", "s"])

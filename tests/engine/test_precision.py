@@ -19,7 +19,7 @@ from tests.engine.test_step import family
 from tests.losses import compared, task
 from yoloxkd import Trainer
 from yoloxkd.config.recipe import EngineSection
-from yoloxkd.engine.device import amp_dtype, choose_device, grad_scaler, settings, synchronised_norms
+from yoloxkd.engine.device import amp_dtype, choose_device, grad_scaler, settings, synchronized_norms
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.pairing import Pairing
@@ -146,7 +146,7 @@ def test_what_needs_cuda_says_so() -> None:
     with pytest.raises(UserError, match="fp16 needs a CUDA device"):
         amp_dtype("fp16", cpu)
     with pytest.raises(UserError, match="sync_bn needs CUDA"):
-        synchronised_norms(torch.nn.Linear(1, 1), cpu)
+        synchronized_norms(torch.nn.Linear(1, 1), cpu)
     assert amp_dtype("bf16", cpu) is torch.bfloat16
     assert grad_scaler(torch.bfloat16, cpu) is None
 

@@ -21,7 +21,7 @@ from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.errors import Interrupted, UserError
 
-STEPS = 3  # batches of 8 in the toy's 24 pictures
+STEPS = 3  # batches of 8 in the toy's 24 images
 SETTINGS = TINY | {
     "augment.multiscale": 1,
     "val.interval": 1,
@@ -138,7 +138,7 @@ def test_a_run_killed_at_any_moment_goes_on_from_a_good_file(whole: Path, toy: P
 
 
 class FailsOnce(Callback):
-    """Makes the evaluation of an epoch fail, as a broken picture or the metric's backend would."""
+    """Makes the evaluation of an epoch fail, as a broken image or the metric's backend would."""
 
     def __init__(self, epoch: int, error: BaseException) -> None:
         self.epoch, self.error = epoch, error
@@ -158,7 +158,7 @@ class Panic(BaseException):
     """A panic of Rust code comes as a BaseException that is no Exception."""
 
 
-@pytest.mark.parametrize(("epoch", "error"), [(0, UserError("a picture is cut short")), (3, Panic("index 7"))])
+@pytest.mark.parametrize(("epoch", "error"), [(0, UserError("an image is cut short")), (3, Panic("index 7"))])
 def test_an_evaluation_that_fails_costs_no_epoch(
     epoch: int, error: BaseException, whole: Path, toy: Path, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests.conftest import write_toy
 from yoloxkd.api import Trainer
-from yoloxkd.build.run import prepare, read_resume
+from yoloxkd.assembly.run import prepare, read_resume
 from yoloxkd.errors import UserError
 
 NAN = float("nan")

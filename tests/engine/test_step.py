@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.losses import means, task
 from tests.nn.fpn import narrow
-from yoloxkd.build.models import build_detector
+from yoloxkd.assembly.models import build_detector
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.functional import importance
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.types import TASK, Batch, Targets
 
 # what makes the host wait for a device: reading a number, and shapes that depend on data
@@ -59,7 +59,7 @@ def step(methods: tuple[str, ...] = (), amp: torch.dtype | None = None) -> Train
     if methods:
         teacher = build_detector({"name": "yolox-nano"}, ["a", "b"])
         pairing = Pairing.between(student, teacher)
-        aux["kd"] = WithTeacher(teacher, {m: DISTILLERS[m](DISTILLERS[m].Config(), pairing) for m in methods})
+        aux["kd"] = TeacherLosses(teacher, {m: DISTILLERS[m](DISTILLERS[m].Config(), pairing) for m in methods})
     student.final_phase(True)
     return TrainStep(student, aux, amp).train()
 
@@ -98,7 +98,7 @@ def test_no_family_waits_for_the_device_under_any_method(kind: str, monkeypatch:
     student, teacher = family(kind)
     plan = Pairing.between(student, teacher)
     methods = [m for m in DISTILLERS if m != "ld" or kind == "gfl"]
-    distilled = WithTeacher(teacher, {m: DISTILLERS[m](DISTILLERS[m].Config(), plan) for m in methods})
+    distilled = TeacherLosses(teacher, {m: DISTILLERS[m](DISTILLERS[m].Config(), plan) for m in methods})
     one, data = TrainStep(student, nn.ModuleDict({"kd": distilled})).train(), batch()
     one(data)
     with Waits() as waits:

@@ -16,15 +16,15 @@ from tests.conftest import TINY
 from tests.engine.test_step import batch as step_batch
 from tests.engine.test_step import family as build
 from yoloxkd import Detector, Trainer
-from yoloxkd.build.recipes import resolve
-from yoloxkd.build.run import prepare
-from yoloxkd.engine import dist
+from yoloxkd.assembly.recipes import resolve
+from yoloxkd.assembly.run import prepare
+from yoloxkd.distributed import comm
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.parallel import gradients, wrapped
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import Batch, Draw
 
@@ -108,9 +108,9 @@ def family_gradients(family: str, parts: int) -> dict[str, Tensor]:
     keys: dict[str, Any] = {"ld": {"delta": 1.0}}
     methods = {n: DISTILLERS[n](DISTILLERS[n].Config(**keys.get(n, {})), plan) for n in FAMILIES[family]}
     student.final_phase(True)
-    step = TrainStep(student, nn.ModuleDict({"kd": WithTeacher(teacher.double(), methods)})).train().double()
+    step = TrainStep(student, nn.ModuleDict({"kd": TeacherLosses(teacher.double(), methods)})).train().double()
     freeze(step)
-    mine = scenes().part(*dist.share())
+    mine = scenes().part(*comm.rank_and_world_size())
     losses = gradients(
         wrapped(step),
         [mine.part(i, parts) for i in range(parts)],
@@ -133,7 +133,7 @@ def evaluations(toy: str, teacher: str, out: Path) -> list[dict[str, Any]]:
     state = prepare(recipe, out, console=Console(quiet=True)).state
     model = Detector(teacher, "cpu")._opened.detector
     found = [state.evaluate(model, None), state.evaluate(model, 3)]
-    with dist.alone():
+    with comm.single_process():
         found.append(state.evaluate(model, None))
     return found
 
@@ -141,9 +141,9 @@ def evaluations(toy: str, teacher: str, out: Path) -> list[dict[str, Any]]:
 def agreement() -> list[str]:
     """What the processes say when one of them fails, and when all do."""
     said: list[str] = []
-    for bad in (lambda: dist.rank() == 1, lambda: True):
+    for bad in (lambda: comm.rank() == 1, lambda: True):
         try:
-            with dist.together(), dist.first_here():
+            with comm.all_or_none(), comm.local_main_first():
                 if bad():
                     raise UserError("no such file")
         except UserError as error:
@@ -161,7 +161,7 @@ def work(rank: int, port: int, folder: str, toy: str, teacher: str) -> None:
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
-    dist.start()
+    comm.init_process_group()
     here = Path(folder)
     found: dict[str, Any] = {}
     for family in FAMILIES:

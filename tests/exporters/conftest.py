@@ -23,7 +23,7 @@ def detector() -> TinyDetector:
 
 @pytest.fixture(scope="session")
 def pixels() -> Tensor:
-    """(5, 3, 64, 64) uint8: smooth random pictures."""
+    """(5, 3, 64, 64) uint8: smooth random images."""
     g = torch.Generator().manual_seed(3)
     coarse = torch.rand(5, 3, 9, 9, generator=g)
     return (torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear") * 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The consumers of `export/` in other languages find in a picture what the package finds with the same exported student."""
+"""The consumers of `export/` in other languages find in an image what the package finds with the same exported student."""
 
 from __future__ import annotations
 

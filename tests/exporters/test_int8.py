@@ -1,4 +1,4 @@
-"""int8 export: what is quantised, how the layers that suffer are found, and what the gate refuses."""
+"""int8 export: what is quantized, how the layers that suffer are found, and what the gate refuses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.engine.scenes import scene
 from tests.exporters.tiny import TinyDetector
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.errors import GateError, UserError
-from yoloxkd.exporters.calibration import calibration_pictures
-from yoloxkd.exporters.int8 import Int8Maker
+from yoloxkd.exporters.calibration import calibration_images
+from yoloxkd.exporters.int8 import Int8Quantizer
 from yoloxkd.exporters.int8_search import named_layers, search_int8
 from yoloxkd.exporters.onnx import ExportOptions, described_graph
 from yoloxkd.exporters.operators import NETWORK, QUANTIZATION, SUPPRESSION, operators
@@ -28,7 +28,7 @@ from yoloxkd.exporters.sensitivity import describe_costs, layer_costs
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
     data = scene(tmp_path_factory.mktemp("calibration"), images=6)
-    return calibration_pictures(str(Path(data.paths[0]).parent), 64, (114, 114, 114), 6)
+    return calibration_images(str(Path(data.paths[0]).parent), 64, (114, 114, 114), 6)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def graph(detector: TinyDetector) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def maker(graph: onnx.ModelProto, pictures: list[np.ndarray]) -> Int8Maker:
-    return Int8Maker(graph, pictures, Quantization())
+def maker(graph: onnx.ModelProto, pictures: list[np.ndarray]) -> Int8Quantizer:
+    return Int8Quantizer(graph, pictures, Quantization())
 
 
 def kinds_of_weights(model: onnx.ModelProto) -> dict[str, set[int]]:
@@ -51,7 +51,7 @@ def kinds_of_weights(model: onnx.ModelProto) -> dict[str, set[int]]:
     return found
 
 
-def test_convolutions_are_int8_per_channel_and_the_predictors_float(maker: Int8Maker) -> None:
+def test_convolutions_are_int8_per_channel_and_the_predictors_float(maker: Int8Quantizer) -> None:
     model = maker.make()
     int8, real = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT
     assert maker.layers == ["stem.0", "down.0"]
@@ -67,7 +67,7 @@ def test_convolutions_are_int8_per_channel_and_the_predictors_float(maker: Int8M
     assert not [p.key for p in model.metadata_props if p.key.startswith("onnx.")]
 
 
-def test_a_layer_kept_in_float_is_not_touched(maker: Int8Maker) -> None:
+def test_a_layer_kept_in_float_is_not_touched(maker: Int8Quantizer) -> None:
     found = kinds_of_weights(maker.make(["stem.0"]))
     assert found["stem.0"] == {onnx.TensorProto.FLOAT}
     assert found["down.0"] == {onnx.TensorProto.INT8}
@@ -76,7 +76,7 @@ def test_a_layer_kept_in_float_is_not_touched(maker: Int8Maker) -> None:
 def test_ranges_that_only_a_silu_reads_start_at_the_floor(graph: onnx.ModelProto, pictures: list[np.ndarray]) -> None:
     def lowest(settings: Quantization) -> float:
         """The smallest value that the int8 output of the first convolution can take."""
-        model = Int8Maker(graph, pictures, settings).make()
+        model = Int8Quantizer(graph, pictures, settings).make()
         arrays = {a.name: numpy_helper.to_array(a) for a in model.graph.initializer}
         conv = next(n for n in model.graph.node if n.op_type == "Conv")
         after = next(n for n in model.graph.node if conv.output[0] in n.input)
@@ -94,7 +94,7 @@ def test_the_report_finds_the_layer_that_suffers(pictures: list[np.ndarray]) -> 
     detector.down[0].weight.data[:, 0] = 0  # type: ignore[index, union-attr]
     detector.head.weight.data[:, 0] = 0
     graph = described_graph(detector, ExportOptions(64, nms=False, int8=True))
-    maker = Int8Maker(graph, pictures, Quantization())
+    maker = Int8Quantizer(graph, pictures, Quantization())
     costs = layer_costs(maker, graph, pictures, seconds=60)
     assert [c.layers for c in costs] == [("stem.0",), ("down.0",)]
     assert costs[0].total > 2 * costs[1].total
@@ -161,15 +161,15 @@ def test_an_int8_file_and_its_note(tmp_path: Path, detector: TinyDetector, pictu
 def test_a_broken_int8_file_is_refused(
     tmp_path: Path, detector: TinyDetector, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Int8Maker.make
+    honest = Int8Quantizer.make
 
-    def broken(self: Int8Maker, in_float: object = ()) -> onnx.ModelProto:
+    def broken(self: Int8Quantizer, in_float: object = ()) -> onnx.ModelProto:
         model = honest(self, in_float)  # type: ignore[arg-type]
         weight = next(i for i in model.graph.initializer if i.name.endswith("head.weight"))
         weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
         return model
 
-    monkeypatch.setattr(Int8Maker, "make", broken)
+    monkeypatch.setattr(Int8Quantizer, "make", broken)
     recipe = Int8Recipe(pictures, Quantization(float_layers=[]))
     folder = tmp_path / "out"
     with pytest.raises(GateError, match="was not written"):
@@ -187,17 +187,17 @@ def test_int8_without_objects_to_judge_it_on(
         export_checked(detector, tmp_path / "x.onnx", ExportOptions(64, int8=True), data=data, int8=recipe)
 
 
-def test_calibration_pictures_of_a_data_set_and_of_a_folder(tmp_path: Path) -> None:
+def test_calibration_images_of_a_data_set_and_of_a_folder(tmp_path: Path) -> None:
     yaml = write_toy(tmp_path / "toy", images=7)
-    of_set = calibration_pictures(str(yaml), 64, (1, 2, 3), 100)
-    of_folder = calibration_pictures(str(tmp_path / "toy" / "images" / "train"), 64, (1, 2, 3), 100)
+    of_set = calibration_images(str(yaml), 64, (1, 2, 3), 100)
+    of_folder = calibration_images(str(tmp_path / "toy" / "images" / "train"), 64, (1, 2, 3), 100)
     assert len(of_set) == 7
     assert {p.tobytes() for p in of_set} == {p.tobytes() for p in of_folder}
     assert (of_set[0].shape, of_set[0].dtype) == ((1, 3, 64, 64), np.uint8)
-    assert len(calibration_pictures(str(yaml), 64, (1, 2, 3), 3)) == 3
+    assert len(calibration_images(str(yaml), 64, (1, 2, 3), 3)) == 3
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"--calib .*empty holds no picture"):
-        calibration_pictures(str(tmp_path / "empty"), 64, (1, 2, 3), 3)
+    with pytest.raises(UserError, match=r"--calib .*empty holds no image"):
+        calibration_images(str(tmp_path / "empty"), 64, (1, 2, 3), 3)
 
 
 def test_half_and_int8_exclude_each_other(detector: TinyDetector) -> None:

@@ -83,7 +83,7 @@ def test_an_overlap_at_the_nms_threshold_decides_by_rounding() -> None:
     assert other.unmatched == 1
 
 
-def test_boxes_are_the_same_when_what_the_picture_shows_of_them_is() -> None:
+def test_boxes_are_the_same_when_what_the_image_shows_of_them_is() -> None:
     thin, moved = [100.0001, -3e9, 100.0005, 3e9], [100.0006, -3.0001e9, 100.001, 3e9]
     assert overlaps(np.array([thin]), np.array([moved]), SIZE)[0, 0] == 1.0
     inside = [100.02, -3e9, 100.0204, 3e9]

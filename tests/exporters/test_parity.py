@@ -57,7 +57,7 @@ def test_a_good_file_passes(file: str, request: pytest.FixtureRequest, detector:
         ("stem.0.weight", lambda w: w[:, ::-1].copy()),
         ("head.weight", lambda w: w * np.float32(np.nan)),
     ],
-    ids=["a score", "a width", "two classes swapped", "colour order", "not a number"],
+    ids=["a score", "a width", "two classes swapped", "color order", "not a number"],
 )
 def test_a_wrong_file_fails(
     file: str,

@@ -53,7 +53,7 @@ def test_it_finds_what_the_model_finds(
         np.testing.assert_allclose(boxes, wanted.boxes, atol=5e-3)
 
 
-def test_as_a_program_it_needs_no_torch_and_writes_json_and_pictures(nms_file: Path, tmp_path: Path) -> None:
+def test_as_a_program_it_needs_no_torch_and_writes_json_and_images(nms_file: Path, tmp_path: Path) -> None:
     scene(tmp_path, images=2)
     images = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
     # a torch that cannot be imported stands in the way

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from yoloxkd.nn.assigners.match import Match, no_match
-from yoloxkd.nn.dense_detector import DenseDetector, Maps, Predictions
+from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps, Predictions
 from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Tap, Targets, task_losses
 
@@ -55,8 +55,8 @@ class TinyDetector(DenseDetector):
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         step = grid.point_strides[:, None]
         size = torch.exp(raw[..., 2:4].clamp(-3, 3)) * step * 3
-        centre = grid.points + raw[..., :2].tanh() * step
-        return torch.cat([centre - size / 2, centre + size / 2], dim=2)
+        center = grid.points + raw[..., :2].tanh() * step
+        return torch.cat([center - size / 2, center + size / 2], dim=2)
 
     def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
         return no_match(*out.cls_logits.shape[:2], out.cls_logits.device)

@@ -15,8 +15,8 @@ import yaml
 
 from tests.fuzz.harness import Target, is_sentence
 from yoloxkd.data.check import check_data
-from yoloxkd.data.faults import Faults
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.problems import Faults
 from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.errors import UserError
 

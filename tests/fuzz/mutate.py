@@ -92,7 +92,7 @@ def _another_type(holder: Any, key: Any, rng: random.Random, odd: tuple[Any, ...
 
 
 def _swap(holder: Any, key: Any, rng: random.Random, odd: tuple[Any, ...]) -> None:
-    """Exchange with a neighbour."""
+    """Exchange with a neighbor."""
     keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
     other = rng.choice(keys)
     holder[key], holder[other] = holder[other], holder[key]

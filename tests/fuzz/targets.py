@@ -19,10 +19,10 @@ from tests.fuzz.data_kinds import DATA
 from tests.fuzz.harness import Target
 from tests.study.conftest import definition
 from yoloxkd.api import Trainer
-from yoloxkd.build.models import build_detector, load_student, open_model
-from yoloxkd.build.recipes import resolve
-from yoloxkd.build.run import prepare, read_resume
-from yoloxkd.cli.report import describe
+from yoloxkd.assembly.models import build_detector, load_student, open_model
+from yoloxkd.assembly.recipes import resolve
+from yoloxkd.assembly.run import prepare, read_resume
+from yoloxkd.cli.run_tables import describe
 from yoloxkd.cli.studying import tables
 from yoloxkd.config.load import parse_set
 from yoloxkd.config.recipe import Recipe
@@ -31,9 +31,9 @@ from yoloxkd.engine.optim import learning_rate
 from yoloxkd.exporters.runtime import RUNTIMES, OnnxPredictor
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.study.definition import read_study
+from yoloxkd.study.kept_runs import keep, kept
+from yoloxkd.study.pages import write_report
 from yoloxkd.study.plan import plan
-from yoloxkd.study.records import keep, kept
-from yoloxkd.study.report import write_report
 
 NAMES = ["red", "blue"]
 STUDENT = {"name": "yolox-nano", "width": 0.0625}

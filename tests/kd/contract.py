@@ -13,7 +13,7 @@ from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import means
 from yoloxkd.engine.parallel import gradients
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd.base import Distiller, Pair, Step, WithTeacher
+from yoloxkd.kd.base import Distiller, Pair, Step, TeacherLosses
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import TASK, Batch, DenseOutput, Draw, Tap
 
@@ -97,7 +97,7 @@ class DistillerContract:
 
     def test_equals_its_plain_reading(self) -> None:
         models = self.twins()
-        method, step = self.method(models), self.step(models, whole_pictures())
+        method, step = self.method(models), self.step(models, whole_images())
         found, plain = self.found(method, step), self.plain(method, step)
         assert found.keys() == plain.keys()
         for name, value in plain.items():
@@ -201,7 +201,7 @@ class DistillerContract:
         results = []
         for parts in (1, 2):
             models = self.pair()
-            module = WithTeacher(models.teacher, {self.kind.name: self.method(models)})
+            module = TeacherLosses(models.teacher, {self.kind.name: self.method(models)})
             step = TrainStep(models.student, nn.ModuleDict({"kd": module})).double()
             models.teacher.double()
             batch = make_batch(images=4)
@@ -246,7 +246,7 @@ def predictions(out: DenseOutput) -> dict[str, Tensor]:
     return {name: getattr(out, name) for name in PREDICTIONS if getattr(out, name) is not None}
 
 
-def whole_pictures() -> Batch:
+def whole_images() -> Batch:
     """Two images without ignore regions or padding."""
     batch = make_batch()
     batch.targets.mask[:], batch.targets.ignore[:] = True, False

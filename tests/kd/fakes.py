@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from yoloxkd.config.strict import Strict
 from yoloxkd.engine.events import State
 from yoloxkd.nn.assigners.match import Match, no_match
-from yoloxkd.nn.dense_detector import DenseDetector, Maps, Predictions
+from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps, Predictions
 from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
 from yoloxkd.nn.yolox import YOLOX
 from yoloxkd.ops.boxes import from_distances
@@ -93,7 +93,7 @@ def tiny_yolox(seed: int = 0, names: Sequence[str] = ("cat", "dog", "bird"), wid
 
 
 def make_batch(images: int = 2, size: int = SIZE, seed: int = 0, classes: int = 3, boxes: int = 4) -> Batch:
-    """Random pictures with `boxes` boxes each, one of them an ignore region in the last image."""
+    """Random images with `boxes` boxes each, one of them an ignore region in the last image."""
     g = torch.Generator().manual_seed(seed)
     low = torch.rand(images, boxes, 2, generator=g) * size * 0.6
     high = low + size * (0.1 + 0.3 * torch.rand(images, boxes, 2, generator=g))

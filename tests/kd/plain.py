@@ -11,7 +11,7 @@ from torch import Tensor
 from yoloxkd.kd.functional.importance import COVARIANCE_EPS, Predictions
 from yoloxkd.kd.methods.fgd import FGD, GlobalContext
 from yoloxkd.kd.methods.pgd import PGD
-from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.types import Batch, DenseOutput
 
 
@@ -131,7 +131,7 @@ def fgd_relation_by_image(s: Tensor, t: Tensor, of_student: GlobalContext, of_te
 def fgd_by_object(
     method: FGD, student: DenseOutput, teacher: DenseOutput, batch: Batch, model: DenseDetector
 ) -> dict[str, Tensor]:
-    """`FGD.compare` of maps with equal channels, on pictures that fill the input."""
+    """`FGD.compare` of maps with equal channels, on images that fill the input."""
     out = {}
     for i, level in enumerate(method.pairing.levels):
         s, t = student.features[i], teacher.features[i]

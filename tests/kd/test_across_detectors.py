@@ -12,11 +12,11 @@ from tests.losses import distilled
 from tests.nn.fpn import narrow
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS, kd_defaults
-from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.dense_detector import DenseDetector
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.dense_detector import DenseDetector
+from yoloxkd.nn.dense.yolox import YOLOX
 
 NAMES = ["cat", "dog", "bird"]
 SIZE = 96
@@ -45,10 +45,10 @@ def detector(family: str, seed: int, **changes: object) -> DenseDetector:
     return model
 
 
-def distilling(method: str, student: DenseDetector, teacher: DenseDetector) -> WithTeacher:
+def distilling(method: str, student: DenseDetector, teacher: DenseDetector) -> TeacherLosses:
     kind = DISTILLERS[method]
     cfg = kind.Config.model_validate(kd_defaults(method, student.family))
-    return WithTeacher(teacher, {method: kind(cfg, Pairing.between(student, teacher))})
+    return TeacherLosses(teacher, {method: kind(cfg, Pairing.between(student, teacher))})
 
 
 @pytest.mark.parametrize(("teacher_family", "student_family", "method"), COVERING)

@@ -11,21 +11,21 @@ from torch import Tensor
 from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import distilled, means, task
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import DenseOutput
 
 
-def build(student_channels: int = 4) -> tuple[TinyDetector, TinyDetector, WithTeacher]:
+def build(student_channels: int = 4) -> tuple[TinyDetector, TinyDetector, TeacherLosses]:
     torch.manual_seed(0)
     student, teacher = TinyDetector(student_channels), TinyDetector(6)
     plan = Pairing.between(student, teacher)
-    return student, teacher, WithTeacher(teacher, {"fgd": FGD(FGDConfig(), plan), "pgd": PGD(PGDConfig(), plan)})
+    return student, teacher, TeacherLosses(teacher, {"fgd": FGD(FGDConfig(), plan), "pgd": PGD(PGDConfig(), plan)})
 
 
-def train(student: TinyDetector, module: WithTeacher, steps: int = 3) -> dict[str, Tensor]:
+def train(student: TinyDetector, module: TeacherLosses, steps: int = 3) -> dict[str, Tensor]:
     student.train()
     module.train()
     optimizer = torch.optim.SGD([*student.parameters(), *module.parameters()], lr=0.01)
@@ -115,7 +115,7 @@ def test_terms_that_are_not_finite_are_left_out(value: float) -> None:
     student, teacher = TinyDetector(4), Broken(6)
     teacher.value = value
     plan = Pairing.between(student, teacher)
-    module = WithTeacher(teacher, {"fgd": FGD(FGDConfig(), plan), "pgd": PGD(PGDConfig(), plan)})
+    module = TeacherLosses(teacher, {"fgd": FGD(FGDConfig(), plan), "pgd": PGD(PGDConfig(), plan)})
     batch = make_batch()
     student.train()
     for _ in range(2):

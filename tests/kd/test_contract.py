@@ -118,7 +118,7 @@ class TestMGD(DistillerContract):
         assert isinstance(method, MGD)
         draws, out = torch.Generator().manual_seed(_mixed(step.seed, step.number)), {}
         for stride, s, t in zip((8, 16), step.student.features, step.teacher.features, strict=True):
-            visible = (torch.rand(len(s), *s.shape[2:], generator=draws) >= method.cfg.hidden).float()
+            visible = (torch.rand(len(s), *s.shape[2:], generator=draws) >= method.cfg.mask_ratio).float()
             block = method.blocks[f"s{stride}"]
             assert isinstance(block, nn.Sequential)
             out[f"generated/s{stride}"] = (
@@ -129,7 +129,7 @@ class TestMGD(DistillerContract):
     def test_nothing_to_learn_from_oneself(self) -> None:
         """Where nothing is hidden and the block copies what is positive."""
         models = self.twins()
-        method, step = self.method(models, hidden=0.0, alpha=1.0), self.step(models, make_batch())
+        method, step = self.method(models, mask_ratio=0.0, alpha=1.0), self.step(models, make_batch())
         assert isinstance(method, MGD)
         for module in method.blocks.modules():
             if isinstance(module, nn.Conv2d):
@@ -164,7 +164,7 @@ class TestLD(DistillerContract):
     def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
         assert isinstance(method, LD)
         cfg, ours, theirs, match = method.cfg, step.student, step.teacher, step.match
-        names = [f"{term}/s{stride}" for stride in ours.grid.strides for term in ("sides", "around", "classes")]
+        names = [f"{term}/s{stride}" for stride in ours.grid.strides for term in ("main", "valuable", "classes")]
         out = {name: torch.zeros(()) for name in names}
         strides = ours.grid.point_strides
 
@@ -178,13 +178,13 @@ class TestLD(DistillerContract):
         for b, a in match.fg.nonzero().tolist():
             stride = int(strides[a])
             sure = ours.cls_logits[b, a].sigmoid().max()
-            out[f"sides/s{stride}"] += cfg.alpha * divergence(b, a) * sure / 2
+            out[f"main/s{stride}"] += cfg.alpha * divergence(b, a) * sure / 2
             s, t = (x.cls_logits[b, a] / cfg.tau_cls for x in (ours, theirs))
             kl = (t.softmax(0) * (t.log_softmax(0) - s.log_softmax(0))).mean() * cfg.tau_cls**2
             out[f"classes/s{stride}"] += cfg.delta * kl / (match.fg[b] & (strides == stride)).sum() / 2
         near = near_misses(ours.grid, step.batch.targets, low=cfg.low)
         for b, a in near.nonzero().tolist():
-            out[f"around/s{int(strides[a])}"] += cfg.beta * divergence(b, a) * near[b, a] / 2
+            out[f"valuable/s{int(strides[a])}"] += cfg.beta * divergence(b, a) * near[b, a] / 2
         return {name: value.detach() for name, value in out.items()}
 
 

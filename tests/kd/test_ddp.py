@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import means
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
@@ -24,7 +24,7 @@ def build() -> TrainStep:
     student, teacher = TinyDetector(4).eval(), TinyDetector(6)
     plan = Pairing.between(student, teacher)
     methods = {"fgd": FGD(FGDConfig(stop_epoch=1), plan), "pgd": PGD(PGDConfig(), plan)}
-    return TrainStep(student, nn.ModuleDict({"kd": WithTeacher(teacher, methods)}))
+    return TrainStep(student, nn.ModuleDict({"kd": TeacherLosses(teacher, methods)}))
 
 
 def gradients(step: nn.Module, plain: TrainStep, seed: int) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ import yaml
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS, kd_defaults, kd_sets
+from yoloxkd.kd.defaults import kd_file
 from yoloxkd.kd.methods.fgd import FGDConfig
 from yoloxkd.kd.methods.pgd import PGDConfig
-from yoloxkd.kd.published import kd_file
 
 FAMILIES = ("yolox", "fcos", "gfl", "atss", "some-new-family")
 

@@ -209,7 +209,7 @@ def test_ignored_and_padded_cells_teach_nothing() -> None:
         before = compared(method, ours, theirs, batch, teacher)
         masks = fgd_masks(batch.targets.boxes, batch.targets.mask, (8, 8), (64, 64))
         assert float(masks[0][:, 5:].sum() + masks[1][:, 5:].sum()) > 0  # without the exclusion they would count
-        ours.features[0][:, :, 5:] += 1.0  # below the picture
+        ours.features[0][:, :, 5:] += 1.0  # below the image
         ours.features[0][:, :, 0:3, 2:5] += 1.0  # floor(16/8) .. ceil(30/8), floor(0/8) .. ceil(16/8)
         after = compared(method, ours, theirs, batch, teacher)
     for term in ("fg/s8", "bg/s8"):

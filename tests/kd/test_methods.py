@@ -12,15 +12,15 @@ from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import compared, distilled
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.methods.cwd import CWD, CWDConfig, channel_divergence
-from yoloxkd.kd.methods.ld import LD, LDConfig, localisation_divergence
+from yoloxkd.kd.methods.ld import LD, LDConfig, localization_divergence
 from yoloxkd.kd.methods.mgd import MGD, MGDConfig, generated_error, generation
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn.assigners.atss import atss_match, near_misses
-from yoloxkd.nn.dense_detector import DenseDetector
-from yoloxkd.nn.gfl import GFL
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.dense_detector import DenseDetector
+from yoloxkd.nn.dense.gfl import GFL
+from yoloxkd.nn.dense.yolox import YOLOX
 
 
 def maps(*shape: int, count: int = 2) -> list[Tensor]:
@@ -39,7 +39,7 @@ def yolox(width: float = 0.125) -> YOLOX:
 
 def distil(method: str, student: DenseDetector, teacher: DenseDetector, **keys: Any) -> dict[str, Tensor]:
     kind = DISTILLERS[method]
-    module = WithTeacher(teacher, {method: kind(kind.Config(**keys), Pairing.between(student, teacher))})
+    module = TeacherLosses(teacher, {method: kind(kind.Config(**keys), Pairing.between(student, teacher))})
     batch = make_batch()
     return distilled(module, student, batch)
 
@@ -149,19 +149,19 @@ def test_mgd_hides_by_seed_and_step_alone() -> None:
 
 def test_ld_equals_a_plain_reading() -> None:
     s, t = maps(5, 4 * 6)
-    found = localisation_divergence(s, t, 10.0)
+    found = localization_divergence(s, t, 10.0)
     for i in range(5):
         total = 0.0
         for side in range(4):
             p_s, p_t = (torch.softmax(x[i, 6 * side : 6 * side + 6] / 10.0, 0) for x in (s, t))
             total += float((p_t * (p_t / p_s).log()).mean()) * 100.0
         assert float(found[i]) == pytest.approx(total / 4, rel=1e-9)
-    assert torch.equal(localisation_divergence(t, t, 10.0), torch.zeros(5, dtype=torch.float64))
+    assert torch.equal(localization_divergence(t, t, 10.0), torch.zeros(5, dtype=torch.float64))
 
 
 def test_ld_gradcheck() -> None:
     s, t = maps(3, 4 * 5)
-    assert torch.autograd.gradcheck(lambda x: localisation_divergence(x, t, 4.0), s.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: localization_divergence(x, t, 4.0), s.requires_grad_())
 
 
 def two_gfls() -> tuple[GFL, GFL]:
@@ -186,13 +186,13 @@ def test_ld_weighs_the_students_positives_level_by_level() -> None:
     expected = dict.fromkeys(found, 0.0)
     for b, a in match.fg.nonzero().tolist():
         stride = int(ours.grid.point_strides[a])
-        value = float(localisation_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
-        expected[f"sides/s{stride}"] += 2.0 * value * float(ours.cls_logits[b, a].sigmoid().max()) / 2
+        value = float(localization_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
+        expected[f"main/s{stride}"] += 2.0 * value * float(ours.cls_logits[b, a].sigmoid().max()) / 2
         p_s, p_t = (torch.softmax(out.cls_logits[b, a] / 2.0, 0) for out in (ours, theirs))
         others = int((match.fg[b] & (ours.grid.point_strides == stride)).sum())
         expected[f"classes/s{stride}"] += 3.0 * float((p_t * (p_t / p_s).log()).mean()) * 4.0 / others / 2
     assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-4)
-    assert all(sum(v for k, v in expected.items() if term in k) > 0 for term in ("sides", "classes"))
+    assert all(sum(v for k, v in expected.items() if term in k) > 0 for term in ("main", "classes"))
 
 
 def test_ld_weighs_the_valuable_region_by_the_anchors_overlap() -> None:
@@ -211,8 +211,8 @@ def test_ld_weighs_the_valuable_region_by_the_anchors_overlap() -> None:
         if b == 1 and ignored[0] < x < ignored[2] and ignored[1] < y < ignored[3]:
             left_out += 1
             continue
-        value = float(localisation_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
-        expected[f"around/s{int(ours.grid.point_strides[a])}"] += 2.0 * value * float(near[b, a]) / 2
+        value = float(localization_divergence(ours.box_raw[b, a], theirs.box_raw[b, a], 10.0))
+        expected[f"valuable/s{int(ours.grid.point_strides[a])}"] += 2.0 * value * float(near[b, a]) / 2
     assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-4)
     assert sum(expected.values()) > 0
     assert left_out > 0

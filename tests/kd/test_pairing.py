@@ -14,9 +14,9 @@ from yoloxkd.errors import UserError
 from yoloxkd.kd.adapters import Adapters, match_size
 from yoloxkd.kd.methods.cwd import CWD, CWDConfig
 from yoloxkd.kd.pairing import Pairing, match_classes, table
+from yoloxkd.nn.dense.fcos import FCOS
+from yoloxkd.nn.dense.gfl import GFL
 from yoloxkd.nn.detector import InputConvention
-from yoloxkd.nn.fcos import FCOS
-from yoloxkd.nn.gfl import GFL
 from yoloxkd.types import Tap
 
 

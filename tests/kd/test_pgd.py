@@ -114,7 +114,7 @@ def test_every_strategy_runs_and_weighs_differently() -> None:
     assert len(set(seen.values())) == len(STRATEGIES), seen
 
 
-def test_unknown_classes_are_judged_by_localisation() -> None:
+def test_unknown_classes_are_judged_by_localization() -> None:
     """With a teacher that knows no class, the weights do not depend on its class probabilities."""
     torch.manual_seed(1)
     student, teacher = TinyDetector(), TinyDetector(names=["ship", "sheep"])

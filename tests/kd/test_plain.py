@@ -12,7 +12,7 @@ from tests.losses import compared
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.yolox import YOLOX
 from yoloxkd.types import Tap
 
 CLASSES = 3

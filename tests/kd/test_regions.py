@@ -189,7 +189,7 @@ def test_collinear_locations_stay_finite_in_float32(direction: tuple[int, int]) 
 
 @pytest.mark.parametrize("xi", [0.0, 1.0])
 def test_the_ends_of_xi(xi: float) -> None:
-    """0^0 is 1: quality without localisation does not ask for an overlap, and the other way round."""
+    """0^0 is 1: quality without localization does not ask for an overlap, and the other way round."""
     seen, boxes, labels, _ = scene(2, 3, 0)
     seen.probability[:, ::2] = 0.0
     q = quality(seen, boxes, labels.clamp_min(0), (xi,))[0].exp()

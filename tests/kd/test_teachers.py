@@ -15,11 +15,11 @@ from yoloxkd.engine.callbacks.progress import by_term
 from yoloxkd.engine.events import State
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.kd.base import Distiller, KDConfig, Teacher
-from yoloxkd.kd.callback import Distill
-from yoloxkd.kd.gate import known_ap
+from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.methods.fgd import FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
-from yoloxkd.kd.pairing import Pairing, share_classes
+from yoloxkd.kd.pairing import Pairing, divide_classes
+from yoloxkd.kd.teacher_check import known_ap
 from yoloxkd.types import TASK, Tap
 
 STUDENT = ("cat", "dog", "bird", "yak")
@@ -46,18 +46,18 @@ def both() -> list[Teacher]:
 
 def test_each_class_belongs_to_the_first_teacher_that_knows_it() -> None:
     student = TinyDetector(names=STUDENT)
-    plans = share_classes([Pairing.between(student, t.detector) for t in both()])
+    plans = divide_classes([Pairing.between(student, t.detector) for t in both()])
     assert plans[0].taught.tolist() == [True, True, False, True]  # dog, and what nobody knows
     assert plans[1].taught.tolist() == [False, False, True, False]
     assert plans[0].classes.tolist() == [-1, 0, -1, -1]
-    alone = share_classes([Pairing.between(student, both()[1].detector)])
+    alone = divide_classes([Pairing.between(student, both()[1].detector)])
     assert alone[0].taught.all()
 
 
 def test_an_object_is_foreground_for_one_teacher_and_background_for_none() -> None:
     student = TinyDetector(names=STUDENT).eval()
     teachers = [t.detector.eval() for t in both()]
-    plans = share_classes([Pairing.between(student, t) for t in teachers])
+    plans = divide_classes([Pairing.between(student, t) for t in teachers])
     batch = make_batch(images=1, boxes=2)
     batch.targets.mask[:], batch.targets.ignore[:] = True, False
     batch.targets.boxes[0] = torch.tensor([[2.0, 2.0, 30.0, 30.0], [34.0, 34.0, 62.0, 62.0]])

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from tests.losses import means, task
-from yoloxkd.data.spec import find_data, load_split
+from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.operators import NETWORK, SUPPRESSION, operators
 from yoloxkd.exporters.parity import export_checked
-from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.ops.points import grid_of
 from yoloxkd.types import DenseOutput, Tap, Targets
 
@@ -36,7 +36,7 @@ def boxes_of(images: int, count: int, size: int, seed: int = 0) -> Targets:
 
 
 def pictures(images: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Smooth random pictures, uint8."""
+    """Smooth random images, uint8."""
     g = torch.Generator().manual_seed(seed)
     coarse = torch.rand(images, 3, 9, 9, generator=g)
     return (torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear") * 255).to(torch.uint8)
@@ -158,7 +158,7 @@ class DetectorContract:
             torch.testing.assert_close(a[name], b[name])
 
     def test_an_image_without_boxes_has_no_box_to_learn(self) -> None:
-        """It is background for the classes, or for the quality; its boxes get no gradient, and those of its neighbour do."""
+        """It is background for the classes, or for the quality; its boxes get no gradient, and those of its neighbor do."""
         out = self.model.eval()(pictures(2, self.size, self.size))
         targets = boxes_of(2, 3, self.size)
         targets.mask[1] = False
@@ -219,7 +219,7 @@ class DetectorContract:
             assert any(not torch.equal(v, after[n]) for n, v in task(self.model, out, targets).items())
 
     def test_padding_is_neither_positive_nor_background(self) -> None:
-        """No gradient reaches a location outside the picture, not even beside a box at the picture's edge."""
+        """No gradient reaches a location outside the image, not even beside a box at the image's edge."""
         side = self.size + 32
         out = self.model.train()(pictures(2, side, side))
         targets = boxes_of(2, 6, self.size)
@@ -239,7 +239,7 @@ class DetectorContract:
         losses = task(self.model, out, targets)
         assert torch.stack(list(losses.values())).sum() > total
 
-    def test_an_image_does_not_depend_on_its_neighbours(self) -> None:
+    def test_an_image_does_not_depend_on_its_neighbors(self) -> None:
         images = pictures(3, self.size, self.size)
         together = self.forward(images)
         for i in range(3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from yoloxkd.nn.fpn_detector import FPNDetector
+from yoloxkd.nn.dense.fpn_detector import FPNDetector
 
 BACKBONE = "mobilenetv2_035"
 

@@ -8,7 +8,7 @@ import torch
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
 from yoloxkd.nn.complexity import complexity
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.yolox import YOLOX
 
 
 # M parameters and G operations at a size, as in the tables of the YOLOX release

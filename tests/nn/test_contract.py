@@ -7,11 +7,11 @@ import torch
 from tests.nn.contract import DetectorContract
 from tests.nn.fpn import narrow
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.atss import ATSS
-from yoloxkd.nn.dense_detector import DenseDetector
-from yoloxkd.nn.fcos import FCOS
-from yoloxkd.nn.gfl import GFL
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.atss import ATSS
+from yoloxkd.nn.dense.dense_detector import DenseDetector
+from yoloxkd.nn.dense.fcos import FCOS
+from yoloxkd.nn.dense.gfl import GFL
+from yoloxkd.nn.dense.yolox import YOLOX
 
 
 class TestYOLOX(DetectorContract):
@@ -32,9 +32,9 @@ class TestPlainFCOS(DetectorContract):
         model: DenseDetector = narrow(
             FCOS,
             names,
-            centre_sampling=False,
+            center_sampling=False,
             norm_on_bbox=False,
-            centreness_on_reg=False,
+            centerness_on_reg=False,
             conv_bias=False,
             box_loss="iou",
         )
@@ -59,6 +59,6 @@ def test_no_family_is_left_out() -> None:
 
 
 def test_a_group_of_one_value_is_its_bias() -> None:
-    """A small picture's coarsest map has one cell; with as many groups as channels each group is that one number."""
+    """A small image's coarsest map has one cell; with as many groups as channels each group is that one number."""
     model = narrow(GFL, ["cat"], channels=8, groups=8).eval()
     assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).boxes.isfinite().all()

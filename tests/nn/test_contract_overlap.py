@@ -1,11 +1,11 @@
-"""ATSS as in the release of PGD keeps the contract too: overlaps for centre-ness, a MobileNetV2 with its last convolution."""
+"""ATSS as in the release of PGD keeps the contract too: overlaps for centerness, a MobileNetV2 with its last convolution."""
 
 from __future__ import annotations
 
 from tests.nn.contract import DetectorContract
 from tests.nn.fpn import narrow
-from yoloxkd.nn.atss import ATSS
-from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.nn.dense.atss import ATSS
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 
 
 class TestOverlapATSS(DetectorContract):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.nn.fpn import narrow
-from yoloxkd.nn.fcos import FCOS
+from yoloxkd.nn.dense.fcos import FCOS
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,4 +1,4 @@
-"""They learn: each family overfits eight pictures of the built-in data set."""
+"""They learn: each family overfits eight images of the built-in data set."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from tests.losses import task
 from tests.nn.fpn import narrow
 from yoloxkd.data import shapes
+from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.loader import eval_loader
-from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.dense_detector import DenseDetector
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.dense_detector import DenseDetector
+from yoloxkd.nn.dense.yolox import YOLOX
 
 PICTURES = (11, 35, 110, 173, 196, 204, 222, 268)
-"""Of the set's training pictures: eight whose objects stay visible at `SIZE`, from 60 to 172 px of 320; 22 in all."""
+"""Of the set's training images: eight whose objects stay visible at `SIZE`, from 60 to 172 px of 320; 22 in all."""
 SIZE = 128
 STEPS = {"yolox": 200}
 """Where they are not 100."""
@@ -31,7 +31,7 @@ RATE = {"yolox": 5e-3}
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The YAML of a data set of these pictures alone."""
+    """The YAML of a data set of these images alone."""
     folder = tmp_path_factory.mktemp("eight")
     (folder / "images").mkdir()
     rows, images = [], []
@@ -64,7 +64,7 @@ def build(family: str, names: list[str]) -> DenseDetector:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", DETECTORS)
-def test_overfits_eight_pictures(family: str, eight: Path) -> None:
+def test_overfits_eight_images(family: str, eight: Path) -> None:
     data = load_split(find_data(str(eight)), "train")
     assert len(data) == 8
     model = build(family, data.names).train()

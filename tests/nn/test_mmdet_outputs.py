@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tests.nn.test_mmdet_weights import CONFIG_2, checkpoint
 from tests.parity.vectors import Case, cases
-from yoloxkd.build.models import open_model
-from yoloxkd.nn.fpn_detector import FPNDetector
+from yoloxkd.assembly.models import open_model
+from yoloxkd.nn.dense.fpn_detector import FPNDetector
 from yoloxkd.ops.boxes import from_distances
 
 FORWARD = [(family, param.values[0]) for family in ("fcos", "gfl") for param in cases(family, "forward")]
@@ -137,9 +137,9 @@ def test_the_backbone_of_a_file_gives_torchvisions_maps(kind: str, tmp_path: Pat
         mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
         expected_input = (pixels - mean) / torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
     with torch.no_grad():
-        normalised = detector.normalise(pixels)
-        torch.testing.assert_close(normalised, expected_input)
-        ours, theirs = detector.backbone(normalised), maps(expected_input)
+        normalized = detector.normalize(pixels)
+        torch.testing.assert_close(normalized, expected_input)
+        ours, theirs = detector.backbone(normalized), maps(expected_input)
     for a, b in zip(ours, theirs, strict=True):
         assert b.std() > 0
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))

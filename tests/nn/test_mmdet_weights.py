@@ -1,4 +1,4 @@
-"""Checkpoints with mmdetection's names load key by key, with their style, colour order and variants."""
+"""Checkpoints with mmdetection's names load key by key, with their style, color order and variants."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from yoloxkd.build.models import open_model, read_weights
-from yoloxkd.build.recipes import resolve
+from yoloxkd.assembly.models import open_model, read_weights
+from yoloxkd.assembly.recipes import resolve
 from yoloxkd.download import fetch
 from yoloxkd.errors import UserError
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.mmdet_files import AT_COCO, ZOO
-from yoloxkd.nn.mmdet_weights import dense_state, our_key
-from yoloxkd.nn.published import PUBLISHED, Published
+from yoloxkd.nn.weights.mmdet_files import AT_COCO, ZOO
+from yoloxkd.nn.weights.mmdet_weights import dense_state, our_key
+from yoloxkd.nn.weights.published import PUBLISHED, Published
 
 CONFIG_2 = """
 model = dict(type='FCOS', backbone=dict(type='ResNet', depth=50, style='caffe'),
@@ -102,7 +102,7 @@ def test_version_2_names_its_style_and_variant_in_the_configuration() -> None:
     s = found.section
     assert (s["name"], s["style"], s["bgr"]) == ("fcos-r50", "caffe", True)
     assert (s["mean"], s["std"]) == ((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))
-    assert (s["norm_on_bbox"], s["centreness_on_reg"], s["centre_sampling"], s["conv_bias"]) == (True,) * 4
+    assert (s["norm_on_bbox"], s["centerness_on_reg"], s["center_sampling"], s["conv_bias"]) == (True,) * 4
 
 
 def test_version_3_likewise() -> None:
@@ -128,11 +128,11 @@ def test_a_file_without_configuration_goes_by_its_name_then_by_its_weights() -> 
     assert found is not None
     s = found.section
     assert (s["style"], s["bgr"], s["conv_bias"]) == ("caffe", True, False)
-    assert (s["norm_on_bbox"], s["centreness_on_reg"], s["centre_sampling"]) == (False,) * 3
+    assert (s["norm_on_bbox"], s["centerness_on_reg"], s["center_sampling"]) == (False,) * 3
     improved = dense_state(checkpoint("fcos", "resnet50"), "teacher.pth")
     assert improved is not None
     s = improved.section
-    assert (s["style"], s["norm_on_bbox"], s["centreness_on_reg"], s["centre_sampling"]) == (
+    assert (s["style"], s["norm_on_bbox"], s["centerness_on_reg"], s["center_sampling"]) == (
         "pytorch",
         True,
         True,
@@ -147,7 +147,7 @@ def test_the_file_decides_how_the_detector_reads_its_input(tmp_path: Path) -> No
     assert detector.spec.input.bgr
     assert detector.spec.input.pad_value == (123, 116, 103)
     pixel = torch.tensor([122.7717, 115.9465, 102.9801]).view(1, 3, 1, 1)
-    assert detector.normalise(pixel).abs().max() < 1e-4
+    assert detector.normalize(pixel).abs().max() < 1e-4
     assert detector.get_submodule("backbone.body.layer2.0.conv1").stride == (2, 2)
 
 
@@ -190,7 +190,7 @@ def test_a_published_file_is_known_by_its_name(name: str) -> None:
     """Whatever the configuration inside it may say."""
     known = ZOO[name]
     backbone = "resnet101" if known.model.endswith("r101") else "resnet50"
-    # a few keys of the real layout are enough to recognise a file
+    # a few keys of the real layout are enough to recognize a file
     state = {k: v for k, v in kept(known.model.partition("-")[0]).items() if not k.startswith("backbone.layer3.")}
     state |= {
         f"backbone.layer3.{i}.conv{j}.weight": torch.zeros(1)
@@ -266,7 +266,7 @@ def test_atss_that_predicts_overlaps(tmp_path: Path) -> None:
     assert opened.report.complete
     assert opened.weights.section["quality"] == "iou"
     torch.save(checkpoint("atss", "resnet50"), tmp_path / "y.pth")
-    assert read_weights(str(tmp_path / "y.pth")).section["quality"] == "centreness"
+    assert read_weights(str(tmp_path / "y.pth")).section["quality"] == "centerness"
 
 
 def test_other_files_are_none_of_these() -> None:

@@ -14,11 +14,11 @@ from timm.data import ImageNetInfo
 
 from tests.nn.fpn import narrow
 from yoloxkd.errors import UserError
-from yoloxkd.nn.fcos import FCOS
-from yoloxkd.nn.pretrained import PACKAGES, load_file, packaged_file
+from yoloxkd.nn.backbones.pretrained import PACKAGES, load_file, packaged_file
+from yoloxkd.nn.dense.fcos import FCOS
 
 PICTURES = {"000000331352.jpg": {"toilet seat"}, "000000219578.jpg": {"Chihuahua", "basenji"}}
-"""Pictures of the COCO sample and what a classifier calls them."""
+"""ImageColumns of the COCO sample and what a classifier calls them."""
 
 
 @pytest.fixture(params=PACKAGES)
@@ -30,7 +30,7 @@ def network(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def test_the_whole_network_recognises_what_is_in_a_photograph(network: str, coco_mini: Path) -> None:
+def test_the_whole_network_recognizes_what_is_in_a_photograph(network: str, coco_mini: Path) -> None:
     """Layer by layer in order is right only if the classifier at the end of it works."""
     model: Any = timm.create_model(network, pretrained=False).eval()
     assert load_file(model, packaged_file(network)) == "by order"
@@ -54,7 +54,7 @@ def test_a_detector_starts_from_them(network: str) -> None:
     load_file(whole, packaged_file(network))
     pixels = torch.rand(1, 3, 64, 64) * 255
     with torch.no_grad():
-        x = model.eval().normalise(pixels)
+        x = model.eval().normalize(pixels)
         ours, theirs = model.backbone(x), whole.forward_intermediates(x, intermediates_only=True)
     for a, b in zip(ours, theirs[-3:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

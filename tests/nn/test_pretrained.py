@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tests.nn.fpn import BACKBONE, narrow
 from yoloxkd.errors import UserError
-from yoloxkd.nn import pretrained
-from yoloxkd.nn.fcos import FCOS
-from yoloxkd.nn.timm_backbone import TimmBackbone
+from yoloxkd.nn.backbones.csp_darknet import pretrained
+from yoloxkd.nn.backbones.timm_backbone import TimmBackbone
+from yoloxkd.nn.dense.fcos import FCOS
 
 PUBLISHED = "mobilenetv2_100"
 

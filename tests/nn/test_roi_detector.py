@@ -12,7 +12,7 @@ from yoloxkd.config.strict import Strict
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.detector import BoxCode, DetectorSpec
-from yoloxkd.nn.roi_detector import RoIDetector, RoIMatch
+from yoloxkd.nn.two_stage.roi_detector import RoIDetector, RoIMatch
 from yoloxkd.ops.boxes import pairwise_iou
 from yoloxkd.ops.nms import NMS
 from yoloxkd.types import Batch, Draw, Loss, Losses, RoIOutput, RoIStage, Tap, Targets, task_losses

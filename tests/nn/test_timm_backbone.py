@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from yoloxkd.errors import UserError
-from yoloxkd.nn.timm_backbone import TimmBackbone, input_convention
+from yoloxkd.nn.backbones.timm_backbone import TimmBackbone, input_convention
 
 SMALL = "mobilenetv2_035"
 

@@ -16,8 +16,8 @@ from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
 from yoloxkd.errors import UserError
 from yoloxkd.nn.coco_names import COCO_NAMES
-from yoloxkd.nn.weights import PUBLISHED, from_mmdetection, load_checkpoint_file, load_into, official_state
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.yolox import YOLOX
+from yoloxkd.nn.weights.load import PUBLISHED, from_mmdetection, load_checkpoint_file, load_into, official_state
 
 SIZES = ["nano", "tiny", "s", "m", "l", "x"]
 
@@ -97,7 +97,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "folder": (lambda path: path.mkdir(), "is a folder"),
     "empty": (lambda path: path.write_bytes(b""), r"is empty \(0 bytes\)"),
     "text": (lambda path: path.write_text("epoch 1\n"), "is a text file"),
-    "image": (lambda path: path.write_bytes(b"\x89PNG\r\n" + bytes(300)), "is a picture"),
+    "image": (lambda path: path.write_bytes(b"\x89PNG\r\n" + bytes(300)), "is an image"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps(print)), "objects besides tensors|not a PyTorch checkpoint"),
     "foreign": (lambda path: torch.save({"model": Foreign()}, path), r"objects besides tensors \(.*Foreign\)"),
     "list": (lambda path: torch.save([1, 2], path), "holds a list"),
@@ -172,7 +172,7 @@ def test_mmdetection_names(theirs: str, ours: str) -> None:
     assert from_mmdetection(theirs) == ours
 
 
-def test_a_size_without_a_name_is_recognised_but_not_named() -> None:
+def test_a_size_without_a_name_is_recognized_but_not_named() -> None:
     odd = YOLOX(YOLOX.Config(depth=0.33, width=0.125), ["a"])
     found = official_state(odd.state_dict())
     assert found is not None

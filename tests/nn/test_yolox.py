@@ -1,4 +1,4 @@
-"""YOLOX as a detector: initialisation, taps, input sizes, losses outside the reference vectors, export."""
+"""YOLOX as a detector: initialization, taps, input sizes, losses outside the reference vectors, export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.losses import task
 from yoloxkd.errors import UserError
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.yolox import YOLOX, decode, encode
+from yoloxkd.nn.dense.yolox import YOLOX, decode, encode
 from yoloxkd.types import DenseOutput, Tap, Targets
 
 

@@ -1,4 +1,4 @@
-"""Box conversions and overlaps."""
+"""Box conversions and IoU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yoloxkd.ops.boxes import area, paired_iou, pairwise_iou, to_centre, to_corners
+from yoloxkd.ops.boxes import area, paired_iou, pairwise_iou, to_center, to_corners
 
 BOX = st.tuples(*(st.integers(-50, 200) for _ in range(2)), *(st.integers(0, 80) for _ in range(2))).map(
     lambda v: [v[0], v[1], v[0] + v[2], v[1] + v[3]]
@@ -17,7 +17,7 @@ BOXES = st.lists(BOX, min_size=1, max_size=6).map(lambda rows: torch.tensor(rows
 @settings(deadline=None)
 @given(BOXES)
 def test_conversions_are_inverse(boxes: torch.Tensor) -> None:
-    assert torch.equal(to_corners(to_centre(boxes)), boxes)
+    assert torch.equal(to_corners(to_center(boxes)), boxes)
 
 
 def cells(box: torch.Tensor) -> set[tuple[int, int]]:

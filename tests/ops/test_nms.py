@@ -13,10 +13,10 @@ from yoloxkd.ops.nms import class_aware_nms, postprocess
 def scene(seed: int, images: int = 2, locations: int = 60, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes, some left of and above the image, and scores with ties."""
     g = torch.Generator().manual_seed(seed)
-    centre = torch.rand(images, locations, 2, generator=g) * 60 - 10
+    center = torch.rand(images, locations, 2, generator=g) * 60 - 10
     size = torch.rand(images, locations, 2, generator=g) * 40 + 5
     scores = (torch.rand(images, locations, classes, generator=g) * 20).round() / 20
-    return torch.cat([centre - size / 2, centre + size / 2], dim=2), scores
+    return torch.cat([center - size / 2, center + size / 2], dim=2), scores
 
 
 def plain_rule(boxes: torch.Tensor, scores: torch.Tensor, conf: float, iou: float) -> list[tuple[int, int]]:

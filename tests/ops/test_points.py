@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yoloxkd.ops.points import centres_inside, compact, grid_of
+from yoloxkd.ops.points import centers_inside, compact, grid_of
 
 LEVELS = (8, 16, 32)
 
 
-def test_locations_are_cell_centres_row_by_row() -> None:
+def test_locations_are_cell_centers_row_by_row() -> None:
     grid = grid_of(((2, 3), (1, 2)), (8, 16), torch.device("cpu"))
     assert grid.points.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12], [8, 8], [24, 8]]
     assert grid.point_strides.tolist() == [8] * 6 + [16] * 2
@@ -29,7 +29,7 @@ def test_predictions_of_a_cell_lie_side_by_side() -> None:
     assert (last.sizes, last.strides, last.point_strides.tolist()) == (((1, 2),), (16,), [16] * 4)
     assert torch.equal(last.points, grid.points[12:])
     box = torch.tensor([[[10.0, 0.0, 14.0, 6.0]]])
-    inside = centres_inside(box, torch.ones(1, 1, dtype=torch.bool), grid)
+    inside = centers_inside(box, torch.ones(1, 1, dtype=torch.bool), grid)
     assert inside[0].nonzero().flatten().tolist() == [2, 3]
 
 
@@ -50,11 +50,11 @@ COORDINATE = st.integers(-40, 140).map(lambda v: v / 2)
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE, st.booleans()), min_size=0, max_size=5))
-def test_centres_inside_is_the_plain_test(rows: list[tuple[float, float, float, float, bool]]) -> None:
+def test_centers_inside_is_the_plain_test(rows: list[tuple[float, float, float, float, bool]]) -> None:
     sizes = ((8, 12), (4, 6), (2, 3))
     boxes = torch.tensor([r[:4] for r in rows], dtype=torch.float32).reshape(1, -1, 4)
     valid = torch.tensor([r[4] for r in rows], dtype=torch.bool).reshape(1, -1)
     grid = grid_of(sizes, LEVELS, torch.device("cpu"))
     low, high = boxes[0, :, None, :2], boxes[0, :, None, 2:]
     plain = ((grid.points >= low) & (grid.points <= high)).all(-1) & valid[0, :, None]
-    assert torch.equal(centres_inside(boxes, valid, grid), plain.any(0).unsqueeze(0))
+    assert torch.equal(centers_inside(boxes, valid, grid), plain.any(0).unsqueeze(0))

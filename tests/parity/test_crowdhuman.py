@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.parity.vectors import TESTS, vectors_folder
-from yoloxkd.data.crowdhuman import is_ignored
+from yoloxkd.data.formats.crowdhuman import is_ignored
 from yoloxkd.metrics.crowdhuman import CrowdHumanResult, CrowdImage, crowd_image, crowdhuman_result
 
 

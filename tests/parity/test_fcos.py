@@ -11,9 +11,9 @@ from tests.losses import task
 from tests.nn.fpn import narrow
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.fcos import Match, fcos_match
-from yoloxkd.nn.assigners.match import Positives, centreness
-from yoloxkd.nn.dense_detector import Predictions
-from yoloxkd.nn.fcos import FCOS
+from yoloxkd.nn.assigners.match import Positives, centerness
+from yoloxkd.nn.dense.dense_detector import Predictions
+from yoloxkd.nn.dense.fcos import FCOS
 from yoloxkd.ops.boxes import from_distances, paired_iou
 from yoloxkd.ops.losses import focal_loss, giou_loss, log_iou_loss
 from yoloxkd.ops.points import grid_of
@@ -21,7 +21,7 @@ from yoloxkd.types import DenseOutput, Targets
 
 RTOL = 1e-9
 ROUNDED = 1e-6
-"""The reference rounds centre-ness targets to float32 in their loss, and the head's box output likewise."""
+"""The reference rounds centerness targets to float32 in their loss, and the head's box output likewise."""
 PIECES = cases("fcos", "pieces")
 SCENES = [p for p in cases("fcos") if p.values[0] is None or p.values[0].has("points")]
 LOSSES = [p for p in SCENES if p.values[0] is None or p.values[0].has("loss_cls")]
@@ -65,8 +65,8 @@ def test_box_losses(case: Case, loss: object, name: str, place: int) -> None:
 
 
 @pytest.mark.parametrize("case", PIECES)
-def test_centreness_and_decoding(case: Case) -> None:
-    close(centreness(case.tensor("ctr_ltrb")), case.tensor("ctr_from_ltrb"))
+def test_centerness_and_decoding(case: Case) -> None:
+    close(centerness(case.tensor("ctr_ltrb")), case.tensor("ctr_from_ltrb"))
     entropy = F.binary_cross_entropy_with_logits(case.tensor("ctr_logits"), case.tensor("ctr_target"), reduction="sum")
     close(entropy / case.params["avg_factor"][3], case.tensor("ctr_value"), ROUNDED)
     boxes = from_distances(case.tensor("point_xy"), F.relu(case.tensor("raw_reg")) * case.tensor("stride_r")[:, None])
@@ -85,7 +85,7 @@ def targets_of(case: Case, dtype: torch.dtype = torch.float64) -> Targets:
 
 def model_of(case: Case) -> FCOS:
     p = case.params
-    found = narrow(FCOS, p["C"], box_loss="iou", centre_sampling=p["center_sampling"], norm_on_bbox=p["norm_on_bbox"])
+    found = narrow(FCOS, p["C"], box_loss="iou", center_sampling=p["center_sampling"], norm_on_bbox=p["norm_on_bbox"])
     assert isinstance(found, FCOS)
     return found
 
@@ -110,7 +110,7 @@ def test_targets(case: Case, budget: int | None) -> None:
     distances = model_of(case).distances(found)
     filled = torch.stack([found.spread(side * found.used, len(points)) for side in distances.unbind(-1)], -1)
     close(filled, case.tensor("target_ltrb"))
-    close(found.spread(centreness(distances) * found.used, len(points)), case.tensor("target_centreness"))
+    close(found.spread(centerness(distances) * found.used, len(points)), case.tensor("target_centreness"))
 
 
 def head_output(case: Case) -> tuple[FCOS, DenseOutput, dict[str, list[Tensor]]]:
@@ -126,7 +126,7 @@ def test_losses_and_gradients(case: Case) -> None:
     losses = task(model, out, targets_of(case))
     close(losses["cls"], case.tensor("loss_cls"))
     close(losses["box"], case.tensor("loss_bbox"))
-    close(losses["centre"], case.tensor("loss_centreness"), ROUNDED)
+    close(losses["center"], case.tensor("loss_centreness"), ROUNDED)
     torch.stack(list(losses.values())).sum().backward()
     for name, tensors in maps.items():
         for tensor, key in zip(tensors, case.family(f"grad_{name}"), strict=True):
@@ -147,7 +147,7 @@ def test_losses_in_float32(case: Case) -> None:
     single = {name: [t.detach().float() for t in tensors] for name, tensors in maps.items()}
     out = model.assemble(Predictions(single["cls"], single["reg"], single["centre"]), tuple(case.params["image"]))
     losses = task(model, out, targets_of(case, torch.float32))
-    for name, key in (("cls", "loss_cls"), ("box", "loss_bbox"), ("centre", "loss_centreness")):
+    for name, key in (("cls", "loss_cls"), ("box", "loss_bbox"), ("center", "loss_centreness")):
         assert losses[name].dtype == torch.float32
         close(losses[name], case.tensor(key), 1e-4)
 

@@ -12,8 +12,8 @@ from tests.losses import task
 from tests.nn.fpn import narrow
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.atss import Match, atss_match, square_anchors, within
-from yoloxkd.nn.dense_detector import Predictions
-from yoloxkd.nn.gfl import BOX_WEIGHT, DISTRIBUTION_WEIGHT, GFL, encode_distances, expected_distances, gfl_terms
+from yoloxkd.nn.dense.dense_detector import Predictions
+from yoloxkd.nn.dense.gfl import BOX_WEIGHT, DISTRIBUTION_WEIGHT, GFL, encode_distances, expected_distances, gfl_terms
 from yoloxkd.ops.boxes import from_distances, paired_iou
 from yoloxkd.ops.losses import distribution_focal_loss, giou_loss, quality_focal_loss
 from yoloxkd.ops.points import grid_of

@@ -29,7 +29,7 @@ class Scene:
     def __init__(self, case: Case, dtype: torch.dtype = torch.float64) -> None:
         self.case, self.params = case, case.params
         if case.has("logits"):
-            where = case.tensor("points") if case.has("points") else self._centres(case.tensor("anchors"))
+            where = case.tensor("points") if case.has("points") else self._centers(case.tensor("anchors"))
             logits, decoded = case.tensor("logits")[None], case.tensor("decoded")[None]
             image = torch.zeros(len(case.tensor("boxes")), dtype=torch.int64)
         else:
@@ -41,7 +41,7 @@ class Scene:
         self.truth = padded(case.tensor("boxes").to(dtype), image, len(logits), case.tensor("labels"))
 
     @staticmethod
-    def _centres(boxes: Tensor) -> Tensor:
+    def _centers(boxes: Tensor) -> Tensor:
         return (boxes[:, :2] + boxes[:, 2:]) / 2
 
     def _from_levels(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,8 +12,8 @@ from yoloxkd.ops.nms import postprocess
 @pytest.mark.parametrize("case", cases("yolox", "post_"))
 def test_detections_equal_the_reference(case: Case) -> None:
     pred = case.tensor("pred")
-    centre, size = pred[..., :2], pred[..., 2:4]
-    boxes = torch.cat([centre - size / 2, centre + size / 2], dim=2)
+    center, size = pred[..., :2], pred[..., 2:4]
+    boxes = torch.cat([center - size / 2, center + size / 2], dim=2)
     scores = pred[..., 4:5] * pred[..., 5:]
 
     found = postprocess(

@@ -17,9 +17,9 @@ from tests.parity.vectors import Case, cases
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
 from yoloxkd.nn.assigners.simota import simota
-from yoloxkd.nn.dense_detector import Predictions
-from yoloxkd.nn.yolox import YOLOX
-from yoloxkd.ops.boxes import to_centre, to_corners
+from yoloxkd.nn.dense.dense_detector import Predictions
+from yoloxkd.nn.dense.yolox import YOLOX
+from yoloxkd.ops.boxes import to_center, to_corners
 from yoloxkd.types import DenseOutput, Targets
 
 MODELS = cases("yolox", "model")
@@ -131,7 +131,7 @@ def test_network_outputs_in_float64(case: Case) -> None:
                 close(got, case.tensor(f"pan_{stride}"), 1e-9)
         out = model.network(image)
     close(raw_table(out, out.box_raw), case.tensor("raw"), 1e-9)
-    close(raw_table(out, to_centre(out.boxes)), case.tensor("decoded"), 1e-9)
+    close(raw_table(out, to_center(out.boxes)), case.tensor("decoded"), 1e-9)
     scores = case.tensor("decoded")
     close(model.scores(out), scores[..., 5:] * scores[..., 4:5], 1e-9)
     assert case.params["num_params"] == sum(p.numel() for p in model.parameters())
@@ -142,9 +142,9 @@ def test_network_outputs_in_float32(case: Case) -> None:
     model = loaded(case).float().eval()
     with torch.no_grad():
         out = model.network(image_of(case))
-    close(raw_table(out, to_centre(out.boxes)), case.tensor("decoded"), 1e-4)
+    close(raw_table(out, to_center(out.boxes)), case.tensor("decoded"), 1e-4)
     if case.has("decoded_f32"):
-        close(raw_table(out, to_centre(out.boxes)), case.tensor("decoded_f32"), 1e-4)
+        close(raw_table(out, to_center(out.boxes)), case.tensor("decoded_f32"), 1e-4)
 
 
 def check_losses(model: YOLOX, out: DenseOutput, case: Case, of_total: float = 0.0) -> None:
@@ -186,7 +186,7 @@ def test_training_outputs_and_losses_of_the_network(case: Case, dtype: torch.dty
     before = {k: v.clone() for k, v in model.state_dict().items()}
     out = model.train().network(image_of(case).to(dtype))
     model.load_state_dict(before)
-    got, expected = table(out, to_centre(out.boxes)).detach(), case.tensor("train_decoded", dtype)
+    got, expected = table(out, to_center(out.boxes)).detach(), case.tensor("train_decoded", dtype)
     if dtype == torch.float64:
         close(got, expected, 1e-9)
         check_losses(model, out, case)
@@ -209,7 +209,7 @@ def amplified_rounding(case: Case, draws: int = 4) -> float:
             for p in model.parameters():
                 p.mul_(1 + torch.finfo(torch.float32).eps * torch.randn(p.shape, generator=g, dtype=p.dtype))
             out = model.network(image_of(case).double())
-        largest = max(largest, float((table(out, to_centre(out.boxes)) - expected).norm() / expected.norm()))
+        largest = max(largest, float((table(out, to_center(out.boxes)) - expected).norm() / expected.norm()))
     return largest
 
 
@@ -225,7 +225,7 @@ def head_output(case: Case, dtype: torch.dtype) -> tuple[YOLOX, DenseOutput, lis
 @pytest.mark.parametrize("case", HEADS)
 def test_losses_of_hand_made_outputs(case: Case, dtype: torch.dtype) -> None:
     model, out, _ = head_output(case, dtype)
-    close(table(out, to_centre(out.boxes)), case.tensor("train_decoded"), EXACT[dtype])
+    close(table(out, to_center(out.boxes)), case.tensor("train_decoded"), EXACT[dtype])
     check_losses(model, out, case)
 
 
@@ -236,7 +236,7 @@ def test_targets_of_hand_made_outputs(case: Case) -> None:
     match = simota(out, targets)
     image, cell = match.fg.nonzero(as_tuple=True)
     row = match.gt[image, cell]
-    close(to_centre(targets.boxes[image, row]), case.tensor("reg_target"), 1e-9)
+    close(to_center(targets.boxes[image, row]), case.tensor("reg_target"), 1e-9)
     one_hot = torch.nn.functional.one_hot(targets.labels[image, row], case.params["num_classes"])
     close(one_hot * match.score[image, cell].unsqueeze(-1), case.tensor("cls_target"), 1e-9)
 

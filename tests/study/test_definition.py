@@ -11,8 +11,8 @@ from tests.study.conftest import write
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.study.definition import read_study
+from yoloxkd.study.pages import check_report_paths
 from yoloxkd.study.plan import Key, differences, plan
-from yoloxkd.study.report import check_report_paths
 from yoloxkd.study.runner import Runner
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [

@@ -23,9 +23,9 @@ from yoloxkd.cli import run
 from yoloxkd.cli.studying import check_grids
 from yoloxkd.errors import UserError
 from yoloxkd.study.definition import read_study
+from yoloxkd.study.kept_runs import SUMMARY, write_summary
 from yoloxkd.study.plan import Key, plan
 from yoloxkd.study.processes import alone_in
-from yoloxkd.study.records import SUMMARY, write_summary
 from yoloxkd.study.runner import Runner, known
 
 pytestmark = pytest.mark.slow

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.study.conftest import write
-from yoloxkd.study import report
+from yoloxkd.study import pages as report
 from yoloxkd.study.definition import Definition, Grid, read_study
 from yoloxkd.study.files import METRICS
+from yoloxkd.study.kept_runs import Record
+from yoloxkd.study.pages import gain_text, markdown, points_text, statistics_csv
 from yoloxkd.study.plan import Key, keys
-from yoloxkd.study.records import Record
-from yoloxkd.study.report import gain_text, markdown, points_text, statistics_csv
 from yoloxkd.study.statistics import rows, spread, student_t
 from yoloxkd.viz.comparison import Comparison
 

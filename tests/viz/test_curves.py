@@ -24,7 +24,7 @@ ROWS = [
 ]
 
 
-def test_a_picture_is_written_where_it_was_asked_for(tmp_path: Path) -> None:
+def test_a_image_is_written_where_it_was_asked_for(tmp_path: Path) -> None:
     path = draw_curves(ROWS, tmp_path / "plots" / "curves.png")
     picture = cv2.imread(str(path))
     assert path == tmp_path / "plots" / "curves.png"

@@ -1,4 +1,4 @@
-"""Pictures, charts and the report show class names as they are, whatever characters they have."""
+"""ImageColumns, charts and the report show class names as they are, whatever characters they have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yoloxkd.types import Detections
 from yoloxkd.viz.charts import line_chart
 from yoloxkd.viz.comparison import Comparison, draw_comparison
 from yoloxkd.viz.data_sheet import draw_counts
-from yoloxkd.viz.report import ClassRow, Report, inline_picture, render_report
+from yoloxkd.viz.html_report import ClassRow, Report, inline_image, render_report
 
 NAMES = ["$x$", "$\\frac{", "_hidden", "<b>&", "[/red]", "n" * 200]
 
@@ -59,7 +59,7 @@ def test_charts_of_a_study_and_of_a_run(odd_folder: Path) -> None:
     assert "&lt;b&gt;" in svg
 
 
-def test_the_score_of_a_long_name_is_on_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_score_of_a_long_name_is_on_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
     plain = cv2.putText
 
@@ -77,12 +77,12 @@ def test_the_score_of_a_long_name_is_on_the_picture(monkeypatch: pytest.MonkeyPa
     assert cv2.getTextSize(texts[0], cv2.FONT_HERSHEY_SIMPLEX, 0.36, 1)[0][0] <= 120
 
 
-def test_the_report_escapes_names_and_reads_pictures_anywhere(odd_folder: Path) -> None:
+def test_the_report_escapes_names_and_reads_images_anywhere(odd_folder: Path) -> None:
     file = odd_folder / "p.png"
     file.write_bytes(cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes())
     rows = [ClassRow(name, [0.5]) for name in NAMES]
     report = Report("t", "s", [], classes=rows, class_names=["AP"], metrics=[("AP", "0.5", "")])
-    report.pictures.append(inline_picture(file, "<i>caption"))
+    report.pictures.append(inline_image(file, "<i>caption"))
     page = render_report(report)
     assert "&lt;b&gt;&amp;" in page
     assert "<b>&" not in page

@@ -1,4 +1,4 @@
-"""The command line: parses, calls the api, prints. torch is imported only by commands that need it."""
+"""Command line: parses, calls the api, prints. torch is imported only by commands that need it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def train(
     fit = trainer.fit()
     if not is_lead():
         return
-    from yoloxkd.cli.report import metrics_table
+    from yoloxkd.cli.run_tables import metrics_table
 
     print(metrics_table(fit.metrics))
     print(f"best student: {fit.best}\nrun: {fit.out}")
@@ -128,7 +128,7 @@ def val(
 ) -> None:
     """Measure a model on a data set: the COCO metrics, or CrowdHuman's on data of that format."""
     from yoloxkd.api import Detector
-    from yoloxkd.cli.report import check_val_outputs, metrics_table, val_options, write_detections
+    from yoloxkd.cli.run_tables import check_val_outputs, metrics_table, val_options, write_detections
     from yoloxkd.cli.tables import write_json
 
     options = val_options(set_ or ())
@@ -154,10 +154,10 @@ def predict(
         ),
     ],
     conf: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.25,
-    iou: Annotated[float, typer.Option(min=0, max=1, help="NMS overlap.")] = 0.65,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="NMS IoU threshold.")] = 0.65,
     imgsz: SizeOption = None,
     device: DeviceOption = None,
-    out: Annotated[Path, typer.Option(help="Folder for the drawn pictures and videos.")] = Path("runs/predict"),
+    out: Annotated[Path, typer.Option(help="Folder for the drawn images and videos.")] = Path("runs/predict"),
     json_file: JsonOption = None,
     coco_file: Annotated[Path | None, typer.Option("--coco", help="Write COCO's result format to this file.")] = None,
     save_txt: Annotated[
@@ -197,7 +197,7 @@ def export(
     half: Annotated[bool, typer.Option("--half", help="fp16 weights and arithmetic.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="int8 convolutions, calibrated on --calib.")] = False,
     calib: Annotated[
-        str | None, typer.Option(help="For int8: data set (its train split) or folder of pictures to calibrate on.")
+        str | None, typer.Option(help="For int8: data set (its train split) or folder of images to calibrate on.")
     ] = None,
     verify: Annotated[
         str | None, typer.Option(help="Data set to compare on. Default: the run's own, else shapes.")
@@ -212,7 +212,7 @@ def export(
 
     check_format(format_)
     from yoloxkd.api import Detector
-    from yoloxkd.cli.report import export_options
+    from yoloxkd.cli.run_tables import export_options
 
     options = export_options(set_ or ())
     path = Detector(model, "cpu").export(
@@ -300,7 +300,7 @@ def bench(
 @app.command()
 def show(what: Annotated[str, typer.Argument(metavar="MODEL|RECIPE|FILE", help="What to look at.")]) -> None:
     """Print a model's size, strides and taps, and the resolved recipe."""
-    from yoloxkd.cli.report import describe
+    from yoloxkd.cli.run_tables import describe
 
     print(describe(what))
 
@@ -308,7 +308,7 @@ def show(what: Annotated[str, typer.Argument(metavar="MODEL|RECIPE|FILE", help="
 @app.command()
 def models() -> None:
     """List the models, their weights, and what is already on disk."""
-    from yoloxkd.cli.report import models_table
+    from yoloxkd.cli.run_tables import models_table
 
     print(models_table())
 

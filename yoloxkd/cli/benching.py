@@ -15,9 +15,9 @@ import numpy as np
 from yoloxkd.api import Detector
 from yoloxkd.cli.latency import CompiledPredictor, Timed, measure_latency
 from yoloxkd.cli.tables import table, write_json
+from yoloxkd.data.data_spec import find_data, load_split
+from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.loader import eval_loader
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.spec import find_data, load_split
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters.runtime import OnnxPredictor
@@ -155,5 +155,5 @@ def _shown(rows: Sequence[dict[str, Any]], many: int) -> str:
             spread = f"{t['total_p10_ms']:.1f} to {t['total_p90_ms']:.1f}"
             ap = "-" if row["AP"] < 0 or np.isnan(row["AP"]) else f"{row['AP']:.4f}"
             cells.append([row["variant"], f"{row['size_mb']:.2f}", ap, *times, spread, f"{t['end_to_end']:.2f}"])
-        out.append(f"{threads} thread{'s' if threads > 1 else ''}, ms a picture:\n" + table(columns, cells))
+        out.append(f"{threads} thread{'s' if threads > 1 else ''}, ms an image:\n" + table(columns, cells))
     return "\n".join(out)

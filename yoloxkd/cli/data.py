@@ -36,7 +36,7 @@ def stats(
     out: Annotated[
         Path | None, typer.Option(help="Folder for samples, chart and stats.json. Default: runs/data/NAME.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures on the sheet of samples of a split.")] = 12,
+    samples: Annotated[int, typer.Option(min=1, help="ImageColumns on the sheet of samples of a split.")] = 12,
     json_file: JsonOption = None,
 ) -> None:
     """Count boxes per class and size, and draw samples and a chart."""
@@ -51,9 +51,9 @@ def convert(
     to: Annotated[str, typer.Option(help="coco, yolo, voc or crowdhuman.")],
     output: Annotated[Path, typer.Option(help="Folder to make.")],
     classes: Annotated[str | None, typer.Option(help="Keep these classes only: NAME,NAME,...")] = None,
-    link: Annotated[bool, typer.Option("--link", help="Link to the pictures instead of copying them.")] = False,
+    link: Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")] = False,
 ) -> None:
-    """Write a data set in another format, with its pictures and a data YAML, and say what the format cannot hold."""
+    """Write a data set in another format, with its images and a data YAML, and say what the format cannot hold."""
     from yoloxkd.cli.data_report import convert_report
 
     convert_report(data, to, output, classes, link)

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from yoloxkd.cli.tables import table, write_json
 from yoloxkd.data.check import SplitReport, check_data
 from yoloxkd.data.convert import convert_data
+from yoloxkd.data.data_spec import DataSpec, find_data, load_split
 from yoloxkd.data.download import download_data
-from yoloxkd.data.spec import DataSpec, find_data, load_split
 from yoloxkd.data.stats import SIZES, SplitStats, split_stats
 from yoloxkd.errors import UserError
 from yoloxkd.output_paths import Output, check_outputs, own_json
@@ -26,7 +26,7 @@ def check_report(name: str, limit: int | None, json_file: Path | None, imgsz: in
     """Print every fault of a data set. UserError when one of them would break training."""
     check_outputs([] if json_file is None else [Output("--json", json_file)], [name])
     spec = find_data(name)
-    with _progress("looking at the pictures") as progress:
+    with _progress("looking at the images") as progress:
         reports = check_data(spec, progress, imgsz)
     print(f"{name}: format {spec.format}, {len(spec.names)} classes, {spec.root}")
     for report in reports:
@@ -67,14 +67,14 @@ def stats_report(name: str, split: str | None, out: Path | None, samples: int, j
         print(stats_text(stats) + ("" if not len(data.faults) else f"\n{data.faults.describe()}"))
     shown: dict[str, Any] = {"data": name, "splits": {stats.split: stats.as_dict() for stats in found}}
     for file in (folder / "stats.json", *([] if json_file is None else [json_file])):
-        write_json(file, shown)  # before the pictures: it tells the next time that they are this command's
+        write_json(file, shown)  # before the images: it tells the next time that they are this command's
     written = [_drawn(folder / f"samples-{d.split}.png", partial(draw_samples, d, count=samples)) for d in read]
     written.append(_drawn(folder / "chart.png", partial(draw_counts, found)))
     print(f"written: {', '.join(map(str, [*written, folder / 'stats.json']))}")
 
 
 def _check_stats_folder(spec: DataSpec, folder: Path, pictures: Sequence[str], json_file: Path | None) -> None:
-    """UserError: the pictures would be taken for the data set's, or would replace something else."""
+    """UserError: the images would be taken for the data set's, or would replace something else."""
     whole = folder.resolve()
     for place in spec.image_folders():
         if place.resolve() in (whole, *whole.parents):
@@ -96,7 +96,7 @@ def _drawn(file: Path, draw: Callable[[Path], Path]) -> Path:
 
 
 def stats_text(stats: SplitStats) -> str:
-    """A split's table: boxes by class and size, images with the class, and a line about its pictures."""
+    """A split's table: boxes by class and size, images with the class, and a line about its images."""
     values = stats.as_dict()
     rows = [[name, *(str(row[key]) for key in ("boxes", *SIZES, "images"))] for name, row in values["classes"].items()]
     sums = [str(int(n)) for n in (stats.by_class.sum(), *stats.by_class.sum(0))]
@@ -104,7 +104,7 @@ def stats_text(stats: SplitStats) -> str:
     head = f"{stats.split}: {stats.images} images ({stats.empty} without a box), {stats.ignored} boxes to ignore"
     w, h, per = (values[key] for key in ("width", "height", "boxes_per_image"))
     tail = (
-        f"pictures {w['least']:.0f}x{h['least']:.0f} to {w['most']:.0f}x{h['most']:.0f} px, median "
+        f"images {w['least']:.0f}x{h['least']:.0f} to {w['most']:.0f}x{h['most']:.0f} px, median "
         f"{w['median']:.0f}x{h['median']:.0f}; {per['least']:.0f} to {per['most']:.0f} boxes an image, median "
         f"{per['median']:.0f}"
     )

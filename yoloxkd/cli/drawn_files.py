@@ -1,4 +1,4 @@
-"""The drawn pictures and videos of `yoloxkd predict`: each says inside that it is one, so that nothing else is replaced."""
+"""Drawn images and videos of `yoloxkd predict`, marked so that nothing of the user's is replaced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEAR = 256  # bytes at either end of a file in which the mark is looked for
 
 
 def is_drawn(file: Path) -> bool:
-    """Whether `yoloxkd predict` has drawn this picture or video."""
+    """Whether `yoloxkd predict` has drawn this image or video."""
     try:
         with open(file, "rb") as stream:
             first = stream.read(_NEAR)
@@ -37,7 +37,7 @@ def is_drawn(file: Path) -> bool:
 
 
 def is_drawn_text(file: Path, digests: Mapping[str, str]) -> bool:
-    """Whether a label file in `labels/` belongs to a drawn picture or video beside that folder, and nobody changed it.
+    """Whether a label file in `labels/` belongs to a drawn image or video beside that folder, and nobody changed it.
 
     digests  what `read_digests` finds in `labels/`
     """
@@ -67,7 +67,7 @@ def read_digests(labels: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def write_picture(path: Path, pixels: np.ndarray) -> None:
+def write_image_file(path: Path, pixels: np.ndarray) -> None:
     """(h, w, 3) uint8 RGB as a JPEG or PNG file with the mark. UserError: it cannot be written."""
     try:
         content = encoded(pixels, path.suffix)

@@ -1,4 +1,4 @@
-"""How long a prediction takes, and which part of it: measured one variant after the other, many times round."""
+"""Latency of a prediction and of its parts, with the variants interleaved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yoloxkd.build.prediction import one_input
+from yoloxkd.assembly.prediction import one_input
 from yoloxkd.engine.evaluate import TorchPredictor
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.nn.detector import kept
@@ -44,7 +44,7 @@ class CompiledPredictor(TorchPredictor):
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds a picture, of every repetition: before the network, in it, after it, each (runs,)."""
+    """Seconds an image, of every repetition: before the network, in it, after it, each (runs,)."""
 
     before: np.ndarray
     network: np.ndarray
@@ -71,7 +71,7 @@ def end_to_end(latency: Latency) -> float:
 def measure_latency(
     predictors: Mapping[str, Timed], picture: np.ndarray, imgsz: int, runs: int, threads: int
 ) -> dict[str, Latency]:
-    """Latency of each predictor on one picture (h, w, 3) uint8, one at a time, in turns so that all meet the same load.
+    """Latency of each predictor on one image (h, w, 3) uint8, one at a time, in turns so that all meet the same load.
 
     threads: of torch and OpenCV; an OnnxPredictor has its own from when it was made.
     """

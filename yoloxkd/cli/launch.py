@@ -1,4 +1,4 @@
-"""One process for each device: `yoloxkd train --device 0,1` is what torchrun would start."""
+"""Launch one process for each device: `yoloxkd train --device 0,1` starts what torchrun would."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def devices_of(error: UserError) -> list[str]:
 def leave_together() -> None:
     """Wait for the other processes of a distributed run: torchrun stops those that still run when the first one ends."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from yoloxkd.engine import dist
+        from yoloxkd.distributed import comm
 
         with contextlib.suppress(RuntimeError):
-            dist.wait()
+            comm.barrier()
 
 
 def launch(devices: Sequence[str], arguments: Sequence[str]) -> int:

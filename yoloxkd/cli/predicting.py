@@ -1,4 +1,4 @@
-"""`yoloxkd predict`: detect on pictures, videos and cameras, draw, write."""
+"""`yoloxkd predict`: detect on images, videos and cameras, draw, write."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import cv2
 import numpy as np
 
 from yoloxkd.api import Detector
-from yoloxkd.build.arguments import fraction
-from yoloxkd.build.run import newest_run
-from yoloxkd.cli.drawn_files import DIGESTS, VideoFile, read_digests, text_digest, write_picture
+from yoloxkd.assembly.arguments import fraction
+from yoloxkd.assembly.run import newest_run
+from yoloxkd.cli.drawn_files import DIGESTS, VideoFile, read_digests, text_digest, write_image_file
 from yoloxkd.cli.prediction_paths import Target, check_targets, free_targets, split_model
 from yoloxkd.cli.results import Found, coco_results, yolo_text
 from yoloxkd.cli.sources import Unreadable, find_sources, opened
 from yoloxkd.cli.tables import printable, write_json
-from yoloxkd.data.images import read_image
+from yoloxkd.data.io.images import read_image
 from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.types import Detections
 
@@ -31,10 +31,10 @@ from yoloxkd.types import Detections
 class Wanted:
     """What to leave, and where.
 
-    out        folder of the drawn pictures and videos, and of `labels/`
-    json_file  rows of detections a picture
+    out        folder of the drawn images and videos, and of `labels/`
+    json_file  rows of detections an image
     coco_file  COCO's result format
-    text       YOLO text in `out/labels/`, a file a picture or frame
+    text       YOLO text in `out/labels/`, a file an image or frame
     scores     the score as sixth column of that text
     strict     end at the first source that cannot be read, and write no results
     max_frames frames of a video or camera; None: all
@@ -167,9 +167,9 @@ class _Run:
             found = self.detect(pixels)
         except cv2.error as error:
             size = f"{pixels.shape[1]}x{pixels.shape[0]} px"
-            raise Unreadable(f"{path}, a picture of {size}, cannot be fitted to the input size") from error
+            raise Unreadable(f"{path}, an image of {size}, cannot be fitted to the input size") from error
         seconds = time.perf_counter() - started
-        write_picture(target.file, found.plot(pixels))
+        write_image_file(target.file, found.plot(pixels))
         self._keep(Found(str(path), None, (pixels.shape[0], pixels.shape[1]), found), target)
         print(f"{path}: {_counted([found])} ({1000 * seconds:.0f} ms) -> {target.file}", flush=True)
 

@@ -1,4 +1,4 @@
-"""Where `yoloxkd predict` writes, decided for all sources before the first is read."""
+"""Output paths of `yoloxkd predict`, decided for all sources before the first is read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
-from yoloxkd.build.models import model_names
+from yoloxkd.assembly.models import model_names
 from yoloxkd.cli.drawn_files import is_drawn, is_drawn_text, read_digests
 from yoloxkd.cli.sources import VIDEO_SUFFIXES, Source
-from yoloxkd.data.images import IMAGE_SUFFIXES
+from yoloxkd.data.io.images import IMAGE_SUFFIXES
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.file_kinds import is_onnx, is_torch
 from yoloxkd.output_paths import Output, check_folder, check_outputs, folded
@@ -30,7 +30,7 @@ class Target:
     file: Path
 
     def text(self, frame: int | None) -> Path:
-        """The file of YOLO text of a picture, or of a frame."""
+        """The file of YOLO text of an image, or of a frame."""
         number = "" if frame is None else f"_{frame:06d}"
         return self.file.parent / "labels" / f"{self.file.stem}{number}.txt"
 
@@ -99,7 +99,7 @@ def check_targets(
     for source in given:
         if Path(source).is_dir() and folded(source) == folded(out):
             raise UserError(
-                f"--out {out} is the folder of the pictures to predict on, which would be replaced; give another --out"
+                f"--out {out} is the folder of the images to predict on, which would be replaced; give another --out"
             )
     outputs = [Output("--out", target.file, is_drawn) for target in targets]
     if text:
@@ -113,7 +113,7 @@ def check_targets(
 
 
 def _texts(target: Target) -> list[Path]:
-    """The text of a picture; of a video, which has as many as frames, those that are there already."""
+    """The text of an image; of a video, which has as many as frames, those that are there already."""
     if target.source.kind == "image":
         return [target.text(None)]
     folder, stem = target.file.parent / "labels", target.file.stem

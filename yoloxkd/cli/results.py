@@ -1,4 +1,4 @@
-"""What `yoloxkd predict` leaves: JSON rows, COCO results, YOLO text, videos with boxes."""
+"""Output files of `yoloxkd predict`: JSON rows, COCO results, YOLO text, videos with boxes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COCO_IDS = [i for i in range(1, 91) if i not in _UNUSED_COCO_IDS]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Detections of a picture (h, w), or of frame `frame` (0, 1, ...) of a video."""
+    """Detections of an image (h, w), or of frame `frame` (0, 1, ...) of a video."""
 
     source: str
     frame: int | None
@@ -36,7 +36,7 @@ def coco_results(found: list[Found]) -> list[dict[str, Any]]:
     """COCO's result format, a row a detection: image_id, category_id, bbox x y w h px, score; file_name and frame besides.
 
     image_id is the number in the file's name where every one is a number and no two are the same (as COCO's are), else
-    the picture's place in the list from 1 on. category_id is COCO's for its 80 classes, else the label + 1.
+    the image's place in the list from 1 on. category_id is COCO's for its 80 classes, else the label + 1.
     """
     numbers = [int(f.stem) if f.stem.isdigit() else None for f in found]
     own = None not in numbers and len(set(numbers)) == len(numbers)
@@ -60,7 +60,7 @@ def coco_results(found: list[Found]) -> list[dict[str, Any]]:
 
 
 def yolo_text(found: Found, scores: bool = False) -> str:
-    """A line a detection: label, centre x, centre y, width, height as parts of the picture; with `scores` its score too."""
+    """A line a detection: label, center x, center y, width, height as parts of the image; with `scores` its score too."""
     height, width = found.size
     d = found.detections
     lines = []

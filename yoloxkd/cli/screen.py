@@ -1,4 +1,4 @@
-"""Output that no name, no encoding, no full disk and no reader who has left can bring a command down by."""
+"""Screen output that survives any name, encoding, full disk or closed pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `yoloxkd predict` looks at: images, folders, globs, video files, a camera."""
+"""Sources of `yoloxkd predict`: images, folders, globs, video files, a camera."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from yoloxkd.cli.drawn_files import plain_name
-from yoloxkd.data.find_images import missing
-from yoloxkd.data.images import IMAGE_SUFFIXES
+from yoloxkd.data.io.find_images import missing
+from yoloxkd.data.io.images import IMAGE_SUFFIXES
 from yoloxkd.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -30,16 +30,16 @@ class Unreadable(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A picture, a video file or a camera; `path` is the file, or the camera's index as text."""
+    """An image, a video file or a camera; `path` is the file, or the camera's index as text."""
 
     path: Path
     kind: Literal["image", "video", "camera"]
 
 
 def find_sources(given: Iterable[str]) -> list[Source]:
-    """Files as they are, folders by their pictures and videos, globs by what they match, a bare number as a camera.
+    """Files as they are, folders by their images and videos, globs by what they match, a bare number as a camera.
 
-    UserError: a source with neither picture nor video, a folder that cannot be read.
+    UserError: a source with neither image nor video, a folder that cannot be read.
     """
     out: list[Source] = []
     for text in given:
@@ -71,7 +71,7 @@ def _hint(text: str) -> str:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The pictures and videos of a folder by their names; hidden files (`._x.jpg` of a Mac too) are none."""
+    """The images and videos of a folder by their names; hidden files (`._x.jpg` of a Mac too) are none."""
     try:
         return sorted(
             p
@@ -104,7 +104,7 @@ def opened(source: Source, limit: int | None) -> Iterator[Stream]:
         good, first = capture.read() if capture.isOpened() else (False, None)
         if not good:
             what = (
-                f"camera {source.path} gives no picture" if camera else f"{source.path} is not a video that can be read"
+                f"camera {source.path} gives no image" if camera else f"{source.path} is not a video that can be read"
             )
             raise Unreadable(f"{what}; {'is it connected?' if camera else 'convert it, or take it out of the sources'}")
         fps = float(capture.get(cv2.CAP_PROP_FPS))

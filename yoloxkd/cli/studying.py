@@ -11,9 +11,9 @@ from yoloxkd.errors import UserError, nearest
 from yoloxkd.file_kinds import check_not_exported
 from yoloxkd.study.definition import Definition, TeacherPart, read_study
 from yoloxkd.study.files import METRICS
+from yoloxkd.study.kept_runs import Record
+from yoloxkd.study.pages import check_report_paths, gain_text, points_text, write_report
 from yoloxkd.study.plan import Key, plan
-from yoloxkd.study.records import Record
-from yoloxkd.study.report import check_report_paths, gain_text, points_text, write_report
 from yoloxkd.study.runner import Runner
 from yoloxkd.study.statistics import Row, rows
 

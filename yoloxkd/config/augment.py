@@ -1,4 +1,4 @@
-"""The `augment` section of a recipe: what happens to a training picture before the network sees it."""
+"""The `augment` section of a recipe: augmentation of training images."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ MOST_STEPS = 256
 
 
 class Augment(Strict):
-    """Augmentation of training pictures. Defaults are YOLOX's; the final epochs of a run use colour and flip alone."""
+    """Augmentation of training images. Defaults are YOLOX's; the final epochs of a run use color and flip alone."""
 
-    mosaic: float = Field(1.0, ge=0, le=1, description="probability of a mosaic of four pictures")
+    mosaic: float = Field(1.0, ge=0, le=1, description="probability of a mosaic of four images")
     mosaic_pool: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="0: the other three pictures of a mosaic are any of the split, as YOLOX's; n: they are among the n "
+        description="0: the other three images of a mosaic are any of the split, as YOLOX's; n: they are among the n "
         "before it in the epoch's random order, which are still in memory, so that less is decoded",
     )
-    mixup: float = Field(0.0, ge=0, le=1, description="probability that a mosaic is blended with a picture")
-    mixup_scale: tuple[float, float] = Field((0.5, 1.5), description="size of the blended picture, lowest and highest")
+    mixup: float = Field(0.0, ge=0, le=1, description="probability that a mosaic is blended with an image")
+    mixup_scale: tuple[float, float] = Field((0.5, 1.5), description="size of the blended image, lowest and highest")
     degrees: float = Field(10.0, ge=0, le=180, description="a mosaic is turned by up to this many degrees, either way")
     translate: float = Field(0.1, ge=0, le=1, description="a mosaic is moved by up to this part of the input's side")
-    scale: tuple[float, float] = Field((0.1, 2.0), description="size of a mosaic's pictures, lowest and highest")
+    scale: tuple[float, float] = Field((0.1, 2.0), description="size of a mosaic's images, lowest and highest")
     shear: float = Field(2.0, ge=0, lt=45, description="a mosaic is sheared by up to this many degrees")
     hsv: tuple[float, float, float] = Field(
         (5, 30, 30),
         description="largest shift of hue (0..180), saturation and value (0..255); each applied half the time",
     )
-    hsv_prob: float = Field(1.0, ge=0, le=1, description="probability of the colour shift")
+    hsv_prob: float = Field(1.0, ge=0, le=1, description="probability of the color shift")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
-    grey: float = Field(0.0, ge=0, le=1, description="probability that the picture loses its colour")
+    gray: float = Field(0.0, ge=0, le=1, description="probability that the image loses its color")
     blur: float = Field(0.0, ge=0, le=1, description="probability of a slight Gaussian blur")
     noise: float = Field(0.0, ge=0, le=1, description="probability of slight Gaussian noise")
     multiscale: tuple[int, int] = Field(
@@ -45,7 +45,7 @@ class Augment(Strict):
 
     short_sides: list[int] = Field(
         default_factory=list,
-        description="for a train.imgsz of two sides, the short side of each picture: two, anything from the first to the "
+        description="for a train.imgsz of two sides, the short side of each image: two, anything from the first to the "
         "second; more, one of them; none, that of train.imgsz",
     )
 

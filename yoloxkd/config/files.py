@@ -1,4 +1,4 @@
-"""Where the YAML files that ship with the package are."""
+"""Paths of the YAML files that ship with the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML in, dotted overrides on top, one clear sentence when something is wrong."""
+"""Read YAML, apply dotted overrides, and turn every fault into one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an int8 export is made: what `yoloxkd export --int8 --set export.KEY=VALUE` takes."""
+"""Settings of an int8 export: what `yoloxkd export --int8 --set export.KEY=VALUE` takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yoloxkd.config.strict import Strict
 
 
 class Quantization(Strict):
-    """Static quantisation of an export's convolutions; docs/quantization.md holds the trials behind the defaults."""
+    """Static quantization of an export's convolutions; docs/quantization.md holds the trials behind the defaults."""
 
     method: Literal["minmax", "percentile", "entropy"] = Field(
         "minmax", description="how the range of an activation follows from the calibration images"
@@ -29,7 +29,7 @@ class Quantization(Strict):
     float_layers: list[str] | None = Field(
         None, description="layers (the start of their names) kept in float32; None: found by the sensitivity report"
     )
-    sensitivity: bool = Field(False, description="print what quantising each layer alone costs")
+    sensitivity: bool = Field(False, description="print what quantizing each layer alone costs")
     seconds: float = Field(
         120,
         gt=0,

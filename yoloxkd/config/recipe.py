@@ -1,4 +1,4 @@
-"""The typed recipe: everything a training run depends on, one section a room.
+"""Typed recipe: everything a training run depends on, one section a room.
 
 `student` and `kd` hold the keys of the chosen detector and distillers as well; those are checked by the Config of the
 detector (`nn`) and of the distiller (`kd`) when the recipe is resolved, before any data is touched.
@@ -114,7 +114,7 @@ class TrainSection(Strict):
     imgsz: ImageSize = Field(
         640,
         description="px: height and width of the network input, a multiple of the coarsest stride; or [short, long], "
-        "within which pictures keep their aspect ratio",
+        "within which images keep their aspect ratio",
     )
     seed: int = Field(0, ge=0, le=MOST_INT, description="fixes initial weights, sample order and augmentation")
 
@@ -140,7 +140,7 @@ class EngineSection(Strict):
         2, ge=0, le=MOST_WORKERS, description="loader processes; samples do not depend on their number"
     )
     cache: Literal["off", "ram", "disk"] = Field(
-        "off", description="keep decoded pictures in memory or in files; samples are the same"
+        "off", description="keep decoded images in memory or in files; samples are the same"
     )
     channels_last: bool = Field(True, description="NHWC memory format for convolutions")
     tf32: bool = Field(True, description="CUDA: convolutions in TensorFloat-32; losses stay float32")
@@ -193,11 +193,11 @@ class ValSection(Strict):
         None, ge=1, le=MOST_EPOCHS, description="epochs between evaluations; None: a thirtieth of the run"
     )
     conf: float = Field(0.01, ge=0, le=1)
-    iou: float = Field(0.65, gt=0, le=1, description="NMS overlap")
+    iou: float = Field(0.65, gt=0, le=1, description="NMS IoU threshold")
     max_det: int = Field(300, ge=1, le=100_000, description="detections kept an image; the metric cuts to 100 a class")
     rect: bool = Field(
         False,
-        description="square sizes: pad each batch no further than its largest picture needs, pictures sorted by aspect "
+        description="square sizes: pad each batch no further than its largest image needs, images sorted by aspect "
         "ratio; sizes of two sides always do so",
     )
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
@@ -235,7 +235,7 @@ class Recipe(Strict):
             return self
         if self.augment.mosaic > 0 or self.augment.multiscale != (0, 0):
             raise ValueError(
-                f"train.imgsz {list(self.train.imgsz)} keeps the aspect ratio of pictures, which mosaics and multiscale "
+                f"train.imgsz {list(self.train.imgsz)} keeps the aspect ratio of images, which mosaics and multiscale "
                 "cannot: set augment.mosaic=0 and augment.multiscale=0 (augment.short_sides varies the size), or give "
                 "train.imgsz one number"
             )

@@ -1,4 +1,4 @@
-"""The `schedule` section of a recipe: how the learning rate runs, and when strong augmentation ends."""
+"""The `schedule` section of a recipe: learning rate, and when strong augmentation ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of every typed section: unknown keys are refused, never swallowed, and so are numbers that cannot be meant."""
+"""Base class of typed sections: unknown keys and absurd numbers are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import functools
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+
+from yoloxkd.config.renamed import OLD_FIELDS
 
 MOST_FLOAT, MOST_INT = 1e12, 2**63 - 1
 """No setting is larger, whatever its own limits are; the second is the largest seed that torch takes."""
@@ -16,6 +18,15 @@ class Strict(BaseModel):
     """A pydantic model that refuses unknown keys, NaN, infinity, yes and no for a number, and checks its defaults."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, populate_by_name=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_spelling(cls, value: Any) -> Any:
+        """Read the fields of sections that an earlier version wrote."""
+        if not isinstance(value, dict) or not any(old in value and old not in cls.model_fields for old in OLD_FIELDS):
+            return value
+        fields = cls.model_fields
+        return {OLD_FIELDS[k] if OLD_FIELDS.get(k) in fields and k not in fields else k: v for k, v in value.items()}
 
     @field_validator("*", mode="before")
     @classmethod

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from yoloxkd.data.coco import COCO
-from yoloxkd.data.crowdhuman import CROWDHUMAN
-from yoloxkd.data.formats import Format
-from yoloxkd.data.voc import VOC
-from yoloxkd.data.yolo import YOLO
+from yoloxkd.data.formats.coco import COCO
+from yoloxkd.data.formats.crowdhuman import CROWDHUMAN
+from yoloxkd.data.formats.format import Format
+from yoloxkd.data.formats.voc import VOC
+from yoloxkd.data.formats.yolo import YOLO
 
 FORMATS: dict[str, Format] = {
     "coco": COCO,

@@ -1,4 +1,4 @@
-"""Annotated boxes as columns: what every reader fills, and the checks that are the same for all formats."""
+"""Annotated boxes as columns, and the checks that are the same for all formats."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from yoloxkd.data.faults import NEARLY_ALL, Faults, Place
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.strings import Strings
-from yoloxkd.data.values import NO_ID
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.formats.values import NO_ID
+from yoloxkd.data.io.packed_strings import Strings
+from yoloxkd.data.problems import NEARLY_ALL, Faults, Place
 from yoloxkd.errors import UserError
 
 UNKNOWN, UNWANTED = -2, -1
@@ -32,7 +32,7 @@ def corners(xywh: np.ndarray) -> np.ndarray:
 
 
 @dataclass(slots=True)
-class Pictures:
+class ImageColumns:
     """The images of a split: ids (N,) int64, N paths, sizes (N, 2) height and width px; keys as `DetectionData.image_keys`."""
 
     ids: np.ndarray
@@ -53,7 +53,7 @@ class BoxTable:
     files       the annotation files, by name; file (M,) which of them, None: the only one
     ids         (M,) the file's own numbers of the boxes, NO_ID where one has none; None: there are none
     area        (M,) px², NaN: that of the box; None: of all boxes
-    written     (M, 4) box as the file writes it, to tell fractions of the picture from pixels; None: it writes fractions
+    written     (M, 4) box as the file writes it, to tell fractions of the image from pixels; None: it writes fractions
     visible, head_boxes  (M, 4) xyxy px, NaN where not annotated; None: nowhere
     keep        (M,) bool, rows that are still wanted
     """
@@ -99,7 +99,9 @@ class BoxTable:
             note = f"annotations[{row}]" if self.ids[row] == NO_ID else f"annotation {self.ids[row]}"
         return Place(file, int(self.line[row]) or None, note)
 
-    def finish(self, names: list[str], split: str, pictures: Pictures, faults: Faults, format: str) -> DetectionData:
+    def finish(
+        self, names: list[str], split: str, pictures: ImageColumns, faults: Faults, format: str
+    ) -> DetectionData:
         """The rows that can be trained on, in the images' order; the others are counted in `faults`."""
         self.drop(self.image < 0, "of an unknown image", faults)
         self.drop(self.label == UNKNOWN, "of an unknown category", faults)
@@ -137,7 +139,7 @@ class BoxTable:
             unseen=unseen if len(unseen) else None,
         )
 
-    def _check_boxes(self, pictures: Pictures, faults: Faults) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _check_boxes(self, pictures: ImageColumns, faults: Faults) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes as annotated and clipped, (M, 4) each, and objects without a box in their image (U, 5)."""
         finite = np.isfinite(self.boxes).all(axis=1)
         self.drop(~finite, "whose box is not four finite numbers", faults)
@@ -161,12 +163,10 @@ class BoxTable:
                 fractions = self.keep & ((self.written >= 0) & (self.written <= 1)).all(axis=1)
         if fractions[objects].sum() >= NEARLY_ALL * total:
             sentence = (
-                f"{fractions[objects].sum()} of {total} boxes of {self._first(fractions)} are fractions of the picture (0 to 1), "
-                "where the format has pixels; multiply them by the picture's width and height"
+                f"{fractions[objects].sum()} of {total} boxes of {self._first(fractions)} are fractions of the image (0 to 1), "
+                "where the format has pixels; multiply them by the image's width and height"
             )
-            self.refuse(
-                fractions, "boxes that are fractions of the picture (0 to 1) instead of pixels", sentence, faults
-            )
+            self.refuse(fractions, "boxes that are fractions of the image (0 to 1) instead of pixels", sentence, faults)
         else:
             fractions[:] = False
         small = (whole[:, 2:] - whole[:, :2] < _PIXEL).any(axis=1) & self.keep & ~fractions
@@ -174,7 +174,7 @@ class BoxTable:
         if small[objects].sum() >= NEARLY_ALL * total:
             sentence = (
                 f"{small[objects].sum()} of {total} boxes of {self._first(small)} are under a pixel wide or high; they "
-                "are not in pixels of the picture, or nothing can be learned from them"
+                "are not in pixels of the image, or nothing can be learned from them"
             )
             self.refuse(small, kind, sentence, faults)
         else:
@@ -189,7 +189,7 @@ class BoxTable:
             return np.full(len(self.image), np.nan)
         with np.errstate(over="ignore", invalid="ignore"):
             box = np.prod(whole[:, 2:] - whole[:, :2], axis=1)
-            tiny = (self.area < 1) & (self.area < 0.1 * box)  # a fraction of the picture
+            tiny = (self.area < 1) & (self.area < 0.1 * box)  # a fraction of the image
             wrong = (self.area <= 0) | (self.area > _MOST_AREA * box + 4) | tiny
         self.count(wrong, "areas that the box cannot have, replaced by the box's", faults)
         return np.where(wrong, np.nan, self.area)

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a data set, for `yoloxkd data check`."""
+"""Check a data set and list everything that is wrong with it (`yoloxkd data check`)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from yoloxkd.data.complaints import complaints
-from yoloxkd.data.faults import MISSING, UNREADABLE, Faults, Place
-from yoloxkd.data.find_images import missing
-from yoloxkd.data.images import WrongSize, decode_image
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.spec import DataSpec, load_split
+from yoloxkd.data.data_spec import DataSpec, load_split
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.io.decoder_messages import complaints
+from yoloxkd.data.io.find_images import missing
+from yoloxkd.data.io.images import WrongSize, decode_image
+from yoloxkd.data.io.threads import in_threads
+from yoloxkd.data.problems import MISSING, UNREADABLE, Faults, Place
 from yoloxkd.data.sufficiency import shortages
-from yoloxkd.data.threads import in_threads
 from yoloxkd.errors import UserError
 from yoloxkd.types import ImageSize
 
@@ -29,7 +29,7 @@ NO_SPLIT = "split that cannot be read"
 COMPLAINTS = "images that are decoded with complaints"
 LEAK = "images that are in another split too, byte for byte"
 
-_CHUNK = 512  # pictures between two listenings to what decoders print
+_CHUNK = 512  # images between two listenings to what decoders print
 
 
 @dataclass(slots=True)
@@ -70,11 +70,11 @@ class SplitReport:
 def check_data(
     spec: DataSpec, progress: Callable[[int, int], None] = lambda done, total: None, imgsz: ImageSize = 640
 ) -> list[SplitReport]:
-    """Read every split and every picture of a data set whole; nothing stops at the first fault.
+    """Read every split and every image of a data set whole; nothing stops at the first fault.
 
     imgsz     input size (px) that objects may be too small for
-    progress  called with pictures done and their number, split by split
-    Pictures are compared across splits by their bytes: a leak is told at both places.
+    progress  called with images done and their number, split by split
+    ImageColumns are compared across splits by their bytes: a leak is told at both places.
     """
     reports: list[SplitReport] = []
     places: dict[bytes, list[tuple[SplitReport, str]]] = {}
@@ -108,7 +108,7 @@ def _add_shortages(report: SplitReport, data: DetectionData, imgsz: ImageSize) -
 
 
 def _compare(same: list[tuple[SplitReport, str]]) -> None:
-    """Tell of pictures with the same bytes, at each of their places."""
+    """Tell of images with the same bytes, at each of their places."""
     first: dict[str, str] = {}
     for report, path in same:
         if path == first.get(report.split):
@@ -125,7 +125,7 @@ def _compare(same: list[tuple[SplitReport, str]]) -> None:
 
 
 def _look(data: DetectionData, faults: Faults, progress: Callable[[int, int], None]) -> list[bytes]:
-    """Decode every picture; its digest, empty where it cannot be read."""
+    """Decode every image; its digest, empty where it cannot be read."""
     sizes = dict(zip(data.paths, map(tuple, data.sizes.tolist()), strict=True))
 
     def one(path: str) -> tuple[bytes, str, str]:
@@ -158,7 +158,7 @@ def _look(data: DetectionData, faults: Faults, progress: Callable[[int, int], No
 
 
 def _whose(paths: Sequence[str], faults: Faults) -> None:
-    """Decode pictures once more, one at a time, to name those that the decoders complain of without refusing them."""
+    """Decode images once more, one at a time, to name those that the decoders complain of without refusing them."""
     for path in paths:
         with complaints() as said:
             try:

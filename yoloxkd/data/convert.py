@@ -1,4 +1,4 @@
-"""A data set from one annotation format into another."""
+"""Convert a data set from one annotation format into another."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import numpy as np
 
 from yoloxkd.config.load import write_yaml
 from yoloxkd.data import FORMATS
-from yoloxkd.data.find_images import folded
-from yoloxkd.data.formats import Format
-from yoloxkd.data.headers import image_size
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.spec import DataSpec, load_split
+from yoloxkd.data.data_spec import DataSpec, load_split
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.formats.format import Format
+from yoloxkd.data.io.find_images import folded
+from yoloxkd.data.io.image_headers import image_size
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.output_paths import check_folder
 from yoloxkd.write_image import write_image
@@ -43,10 +43,10 @@ class Converted:
 def convert_data(
     spec: DataSpec, to: str, output: Path, classes: Sequence[str] | None = None, link: bool = False
 ) -> Converted:
-    """Write every split of a data set into the new folder `output`: pictures, annotations, data.yaml.
+    """Write every split of a data set into the new folder `output`: images, annotations, data.yaml.
 
     classes  class names to keep, in that order; None: all
-    link     symbolic links to the pictures instead of copies
+    link     symbolic links to the images instead of copies
     The folder gets its name when it is complete. UserError: the format is unknown or cannot hold the classes, the
     folder is there already or cannot be written, a split cannot be read.
     """
@@ -97,7 +97,7 @@ def _write(
         content[split] = target.write(data, files, folder)
         lost = "; ".join(describe_loss(data, target))
         faults = f"; {data.faults.describe()}" if len(data.faults) else ""
-        faults += f"; {renamed} pictures got new names" if renamed else ""
+        faults += f"; {renamed} images got new names" if renamed else ""
         lines.append(f"{split}: {len(data)} images, {len(data.boxes)} boxes{faults}{'; lost: ' + lost if lost else ''}")
     content["names"] = dict(enumerate(names)) if to == "yolo" else names
     (folder / "data.yaml").write_text(write_yaml(content), encoding="utf-8")
@@ -105,7 +105,7 @@ def _write(
 
 
 def _new_names(paths: Sequence[str], used: Counter[str]) -> list[str]:
-    """A file name for each picture: its own, where every format and file system can hold it beside the others.
+    """A file name for each image: its own, where every format and file system can hold it beside the others.
 
     Names that differ in their suffix, in case or in Unicode normal form alone are numbered, bytes that are not UTF-8 are
     read as Latin-1, and control characters become `_`.
@@ -159,7 +159,7 @@ def describe_loss(data: DetectionData, target: Format) -> list[str]:
         "regions": (int(regions.sum()), f"ignore regions{kept_as}"),
         "difficult": (single, "difficult objects to ignore (they become background)"),
         "areas": (int(areas.sum()), "areas that are not those of their boxes"),
-        "unclipped": (beyond, "boxes cut at the picture's border"),
+        "unclipped": (beyond, "boxes cut at the image's border"),
         "visible": (0 if data.visible is None else int(np.isfinite(data.visible).all(1).sum()), "visible boxes"),
         "heads": (0 if data.head_boxes is None else int(np.isfinite(data.head_boxes).all(1).sum()), "head boxes"),
         "names": (len(data.names), "class names, which become 'person'") if data.names != ["person"] else (0, ""),
@@ -167,14 +167,14 @@ def describe_loss(data: DetectionData, target: Format) -> list[str]:
     lost = [f"{count} {words}" for key, (count, words) in found.items() if count and key not in target.keeps]
     if data.format == "coco" and "numbers" not in target.keeps:
         lost.append("the numbers of images, annotations and categories")
-    return lost + ([f"{unseen} objects wholly outside their picture"] if unseen else [])
+    return lost + ([f"{unseen} objects wholly outside their image"] if unseen else [])
 
 
 def _place(data: DetectionData, index: int, place: Path, target: Format, link: bool) -> str:
-    """Bring a picture to its place; the name it got.
+    """Bring an image to its place; the name it got.
 
-    A picture that EXIF turns, and whose boxes are those of the picture as stored, is written anew, upright as its boxes
-    are, for a format that does not say sizes: there the picture's own size counts.
+    An image that EXIF turns, and whose boxes are those of the image as stored, is written anew, upright as its boxes
+    are, for a format that does not say sizes: there the image's own size counts.
     """
     source = data.paths[index]
     place.parent.mkdir(parents=True, exist_ok=True)

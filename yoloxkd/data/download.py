@@ -1,4 +1,4 @@
-"""Public data sets: where their files are, and how they come into the layout of `cfg/data`."""
+"""Public data sets: download them into the layout of `cfg/data`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from yoloxkd.config.files import cfg_folder, cfg_names
-from yoloxkd.data.spec import read_spec
+from yoloxkd.data.data_spec import read_spec
 from yoloxkd.download import Published, fetch
 from yoloxkd.errors import UserError, nearest
 

@@ -1,4 +1,4 @@
-"""What identifies the content of a split, so that a run can tell whether it goes on with the data it began with."""
+"""Fingerprint of a split, by which a resumed run recognizes its data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.dataset import DetectionData
 
 
 def fingerprint(data: DetectionData) -> dict[str, Any]:

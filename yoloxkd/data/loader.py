@@ -1,4 +1,4 @@
-"""The batches a run reads."""
+"""Batches of a run: data loaders for training and evaluation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from yoloxkd.config.augment import Augment
-from yoloxkd.data.order import EpochSampler
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.samples import GREY, EvalSamples, TrainSamples
-from yoloxkd.data.transforms import Color, Sample, up_to_multiple
+from yoloxkd.data.augment.transforms import Color, Sample, up_to_multiple
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.sampler import EpochSampler
+from yoloxkd.data.samples import GRAY, EvalSamples, TrainSamples
 from yoloxkd.data.worker_death import dead_worker, main_guard, refuse_while_starting
 from yoloxkd.errors import UserError
 from yoloxkd.types import Batch, ImageSize, Targets
@@ -30,12 +30,12 @@ class Collate:
     """Samples -> a Batch with padded targets; or the first error among them.
 
     The batch is as large as its largest sample, up to a multiple of `multiple` px; smaller ones lie at the top left,
-    the rest is `pad_value`. With `mask_padding` the targets say where the picture ends, so that padding is not trained
+    the rest is `pad_value`. With `mask_padding` the targets say where the image ends, so that padding is not trained
     as background.
     """
 
     multiple: int = 1
-    pad_value: Color = GREY
+    pad_value: Color = GRAY
     mask_padding: bool = False
 
     def __call__(self, samples: Sequence[Sample | UserError]) -> Batch | UserError:
@@ -78,7 +78,7 @@ class Collate:
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader of batches; what happens to a worker (a picture it cannot read, its death) is raised as a UserError."""
+    """A DataLoader of batches; what happens to a worker (an image it cannot read, its death) is raised as a UserError."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         batches = self._started()
@@ -156,16 +156,16 @@ def train_loader(
     seed: int,
     multiple: int = 32,
     workers: int = 0,
-    pad_value: Color = GREY,
+    pad_value: Color = GRAY,
     pin_memory: bool = False,
     rank: int = 0,
     world: int = 1,
 ) -> Loader:
     """Shuffled, augmented batches; `batch` is per process. Call `set_epoch` before each epoch.
 
-    Batches of a pair of sides hold pictures in landscape or in portrait, their height and width are multiples of
-    `multiple`, and their targets say where each picture ends. The batches do not depend on `workers`.
-    UserError: the split has no image, or (while reading) a picture is broken.
+    Batches of a pair of sides hold images in landscape or in portrait, their height and width are multiples of
+    `multiple`, and their targets say where each image ends. The batches do not depend on `workers`.
+    UserError: the split has no image, or (while reading) an image is broken.
     """
     if not len(data):
         raise UserError(f"the split '{data.split}' has no image to train on")
@@ -186,15 +186,15 @@ def eval_loader(
     rect: bool = False,
     multiple: int = 32,
     workers: int = 0,
-    pad_value: Color = GREY,
+    pad_value: Color = GRAY,
     pin_memory: bool = False,
     rank: int = 0,
     world: int = 1,
 ) -> Loader:
     """Batches of every image once (every `world`-th one from `rank`), letterboxed and in order; the last may be smaller.
 
-    With a pair of sides, or with `rect`, images come sorted by aspect ratio and a batch is no larger than its pictures
-    need, up to a multiple of `multiple` px. UserError (while reading): a picture is broken.
+    With a pair of sides, or with `rect`, images come sorted by aspect ratio and a batch is no larger than its images
+    need, up to a multiple of `multiple` px. UserError (while reading): an image is broken.
     """
     rect = rect or isinstance(imgsz, tuple)
     mine = np.arange(rank, len(data), world)

@@ -1,4 +1,4 @@
-"""Samples: what one index of a split becomes. A training sample is a pure function of (seed, epoch, index, strong)."""
+"""Samples of a split. A training sample is a pure function of (seed, epoch, index, strong)."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from yoloxkd.config.augment import Augment
-from yoloxkd.data.caches import RecentPictures
-from yoloxkd.data.mosaic import mixup, mosaic
-from yoloxkd.data.order import Key, epoch_order
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.transforms import Color, Sample, colour, fit_size, flip, letterbox, worth_training
+from yoloxkd.data.augment.mosaic import mixup, mosaic
+from yoloxkd.data.augment.transforms import Color, Sample, color, fit_size, flip, letterbox, worth_training
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.io.image_caches import RecentImages
+from yoloxkd.data.sampler import Key, epoch_order
 from yoloxkd.errors import UserError
 from yoloxkd.types import ImageMeta, ImageSize
 
-GREY: Color = (114, 114, 114)
+GRAY: Color = (114, 114, 114)
 
 
 @dataclass
 class TrainSamples(Dataset[Sample | UserError]):
     """Augmented samples of a split by (epoch, index, strong).
 
-    strong   mosaic and mixup, by their probabilities; without it, and where no mosaic is drawn: letterbox, colour, flip
-    imgsz    size of the network input; samples of a pair are as large as their picture, not padded
-    A picture that cannot be read is given back as its UserError: raised, it would lose its sentence between processes.
+    strong   mosaic and mixup, by their probabilities; without it, and where no mosaic is drawn: letterbox, color, flip
+    imgsz    size of the network input; samples of a pair are as large as their image, not padded
+    An image that cannot be read is given back as its UserError: raised, it would lose its sentence between processes.
     """
 
     data: DetectionData
     imgsz: ImageSize
     augment: Augment
     seed: int
-    pad_value: Color = GREY
+    pad_value: Color = GRAY
 
     def __post_init__(self) -> None:
         counts = np.bincount(np.repeat(np.arange(len(self.data)), np.diff(self.data.offsets)), ~self.data.crowd)
@@ -42,7 +42,7 @@ class TrainSamples(Dataset[Sample | UserError]):
         if self.data.cache is None and self.augment.mosaic and self.augment.mosaic_pool:
             # half as many again: one that is decoded again, having been out of sight at first, must not push out a needed one
             count = self.augment.mosaic_pool * 3 // 2
-            self.data = replace(self.data, cache=RecentPictures(self.data, count))
+            self.data = replace(self.data, cache=RecentImages(self.data, count))
 
     def __len__(self) -> int:
         return len(self.data)
@@ -57,10 +57,10 @@ class TrainSamples(Dataset[Sample | UserError]):
             elif strong and rng.random() < self.augment.mosaic:
                 sample = self._mosaic(epoch, index, self.imgsz, rng)
             else:
-                sample = plain(self.data, index, self.imgsz, self.pad_value)
+                sample = letterboxed(self.data, index, self.imgsz, self.pad_value)
         except UserError as error:
             return error
-        sample.image = colour(sample.image, self.augment, rng)
+        sample.image = color(sample.image, self.augment, rng)
         if rng.random() < self.augment.flip:
             self._flip(sample)
         keep = worth_training(sample.boxes, np.zeros(len(sample.boxes)), sample.crowd)
@@ -68,7 +68,7 @@ class TrainSamples(Dataset[Sample | UserError]):
         return sample
 
     def _others(self, epoch: int, index: int, rng: np.random.Generator) -> list[int]:
-        """Three pictures to go with one: of those before it in the epoch's order, or of all."""
+        """Three images to go with one: of those before it in the epoch's order, or of all."""
         n, pool = len(self.data), self.augment.mosaic_pool
         if not 0 < pool < n:
             anywhere: list[int] = rng.integers(0, n, 3).tolist()
@@ -82,7 +82,7 @@ class TrainSamples(Dataset[Sample | UserError]):
         return before
 
     def _drawn_size(self, sides: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """The pair with the short side that the recipe draws for a picture."""
+        """The pair with the short side that the recipe draws for an image."""
         choices = self.augment.short_sides
         if not choices:
             return sides
@@ -99,7 +99,7 @@ class TrainSamples(Dataset[Sample | UserError]):
 
     @staticmethod
     def _flip(sample: Sample) -> None:
-        """Mirror the picture within its content, so that padding stays at the right and at the bottom."""
+        """Mirror the image within its content, so that padding stays at the right and at the bottom."""
         width, height = int(sample.content[2]), int(sample.content[3])
         part, sample.boxes = flip(sample.image[:height, :width], sample.boxes, width)
         sample.image[:height, :width] = part
@@ -111,7 +111,7 @@ class EvalSamples(Dataset[Sample | UserError]):
 
     data: DetectionData
     imgsz: ImageSize
-    pad_value: Color = GREY
+    pad_value: Color = GRAY
     padded: bool = True
 
     def __len__(self) -> int:
@@ -120,21 +120,21 @@ class EvalSamples(Dataset[Sample | UserError]):
     def __getitem__(self, index: int) -> Sample | UserError:
         try:
             if self.padded and isinstance(self.imgsz, int):
-                return plain(self.data, index, self.imgsz, self.pad_value)
+                return letterboxed(self.data, index, self.imgsz, self.pad_value)
             return resized(self.data, index, self.imgsz)
         except UserError as error:
             return error
 
 
-def plain(data: DetectionData, index: int, side: int, pad_value: Color) -> Sample:
-    """One picture letterboxed into a square, with its boxes. UserError: it cannot be read."""
+def letterboxed(data: DetectionData, index: int, side: int, pad_value: Color) -> Sample:
+    """One image letterboxed into a square, with its boxes. UserError: it cannot be read."""
     image, scale, _, _ = letterbox(data.read(index), (side, side), pad_value)
     height, width = data.sizes[index].tolist()
     return _placed(data, index, image, scale, (int(height * scale), int(width * scale)))
 
 
 def resized(data: DetectionData, index: int, imgsz: ImageSize) -> Sample:
-    """One picture at its own size for inputs of `imgsz`, not padded. UserError: it cannot be read."""
+    """One image at its own size for inputs of `imgsz`, not padded. UserError: it cannot be read."""
     image = data.read(index)
     scale, height, width = fit_size(image.shape[0], image.shape[1], imgsz)
     image = image.copy() if image.shape[:2] == (height, width) else np.asarray(cv2.resize(image, (width, height)))
@@ -142,7 +142,7 @@ def resized(data: DetectionData, index: int, imgsz: ImageSize) -> Sample:
 
 
 def _placed(data: DetectionData, index: int, image: np.ndarray, scale: float, shown: tuple[int, int]) -> Sample:
-    """The sample of a picture scaled and put at the top left, where it takes `shown` (height, width) px."""
+    """The sample of an image scaled and put at the top left, where it takes `shown` (height, width) px."""
     height, width = data.sizes[index].tolist()
     boxes, labels, crowd = data.annotations(index)
     content = np.array([0, 0, shown[1], shown[0]], np.float32)

@@ -1,4 +1,4 @@
-"""The built-in data set `shapes`: pictures of coloured shapes, drawn on first use, the same ones every time."""
+"""The built-in data set `shapes`: images of colored shapes, drawn on first use, always the same."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from yoloxkd.data.outlines import OUTLINES
+from yoloxkd.cache_folders import find_kept, make_cache_folder
+from yoloxkd.data.shape_outlines import OUTLINES
 from yoloxkd.errors import UserError
-from yoloxkd.places import find_kept, make_cache_folder
 from yoloxkd.write_image import write_image
 
 SHAPES = "shapes"
@@ -45,9 +45,9 @@ def shapes_folder() -> Path:
 
 
 def generate(folder: Path, counts: Mapping[str, int]) -> None:
-    """Draw `counts` pictures a split into `folder`, as JPEG files with COCO annotations.
+    """Draw `counts` images a split into `folder`, as JPEG files with COCO annotations.
 
-    A picture depends on its split and number alone. The folder appears whole or not at all; when another process has
+    An image depends on its split and number alone. The folder appears whole or not at all; when another process has
     made it meanwhile, that one stays.
     """
     parent = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
@@ -104,7 +104,7 @@ def _coco(split: str, records: list[tuple[int, list[tuple[int, list[int]]]]]) ->
 
 
 def draw(split: str, number: int) -> tuple[np.ndarray, list[tuple[int, list[int]]]]:
-    """One picture: uint8 (SIDE, SIDE, 3) RGB, and (label, [x, y, width, height]) of every object that can be seen.
+    """One image: uint8 (SIDE, SIDE, 3) RGB, and (label, [x, y, width, height]) of every object that can be seen.
 
     A box holds exactly the pixels the object would show with nothing in front of it.
     """
@@ -113,8 +113,8 @@ def draw(split: str, number: int) -> tuple[np.ndarray, list[tuple[int, list[int]
     owner = np.zeros((SIDE, SIDE), np.uint8)
     placed: list[tuple[int, list[int], int]] = []
     for label, radius in _plan(rng):
-        centre = _free_place(rng, owner, radius)
-        mask, left, top = _mask(rng, CLASSES[label], centre, radius)
+        center = _free_place(rng, owner, radius)
+        mask, left, top = _mask(rng, CLASSES[label], center, radius)
         solid = mask > 127
         columns, rows = np.flatnonzero(solid.any(0)), np.flatnonzero(solid.any(1))
         if not len(columns) or len(placed) >= 255:
@@ -142,12 +142,12 @@ def _plan(rng: np.random.Generator) -> list[tuple[int, float]]:
 
 
 def _free_place(rng: np.random.Generator, owner: np.ndarray, radius: float) -> tuple[float, float]:
-    """A centre: of a few drawn, the one whose surroundings are least covered, so that occlusion is not the rule."""
+    """A center: of a few drawn, the one whose surroundings are least covered, so that occlusion is not the rule."""
     margin = min(0.6 * radius, SIDE / 2 - 1)
     tried = rng.uniform(margin, SIDE - margin, (int(rng.integers(1, 5)), 2))
 
-    def covered(centre: np.ndarray) -> float:
-        (left, top), (right, bottom) = np.maximum(centre - radius, 0).astype(int), (centre + radius).astype(int) + 1
+    def covered(center: np.ndarray) -> float:
+        (left, top), (right, bottom) = np.maximum(center - radius, 0).astype(int), (center + radius).astype(int) + 1
         return float((owner[top:bottom, left:right] > 0).mean())
 
     best = min(tried, key=covered)
@@ -155,15 +155,15 @@ def _free_place(rng: np.random.Generator, owner: np.ndarray, radius: float) -> t
 
 
 def _mask(
-    rng: np.random.Generator, name: str, centre: tuple[float, float], radius: float
+    rng: np.random.Generator, name: str, center: tuple[float, float], radius: float
 ) -> tuple[np.ndarray, int, int]:
-    """Coverage 0..255 of a turned, slightly stretched shape, cut at the picture's border; its left and top pixel."""
+    """Coverage 0..255 of a turned, slightly stretched shape, cut at the image's border; its left and top pixel."""
     angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.0)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = [radius * (contour * (1.0, stretch)) @ turn.T + centre for contour in OUTLINES[name]]
+    points = [radius * (contour * (1.0, stretch)) @ turn.T + center for contour in OUTLINES[name]]
     reach = radius + 2
-    left, top = (max(0, int(c - reach)) for c in centre)
-    right, bottom = (min(SIDE, int(c + reach) + 1) for c in centre)
+    left, top = (max(0, int(c - reach)) for c in center)
+    right, bottom = (min(SIDE, int(c + reach) + 1) for c in center)
     mask = np.zeros((bottom - top, right - left), np.uint8)
     fixed = [np.round((p - (left + 0.5, top + 0.5)) * 16).astype(np.int32) for p in points]
     cv2.fillPoly(mask, fixed, 255, cv2.LINE_AA, 4)
@@ -171,12 +171,12 @@ def _mask(
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, label: int) -> None:
-    """Colour the masked pixels of a view so that they stand out from what is there, shaded, sometimes striped."""
+    """Color the masked pixels of a view so that they stand out from what is there, shaded, sometimes striped."""
     height, width = mask.shape
     under = np.array(cv2.mean(canvas)[:3])
-    colours = _colours(rng, 6, label)
-    distance = np.abs(colours - under).sum(1)
-    colour = colours[int(np.argmax(distance >= 110))] if (distance >= 110).any() else colours[int(distance.argmax())]
+    colors = _colors(rng, 6, label)
+    distance = np.abs(colors - under).sum(1)
+    color = colors[int(np.argmax(distance >= 110))] if (distance >= 110).any() else colors[int(distance.argmax())]
     across, down = np.meshgrid(
         np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
     )
@@ -185,15 +185,15 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, label
     shade = 1 + np.float32(rng.uniform(0, 0.25)) * along
     if rng.random() < 0.3:
         shade = shade + np.float32(rng.uniform(0.08, 0.2)) * np.sign(np.sin(along * np.float32(rng.uniform(4, 12))))
-    fill = colour * shade[..., None]
+    fill = color * shade[..., None]
     part = (mask.astype(np.float32) / 255 * np.float32(rng.uniform(0.85, 1.0)))[..., None]
     canvas[...] = canvas * (1 - part) + fill * part
 
 
-def _colours(rng: np.random.Generator, count: int, label: int) -> np.ndarray:
+def _colors(rng: np.random.Generator, count: int, label: int) -> np.ndarray:
     """(count, 3) float RGB 0..255, mostly bright, of about the class's own hue.
 
-    Hues of neighbouring classes overlap (a standard deviation is half their distance), so colour helps a detector that is
+    Hues of neighboring classes overlap (a standard deviation is half their distance), so color helps a detector that is
     trained for minutes to tell classes apart, and only the outline tells them apart for certain.
     """
     apart = 180 / len(CLASSES)
@@ -203,7 +203,7 @@ def _colours(rng: np.random.Generator, count: int, label: int) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """(SIDE, SIDE, 3) float32: coloured noise of several grain sizes, a slope of light, and unlabelled clutter."""
+    """(SIDE, SIDE, 3) float32: colored noise of several grain sizes, a slope of light, and unlabelled clutter."""
     half = SIDE // 2  # noise this coarse loses nothing by being drawn at half size
     canvas = np.full((half, half, 3), rng.uniform(50, 200, 3), np.float32)
     for grain in (3, 8, 24, 80):
@@ -216,13 +216,13 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     mean = np.array(cv2.mean(canvas)[:3])
     for _ in range(int(rng.integers(0, 10))):
         start, end = rng.integers(-20, SIDE + 20, (2, 2))
-        colour = (mean + rng.uniform(-50, 50, 3)).tolist()
+        color = (mean + rng.uniform(-50, 50, 3)).tolist()
         if rng.random() < 0.6:
-            cv2.line(canvas, start.tolist(), end.tolist(), colour, int(rng.integers(1, 4)), cv2.LINE_AA)
+            cv2.line(canvas, start.tolist(), end.tolist(), color, int(rng.integers(1, 4)), cv2.LINE_AA)
         else:
             axes, first = rng.integers(8, 60, 2).tolist(), float(rng.uniform(0, 360))
             cv2.ellipse(
-                canvas, start.tolist(), axes, 0, first, first + float(rng.uniform(40, 200)), colour, 2, cv2.LINE_AA
+                canvas, start.tolist(), axes, 0, first, first + float(rng.uniform(40, 200)), color, 2, cv2.LINE_AA
             )
     return canvas
 

@@ -1,4 +1,4 @@
-"""How much of what a split holds: boxes by class and size."""
+"""Statistics of a split: boxes by class and size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.dataset import DetectionData
 
 SIZES = ("small", "medium", "large")
 _LIMITS = (32**2, 96**2)  # px², COCO's: below the first small, below the second medium

@@ -1,4 +1,4 @@
-"""Whether enough is left of a split to train or to evaluate on, said in the same words by every command."""
+"""Check that enough of a split is left to train or to evaluate on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yoloxkd.data.faults import NEARLY_ALL, Faults
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.transforms import fit_size, worth_training
+from yoloxkd.data.augment.transforms import fit_size, worth_training
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.problems import NEARLY_ALL, Faults
 from yoloxkd.errors import UserError
 from yoloxkd.types import ImageSize
 
@@ -121,9 +121,7 @@ def _too_small(data: DetectionData, imgsz: ImageSize) -> Iterator[Shortage]:
     if not small:
         return
     dots = bool((data.boxes[:, 2:] - data.boxes[:, :2] <= 1).all())
-    remedy = (
-        "are they fractions of the picture instead of px?" if dots else "raise --imgsz, or cut the pictures into tiles"
-    )
+    remedy = "are they fractions of the image instead of px?" if dots else "raise --imgsz, or cut the images into tiles"
     sides = f"{imgsz}" if isinstance(imgsz, int) else f"{imgsz[0]} to {imgsz[1]}"
     sentence = (
         f"{_share(small, objects)} of the objects of '{data.split}' are at most 2 px wide or high at --imgsz {sides}, too "

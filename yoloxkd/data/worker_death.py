@@ -1,4 +1,4 @@
-"""Why a loader process died, in one sentence: by how it died."""
+"""Explain why a loader process died."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _raised(kind: str, text: str) -> str:
     what = " ".join(last.split())
     if any(sign in what.lower() for sign in _SHARED_SIGNS):
         return _SHARED
-    return f"a loader process failed: {what}; --workers 0 reads the pictures in this process and shows where"
+    return f"a loader process failed: {what}; --workers 0 reads the images in this process and shows where"
 
 
 def _died(text: str, exit_codes: list[int]) -> str:
@@ -62,14 +62,14 @@ def _died(text: str, exit_codes: list[int]) -> str:
         return f"a loader process was ended from outside ({name})"
     if name:
         return (
-            f"a loader process crashed ({name}) inside a library that reads or changes pictures; 'yoloxkd data check' finds "
-            "a picture that does so, --workers 0 shows where"
+            f"a loader process crashed ({name}) inside a library that reads or changes images; 'yoloxkd data check' finds "
+            "an image that does so, --workers 0 shows where"
         )
     if number == 1 and multiprocessing.get_start_method() != "fork":
         return main_guard()
     how = "unexpectedly" if number is None else f"by itself, with exit code {number}"
     return (
-        f"a loader process ended {how}; its own message is above, if it had one, and --workers 0 reads the pictures in this "
+        f"a loader process ended {how}; its own message is above, if it had one, and --workers 0 reads the images in this "
         "process and shows where"
     )
 

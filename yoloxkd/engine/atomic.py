@@ -1,4 +1,4 @@
-"""Files written whole or not at all: to a temporary name beside them, flushed to the disk, then renamed."""
+"""Atomic file writes: to a temporary name, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 

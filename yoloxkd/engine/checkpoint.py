@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain containers only, written whole or not at all, read with `weights_only=True`."""
+"""Read and write checkpoints: tensors and plain containers only, `weights_only=True`, atomic."""
 
 from __future__ import annotations
 

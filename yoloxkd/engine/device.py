@@ -1,4 +1,4 @@
-"""The device of a run: every branch that depends on it is here."""
+"""Device of a run: every branch that depends on it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from yoloxkd.config.recipe import EngineSection
-from yoloxkd.engine.dist import place, world
+from yoloxkd.distributed.comm import local_ranks, world_size
 from yoloxkd.errors import UserError
-from yoloxkd.nn.timm_backbone import TimmBackbone
+from yoloxkd.nn.backbones.timm_backbone import TimmBackbone
 
 
 class SeveralDevices(UserError):
@@ -33,21 +33,23 @@ def choose_device(name: str) -> torch.device:
     With several processes on a machine, "auto" and "cuda" give each its own CUDA device.
     """
     names = [part.strip() for part in name.split(",")]
-    here = place()
+    here = local_ranks()
     if len(names) > 1:
-        if world() == 1:
+        if world_size() == 1:
             raise SeveralDevices(names)
-        if len(names) != here.local_world:
+        if len(names) != here.local_world_size:
             raise UserError(
-                f"device '{name}' names {len(names)} devices for {here.local_world} processes of this machine"
+                f"device '{name}' names {len(names)} devices for {here.local_world_size} processes of this machine"
             )
         return _one(names[here.local_rank])
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if here.local_world > 1 and name == "cuda":
+    if here.local_world_size > 1 and name == "cuda":
         return _one(str(here.local_rank))
-    if here.local_world > 1 and name != "cpu":
-        raise UserError(f"device '{name}' is one device for {here.local_world} processes; name one for each, or cuda")
+    if here.local_world_size > 1 and name != "cpu":
+        raise UserError(
+            f"device '{name}' is one device for {here.local_world_size} processes; name one for each, or cuda"
+        )
     return _one(name)
 
 
@@ -83,11 +85,11 @@ def grad_scaler(amp: torch.dtype | None, device: torch.device) -> torch.amp.Grad
     return torch.amp.GradScaler(device.type) if amp is torch.float16 else None
 
 
-def synchronised_norms(detector: nn.Module, device: torch.device) -> None:
+def synchronized_norms(detector: nn.Module, device: torch.device) -> None:
     """Batch norms that take their statistics over all processes, in place. UserError: not on CUDA."""
     if device.type != "cuda":
-        raise UserError("engine.sync_bn needs CUDA: torch synchronises batch norms there only; leave it off")
-    if world() > 1:
+        raise UserError("engine.sync_bn needs CUDA: torch synchronizes batch norms there only; leave it off")
+    if world_size() > 1:
         convert_norms(detector)
 
 

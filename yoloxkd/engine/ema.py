@@ -1,4 +1,4 @@
-"""Averaged weights, as in the YOLOX release."""
+"""Exponential moving average of the weights, as in the YOLOX release."""
 
 from __future__ import annotations
 

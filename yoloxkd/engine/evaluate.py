@@ -1,4 +1,4 @@
-"""A detector on a data set: predictions mapped back to the original images, and the numbers they reach."""
+"""Evaluate a detector on a data set: predictions in the original images, and their metrics."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yoloxkd.data.records import DetectionData
-from yoloxkd.engine.dist import broadcast, to_zero, together
+from yoloxkd.data.dataset import DetectionData
+from yoloxkd.distributed.comm import all_or_none, broadcast, gather_to_main
 from yoloxkd.engine.failures import memory_advice
 from yoloxkd.errors import UserError
 from yoloxkd.metrics.coco import COCODetections
@@ -143,7 +143,7 @@ def evaluate(
     label_of = _class_map(predictor.names, data.names)
     found_in: dict[int, COCODetections] = {}
     seconds = 0.0
-    with together():  # a picture that one process cannot read is told by all: rank zero keeps the log
+    with all_or_none():  # an image that one process cannot read is told by all: rank zero keeps the log
         for batch in loader:
             started = time.perf_counter()
             found = _predicted(predictor, batch.images)
@@ -151,8 +151,8 @@ def evaluate(
             for one, meta in zip(found, batch.meta, strict=True):
                 found_in[meta.index] = _renamed(one.to_image(meta), meta.index, label_of)
     result = None
-    everyones = to_zero((found_in, seconds))
-    with together():
+    everyones = gather_to_main((found_in, seconds))
+    with all_or_none():
         if everyones:
             everything = {image: found for part, _ in everyones for image, found in part.items()}
             seen = sorted(everything)

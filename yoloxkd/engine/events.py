@@ -1,4 +1,4 @@
-"""The events of a training run, in order, and the state that callbacks read and change.
+"""Events of a training run, in order, and the state that callbacks read and change.
 
 on_setup        once; models exist, optimizer does not: the place to register auxiliary losses in `state.aux`
 on_fit_start    once; optimizer, EMA and loaders exist (after a resume they hold the resumed state); the run's folder is there
@@ -38,7 +38,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.dataset import DetectionData
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import TASK, Batch, LossName
 

@@ -1,4 +1,4 @@
-"""What happens to runs, one sentence each: memory that ends, a loader process that dies, a disk that is full."""
+"""Turn machine failures into user errors: out of memory, a dead loader process, a full disk."""
 
 from __future__ import annotations
 

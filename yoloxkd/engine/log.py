@@ -1,4 +1,4 @@
-"""Lines for the screen and for the run's `train.log`."""
+"""Log lines for the screen and for the run's `train.log`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory there is on a device, and the most that was in use since the last look."""
+"""Memory of a device: available, and peak use."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Memory:
 
     def __init__(self, device: torch.device, sharers: int = 1) -> None:
         self.device = device
+        self.free()  # what earlier runs left must not be counted as in use now and given back later
         if device.type == "cuda":
-            torch.cuda.empty_cache()
             self.start = torch.cuda.memory_reserved(device)
             self.available = torch.cuda.mem_get_info(device)[0]
         else:
@@ -45,11 +45,11 @@ class Memory:
             torch.cuda.empty_cache()
 
     def peak(self) -> int:
-        """Bytes above the start, at the highest since `restart`."""
+        """Bytes above the start, at the highest since `restart`; 0 where less is in use than then."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             return torch.cuda.max_memory_reserved(self.device) - self.start
-        return _resident("VmHWM") - self.start
+        return max(0, _resident("VmHWM") - self.start)
 
 
 def _kilobytes(file: Path, name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Multi-scale training: one input size for ten iterations, the same for student and teacher (they share the batch)."""
+"""Multi-scale training: one input size for ten iterations, shared by student and teacher."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def size_at(iteration: int, *, imgsz: int, steps: tuple[int, int], stride: int, 
     """
     if steps == (0, 0):
         return imgsz
-    centre = imgsz // stride
+    center = imgsz // stride
     draw = random.Random(f"{seed}/{iteration // INTERVAL}")
-    return stride * draw.randint(max(2, centre + steps[0]), centre + steps[1])
+    return stride * draw.randint(max(2, center + steps[0]), center + steps[1])
 
 
 def resize_batch(batch: Batch, size: int) -> Batch:

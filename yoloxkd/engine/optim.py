@@ -1,4 +1,4 @@
-"""SGD with YOLOX's parameter groups, and the two learning-rate schedules."""
+"""Optimizer (SGD with YOLOX's parameter groups) and learning-rate schedules."""
 
 from __future__ import annotations
 

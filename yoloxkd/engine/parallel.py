@@ -1,4 +1,4 @@
-"""Gradients of one batch, spread over processes and taken in parts: the same as those of the whole batch at once."""
+"""Gradient accumulation and DDP with the gradients of one whole batch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yoloxkd.distributed.ranks import all_mean, all_sum, world_size
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.ops.losses import full_precision
-from yoloxkd.ops.ranks import all_mean, all_sum, world
 from yoloxkd.types import Batch, Draw, Losses, LossName
 
 # newer releases have another name for it
@@ -29,7 +29,7 @@ def wrapped(step: TrainStep) -> nn.Module:
 
     Buffers are not broadcast: `average_statistics` keeps those that change alike.
     """
-    if world() == 1:
+    if world_size() == 1:
         return step
     # without device_ids inputs are left where they are, which is on the device already
     return nn.parallel.DistributedDataParallel(step, **_BUFFERS_AS_THEY_ARE)
@@ -62,7 +62,7 @@ def gradients(
             backward(torch.stack([v.float() for v in terms.values()]).sum())
         for name, value in terms.items():
             sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-    if world() == 1:
+    if world_size() == 1:
         return sums
     return dict(zip(sums, all_mean(torch.stack(list(sums.values()))).unbind(), strict=True))
 
@@ -73,7 +73,7 @@ def _counts(losses: Losses) -> dict[LossName, Tensor]:
 
 def _over_processes(counts: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
     """The counts' sums over all processes."""
-    if world() == 1 or not counts:
+    if world_size() == 1 or not counts:
         return counts
     own = [full_precision(v) for v in counts.values()]
     sums = all_sum(torch.cat([v.flatten() for v in own])).split([v.numel() for v in own])
@@ -82,7 +82,7 @@ def _over_processes(counts: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
 
 def _divided(losses: Losses, counts: dict[LossName, Tensor], parts: int) -> dict[LossName, Tensor]:
     """This part's contribution to each loss of the whole batch, whose gradients are averaged over processes."""
-    return {name: loss.share(counts.get(name), parts, world()) for name, loss in losses.items()}
+    return {name: loss.share(counts.get(name), parts, world_size()) for name, loss in losses.items()}
 
 
 def _counted(step: nn.Module, parts: Sequence[Batch], draw: Draw) -> dict[LossName, Tensor]:
@@ -118,7 +118,7 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def average_statistics(module: nn.Module) -> None:
     """Running statistics of batch norms averaged over processes: each has seen its own images only."""
-    if world() == 1:
+    if world_size() == 1:
         return
     buffers = _changing(module)
     if buffers:

@@ -1,4 +1,4 @@
-"""Where a run came from: versions, git state, command and machine, as plain containers for `environment.json`."""
+"""Provenance of a run for `environment.json`: versions, git state, command, machine."""
 
 from __future__ import annotations
 

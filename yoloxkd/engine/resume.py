@@ -1,4 +1,4 @@
-"""What `last.pt` holds beyond the weights, and how a run continues from it exactly where it stopped."""
+"""State of a run beyond the weights (`last.pt`), and exact resume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from yoloxkd.engine.checkpoint import random_state, restore_random_state
 from yoloxkd.engine.events import State
 from yoloxkd.errors import UserError
-from yoloxkd.nn.weights import check_state
+from yoloxkd.nn.weights.load import check_state
 from yoloxkd.types import LossName
 
 

@@ -1,4 +1,4 @@
-"""One forward pass with every loss: the module that DistributedDataParallel wraps."""
+"""Forward pass with every loss: the module that DistributedDataParallel wraps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class AuxiliaryLoss(nn.Module, ABC):
     names: tuple[LossName, ...]
     counted: bool = False
 
-    def look(self, batch: Batch) -> None:
+    def prepare(self, batch: Batch) -> None:
         """Work of its own on the batch, done before the student holds all that it keeps for backward."""
 
     def assigned_from(self, out: Any) -> Any:
@@ -86,7 +86,7 @@ class TrainStep(nn.Module):
     def _losses(self, batch: Batch, draw: Draw, auxiliary: list[AuxiliaryLoss]) -> Losses:
         with torch.autocast(batch.images.device.type, dtype=self.amp, enabled=self.amp is not None):
             for module in auxiliary:
-                module.look(batch)
+                module.prepare(batch)
             out = self.detector(batch.images)
             seen = out
             for module in auxiliary:

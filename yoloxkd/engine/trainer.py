@@ -1,4 +1,4 @@
-"""The training loop. It knows detectors, losses, batches and callbacks; it does not know that distillation exists."""
+"""Training loop: detectors, losses, batches and callbacks, without knowledge of distillation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from yoloxkd.config.recipe import Recipe
-from yoloxkd.engine.device import amp_dtype, grad_scaler, settings, synchronised_norms
-from yoloxkd.engine.dist import alone, highest, peer_lost, rank, share, wait, world
+from yoloxkd.distributed.comm import (
+    all_reduce_max,
+    barrier,
+    peer_lost,
+    rank,
+    rank_and_world_size,
+    single_process,
+    world_size,
+)
+from yoloxkd.engine.device import amp_dtype, grad_scaler, settings, synchronized_norms
 from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.failures import explain, memory_advice
@@ -93,7 +101,7 @@ class Fit:
                 told = peer_lost(error) or explain(error, state.out)
                 self._tell(told or error)
                 if isinstance(error, Interrupted):
-                    wait()  # for rank zero's last.pt
+                    barrier()  # for rank zero's last.pt
                 if told is not None:
                     raise told from error
                 raise
@@ -130,7 +138,7 @@ class Fit:
         if recipe.engine.channels_last:
             state.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if recipe.engine.sync_bn:
-            synchronised_norms(state.detector, state.device)
+            synchronized_norms(state.detector, state.device)
         step = TrainStep(state.detector, state.aux, amp)
         self.step: nn.Module = wrapped(step)
         state.optimizer = sgd(
@@ -177,7 +185,7 @@ class Fit:
             self._call("on_eval_end")
         state.step_in_epoch = 0
         self._call("on_epoch_end")
-        state.stop = bool(highest(int(state.stop)))
+        state.stop = bool(all_reduce_max(int(state.stop)))
         self._check_interrupted()
 
     def _batch(self, batch: Batch) -> None:
@@ -192,7 +200,7 @@ class Fit:
                 seed=recipe.train.seed,
             )
             batch = resize_batch(batch, size)
-        state.batch = replace(batch, place=share())
+        state.batch = replace(batch, place=rank_and_world_size())
         state.lr = self._lr(state.iteration)
         assert state.optimizer is not None
         for group in state.optimizer.param_groups:
@@ -206,7 +214,7 @@ class Fit:
             draw = Draw(recipe.train.seed, state.iteration)
             parts = [state.batch.part(number, state.parts) for number in range(state.parts)]
             state.losses = gradients(self.step, parts, draw, self._backward, self._told)
-            self._optimise(state.optimizer)
+            self._optimize(state.optimizer)
         for name, value in state.losses.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
         state.step_in_epoch += 1
@@ -225,7 +233,7 @@ class Fit:
         scaler = self.state.scaler
         (scaler.scale(total) if scaler else total).backward()
 
-    def _optimise(self, optimizer: torch.optim.Optimizer) -> None:
+    def _optimize(self, optimizer: torch.optim.Optimizer) -> None:
         scaler, clip = self.state.scaler, self.recipe.optim.clip_norm
         if clip is not None:
             if scaler:
@@ -241,7 +249,7 @@ class Fit:
         return learning_rate(self.recipe, iteration, self.state.iters_per_epoch)
 
     def _check_interrupted(self) -> None:
-        number = highest(self.signal or 0)  # one process may have been told alone
+        number = all_reduce_max(self.signal or 0)  # one process may have been told alone
         if number:
             name = signal.Signals(number).name
             raise Interrupted(
@@ -249,7 +257,7 @@ class Fit:
             )
 
     def _note_signal(self, number: int) -> None:
-        if self.signal is not None and world() == 1:  # torchrun passes on what the terminal has sent already
+        if self.signal is not None and world_size() == 1:  # torchrun passes on what the terminal has sent already
             raise KeyboardInterrupt  # asked twice: do not wait for the step to end
         self.signal = number
 
@@ -264,7 +272,7 @@ class Fit:
 
     @staticmethod
     def _as_called(callback: Callback) -> AbstractContextManager[None]:
-        return nullcontext() if callback.everywhere else alone()
+        return nullcontext() if callback.everywhere else single_process()
 
 
 @contextmanager

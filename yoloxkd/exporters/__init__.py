@@ -1,4 +1,4 @@
-"""Export: detectors as files that other runtimes read, each compared with the model before it is given out."""
+"""Export: files for other runtimes, each compared with its model before it is published."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from yoloxkd.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from yoloxkd.data.records import DetectionData
+    from yoloxkd.data.dataset import DetectionData
     from yoloxkd.exporters.onnx import ExportOptions
     from yoloxkd.exporters.parity import Int8Recipe
     from yoloxkd.nn.detector import Detector

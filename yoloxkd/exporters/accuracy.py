@@ -1,4 +1,4 @@
-"""AP of a file and of its model on the same images: what fp16 is judged by."""
+"""AP of an exported file and of its model on the same images, the test for fp16 and int8."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.transforms import letterbox
+from yoloxkd.data.augment.transforms import letterbox
+from yoloxkd.data.dataset import DetectionData
 from yoloxkd.metrics.coco import COCODetections, coco_metrics
 from yoloxkd.types import Detections
 

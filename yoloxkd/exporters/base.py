@@ -1,4 +1,4 @@
-"""A detector as an export graph: plain pixels in, boxes and scores out."""
+"""Export graph of a detector: pixels in, boxes and scores out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Exportable(nn.Module):
     """A frozen copy of a detector in evaluation mode and float32, batch norm folded, reduced to boxes and scores.
 
     forward: images (N, 3, H, W) float32 or uint8, RGB 0..255 -> boxes (N, A, 4) xyxy px of the input, scores (N, A, K).
-    Normalisation and colour order are the detector's own and become part of the graph. The detector given is not
+    Normalization and color order are the detector's own and become part of the graph. The detector given is not
     changed.
     """
 
@@ -72,7 +72,7 @@ def _followers(detector: Detector[Any, Any]) -> set[tuple[nn.Conv2d, nn.BatchNor
 
 
 def _rest(norm: nn.BatchNorm2d) -> nn.Module | None:
-    """What a norm does besides normalising: timm's own kind has an activation inside. None: a kind not known here."""
+    """What a norm does besides normalizing: timm's own kind has an activation inside. None: a kind not known here."""
     if type(norm) is nn.BatchNorm2d:
         return nn.Identity()
     inside = dict(norm.named_children())

@@ -1,4 +1,4 @@
-"""fp16 where it is safe: the convolutions and all that leads to them."""
+"""fp16 export: convolutions and everything before them."""
 
 from __future__ import annotations
 

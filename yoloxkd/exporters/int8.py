@@ -1,4 +1,4 @@
-"""int8 convolutions: a float32 graph and the ranges its tensors take on calibration images become a QDQ graph."""
+"""int8 export: a float32 graph and calibrated ranges become a QDQ graph."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ graph is as fast and more exact than with int8 sums, products and concatenations
 _AT_ONCE = 5  # calibration images whose activations are held in memory at a time
 
 
-class Int8Maker:
+class Int8Quantizer:
     """Calibrated once, then as many int8 variants of one graph as wanted.
 
     layers  names of the convolutions that may be int8, in the graph's order: all but the predictors, from which on
             (box decoding, scores, suppression) everything stays float32
 
-    model is a float32 graph of ours with input `images`; pictures are (1, 3, H, W) arrays, RGB 0..255, letterboxed.
+    model is a float32 graph of ours with input `images`; images are (1, 3, H, W) arrays, RGB 0..255, letterboxed.
     """
 
     def __init__(self, model: onnx.ModelProto, pictures: Sequence[np.ndarray], settings: Quantization) -> None:
@@ -90,7 +90,7 @@ class Int8Maker:
 
 
 def _prepared(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """The graph optimised and its shapes inferred, which the quantizer wants; also kept as `folder/float.onnx`."""
+    """The graph optimized and its shapes inferred, which the quantizer wants; also kept as `folder/float.onnx`."""
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -121,11 +121,11 @@ def _leading_to_last_convolutions(model: onnx.ModelProto) -> set[str]:
 
 
 def _calibrated(folder: Path, pictures: Sequence[np.ndarray], settings: Quantization) -> Any:
-    """The range of every tensor that quantisation may touch."""
+    """The range of every tensor that quantization may touch."""
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
-    class Pictures(CalibrationDataReader):  # type: ignore[misc]
+    class ImageColumns(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self, pictures: Sequence[np.ndarray]) -> None:
             self.left: Iterator[np.ndarray] = iter(pictures)
 
@@ -146,7 +146,7 @@ def _calibrated(folder: Path, pictures: Sequence[np.ndarray], settings: Quantiza
         extra_options={"percentile": settings.percentile} if settings.method == "percentile" else {},
     )
     for at in range(0, len(pictures), _AT_ONCE):
-        calibrator.collect_data(Pictures(pictures[at : at + _AT_ONCE]))
+        calibrator.collect_data(ImageColumns(pictures[at : at + _AT_ONCE]))
     return calibrator.compute_data()
 
 

@@ -1,4 +1,4 @@
-"""From the sensitivity report to a file: the layers that cost most go back to float32 until the file passes."""
+"""int8 search: return the most sensitive layers to float32 until the file passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.exporters.int8 import Int8Maker
+from yoloxkd.exporters.int8 import Int8Quantizer
 from yoloxkd.exporters.parity_report import ParityReport
 from yoloxkd.exporters.sensitivity import LayerCost, describe_costs, layer_costs
 
@@ -28,12 +28,12 @@ def search_int8(
     judge: Callable[[onnx.ModelProto], ParityReport],
     say: Callable[[str], None],
 ) -> ParityReport:
-    """Quantise a float32 graph of ours; returns the report on the last graph judged, which may have faults.
+    """Quantize a float32 graph of ours; returns the report on the last graph judged, which may have faults.
 
     With `settings.float_layers` those layers stay float32 and one graph is judged. Without, all layers are tried in
     int8 first, then with more and more of the worst of the sensitivity report in float32.
     """
-    maker = Int8Maker(graph, pictures, settings)
+    maker = Int8Quantizer(graph, pictures, settings)
     kept = [] if settings.float_layers is None else named_layers(maker.layers, settings.float_layers)
     report = judge(maker.make(kept))
     costs: list[LayerCost] = []

@@ -1,4 +1,4 @@
-"""Are two lists of detections of one image the same, up to rounding?"""
+"""Compare two lists of detections of one image, up to rounding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from yoloxkd.types import Detections
 
-_NEAR = 1e-3  # how close to the NMS overlap a pair must be for rounding to decide it
+_NEAR = 1e-3  # how close to the NMS IoU threshold a pair must be for rounding to decide it
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def overlaps(a: np.ndarray, b: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """IoU of boxes (n, 4) and (m, 4) -> (n, m), float64; 1 where the corners agree to 0.01 px within the image.
 
     size (H, W) px of the image. A network that has learnt little gives boxes of a billion pixels, whose last digits are
-    larger than a picture; what of a box lies in the picture is all that anybody sees of it.
+    larger than an image; what of a box lies in the image is all that anybody sees of it.
     """
     a, b = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
     limit = np.array([size[1], size[0], size[1], size[0]], np.float64)
@@ -92,7 +92,7 @@ def compare(
 ) -> None:
     """Add one image to `total`.
 
-    Detections are paired one to one, best first, by class and largest overlap (at least 0.5). Whatever cannot be
+    Detections are paired one to one, best first, by class and largest IoU (at least 0.5). Whatever cannot be
     paired, or is a pair outside the tolerance, is excused as borderline in these cases, and in no other:
     * its score is within `tolerance.score` of the confidence threshold, or of the last score of a full list: it may be
       absent on the other side;

@@ -1,4 +1,4 @@
-"""The metadata of an exported file, checked once when the file is opened."""
+"""Metadata of an exported file, validated when the file is opened."""
 
 from __future__ import annotations
 

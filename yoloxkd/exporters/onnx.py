@@ -1,4 +1,4 @@
-"""ONNX files that need nothing else: pixels in, detections out, all about the input in the metadata."""
+"""ONNX export: pixels in, detections out, input convention in the metadata."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ExportOptions:
     nms      suppression in the graph; else boxes and scores of every location
     dynamic  any batch size, height and width (multiples of the size the model needs); else one image of imgsz x imgsz
     half     fp16 weights and arithmetic in the network; inputs, outputs, box decoding and suppression stay float32
-    int8     int8 convolutions by static quantisation, the predictors in float32: see `exporters.int8`
+    int8     int8 convolutions by static quantization, the predictors in float32: see `exporters.int8`
     conf, iou, max_det   settings of the suppression. A user of the file can filter by a higher score, not by a lower
     """
 
@@ -113,12 +113,12 @@ def without_probes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelProto:
-    """The traced and optimised graph.
+    """The traced and optimized graph.
 
     Where shapes are free, a batch of two is traced, with two cells or more on the coarsest level: one would be taken as
     fixed.
     """
-    from yoloxkd.exporters.suppression import WithSuppression, onnx_translations
+    from yoloxkd.exporters.nms_graph import WithSuppression, onnx_translations
 
     plain = Exportable(detector)
     network: torch.nn.Module = plain
@@ -174,7 +174,7 @@ def metadata(detector: Detector[Any, Any], options: ExportOptions, source_digest
         "strides": json.dumps(list(detector.spec.strides)),
         "size_multiple": json.dumps(detector.size_multiple),
         "input_size": json.dumps([options.imgsz, options.imgsz]),
-        "input": f"images float32 ({free[0]}, 3, {free[1]}, {free[2]}) RGB 0..255; normalisation is inside",
+        "input": f"images float32 ({free[0]}, 3, {free[1]}, {free[2]}) RGB 0..255; normalization is inside",
         "letterbox": json.dumps(LETTERBOX),
         "pad_value": json.dumps(list(detector.spec.input.pad_value)),
         "dynamic": json.dumps(options.dynamic),

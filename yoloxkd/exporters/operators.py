@@ -1,4 +1,4 @@
-"""The ONNX operators that exported graphs are made of, so that it is known which runtimes take them."""
+"""ONNX operators of exported graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate every exported file passes before it gets its name: it detects what its model detects."""
+"""Compare an exported file with its model before it is published."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from yoloxkd.config.quantization import Quantization
-from yoloxkd.data.records import DetectionData
-from yoloxkd.data.transforms import letterbox
+from yoloxkd.data.augment.transforms import letterbox
+from yoloxkd.data.dataset import DetectionData
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters.accuracy import Detect, average_precisions
 from yoloxkd.exporters.int8_search import search_int8
@@ -148,7 +148,7 @@ def sample_images(
 
 @dataclass(frozen=True, slots=True)
 class Int8Recipe:
-    """What an int8 export needs besides the model: calibration pictures (1, 3, H, W) uint8, and how to quantise."""
+    """What an int8 export needs besides the model: calibration images (1, 3, H, W) uint8, and how to quantize."""
 
     pictures: list[np.ndarray]
     settings: Quantization
@@ -169,7 +169,7 @@ def export_checked(
     int8  needed with `options.int8`
     say   prints the table of the comparison, and the sensitivity report where it was asked for
 
-    In fp32 every detection must agree (score to 0.001, overlap above 0.99). In fp16 and int8 the AP must, to 0.002 and
+    In fp32 every detection must agree (score to 0.001, IoU above 0.99). In fp16 and int8 the AP must, to 0.002 and
     0.01, on at most 100 images of `data`, where it has classes of the model; single detections only roughly. Beside
     `x.onnx` lies `x.parity.json` afterwards. GateError: the file differs from the model; there is no file under the
     final name then, and an older one is set aside as `x.previous.onnx` (`x.previous-2.onnx`, ...). UserError: the folder cannot be written to, or

@@ -1,4 +1,4 @@
-"""What a comparison found, what it was allowed to find, and both as a table."""
+"""Result of a comparison of a file with its model, as values and as a table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ParityReport:
         if f.unmatched > t.unmatched * f.detections:
             faults.append(
                 f"{f.unmatched} detections (of {f.detections}) have no counterpart with a score within {t.score} and "
-                f"an overlap above {t.iou}; the worst pair differs by {f.max_score_difference:.2g} and overlaps by "
+                f"an IoU above {t.iou}; the worst pair differs by {f.max_score_difference:.2g} with an IoU of "
                 f"{f.min_iou:.4f}"
             )
         faults += self._location_faults()
@@ -79,13 +79,13 @@ class ParityReport:
             ("without a counterpart", f"{f.unmatched}", f"at most {int(t.unmatched * f.detections)}"),
             ("borderline, excused", f"{f.borderline}", ""),
             ("largest score difference", f"{f.max_score_difference:.2g}", f"{t.score:g}"),
-            ("smallest overlap", f"{f.min_iou:.5f}", f"above {t.iou:g}"),
+            ("smallest IoU", f"{f.min_iou:.5f}", f"above {t.iou:g}"),
         ]
         if self.locations:
             allowed = (f"{t.score:g}", f"above {t.iou:g}") if single else ("", "")
             rows += [
                 ("largest raw score difference", f"{self.max_location_score_difference:.2g}", allowed[0]),
-                ("smallest raw overlap", f"{self.min_location_iou:.5f}", allowed[1]),
+                ("smallest raw IoU", f"{self.min_location_iou:.5f}", allowed[1]),
             ]
         if t.correlation is not None and self.location_correlation is not None:
             rows.append(

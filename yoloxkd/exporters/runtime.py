@@ -1,4 +1,4 @@
-"""Exported files as predictors, run on the CPU by ONNX Runtime or another runtime that reads ONNX."""
+"""Exported files as predictors, on ONNX Runtime or another runtime that reads ONNX."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class OnnxPredictor:
                 "conf",
             )
         elif self.iou != known.iou:
-            fault, option = f"suppresses at an overlap of {known.iou}, but iou {self.iou} was asked for", "iou"
+            fault, option = f"suppresses at an IoU of {known.iou}, but iou {self.iou} was asked for", "iou"
         elif self.max_det > known.max_det:
             fault = f"gives at most {known.max_det} detections an image, but {self.max_det} were asked for"
             option = "max_det"

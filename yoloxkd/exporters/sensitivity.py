@@ -1,4 +1,4 @@
-"""Which layers suffer from int8: each alone in int8, the rest in float32, compared with the float32 graph."""
+"""int8 sensitivity: each layer alone in int8, compared with the float32 graph."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from yoloxkd.exporters.int8 import Int8Maker
+from yoloxkd.exporters.int8 import Int8Quantizer
 
 if TYPE_CHECKING:
     import onnx
 
 PICTURES = 4
 BEST = 100
-"""Locations of a picture that are compared: those the float32 graph scores highest."""
+"""Locations of an image that are compared: those the float32 graph scores highest."""
 SHOWN = 15
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """What int8 in these neighbouring layers alone does to the best locations of a few pictures.
+    """What int8 in these neighboring layers alone does to the best locations of a few images.
 
     score    mean difference of a location's best score (0 to 1)
-    overlap  mean overlap (IoU) that its box loses (0 to 1)
+    overlap  mean IoU that its box loses (0 to 1)
     """
 
     layers: tuple[str, ...]
@@ -38,12 +38,12 @@ class LayerCost:
 
 
 def layer_costs(
-    maker: Int8Maker, model: onnx.ModelProto, pictures: Sequence[np.ndarray], seconds: float
+    maker: Int8Quantizer, model: onnx.ModelProto, pictures: Sequence[np.ndarray], seconds: float
 ) -> list[LayerCost]:
     """Costs of all layers, the worst first.
 
     model is the float32 graph the maker was made from. One layer is tried at a time; where that would take longer than
-    `seconds`, as many neighbours together as keep within it.
+    `seconds`, as many neighbors together as keep within it.
     """
     shown = pictures[:: max(1, len(pictures) // PICTURES)][:PICTURES]
     expected = _outputs(model, shown)
@@ -65,7 +65,7 @@ def describe_costs(costs: Sequence[LayerCost], in_float: Sequence[str]) -> str:
     """The report: a row a layer, the worst first, and whether it stays float."""
     names = [cost.layers[0] + (f" to {cost.layers[-1]}" if len(cost.layers) > 1 else "") for cost in costs[:SHOWN]]
     width = max(map(len, names), default=0)
-    rows = [f"{'layer in int8 alone':{width}s}  score error  overlap lost  kept in"]
+    rows = [f"{'layer in int8 alone':{width}s}  score error  IoU lost  kept in"]
     for name, cost in zip(names, costs, strict=False):
         kept = "float32" if set(cost.layers) <= set(in_float) else "int8"
         rows.append(f"{name:{width}s}  {cost.score:11.5f}  {cost.overlap:12.5f}  {kept}")
@@ -75,7 +75,7 @@ def describe_costs(costs: Sequence[LayerCost], in_float: Sequence[str]) -> str:
 
 
 def _outputs(model: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """boxes (A, 4) and scores (A, K) of each picture, before suppression."""
+    """boxes (A, 4) and scores (A, K) of each image, before suppression."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""Where an exported file goes: never over something that no export made."""
+"""Check that an export replaces nothing but an export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation for dense detectors: one file a method, one line in the table below."""
+"""Knowledge distillation: the table of methods and their published defaults."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd.base import Distiller
 from yoloxkd.kd.methods.crosskd import CrossKD
+from yoloxkd.kd.defaults import kd_file
 from yoloxkd.kd.methods.cwd import CWD
 from yoloxkd.kd.methods.fgd import FGD
 from yoloxkd.kd.methods.lad import LAD
@@ -17,7 +18,6 @@ from yoloxkd.kd.methods.mgd import MGD
 from yoloxkd.kd.methods.pgd import PGD
 from yoloxkd.kd.methods.pkd import PKD
 from yoloxkd.kd.methods.response import Response
-from yoloxkd.kd.published import kd_file
 
 DISTILLERS: dict[str, type[Distiller]] = {
     "fgd": FGD,

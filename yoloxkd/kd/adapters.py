@@ -1,4 +1,4 @@
-"""Brings a student's map to the channels and the size of the teacher's."""
+"""Adapters: from a student's map to the channels and the size of the teacher's."""
 
 from __future__ import annotations
 

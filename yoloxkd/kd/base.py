@@ -1,4 +1,4 @@
-"""What a distillation method is, and the module that runs the teacher and applies every method to a batch."""
+"""The `Distiller` contract, and the module that runs the teacher and every method on a batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
+from yoloxkd.distributed.ranks import all_sum
 from yoloxkd.engine.step import AuxiliaryLoss, StudentPass
 from yoloxkd.errors import UserError
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.nn.detector import Detector
-from yoloxkd.ops.ranks import all_sum
 from yoloxkd.types import Batch, DetectorOutput, Loss, Losses, LossName, RoIOutput, Tap
 
 
@@ -145,7 +145,7 @@ class Distiller(nn.Module, ABC):
         return student
 
     def maps(self, step: Step[Any]) -> dict[str, Tensor]:
-        """What the method looks at, for pictures: {what it is: (B, h, w) weights of a level's cells}."""
+        """What the method looks at, for images: {what it is: (B, h, w) weights of a level's cells}."""
         return {}
 
 
@@ -176,7 +176,7 @@ class _Outside:
         return self
 
 
-class WithTeacher(AuxiliaryLoss):
+class TeacherLosses(AuxiliaryLoss):
     """Runs one teacher once a batch and every method on its output.
 
     The teacher is outside the module tree: not in `state_dict`, not among
@@ -211,7 +211,7 @@ class WithTeacher(AuxiliaryLoss):
         self.dtypes: dict[tuple[str, int], str] = {}
         self.nonfinite: Tensor | None = None
         self._faulty: Tensor | None = None
-        self._seen: Any = None
+        self._prepared: Any = None
         for parameter in self.parameters():
             parameter.register_hook(self._cut)
 
@@ -231,8 +231,8 @@ class WithTeacher(AuxiliaryLoss):
         running = [name for name in methods if self.runs(name)]
         losses: Losses = {}
         if running:
-            seen, models = self._take(batch), Pair(student.model, self.teacher)
-            step = Step(self._gated(student.out), seen, batch, student.match, models, *student.draw)
+            seen, models = self._teacher_output(batch), Pair(student.model, self.teacher)
+            step = Step(self._guarded(student.out), seen, batch, student.match, models, *student.draw)
         for name, method in methods.items():
             if name in running:
                 with torch.autocast(device.type, enabled=False):
@@ -243,7 +243,7 @@ class WithTeacher(AuxiliaryLoss):
             losses |= {self._tagged(term): found[term] for term in method.terms}
         return self._scaled(self._finite(losses))
 
-    def look(self, batch: Batch) -> None:
+    def prepare(self, batch: Batch) -> None:
         """Run the teacher, when a method of the coming step needs it, and keep the maps that are asked for.
 
         Before the student's forward pass this costs no memory beyond what is kept; `forward` does it else.
@@ -255,18 +255,18 @@ class WithTeacher(AuxiliaryLoss):
             self.teacher.eval()
         with torch.no_grad():
             seen = self.teacher(batch.images)
-        self._seen = _with_maps(seen, frozenset[Tap]().union(*(method.needs for method in running)))
+        self._prepared = _with_maps(seen, frozenset[Tap]().union(*(method.needs for method in running)))
 
     def assigned_from(self, out: Any) -> Any:
         for name, method in self.methods().items():
             if self.runs(name):
-                out = method.assigned_from(out, self._seen)
+                out = method.assigned_from(out, self._prepared)
         return out
 
-    def _take(self, batch: Batch) -> Any:
-        if self._seen is None:
-            self.look(batch)
-        seen, self._seen = self._seen, None
+    def _teacher_output(self, batch: Batch) -> Any:
+        if self._prepared is None:
+            self.prepare(batch)
+        seen, self._prepared = self._prepared, None
         return seen
 
     def runs(self, name: str) -> bool:
@@ -298,12 +298,12 @@ class WithTeacher(AuxiliaryLoss):
             out |= {name: replace(loss, total=loss.total * scale) for name, loss in own.items()}
         return out
 
-    def _gated(self, value: Any) -> Any:
+    def _guarded(self, value: Any) -> Any:
         """An output behind a gate that stops what a left-out term would still send back: 0 * inf is NaN."""
         if isinstance(value, tuple):
-            return tuple(self._gated(v) for v in value)
+            return tuple(self._guarded(v) for v in value)
         if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{f.name: self._gated(getattr(value, f.name)) for f in fields(value)})
+            return replace(value, **{f.name: self._guarded(getattr(value, f.name)) for f in fields(value)})
         if not isinstance(value, Tensor) or not value.requires_grad:
             return value
         alias = value.view_as(value)

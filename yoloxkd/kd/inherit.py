@@ -1,4 +1,4 @@
-"""FGD's inheriting strategy: the student's neck and head start from the teacher's, wherever every shape agrees."""
+"""Inheriting (FGD): initialize the student's neck and head from the teacher's where shapes agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 def inherit_from(teacher: Detector[Any, Any], student: Detector[Any, Any]) -> list[str]:
     """Copy the teacher's neck and head into the student, layer by layer; returns the names of the layers taken.
 
-    A layer is taken when all its tensors have the same shapes in both. A normalisation is taken only with the layers
+    A layer is taken when all its tensors have the same shapes in both. A normalization is taken only with the layers
     beside it, whose output it has statistics of; a class predictor only when both detectors have the same class names.
     """
     own = dict(student.named_modules())
@@ -58,7 +58,7 @@ def _predicts_class(name: str, module: nn.Module, student: Detector[Any, Any]) -
 
 
 def _siblings(name: str, modules: dict[str, nn.Module]) -> set[str]:
-    """Layers under the same parent that hold tensors and are no normalisation."""
+    """Layers under the same parent that hold tensors and are no normalization."""
     parent = name.rpartition(".")[0]
     return {
         m

@@ -1,4 +1,4 @@
-"""Which part of the student learns from which part of the teacher, decided once, before training, and printed."""
+"""Pairing of student and teacher: levels, channels and classes, decided before training and printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from yoloxkd.errors import UserError
-from yoloxkd.kd.at_scale import AtScale
+from yoloxkd.kd.rescaled_teacher import RescaledTeacher
 from yoloxkd.nn.detector import Detector, DetectorSpec
 from yoloxkd.types import Tap
 
@@ -63,7 +63,7 @@ class Pairing:
             classes=match_classes(ours.names, theirs.names),
             taught=torch.ones(len(ours.names), dtype=torch.bool),
             nominal_size=nominal_size,
-            teacher_scale=teacher.scale if isinstance(teacher, AtScale) else 1.0,
+            teacher_scale=teacher.scale if isinstance(teacher, RescaledTeacher) else 1.0,
         )
 
     def levels_of(self, tap: Tap) -> tuple[LevelPair, ...]:
@@ -108,7 +108,7 @@ class Pairing:
                 "input",
                 self.student.input.describe(),
                 self.teacher.input.describe(),
-                "each normalises the same RGB batch",
+                "each normalizes the same RGB batch",
             )
         )
         if self.teacher_scale != 1:
@@ -119,7 +119,7 @@ class Pairing:
         missing = [n for n, i in zip(self.student.names, self.classes.tolist(), strict=True) if i < 0]
         if not missing:
             return "all known to the teacher, by name"
-        return f"{self.known_classes} known to the teacher; by localisation only: {_some(missing)}"
+        return f"{self.known_classes} known to the teacher; by localization only: {_some(missing)}"
 
     def _taught_note(self) -> str:
         names = [n for n, own in zip(self.student.names, self.taught.tolist(), strict=True) if own]
@@ -147,7 +147,7 @@ class Pairing:
         }
 
 
-def share_classes(plans: Sequence[Pairing]) -> list[Pairing]:
+def divide_classes(plans: Sequence[Pairing]) -> list[Pairing]:
     """Give every student class to one of several teachers of the same student: the first that knows it, else the first."""
     known = torch.stack([plan.classes >= 0 for plan in plans])
     owner = known.int().argmax(0)  # the first of the largest; 0 where nobody knows the class

@@ -1,4 +1,4 @@
-"""How strongly a method counts at each step: its weight, warm-up, decay and end, or a measured share of the task loss."""
+"""Loss weight of a method at each step: warm-up, decay, end, or a measured share of the task loss."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yoloxkd.distributed.ranks import all_mean
 from yoloxkd.kd.base import KDConfig
-from yoloxkd.ops.ranks import all_mean
 
 
 class MethodWeight:

@@ -1,4 +1,4 @@
-"""The COCO detection metrics, by hotcoco (fast, the default) or pycocotools (the reference): the same numbers."""
+"""COCO detection metrics by hotcoco (fast, the default) or pycocotools (the reference), with equal results."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def coco_metrics(
     run = _run_hotcoco if backend == "hotcoco" else _run_pycocotools
     with contextlib.redirect_stdout(io.StringIO()), _failing(backend):
         category_ids, precision, recall = run(truth, rows)
-    return _summarise(precision, recall, labels, category_ids)
+    return _summarize(precision, recall, labels, category_ids)
 
 
 def _positions(ids: list[Any], what: str) -> dict[Any, int]:
@@ -194,7 +194,7 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else -1.0
 
 
-def _summarise(
+def _summarize(
     precision: np.ndarray, recall: np.ndarray, ids: dict[str, int], category_ids: list[int]
 ) -> dict[str, Any]:
     at = {category: k for k, category in enumerate(category_ids)}

@@ -1,4 +1,4 @@
-"""The CrowdHuman metrics (Shao et al. 2018): AP, MR^-2 and JI of one class at IoU 0.5.
+"""CrowdHuman metrics (Shao et al. 2018): AP, MR^-2 and JI of one class at IoU 0.5.
 
 Before anything else boxes are clipped to the image: x1, y1 to its last pixel, x2, y2 to its border. Overlaps have 1e-6
 added to their denominator.
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.dataset import DetectionData
 from yoloxkd.metrics.coco import COCODetections
 
 CROWDHUMAN_NAMES = ("AP", "MR", "JI")
@@ -118,7 +118,7 @@ def _verdicts(image: CrowdImage) -> np.ndarray:
 
 
 def _average_precision(hits: np.ndarray, real: int) -> float:
-    """Area under recall and precision by trapezoids between neighbouring points, from the first on."""
+    """Area under recall and precision by trapezoids between neighboring points, from the first on."""
     found = np.cumsum(hits)
     recall, precision = found / real, found / np.arange(1, len(hits) + 1)
     return float(np.sum((recall[1:] - recall[:-1]) * (precision[1:] + precision[:-1]) / 2))
@@ -160,7 +160,7 @@ def _sweep(images: list[CrowdImage]) -> tuple[JaccardStep, ...]:
 
 
 def _pairs(overlap: np.ndarray, absorbed: np.ndarray, hidden: np.ndarray) -> tuple[int, int, int]:
-    """Pairs of the matching with the greatest sum of overlaps, and the detections and ground truth that count."""
+    """Pairs of the matching with the greatest sum of IoUs, and the detections and ground truth that count."""
     good = overlap > OVERLAP
     found, real = good.any(1), good.any(0)
     weight = np.where(good, overlap, 0.0)[np.ix_(found, real)]

@@ -1,4 +1,4 @@
-"""Which numbers a data set is measured by."""
+"""Choose the metrics of a data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.dataset import DetectionData
 from yoloxkd.metrics.coco import COCODetections, coco_metrics
 from yoloxkd.metrics.crowdhuman import crowdhuman_metrics
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name != "DETECTORS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from yoloxkd.nn.atss import ATSS
-    from yoloxkd.nn.fcos import FCOS
-    from yoloxkd.nn.gfl import GFL
-    from yoloxkd.nn.yolox import YOLOX
+    from yoloxkd.nn.dense.atss import ATSS
+    from yoloxkd.nn.dense.fcos import FCOS
+    from yoloxkd.nn.dense.gfl import GFL
+    from yoloxkd.nn.dense.yolox import YOLOX
 
     table: dict[str, type[Detector]] = {"yolox": YOLOX, "fcos": FCOS, "gfl": GFL, "atss": ATSS}
     globals()[name] = table

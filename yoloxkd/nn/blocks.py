@@ -1,4 +1,4 @@
-"""The convolution blocks of the YOLOX networks. Attribute names are those of the official checkpoints' keys."""
+"""Convolution blocks of YOLOX. Attribute names are those of the official checkpoints' keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The 80 COCO classes, in the order of the sorted COCO category ids: the label order of official checkpoints."""
+"""The 80 COCO classes in the order of their category ids, the label order of official checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How big a detector is and how much it computes, without computing it."""
+"""Parameters and multiply-adds of a detector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from yoloxkd.nn.detector import Detector
 
 NORM_FLOPS = 4
-"""Operations a normalised number: the published figures of the YOLOX sizes count two multiply-adds."""
+"""Operations a normalized number: the published figures of the YOLOX sizes count two multiply-adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +32,18 @@ class Complexity:
 def complexity(detector: Detector[Any, Any], imgsz: int | tuple[int, int]) -> Complexity:
     """Parameters and operations of one image of `imgsz` px (a square's side, or height and width).
 
-    Counts convolutions, matrix products and normalisations, which is what published figures are made of. Runs on shapes
+    Counts convolutions, matrix products and normalizations, which is what published figures are made of. Runs on shapes
     alone (meta tensors): nothing is computed, and the detector's weights, buffers and mode stay as they are.
     """
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     tensors = chain(detector.named_parameters(), detector.named_buffers())
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     image = torch.empty(1, 3, height, width, device="meta")
-    normalised = 0
+    normalized = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal normalised
-        normalised += output.numel()
+        nonlocal normalized
+        normalized += output.numel()
 
     norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     hooks = [m.register_forward_hook(count) for m in detector.modules() if isinstance(m, norms)]
@@ -58,4 +58,4 @@ def complexity(detector: Detector[Any, Any], imgsz: int | tuple[int, int]) -> Co
         for module, training in modes.items():
             module.training = training
     parameters = sum(p.numel() for p in detector.parameters())
-    return Complexity(parameters, counter.get_total_flops() + NORM_FLOPS * normalised)
+    return Complexity(parameters, counter.get_total_flops() + NORM_FLOPS * normalized)

@@ -1,4 +1,4 @@
-"""What every detector of the package is: one contract, so that any of them can teach any other."""
+"""The `Detector` contract: any detector can teach any other."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class InputConvention:
 class BoxCode:
     """What `box_raw` holds.
 
-    kind  "cells": YOLOX's shift of the centre in strides and logarithm of the size in strides; "distances" to the four
+    kind  "cells": YOLOX's shift of the center in strides and logarithm of the size in strides; "distances" to the four
           sides; "distributions" of these, `bins` logits a side; "anchors": shift and logarithm of the size in anchor sides
     """
 
@@ -112,9 +112,9 @@ class Detector(nn.Module, ABC, Generic[O, M]):
 
     def forward(self, images: Tensor) -> O:
         """images (B, 3, H, W) RGB, 0..255, uint8 or float; H and W multiples of `size_multiple`."""
-        return self.network(self.normalise(images))
+        return self.network(self.normalize(images))
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """RGB 0..255 (B, 3, H, W), uint8 or float -> the detector's own convention, in the dtype of its weights."""
         x, convention = images.to(next(self.parameters()).dtype), self.spec.input
         if convention.bgr:
@@ -127,7 +127,7 @@ class Detector(nn.Module, ABC, Generic[O, M]):
 
     @abstractmethod
     def network(self, x: Tensor) -> O:
-        """The network itself, on normalised input (B, 3, H, W)."""
+        """The network itself, on normalized input (B, 3, H, W)."""
 
     @abstractmethod
     def assign(self, out: O, targets: Targets, draw: Draw = Draw()) -> M:

@@ -1,4 +1,4 @@
-"""Boxes as tensors: conversions and overlaps. Boxes are (..., 4) x1, y1, x2, y2 in pixels; width is x2 - x1."""
+"""Boxes as tensors: conversions and IoU. Boxes are (..., 4) x1, y1, x2, y2 in pixels; width is x2 - x1."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 
-def to_centre(boxes: Tensor) -> Tensor:
-    """(..., 4) x1 y1 x2 y2 -> (..., 4) centre x, centre y, width, height."""
+def to_center(boxes: Tensor) -> Tensor:
+    """(..., 4) x1 y1 x2 y2 -> (..., 4) center x, center y, width, height."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
 def to_corners(boxes: Tensor) -> Tensor:
-    """(..., 4) centre x, centre y, width, height -> (..., 4) x1 y1 x2 y2."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat((centre - half, centre + half), dim=-1)
+    """(..., 4) center x, center y, width, height -> (..., 4) x1 y1 x2 y2."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat((center - half, center + half), dim=-1)
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def paired_iou(a: Tensor, b: Tensor, eps: float = 1e-16) -> Tensor:
 
 
 def paired_giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
-    """Generalised overlap (Rezatofighi et al. 2019) of the boxes of `a` with the boxes of `b`, row by row.
+    """Generalized IoU (Rezatofighi et al. 2019) of the boxes of `a` with the boxes of `b`, row by row.
 
     a, b (..., 4), shapes that broadcast -> (...), -1 to 1: IoU - (hull - union) / hull; union and hull are at least `eps`.
     """
@@ -64,9 +64,9 @@ def paired_giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def paired_diou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
-    """Distance overlap (Zheng et al. 2020) of the boxes of `a` with the boxes of `b`, row by row.
+    """Distance IoU (Zheng et al. 2020) of the boxes of `a` with the boxes of `b`, row by row.
 
-    a, b (..., 4), shapes that broadcast -> (...), -1 to 1: IoU less the squared distance of the centres over the squared
+    a, b (..., 4), shapes that broadcast -> (...), -1 to 1: IoU less the squared distance of the centers over the squared
     diagonal of the hull; union and squared diagonal are at least `eps`.
     """
     apart = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]).square().sum(-1) / 4

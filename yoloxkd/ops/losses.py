@@ -33,13 +33,13 @@ def soft_class_loss(logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
 
 
 def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """1 - generalised overlap of boxes paired row by row: (..., 4), (..., 4) xyxy -> (...)."""
+    """1 - generalized IoU of boxes paired row by row: (..., 4), (..., 4) xyxy -> (...)."""
     predicted, target = full_precision(predicted), full_precision(target)
     return 1 - paired_giou(predicted, target)
 
 
 def log_iou_loss(predicted: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
-    """-log of the overlap, which is at least `eps`, of boxes paired row by row: (..., 4), (..., 4) xyxy -> (...)."""
+    """-log of the IoU, which is at least `eps`, of boxes paired row by row: (..., 4), (..., 4) xyxy -> (...)."""
     predicted, target = full_precision(predicted), full_precision(target)
     return -paired_iou(predicted, target, eps).clamp(min=eps).log()
 

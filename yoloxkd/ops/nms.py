@@ -1,4 +1,4 @@
-"""From a dense detector's boxes and scores to the detections of each image."""
+"""NMS: from boxes and scores to the detections of each image."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def postprocess(
     """The rule by which YOLOX turns dense predictions into detections.
 
     boxes (B, A, 4) xyxy px, scores (B, A, K) 0 to 1. A location gives one detection, of its best class, when that score
-    is at least `conf`; greedy NMS at overlap `iou` works within a class (over all classes when `agnostic`); at most
+    is at least `conf`; greedy NMS at IoU `iou` works within a class (over all classes when `agnostic`); at most
     `max_det` stay. Returns per image boxes (n, 4), scores (n,), labels (n,) int64, best score first.
     """
     best, labels = scores.max(dim=2)

@@ -1,4 +1,4 @@
-"""The grids of a detector's feature levels, and masks over their locations."""
+"""Grids of feature levels, and masks over their locations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def grid_of(
 ) -> Grid:
     """The grid of levels of sizes L x (h, w) in cells and strides L in px, without anchors; points are float32.
 
-    offset: 0.5 is a cell's centre, 0 its corner.
+    offset: 0.5 is a cell's center, 0 its corner.
     """
     points, steps = [], []
     for (h, w), stride in zip(sizes, strides, strict=True):
@@ -49,7 +49,7 @@ def compact(mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
     return torch.where(used, cells, 0), used
 
 
-def centres_inside(boxes: Tensor, valid: Tensor, grid: Grid) -> Tensor:
+def centers_inside(boxes: Tensor, valid: Tensor, grid: Grid) -> Tensor:
     """Which predictions of a grid lie inside at least one of an image's boxes, borders included.
 
     boxes (B, G, 4) xyxy px, valid (B, G) bool -> (B, A) bool.
@@ -74,6 +74,6 @@ def centres_inside(boxes: Tensor, valid: Tensor, grid: Grid) -> Tensor:
 
 
 def within_content(points: Tensor, content: Tensor) -> Tensor:
-    """(A, 2) points, (B, 4) picture area -> (B, A) bool; the left and top edge belong to the picture."""
+    """(A, 2) points, (B, 4) image area -> (B, A) bool; the left and top edge belong to the image."""
     x, y = points[:, 0], points[:, 1]
     return (x >= content[:, 0:1]) & (y >= content[:, 1:2]) & (x < content[:, 2:3]) & (y < content[:, 3:4])

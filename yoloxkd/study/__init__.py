@@ -1,1 +1,1 @@
-"""Studies: the same students with and without each distiller, over several seeds, measured and compared."""
+"""Studies: students with and without each distiller, over several seeds, compared."""

@@ -1,4 +1,4 @@
-"""The YAML of a study: students x methods x seeds, a teacher, and what all runs share."""
+"""Definition of a study (YAML): students x methods x seeds, a teacher, shared settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that runs leave, as typed values: what a study reads of them is checked here, once."""
+"""Files of runs as typed values, validated once."""
 
 from __future__ import annotations
 

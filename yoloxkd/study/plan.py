@@ -1,4 +1,4 @@
-"""The runs of a study, each with its checked recipe, in the order in which they are done."""
+"""Plan of a study: its runs with their recipes, in order."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yoloxkd.build.models import naming
-from yoloxkd.build.recipes import check, resolve
+from yoloxkd.assembly.models import naming
+from yoloxkd.assembly.recipes import check, resolve
 from yoloxkd.config.load import read_yaml
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.errors import UserError

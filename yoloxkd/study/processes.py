@@ -1,4 +1,4 @@
-"""Runs one command after another, or several side by side, and counts what they cost; an interruption reaches them all."""
+"""Run commands one after another or in parallel, with their CPU time and clean interruption."""
 
 from __future__ import annotations
 

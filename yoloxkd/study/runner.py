@@ -1,4 +1,4 @@
-"""Does the runs of a study: each in a process of its own, resumed where it was interrupted, skipped when it is done."""
+"""Run a study: one process a run, resumed where interrupted, skipped when done."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from yoloxkd.build.models import build_detector, open_model
+from yoloxkd.assembly.models import build_detector, open_model
 from yoloxkd.config.load import write_yaml
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.errors import GateError, Interrupted, UserError
 from yoloxkd.study.definition import UNTRAINED, Definition
 from yoloxkd.study.files import CostFile, read_file
+from yoloxkd.study.kept_runs import Record, check_kept, keep, kept
 from yoloxkd.study.plan import UNTRAINED_FILE, Key, Run, differences, keys, read_settings
 from yoloxkd.study.processes import Cost, Processes, alone_in
-from yoloxkd.study.records import Record, check_kept, keep, kept
 
 Say = Callable[[str], None]
 INTERRUPTED = Interrupted.exit_code

@@ -1,4 +1,4 @@
-"""Means over seeds, and paired differences to the plain student with their 95 % intervals."""
+"""Statistics of a study: means over seeds, paired differences with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from yoloxkd.study.definition import Definition, Grid
 from yoloxkd.study.files import METRICS
+from yoloxkd.study.kept_runs import Record
 from yoloxkd.study.plan import Key
-from yoloxkd.study.records import Record
 
 CONFIDENCE = 0.95
 

@@ -1,4 +1,4 @@
-"""Line charts as SVG for a page: text stays text and takes the page's font and colour."""
+"""Line charts as SVG for a page; text takes the page's font and color."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def line_chart(
             if points:
                 few = "." if len(points) <= 40 else ""
                 style = "-" if number < len(PALETTE) else "--"
-                colour = PALETTE[number % len(PALETTE)]
+                color = PALETTE[number % len(PALETTE)]
                 axes.plot(
-                    *zip(*points, strict=True), style, color=colour, linewidth=1.6, marker=few, label=legend_name(name)
+                    *zip(*points, strict=True), style, color=color, linewidth=1.6, marker=few, label=legend_name(name)
                 )
                 shown += [b for _, b in points]
         if shown and (log or (log is None and min(shown) > 0 and max(shown) / min(shown) > 100)):

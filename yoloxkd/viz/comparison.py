@@ -1,4 +1,4 @@
-"""Methods side by side with error bars: how good each is, and what each gains over one of them."""
+"""Plot of methods side by side with error bars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEAN, GAIN = "tab:blue", "tab:green"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the picture.
+    """One row of the image.
 
     methods  names, top to bottom
     values   of each method: its single results
@@ -56,10 +56,10 @@ def _draw_row(left: Any, right: Any, shown: Comparison, metric: str) -> None:
     places = range(len(shown.methods))
     for place, values in zip(places, shown.values, strict=True):
         left.plot(values, [place] * len(values), "o", color="0.65", markersize=4, zorder=1)
-    for panel, bars, colour in ((left, shown.means, MEAN), (right, shown.gains, GAIN)):
+    for panel, bars, color in ((left, shown.means, MEAN), (right, shown.gains, GAIN)):
         for place, bar in zip(places, bars, strict=True):
             if bar is not None:
-                panel.errorbar(bar[0], place, xerr=bar[1] or None, fmt="D", color=colour, capsize=4, markersize=5)
+                panel.errorbar(bar[0], place, xerr=bar[1] or None, fmt="D", color=color, capsize=4, markersize=5)
         panel.set_yticks(list(places), shown.methods if panel is left else [""] * len(shown.methods))
         panel.set_ylim(len(shown.methods) - 0.5, -0.5)
         panel.grid(True, axis="x", alpha=0.3)

@@ -1,4 +1,4 @@
-"""What a data set looks like: samples with their boxes, and charts of its counts."""
+"""Overview images of a data set: samples with boxes, and charts of counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from yoloxkd.data.records import DetectionData
+from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.stats import SIZES, SplitStats
 from yoloxkd.drawing import draw_boxes, shortened
 from yoloxkd.write_image import write_image
@@ -20,9 +20,9 @@ _MOST_LETTERS = 30  # of a class name under its bar
 
 
 def draw_samples(data: DetectionData, output: Path, count: int = 12, cell: int = 360, columns: int = 4) -> Path:
-    """A sheet of pictures spread over the split, with boxes and class names; those to be ignored are named so.
+    """A sheet of images spread over the split, with boxes and class names; those to be ignored are named so.
 
-    OSError: the file cannot be written. UserError: a picture cannot be read.
+    OSError: the file cannot be written. UserError: an image cannot be read.
     """
     chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist()
     columns = min(columns, len(chosen))
@@ -51,7 +51,7 @@ def _sample(data: DetectionData, index: int, cell: int) -> np.ndarray:
 
 
 def draw_counts(splits: Sequence[SplitStats], output: Path) -> Path:
-    """Charts of every split: boxes by class and size, boxes an image, sides of boxes, sizes of pictures."""
+    """Charts of every split: boxes by class and size, boxes an image, sides of boxes, sizes of images."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -63,9 +63,9 @@ def draw_counts(splits: Sequence[SplitStats], output: Path) -> Path:
         for panels, split in zip(rows, splits, strict=True):
             _classes(panels[0], split)
             _bars(panels[1], split.per_image, f"{split.split}: boxes an image")
-            _bars(panels[2], split.sides, "side of a box / side of its picture", (0.0, 1.0))
+            _bars(panels[2], split.sides, "side of a box / side of its image", (0.0, 1.0))
             panels[3].hexbin(split.sizes[:, 1], split.sizes[:, 0], gridsize=24, bins="log", mincnt=1, cmap="viridis")
-            panels[3].set_title("pictures, width x height px", fontsize=10, loc="left")
+            panels[3].set_title("images, width x height px", fontsize=10, loc="left")
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output)
     return output
@@ -75,9 +75,9 @@ def _classes(panel: Any, split: SplitStats) -> None:
     """Stacked bars, the most frequent classes first."""
     order = np.argsort(-split.by_class.sum(1), kind="stable")[:_MOST_CLASSES]
     base = np.zeros(len(order))
-    for column, (size, colour) in enumerate(zip(SIZES, ("#4c78a8", "#f58518", "#54a24b"), strict=True)):
+    for column, (size, color) in enumerate(zip(SIZES, ("#4c78a8", "#f58518", "#54a24b"), strict=True)):
         values = split.by_class[order, column]
-        panel.bar(range(len(order)), values, bottom=base, color=colour, label=size, width=0.8)
+        panel.bar(range(len(order)), values, bottom=base, color=color, label=size, width=0.8)
         base = base + values
     panel.set_xticks(
         range(len(order)),

@@ -44,13 +44,13 @@ def plain(points: Tensor, strides: Tensor, targets: Targets, low: float) -> Tens
     ]
     for b, g in targets.mask.nonzero().tolist():
         box = targets.boxes[b, g].tolist()
-        centre = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
+        center = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
         candidates: list[int] = []
         first = 0
         for h, w in SIZES:
             near = sorted(
                 range(first, first + h * w),
-                key=lambda i: sum((p - c) ** 2 for p, c in zip(points[i].tolist(), centre, strict=True)),
+                key=lambda i: sum((p - c) ** 2 for p, c in zip(points[i].tolist(), center, strict=True)),
             )
             candidates += near[:9]
             first += h * w
@@ -82,7 +82,7 @@ def test_wider_with_a_lower_bound_and_apart_from_a_lone_boxs_positives() -> None
     wide, narrow = (near_misses(grid, targets, low=low) > 0 for low in (0.1, 0.6))
     assert (wide & narrow).sum() == narrow.sum() < wide.sum()
     positive = atss_match(grid, targets).fg
-    # a positive's overlap reaches the threshold; only its centre's distance may pull it below
+    # a positive's overlap reaches the threshold; only its center's distance may pull it below
     assert (positive & ~wide).any()
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from yoloxkd.nn.assigners.match import Match, no_match
 from yoloxkd.nn.assigners.simota import simota
-from yoloxkd.nn.dense_detector import Predictions
-from yoloxkd.nn.yolox import YOLOX
+from yoloxkd.nn.dense.dense_detector import Predictions
+from yoloxkd.nn.dense.yolox import YOLOX
 from yoloxkd.types import DenseOutput, Targets
 
 
@@ -43,13 +43,13 @@ def output(
 
 
 def truth(images: int, rows: int, classes: int, size: tuple[int, int], seed: int) -> Targets:
-    """Random boxes of every kind: tiny, whole-image, twins, centres outside the image, padding and ignore rows."""
+    """Random boxes of every kind: tiny, whole-image, twins, centers outside the image, padding and ignore rows."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size
     extent = torch.tensor([width, height], dtype=torch.float64)
-    centre = (torch.rand(images, rows, 2, generator=generator, dtype=torch.float64) * 1.2 - 0.1) * extent
+    center = (torch.rand(images, rows, 2, generator=generator, dtype=torch.float64) * 1.2 - 0.1) * extent
     sides = torch.rand(images, rows, 2, generator=generator, dtype=torch.float64) ** 3 * extent + 1
-    boxes = torch.cat((centre - sides / 2, centre + sides / 2), dim=-1)
+    boxes = torch.cat((center - sides / 2, center + sides / 2), dim=-1)
     labels = torch.randint(0, classes, (images, rows), generator=generator)
     kind = torch.rand(images, rows, generator=generator)
     mask, ignore = kind < 0.75, kind > 0.9

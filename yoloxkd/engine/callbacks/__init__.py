@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from yoloxkd.engine.callbacks.early_stopping import EarlyStopping
+from yoloxkd.engine.callbacks.html_report import HtmlReport
 from yoloxkd.engine.callbacks.learning_rate import LearningRateLog
 from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.callbacks.plots import Plots
-from yoloxkd.engine.callbacks.report import HtmlReport
 from yoloxkd.engine.callbacks.tensorboard import TensorBoard
 from yoloxkd.engine.callbacks.wandb import WeightsAndBiases
 

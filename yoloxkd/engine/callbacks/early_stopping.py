@@ -1,4 +1,4 @@
-"""Ends a run that no longer gets better."""
+"""Early stopping: end a run that no longer improves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guard against losses and gradients that are not finite."""
+"""Guard against non-finite losses and gradients."""
 
 from __future__ import annotations
 

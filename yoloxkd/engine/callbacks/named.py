@@ -1,4 +1,4 @@
-"""Callbacks that a recipe can name."""
+"""Base class of callbacks that a recipe can name."""
 
 from __future__ import annotations
 

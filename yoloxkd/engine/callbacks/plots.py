@@ -43,8 +43,8 @@ class Plots(NamedCallback):
         self._draw(state)
 
     def _draw(self, state: State) -> None:
+        from yoloxkd.viz.contact_sheet import draw_comparison
         from yoloxkd.viz.curves import draw_curves  # matplotlib costs a second to import
-        from yoloxkd.viz.mosaic import draw_comparison
 
         try:
             rows = read_rows(state.out / "results.csv")

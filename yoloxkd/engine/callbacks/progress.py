@@ -1,4 +1,4 @@
-"""What the screen shows: a live bar on a terminal, plain lines elsewhere, one summary line an epoch on both."""
+"""Progress on the screen: a live bar on a terminal, plain lines elsewhere, one summary line an epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run's folder at its start: the resolved recipe, and what the run was started with and on."""
+"""The run folder at its start: resolved recipe and environment."""
 
 from __future__ import annotations
 

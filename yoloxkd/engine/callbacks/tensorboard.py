@@ -8,7 +8,7 @@ from pydantic import Field
 
 from yoloxkd.config.load import write_yaml
 from yoloxkd.config.strict import Strict
-from yoloxkd.data.images import read_image
+from yoloxkd.data.io.images import read_image
 from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.callbacks.plots import sheet_of
 from yoloxkd.engine.events import State
@@ -23,7 +23,7 @@ class TensorBoardConfig(Strict):
 
 
 class TensorBoard(NamedCallback):
-    """Event files in `tensorboard/`: losses and learning rate of steps, means, metrics and pictures of epochs.
+    """Event files in `tensorboard/`: losses and learning rate of steps, means, metrics and images of epochs.
 
     A resumed run continues the curves; points past the checkpoint, of a run that was killed, are purged.
     """

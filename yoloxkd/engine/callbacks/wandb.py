@@ -29,7 +29,7 @@ class WandbConfig(Strict):
 
 
 class WeightsAndBiases(NamedCallback):
-    """The run's recipe, losses, learning rate, metrics and pictures; a resumed run continues the same W&B run."""
+    """The run's recipe, losses, learning rate, metrics and images; a resumed run continues the same W&B run."""
 
     name = "wandb"
     Config = WandbConfig

@@ -1,4 +1,4 @@
-"""Attention maps of FGD and PGD: where, and in which channels, a feature map is strong."""
+"""Spatial and channel attention of FGD and PGD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Per-cell sums that the losses are made of, with gradients written out.
+"""Fused distillation losses: per-cell sums as autograd functions with written-out gradients.
 
 A feature map is large and the sums over its channels are small. Left to autograd, every intermediate of the map's size
 is kept for the backward pass; here the forward pass reuses one buffer and the backward pass rebuilds what it needs.

@@ -1,4 +1,4 @@
-"""Where the teacher is worth listening to: foreground weights by its predictions (PGD section 3.2, Table 5).
+"""Foreground weights by the teacher's predictions (PGD section 3.2, Table 5).
 
 Legend: B images, G padded boxes, A locations over all levels, X values of xi, K best locations of a box.
 """
@@ -21,7 +21,7 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 COVARIANCE_EPS = 0.1**2 / 12
 """px²: the variance of the uniform noise of ±0.05 px that the published code adds to the locations it fits."""
-CENTRE_SHARE = 0.2
+CENTER_SHARE = 0.2
 """Sides of the `centre` region over the sides of its box."""
 MIN_UNION = 1e-6
 BORDER = 1e-2
@@ -56,7 +56,7 @@ def inside_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
 
 
 def touched_by_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
-    """As `inside_any`, borders included: a region to ignore that starts where the picture starts has locations on them."""
+    """As `inside_any`, borders included: a region to ignore that starts where the image starts has locations on them."""
     if rows.device.type in LIST_DEVICES and not rows.any():  # elsewhere the host would have to wait for the answer
         return torch.zeros(boxes.shape[0], points.shape[0], dtype=torch.bool, device=boxes.device)
     return inside_any(points, torch.cat((boxes[..., :2] - BORDER, boxes[..., 2:] + BORDER), -1), rows)
@@ -68,7 +68,7 @@ def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, .
     """log of p^(1 - xi) IoU^xi for every box and location, wherever the location lies: (X, B, G, A). PGD eq. (1).
 
     boxes   (B, G, 4) px
-    labels  (B, G) index into the teacher's classes; -1, a class it does not know, has p = 1: localisation alone
+    labels  (B, G) index into the teacher's classes; -1, a class it does not know, has p = 1: localization alone
     The union is at least 1e-6. A product of zero is -inf.
     """
     assert seen.probability is not None
@@ -110,7 +110,7 @@ def pgd_weights(
 
     seen    the teacher's predictions
     boxes   (B, G, 4) px; labels (B, G) index into the teacher's classes or -1; rows (B, G) bool, boxes that count
-    xi      balance of classification and localisation, one result for each
+    xi      balance of classification and localization, one result for each
     k       locations of an object, at most; ties go to the lower index, a quality of zero is never chosen
     order   "paper": the k best inside the box (PGD eq. 1 to 3); "release": the k best anywhere are fitted, then those
             outside the box are dropped
@@ -135,7 +135,7 @@ def pgd_weights(
 def _by_geometry(points: Tensor, boxes: Tensor, rows: Tensor, strategy: Strategy) -> Tensor:
     """(B, A) weights from the boxes alone."""
     if strategy == "centre":
-        middle, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) * (CENTRE_SHARE / 2)
+        middle, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) * (CENTER_SHARE / 2)
         boxes = torch.cat([middle - half, middle + half], -1)
     inside = _inside(points, boxes) & rows[..., None]
     if strategy != "box-gauss":

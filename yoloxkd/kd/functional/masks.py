@@ -1,4 +1,4 @@
-"""Boxes in pixels as cells of a feature level, without loops over boxes."""
+"""Boxes in pixels as masks over the cells of a feature level."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def box_cells(
 
 
 def excluded_cells(batch: Batch, size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Cells in an ignore region, or whose centre is outside the picture: (B, h, w) bool."""
+    """Cells in an ignore region, or whose center is outside the image: (B, h, w) bool."""
     targets, content = batch.targets, batch.content
     _, in_rows, in_columns = box_cells(targets.boxes, targets.ignore, size, image_size)
     ignored = torch.bmm(in_rows.transpose(1, 2), in_columns) > 0

@@ -1,4 +1,4 @@
-"""Distillation losses run in float32 whatever the autocast dtype: sums of squares over C*H*W overflow float16."""
+"""Run distillation losses in float32 under autocast: sums of squares over C*H*W overflow float16."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from yoloxkd.kd.adapters import Adapters
 from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.attention import channel_attention, spatial_attention
 from yoloxkd.kd.functional.fused import differences, pooled, shifted_error
 from yoloxkd.kd.functional.masks import box_cells, excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import LevelPair, Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 ImageSize = tuple[int, int] | Tensor
@@ -54,7 +54,7 @@ def fgd_masks(
     """Foreground weights and background weights of a level's cells: (B, h, w) each. FGD eq. (2) to (4).
 
     boxes       (B, G, 4) px; rows (B, G) bool, boxes that count
-    size        (h, w) of the level; image_size (H, W) px of the network input, or one a image as (B, 2)
+    size        (h, w) of the level; image_size (H, W) px of the network input, or one an image as (B, 2)
     excluded    (B, h, w) bool, cells that are neither foreground nor background
     A box covers the cells floor(x1 w/W) to ceil(x2 w/W), both included, and weighs them 1 over the cells it would cover
     on an unbounded map; the largest weight (smallest box) wins. Background cells weigh 1 over their number.

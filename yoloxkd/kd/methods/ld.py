@@ -1,4 +1,4 @@
-"""Localisation Distillation (LD, Zheng et al., CVPR 2022): the student's box distributions follow the teacher's.
+"""Localization Distillation (LD, Zheng et al., CVPR 2022): the student's box distributions follow the teacher's.
 
 For detectors that predict, for each side of a box, a distribution over distances (GFL).
 """
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from yoloxkd.errors import UserError
 from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.importance import touched_by_any
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.nn.assigners.atss import TOPK, near_misses
 from yoloxkd.nn.assigners.match import Positives
 from yoloxkd.ops.points import within_content
@@ -41,7 +41,7 @@ class LDConfig(KDConfig):
 
 
 @without_autocast
-def localisation_divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+def localization_divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     """tau² times the mean over sides and bins of p_T log(p_T / p_S), p the softmax of logits / tau. LD eq. (3).
 
     student, teacher (..., 4 n) logits of n bins for left, top, right and bottom -> (...). The paper sums over bins; the
@@ -67,8 +67,8 @@ def class_divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
 class LD(Distiller):
     """LD on every paired level: the sides of boxes in the main and the valuable region, and, if asked for, the classes.
 
-    sides    sum over the student's positives, each counting with the student's largest class probability there
-    around   sum over the valuable region (`near_misses`), each location with its anchor's overlap with the box
+    main      sum over the student's positives, each counting with the student's largest class probability there
+    valuable  sum over the valuable region (`near_misses`), each location with its anchor's IoU with the box
     classes  mean over the student's positives of a level, over the classes that the teacher knows
     Each is averaged over images.
     """
@@ -97,7 +97,7 @@ class LD(Distiller):
             )
         self.cfg = cfg
         self.needs = frozenset[Tap]()
-        weights = {"sides": cfg.alpha, "around": cfg.beta, "classes": cfg.delta}
+        weights = {"main": cfg.alpha, "valuable": cfg.beta, "classes": cfg.delta}
         self.weights = {term: weight for term, weight in weights.items() if weight > 0}
         self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
         known = pairing.classes >= 0
@@ -113,14 +113,14 @@ class LD(Distiller):
         found = Positives.of(step.match, batch.targets, student.grid, TOPK * len(student.grid.strides))
         boxes = self._beside(teacher.box_raw, student, teacher)
         terms: Losses = {}
-        if "sides" in self.weights:
-            sides = localisation_divergence(found.at(student.box_raw), found.at(boxes), self.cfg.tau)
+        if "main" in self.weights:
+            sides = localization_divergence(found.at(student.box_raw), found.at(boxes), self.cfg.tau)
             sure = found.at(student.cls_logits.detach()).sigmoid().amax(-1)
             weighted = (sides * sure).masked_fill(~found.used, 0)
-            terms |= self._by_level("sides", weighted, found.strides)
-        if "around" in self.weights:
-            around = localisation_divergence(student.box_raw, boxes, self.cfg.tau) * self._valuable(student, batch)
-            terms |= self._by_level("around", around, student.grid.point_strides.expand_as(around))
+            terms |= self._by_level("main", weighted, found.strides)
+        if "valuable" in self.weights:
+            valuable = localization_divergence(student.box_raw, boxes, self.cfg.tau) * self._valuable(student, batch)
+            terms |= self._by_level("valuable", valuable, student.grid.point_strides.expand_as(valuable))
         if "classes" in self.weights:
             logits = self._beside(teacher.cls_logits, student, teacher)
             ours, theirs = found.at(student.cls_logits)[..., self.ours], found.at(logits)[..., self.theirs]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from yoloxkd.kd.adapters import Adapters
 from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.masks import excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 
@@ -20,8 +20,8 @@ class MGDConfig(KDConfig):
     """Keys of `kd` for MGD."""
 
     alpha: float = published("mgd", "alpha", ge=0, description="weight of the squared error, on every level")
-    hidden: float = published(
-        "mgd", "hidden", ge=0, lt=1, description="share of the student's cells that are hidden (the paper's lambda)"
+    mask_ratio: float = published(
+        "mgd", "mask_ratio", ge=0, lt=1, description="part of the student's cells that are masked (the paper's lambda)"
     )
 
 
@@ -84,7 +84,7 @@ class MGD(Distiller):
             size = (theirs.shape[2], theirs.shape[3])
             drawn = torch.rand(theirs.shape[0] * every, *size, generator=draws, device=ours.device)[first::every]
             excluded = excluded_cells(step.batch, size, step.teacher.image_size)
-            visible = (drawn >= self.cfg.hidden).to(ours.dtype)
+            visible = (drawn >= self.cfg.mask_ratio).to(ours.dtype)
             found = generated_error(ours, theirs, visible, self.blocks[f"s{level.stride}"], excluded)
             out[LossName(self.name, "generated", level.stride)] = Loss(found * self.cfg.alpha)
         return out

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from yoloxkd.errors import UserError
 from yoloxkd.kd.adapters import Adapters
 from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.attention import spatial_attention
 from yoloxkd.kd.functional.fused import local_error_and_attention, local_error_attention_and_strength
 from yoloxkd.kd.functional.importance import (
@@ -27,7 +28,6 @@ from yoloxkd.kd.functional.importance import (
 )
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import LevelPair, Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.ops.points import within_content
 from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName, Tap
 
@@ -55,12 +55,17 @@ class PGDConfig(KDConfig):
     )
     delta: float = published("pgd", "delta", ge=0, description="weight of the attention maps")
     xi_cls: float = published(
-        "pgd", "xi_cls", ge=0, le=1, description="localisation's part in the quality, for neck and cls"
+        "pgd", "xi_cls", ge=0, le=1, description="localization's part in the quality, for neck and cls"
     )
     xi_reg: float = published("pgd", "xi_reg", ge=0, le=1, description="the same for reg")
     order: Order = Field("paper", description="paper: best inside a box; release: best anywhere, then cut to the box")
     level_weights: list[float] = published("pgd", "level_weights", description="of neck and cls features, finest first")
     covariance_eps: float = Field(COVARIANCE_EPS, ge=0, description="px², keeps the Gaussian of few locations finite")
+
+    @field_validator("foreground", mode="before")
+    @classmethod
+    def _both_spellings(cls, value: object) -> object:
+        return "centre" if value == "center" else value
 
 
 @without_autocast
@@ -71,7 +76,7 @@ def pgd_cls_terms(
 
     student, teacher    (B, C, h, w)
     weight, background  (B, h, w), each divided here by the number of its non-zero cells, image by image
-    PGD eq. (5) and (8) with the normalisations of the published code: att sums the spatial part over cells, and
+    PGD eq. (5) and (8) with the normalizations of the published code: att sums the spatial part over cells, and
     averages the channel part over cells.
     """
     ours, theirs = _cells(student), _cells(teacher.detach())
@@ -92,7 +97,7 @@ def pgd_reg_terms(student: Tensor, teacher: Tensor, weight: Tensor, tau: float) 
     """Terms fea and att of a regression map before their weights, averaged over all images of the batch.
 
     student, teacher (B, C, h, w); weight (B, h, w)
-    PGD eq. (6) and (9) with the normalisations of the published code: fea is the mean over channels, att the sum, and
+    PGD eq. (6) and (9) with the normalizations of the published code: fea is the mean over channels, att the sum, and
     both are means over the cells of an image with a weight; an image without such cells counts as 0.
     """
     ours, theirs = _cells(student), _cells(teacher.detach())
@@ -173,7 +178,7 @@ class PGD(Distiller):
         }
 
     def regions(self, step: Step[DenseOutput]) -> tuple[dict[Branch, list[Tensor]], list[Tensor]]:
-        """Foreground weights by branch and background of each paired level: (B, h, w) each, not yet normalised.
+        """Foreground weights by branch and background of each paired level: (B, h, w) each, not yet normalized.
 
         Only locations of paired levels are candidates: one that is chosen elsewhere would teach nothing. Objects that
         another teacher answers for are neither foreground nor background.

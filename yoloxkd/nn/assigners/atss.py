@@ -1,4 +1,4 @@
-"""ATSS: positives by the statistics of each box's own candidates (Zhang et al. 2020)."""
+"""ATSS assigner: positives by the statistics of each box's candidates (Zhang et al. 2020)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOPK = 9
 SCALE = 8
 """Side of the one square anchor a location has, in strides."""
 MARGIN = 0.01
-"""px, how far inside the box the centre of a positive anchor lies at least."""
+"""px, how far inside the box the center of a positive anchor lies at least."""
 MIN_UNION = 1e-6
 
 
@@ -40,12 +40,12 @@ def atss_match(
 ) -> Match:
     """Match anchors to boxes: reads boxes and mask of `targets`.
 
-    The anchors are square, centred on the grid's points, whatever anchors the grid itself has.
-    area  (B, 2) height and width px of each image inside the batch; anchors with their centre beyond it take no part.
+    The anchors are square, centerd on the grid's points, whatever anchors the grid itself has.
+    area  (B, 2) height and width px of each image inside the batch; anchors with their center beyond it take no part.
           None: `targets.content` says it, where it is given
 
-    Candidates of a box are the `topk` anchors of each level with the nearest centres. Those with an overlap of at least
-    the mean plus the standard deviation (n - 1) of all candidates' overlaps, and with their centre inside the box, are
+    Candidates of a box are the `topk` anchors of each level with the nearest centers. Those with an IoU of at least
+    the mean plus the standard deviation (n - 1) of all candidates' IoUs, and with their center inside the box, are
     positive. An anchor wanted by several boxes takes the one it overlaps most, the lower row among equals.
     """
     points, images, rows = grid.points, *targets.mask.shape
@@ -70,11 +70,11 @@ def near_misses(
     topk: int = TOPK,
     budget: int | None = None,
 ) -> Tensor:
-    """Anchors that lie close to a box and would not be its positives: their overlap with it, 0 elsewhere, (B, A).
+    """Anchors that lie close to a box and would not be its positives: their IoU with it, 0 elsewhere, (B, A).
 
-    An anchor is one when its distance overlap (DIoU) with a box is below that box's ATSS threshold, and at least `low`
-    (0 to 1) times it; with several such boxes the largest overlap counts. Arguments otherwise as of `atss_match`.
-    Source: the valuable localisation region of LD (Zheng et al. 2022, algorithm 1).
+    An anchor is one when its distance IoU (DIoU) with a box is below that box's ATSS threshold, and at least `low`
+    (0 to 1) times it; with several such boxes the largest IoU counts. Arguments otherwise as of `atss_match`.
+    Source: the valuable localization region of LD (Zheng et al. 2022, algorithm 1).
     """
     points, images, rows = grid.points, *targets.mask.shape
     out = points.new_zeros(images, points.shape[0], dtype=full_precision(targets.boxes).dtype)
@@ -94,21 +94,21 @@ def near_misses(
 
 
 def _picture(targets: Targets) -> Tensor | None:
-    """(B, 2) height and width px of the pictures inside the batch; None: padding is not told apart."""
+    """(B, 2) height and width px of the images inside the batch; None: padding is not told apart."""
     return None if targets.content is None else targets.content[:, [3, 2]]
 
 
 def _match(points: Tensor, grid: Grid, boxes: Tensor, mask: Tensor, topk: int, usable: Tensor | None) -> Match:
-    candidate, real, overlap, threshold = _statistics(points, grid, boxes, mask, topk, usable)
+    candidate, real, iou, threshold = _statistics(points, grid, boxes, mask, topk, usable)
     gt = boxes.unsqueeze(2)
     inside = to_distances(points[candidate], gt).amin(-1) > MARGIN
-    positive = (real & inside & (overlap >= threshold)).flatten(1)
-    # one anchor, several boxes: the largest overlap first, then the lowest row that has it
+    positive = (real & inside & (iou >= threshold)).flatten(1)
+    # one anchor, several boxes: the largest IoU first, then the lowest row that has it
     images, rows, each = candidate.shape
-    where, overlap = candidate.flatten(1), overlap.flatten(1)
-    best = overlap.new_full((images, points.shape[0]), -1.0)
-    best = best.scatter_reduce(1, where, torch.where(positive, overlap, -1.0), "amax")
-    won = positive & (overlap == best.gather(1, where))
+    where, iou = candidate.flatten(1), iou.flatten(1)
+    best = iou.new_full((images, points.shape[0]), -1.0)
+    best = best.scatter_reduce(1, where, torch.where(positive, iou, -1.0), "amax")
+    won = positive & (iou == best.gather(1, where))
     row = torch.arange(rows, device=boxes.device).repeat_interleave(each).expand(images, -1)
     first = torch.full_like(best, rows, dtype=torch.int64)
     first = first.scatter_reduce(1, where, torch.where(won, row, rows), "amin")
@@ -121,25 +121,25 @@ def _statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The candidates of each box and what is expected of them.
 
-    -> index (B, G, C) into A; whether that entry is one; its overlap with the box; the box's threshold (B, G, 1)
+    -> index (B, G, C) into A; whether that entry is one; its IoU with the box; the box's threshold (B, G, 1)
     """
     candidate, real = _candidates(points, grid, boxes, topk, usable)
     real &= mask.unsqueeze(-1)
     anchors = square_anchors(points[candidate], grid.point_strides[candidate].to(points.dtype))
-    overlap = paired_iou(anchors, boxes.unsqueeze(2), MIN_UNION)
+    iou = paired_iou(anchors, boxes.unsqueeze(2), MIN_UNION)
     count = real.sum(-1, keepdim=True).clamp(min=1)
-    mean = (overlap * real).sum(-1, keepdim=True) / count
-    deviation = ((overlap - mean).square() * real).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
-    return candidate, real, overlap, mean + deviation.sqrt()
+    mean = (iou * real).sum(-1, keepdim=True) / count
+    deviation = ((iou - mean).square() * real).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    return candidate, real, iou, mean + deviation.sqrt()
 
 
 def _candidates(points: Tensor, grid: Grid, boxes: Tensor, topk: int, usable: Tensor | None) -> tuple[Tensor, Tensor]:
     """The nearest locations of each level: index (B, G, C) into A, and whether that entry is one."""
-    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    center = (boxes[..., :2] + boxes[..., 2:]) / 2
     indices, real = [], []
     for here in grid.slices():
         x, y = points[here].unbind(-1)
-        distance = ((x - centre[..., 0:1]) ** 2 + (y - centre[..., 1:2]) ** 2).sqrt()
+        distance = ((x - center[..., 0:1]) ** 2 + (y - center[..., 1:2]) ** 2).sqrt()
         if usable is not None:
             distance = distance.masked_fill(~usable[:, None, here], torch.inf)
         near = distance.topk(min(topk, here.stop - here.start), dim=-1, largest=False)

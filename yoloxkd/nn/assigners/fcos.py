@@ -1,4 +1,4 @@
-"""FCOS: which locations answer for which box, by position and size alone (Tian et al. 2019, improved version)."""
+"""FCOS assigner: positives by position and size (Tian et al. 2019, improved version)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Grid, Targets
 
 RADIUS = 1.5
-"""Half side of the region around a box's centre, in strides of the level."""
+"""Half side of the region around a box's center, in strides of the level."""
 RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
 """px, the largest distance to a side that a level answers for, finest first; both ends included."""
 
@@ -30,9 +30,9 @@ def fcos_match(
     """Match locations to boxes.
 
     Reads boxes and mask of `targets`.
-    radius  None: the whole box instead of its centre region
+    radius  None: the whole box instead of its center region
     ranges  L x (low, high)
-    A location is positive for a box when it lies strictly inside the centre region, cut to the box, and its largest
+    A location is positive for a box when it lies strictly inside the center region, cut to the box, and its largest
     distance to the four sides is in its level's range. Among several boxes it takes the smallest, the lower row first.
     """
     points, images, rows = grid.points, *targets.mask.shape
@@ -55,10 +55,10 @@ def fcos_match(
 
 
 def _inside(points: Tensor, strides: Tensor, boxes: Tensor, radius: float | None) -> Tensor:
-    """Points (A, 2) strictly inside (the centre regions of) boxes (B, G, 1, 4): (B, G, A) bool."""
+    """Points (A, 2) strictly inside (the center regions of) boxes (B, G, 1, 4): (B, G, A) bool."""
     if radius is None:
         return to_distances(points, boxes).amin(-1) > 0
     low, high = boxes[..., :2], boxes[..., 2:]
-    centre, reach = (low + high) / 2, (strides * radius).unsqueeze(-1)
-    region = torch.cat((torch.maximum(centre - reach, low), torch.minimum(centre + reach, high)), dim=-1)
+    center, reach = (low + high) / 2, (strides * radius).unsqueeze(-1)
+    region = torch.cat((torch.maximum(center - reach, low), torch.minimum(center + reach, high)), dim=-1)
     return to_distances(points, region).amin(-1) > 0

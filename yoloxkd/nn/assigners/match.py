@@ -1,4 +1,4 @@
-"""What an assigner decides, and the chosen locations gathered for the losses."""
+"""Result of an assigner, and the positives gathered for the losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from yoloxkd.ops.losses import full_precision
-from yoloxkd.ops.points import centres_inside, compact, within_content
+from yoloxkd.ops.points import centers_inside, compact, within_content
 from yoloxkd.types import Grid, Targets
 
 BUDGET = {"cpu": 2**21, "other": 2**25}
@@ -23,7 +23,7 @@ class Match:
     fg       (B, A) bool, positives: predictions that answer for a box
     gt       (B, A) int64, the row of `Targets` each of them answers for, -1 elsewhere
     ignored  (B, A) bool, neither positive nor background
-    score    (B, A) overlap of the predicted box with that row's box, 0 elsewhere; None: the assigner has none
+    score    (B, A) IoU of the predicted box with that row's box, 0 elsewhere; None: the assigner has none
     """
 
     fg: Tensor
@@ -51,7 +51,7 @@ class Match:
 
     def leaving_out(self, targets: Targets, grid: Grid) -> Match:
         """The same, with what lies in an ignore region or in padding ignored where it is not positive."""
-        outside = centres_inside(targets.boxes, targets.ignore, grid)
+        outside = centers_inside(targets.boxes, targets.ignore, grid)
         if targets.content is not None:
             outside = outside | ~within_content(grid.points, targets.content)
         return replace(self, ignored=self.ignored | (outside & ~self.fg))
@@ -129,7 +129,7 @@ def dense_labels(match: Match, targets: Targets) -> Tensor:
     return torch.where(match.fg, targets.labels.gather(1, match.gt.clamp(min=0)), 0)
 
 
-def centreness(distances: Tensor) -> Tensor:
+def centerness(distances: Tensor) -> Tensor:
     """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of positive distances left, top, right, bottom (..., 4) -> (...).
 
     FCOS (Tian et al. 2019), eq. 3: 1 in the middle of a box, 0 at its sides.

@@ -1,9 +1,9 @@
-"""SimOTA: which cells answer for which box, chosen by the network's own predictions (YOLOX, Ge et al. 2021).
+"""SimOTA assigner: positives by the network's own predictions (YOLOX, Ge et al. 2021).
 
-Per image: the candidates are the cells whose centre is less than 1.5 strides, in both axes, from the centre of some
-box. The cost of a (box, cell) pair is the class cross entropy, plus 3 times -log(overlap), plus 1e6 when the cell is
+Per image: the candidates are the cells whose center is less than 1.5 strides, in both axes, from the center of some
+box. The cost of a (box, cell) pair is the class cross entropy, plus 3 times -log(IoU), plus 1e6 when the cell is
 not near this very box. Each box takes its k cheapest candidates, k being the integer part of the sum of its ten largest
-overlaps, at least one. A cell taken by several boxes goes to the cheapest of all boxes for that cell.
+IoUs, at least one. A cell taken by several boxes goes to the cheapest of all boxes for that cell.
 
 A box is near at most 3 x 3 cells of a level, so an image with G boxes has at most 9 L G candidates. Everything here
 runs on that many slots instead of all A cells, batched and with shapes that do not depend on the data.
@@ -21,7 +21,7 @@ from yoloxkd.ops.points import compact
 from yoloxkd.types import DenseOutput, Grid, Targets
 
 RADIUS = 1.5
-"""Half side of the region around a box's centre, in strides."""
+"""Half side of the region around a box's center, in strides."""
 IOU_WEIGHT = 3.0
 FAR = 1e6
 """Cost of a cell that is not near this box: below every near cell of the image in rank, still a candidate."""
@@ -38,7 +38,7 @@ def simota(out: DenseOutput, targets: Targets, *, budget: int | None = None) -> 
 
     Images without boxes, and batches with G = 0, have no positives. `budget` bounds the memory (default: BUDGET of the
     device, and at least one image); it changes nothing in the result. `out.quality` holds objectness logits. The match's
-    `score` is the overlap.
+    `score` is the IoU.
     """
     assert out.quality is not None
     images, cells = out.quality.shape
@@ -74,13 +74,13 @@ def simota(out: DenseOutput, targets: Targets, *, budget: int | None = None) -> 
 
 def _near_cells(boxes: Tensor, mask: Tensor, grid: Grid, content: Tensor | None) -> tuple[Tensor, Tensor]:
     """The cells near each box: index (B, G, 9 L) into A, and whether that entry is one; padding beyond `content` has none."""
-    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    center = (boxes[..., :2] + boxes[..., 2:]) / 2
     around = torch.arange(-1, 2, device=boxes.device)
     indices, valid, first = [], [], 0
     for (h, w), stride in zip(grid.sizes, grid.strides, strict=True):
-        # Strictly less than 1.5 strides away leaves only the cell under the centre and its direct neighbours.
-        at = torch.floor(centre / stride).unsqueeze(-1) + around
-        close = ((at + 0.5) * stride - centre.unsqueeze(-1)).abs() < RADIUS * stride
+        # Strictly less than 1.5 strides away leaves only the cell under the center and its direct neighbors.
+        at = torch.floor(center / stride).unsqueeze(-1) + around
+        close = ((at + 0.5) * stride - center.unsqueeze(-1)).abs() < RADIUS * stride
         limit = torch.tensor([[w], [h]], device=boxes.device)
         close &= (at >= 0) & (at < limit)
         if content is not None:
@@ -107,13 +107,13 @@ def _match(
 
     # Unused slots and padding rows get empty boxes, which overlap nothing.
     predicted = boxes.gather(1, cell.unsqueeze(-1).expand(-1, -1, 4)).masked_fill_(~used.unsqueeze(-1), 0)
-    overlap = pairwise_iou(targets.boxes.to(boxes.dtype).masked_fill(~targets.mask.unsqueeze(-1), 0), predicted)
-    cost = _class_cost(logits, quality, cell, targets.labels) + overlap.add(1e-8).log_().mul_(-IOU_WEIGHT)
-    cost += overlap.new_full((images, rows, slots + 1), FAR).scatter_(2, near_slot, 0)[..., :slots]
+    iou = pairwise_iou(targets.boxes.to(boxes.dtype).masked_fill(~targets.mask.unsqueeze(-1), 0), predicted)
+    cost = _class_cost(logits, quality, cell, targets.labels) + iou.add(1e-8).log_().mul_(-IOU_WEIGHT)
+    cost += iou.new_full((images, rows, slots + 1), FAR).scatter_(2, near_slot, 0)[..., :slots]
     cost.masked_fill_(~used.unsqueeze(1), torch.inf)
 
     most = min(MOST, slots)
-    wanted = overlap.topk(most, dim=2).values.sum(2).long().clamp(1, most) * targets.mask
+    wanted = iou.topk(most, dim=2).values.sum(2).long().clamp(1, most) * targets.mask
     cheapest = cost.topk(most, dim=2, largest=False)
     takes = (torch.arange(most, device=boxes.device) < wanted.unsqueeze(2)) & cheapest.values.isfinite()
     taken = torch.where(takes, cheapest.indices, slots).flatten(1)
@@ -124,10 +124,10 @@ def _match(
     # Where several boxes write, any of them may win here; those cells take their cheapest box instead.
     row = torch.where(count > 1, _cheapest_near(cost, near_slot), row.scatter_(1, taken, by)[:, :slots])
 
-    overlap = overlap.gather(1, row.unsqueeze(1)).squeeze(1)
+    iou = iou.gather(1, row.unsqueeze(1)).squeeze(1)
     fg = (count > 0).gather(1, slot_of_cell) & candidate
     gt = torch.where(fg, row.gather(1, slot_of_cell), -1)
-    return Match.of(fg, gt, torch.where(fg, overlap.gather(1, slot_of_cell), 0))
+    return Match.of(fg, gt, torch.where(fg, iou.gather(1, slot_of_cell), 0))
 
 
 def _cheapest_near(cost: Tensor, near_slot: Tensor) -> Tensor:

@@ -1,0 +1,204 @@
+"""Resolve what the user typed into one complete, checked recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from yoloxkd.assembly.models import architecture, model_names, section_of_checkpoint
+from yoloxkd.assembly.run_callbacks import callback_keys, check_callbacks
+from yoloxkd.assembly.teachers import names_from_files
+from yoloxkd.config.files import cfg_folder, cfg_names
+from yoloxkd.config.load import leaves, merge, parse_set, put, read_yaml, sections, shown, validate
+from yoloxkd.config.recipe import Recipe
+from yoloxkd.config.renamed import current_key, current_keys
+from yoloxkd.errors import UserError, nearest
+from yoloxkd.kd import DISTILLERS, kd_defaults, set_defaults, split_name
+from yoloxkd.nn import DETECTORS
+from yoloxkd.nn.weights.mmdet_files import AT_COCO, ZOO
+
+KD_WHEN_TAUGHT = "pgd"  # the distiller of a run that names a teacher and no --kd
+
+# the command line's short options and where they live in the recipe
+OPTIONS = {
+    "data": "data",
+    "epochs": "train.epochs",
+    "batch": "train.batch",
+    "imgsz": "train.imgsz",
+    "seed": "train.seed",
+    "deterministic": "engine.deterministic",
+    "device": "engine.device",
+    "amp": "engine.amp",
+    "workers": "engine.workers",
+}
+
+
+def recipe_file(name: str) -> Path:
+    """A recipe by file name or by the name of one in `cfg/recipes/`."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = cfg_folder() / "recipes" / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise UserError(f"no recipe '{name}': neither a file nor a shipped recipe; {nearest(name, cfg_names('recipes'))}")
+
+
+def resolve(
+    *,
+    student: str | None = None,
+    teacher: Sequence[str] = (),
+    kd: Sequence[str] | None = None,
+    recipe: str | None = None,
+    sets: Sequence[str] | Mapping[str, Any] = (),
+    **options: Any,
+) -> Recipe:
+    """One checked recipe from defaults, a recipe file, options and dotted overrides, each winning over the one before.
+
+    student  architecture name or checkpoint file; left out: the recipe's
+    kd       method names, METHOD or METHOD@SET; None: PGD when there is a teacher; "none" alone: no distillation
+    recipe   recipe name or file; left out: the student's own in `cfg/recipes/`, where there is one
+    sets     "a.b=c" texts, or a mapping of dotted keys to values
+    options  keys of `OPTIONS`; None means not given
+    """
+    tree: dict[str, Any] = current_keys({"student": _student(student)}, note=False) if student else {}
+    chosen = recipe or tree.get("student", {}).get("name")
+    if recipe or (chosen and chosen in cfg_names("recipes")):
+        tree = merge(current_keys(sections(read_yaml(recipe_file(str(chosen))), Recipe, "recipe")), tree)
+    if "name" not in tree.get("student", {}):
+        raise UserError("no student: give --student NAME|FILE, or a recipe that names one")
+    _check_name(tree["student"]["name"])
+    if teacher:
+        put(tree, "teacher.models", [_whole_path(t) for t in teacher])
+    for option, value in options.items():
+        if value is not None:
+            put(tree, OPTIONS[option], _whole_path(value) if option == "data" else value)
+    family, defaults = architecture(tree["student"]["name"])
+    _choose_methods(tree, kd, family)
+    tree["student"] = merge(defaults, tree["student"])
+    if not isinstance(sets, Mapping) and not (isinstance(sets, list | tuple) and all(isinstance(t, str) for t in sets)):
+        raise UserError(f"set should be a mapping of recipe keys to values, or a list of 'a.b=c' texts, got {sets!r}")
+    for key, value in sets.items() if isinstance(sets, Mapping) else map(parse_set, sets):
+        put(tree, current_key(_kd_key(str(key), tree["kd"])), value)
+    if "names" in (tree.get("teacher") or {}):
+        tree["teacher"]["names"] = names_from_files(tree["teacher"]["names"])
+    return check(tree)
+
+
+def check(tree: Mapping[str, Any]) -> Recipe:
+    """Validate every section of a recipe tree, the detector's and the distillers' own keys included."""
+    known = list(leaves(Recipe))
+    tree = sections(tree, Recipe, "recipe")
+    if "name" not in tree.get("student", {}):
+        raise UserError("the recipe lacks the key 'student.name'")
+    family, _ = architecture(tree["student"]["name"])
+    config = DETECTORS[family].Config
+    known += [f"student.{key}" for key in leaves(config)]
+    known += [
+        f"kd.{key}"
+        for method in tree.get("kd", {})
+        if method in DISTILLERS
+        for key in leaves(DISTILLERS[method].Config)
+    ]
+    known += callback_keys()
+    recipe = validate(Recipe, tree, "recipe", known)
+    extra = recipe.student.model_extra or {}
+    full = validate(config, extra, f"recipe ({recipe.student.name})", known, "student.")
+    tree = recipe.model_dump(by_alias=True)
+    tree["student"] = {"name": recipe.student.name, "weights": recipe.student.weights} | full.model_dump(by_alias=True)
+    for method, keys in recipe.kd.items():
+        if method not in DISTILLERS:
+            raise UserError(f"unknown distiller '{method}'; {nearest(method, DISTILLERS)}")
+        _check_owner(method, keys)
+        checked = validate(DISTILLERS[method].Config, keys, f"recipe ({method})", known, "kd.")
+        checked.check_length(recipe.train.epochs, method)
+        tree["kd"][method] = checked.model_dump(by_alias=True, mode="json")
+    tree["callbacks"] = check_callbacks(recipe.callbacks, known)
+    resolved = validate(Recipe, tree, "recipe", known)
+    given, weights = len(resolved.teacher.models), len(resolved.teacher.weight)
+    if weights not in (0, given):
+        raise UserError(
+            f"teacher.weight has {weights} number(s) for {given} teacher(s); give one for each, in their order"
+        )
+    if resolved.kd and not resolved.teacher.models:
+        raise UserError(f"--kd {next(iter(resolved.kd))} needs a teacher: give --teacher NAME|FILE")
+    return resolved
+
+
+def _check_owner(method: str, keys: Mapping[str, Any]) -> None:
+    """UserError: a key is not of this method but of others."""
+    own = set(leaves(DISTILLERS[method].Config))
+    for key in keys:
+        owners = [name for name, kind in DISTILLERS.items() if key in leaves(kind.Config)]
+        if owners and key not in own:
+            raise UserError(
+                f"key 'kd.{key}' is of {', '.join(owners)}, and --kd {method} has no such key; choose another --kd, or leave "
+                f"{key} out"
+            )
+
+
+def _student(student: str) -> dict[str, Any]:
+    if Path(student).is_file():
+        return section_of_checkpoint(student) | {"weights": _whole_path(student)}
+    name, _, published = student.partition("@")
+    if not published:
+        return {"name": name}
+    keys = ZOO[AT_COCO[name]].keys if name in AT_COCO else {}
+    return {"name": name, "weights": student} | keys
+
+
+def _whole_path(reference: str) -> str:
+    """A file's absolute path, so that a run can be resumed from any folder; names as they are."""
+    return str(Path(reference).resolve()) if Path(reference).is_file() else reference
+
+
+def _check_name(name: str) -> None:
+    if name not in model_names():
+        raise UserError(f"unknown model '{name}' (neither an architecture nor a file); {nearest(name, model_names())}")
+
+
+def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str) -> None:
+    """Fill `tree["kd"]` with the defaults of each chosen method under what the recipe file says of it.
+
+    A method may be named with a set of defaults, `pgd@small-data`; the tree has the method's name alone.
+    """
+    written = tree.get("kd") or {}
+    taught = bool(tree.get("teacher", {}).get("models"))
+    if kd is None:
+        methods = list(map(str, written)) or ([KD_WHEN_TAUGHT] if taught else [])
+    else:
+        methods = list(dict.fromkeys(kd))
+        if "none" in methods:
+            if len(methods) > 1:
+                raise UserError("--kd none cannot be combined with another --kd")
+            methods = []
+    for name, keys in written.items():
+        if not isinstance(keys or {}, Mapping):
+            raise UserError(f"key 'kd.{name}' in the recipe should be a section (key: value lines), got {shown(keys)}")
+    said = {split_name(str(name))[0]: keys or {} for name, keys in written.items()}
+    tree["kd"] = {}
+    for name in methods:
+        method, chosen = split_name(name)
+        if method in tree["kd"]:
+            raise UserError(f"--kd {method} is given with two sets of defaults; choose one")
+        own = said.get(method, {})
+        if kd is not None and chosen:  # an option, so it wins over the recipe
+            tree["kd"][method] = merge(merge(kd_defaults(method, family), own), set_defaults(method, chosen, family))
+        else:
+            tree["kd"][method] = merge(kd_defaults(name, family), own)
+
+
+def _kd_key(key: str, methods: Mapping[str, Any]) -> str:
+    """`kd.alpha` -> `kd.<the only method>.alpha`; other keys as they are."""
+    section, _, rest = key.partition(".")
+    if section != "kd" or not rest or rest.partition(".")[0] in methods:
+        return key
+    if len(methods) == 1:
+        return f"kd.{next(iter(methods))}.{rest}"
+    if not methods:
+        raise UserError(
+            f"key '{key}' is set but no distiller is chosen: give --kd {'|'.join(DISTILLERS)} and a --teacher"
+        )
+    raise UserError(
+        f"key '{key}' could belong to several distillers: write kd.METHOD.{rest} with one of {', '.join(methods)}"
+    )

@@ -1,1 +1,0 @@
-"""From names and recipes to objects: the only place that looks into the tables of detectors and distillers."""

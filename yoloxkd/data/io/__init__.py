@@ -1,0 +1,1 @@
+"""Files on disk: images, headers, lists, caches."""

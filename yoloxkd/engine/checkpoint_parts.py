@@ -1,0 +1,243 @@
+"""A checkpoint of ours as typed parts, validated once when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from torch import Tensor
+
+from yoloxkd.config.load import shown
+from yoloxkd.config.recipe import MOST_EPOCHS, input_size
+from yoloxkd.errors import UserError
+from yoloxkd.types import ImageSize
+
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+State = dict[str, Tensor]
+Part = TypeVar("Part", bound="SavedPart")
+
+
+class SavedPart(BaseModel):
+    """Values have the types they were written with: no text counts as a number. Keys of other versions may be there."""
+
+    model_config = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
+
+
+class Measured(SavedPart):
+    """Numbers of an evaluation: any over all classes by name, and those of each class."""
+
+    per_class: dict[str, dict[str, float]]
+    __pydantic_extra__: dict[str, float]
+
+
+class SavedAverages(SavedPart):
+    """As `ModelEMA.state_dict`."""
+
+    module: State
+    updates: Count
+
+
+class SavedOptimizer(SavedPart):
+    """Of `Optimizer.state_dict`, what the recipe does not say: what it keeps of each parameter, by number."""
+
+    state: dict[int, dict[str, Tensor | None]]
+
+
+class SavedEarlyStopping(SavedPart):
+    best: Finite
+    epoch: Count
+    stopped: str = ""
+
+
+class SavedTeacher(SavedPart):
+    """Which file a teacher was, and its AP in the classes it knows."""
+
+    source: str
+    digest: str
+    ap: float | None
+
+
+class SavedWeight(SavedPart):
+    """As `MethodWeight.state_dict`."""
+
+    fixed: Finite | None
+    seen: Count
+    task: Tensor | None
+    own: Tensor | None
+
+    @field_validator("task", "own")
+    @classmethod
+    def _sum(cls, value: Tensor | None) -> Tensor | None:
+        if value is not None and (value.ndim or not value.is_floating_point() or not value.isfinite()):
+            raise ValueError("should be a number in a tensor")
+        return value
+
+
+class SavedDistillation(SavedPart):
+    """What the distillation goes on from: its teachers, automatic weights, and how often each term was not finite."""
+
+    teachers: list[SavedTeacher]
+    auto: dict[str, SavedWeight] = {}
+    nonfinite: list[Tensor | None] = []
+
+    @field_validator("nonfinite")
+    @classmethod
+    def _counts(cls, value: list[Tensor | None]) -> list[Tensor | None]:
+        if any(count is not None and (count.ndim != 1 or count.dtype != torch.int64) for count in value):
+            raise ValueError("should be lists of counts in tensors")
+        return value
+
+
+class SavedExtra(SavedPart):
+    """Those of the callbacks' keys that are read again, where they are there; a callback's own are its own to check."""
+
+    best_epoch: Count = 0
+    best_metrics: Measured | None = None
+    evaluated: int = 0
+    backbone: str = ""
+    early_stopping: SavedEarlyStopping | None = None
+    kd: SavedDistillation | None = None
+    wandb: str = ""
+
+    @field_validator("best_metrics", "early_stopping", "kd", mode="before")
+    @classmethod
+    def _there(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("should be a section or left out")
+        return value
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if ("best_epoch" in self.model_fields_set) != ("best_metrics" in self.model_fields_set):
+            raise ValueError("should have both 'best_epoch' and 'best_metrics', or none of them")
+        return self
+
+
+class SavedNumpy(SavedPart):
+    key: Tensor
+    pos: int
+    has_gauss: int
+    gauss: float
+
+
+class SavedRandom(SavedPart):
+    """As `checkpoint.random_state`."""
+
+    python: list[Any]
+    numpy: SavedNumpy
+    torch: Tensor
+    cuda: list[Tensor] = []
+
+
+SavedSum = Annotated[tuple[str, str, int | None, float], Field(strict=False)]  # strict would refuse the list that it is
+"""Source, term, level and value of a loss."""
+
+
+class SavedRun(SavedPart):
+    """As `resume.run_state`."""
+
+    epoch: Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
+    step_in_epoch: Count
+    iteration: Count
+    lr: Finite
+    sums: list[SavedSum] | dict[str, float]  # a mapping in version 0.1.0
+    best: Finite
+    metrics: Measured | Annotated[dict[str, Any], Field(max_length=0)]
+    stop: bool = False
+    aux: State
+    optimizer: SavedOptimizer | None
+    scaler: dict[str, Finite] | None
+    ema: SavedAverages | None
+    extra: SavedExtra
+    rng: SavedRandom
+
+
+class SavedData(SavedPart):
+    """As `data.fingerprint`, of one split."""
+
+    images: Count
+    objects: Count
+    ignored: Count
+    digest: str
+
+
+class Saved(SavedPart):
+    """A `best.pt` (kind student) or a `last.pt` (kind run).
+
+    student  section of the model: {name, keys of its Config}
+    names    class names, in label order
+    imgsz    input size the model was trained at; None where it is not known
+    model    weights; of a run the raw ones, the averaged ones are in `run.ema`
+    recipe   of a run: the resolved recipe, checked when the run is resumed
+    data     split -> what it held when the run began
+    """
+
+    kind: Literal["student", "run"]
+    student: dict[str, Any]
+    names: list[str] = Field(min_length=1)
+    imgsz: ImageSize | None = None
+    model: State
+    recipe: dict[str, Any] | None = None
+    data: dict[str, SavedData] = {}
+    images_per_second: Finite = 0.0
+    run: SavedRun | None = None
+
+    @field_validator("names")
+    @classmethod
+    def _different(cls, value: list[str]) -> list[str]:
+        if not all(value) or len(set(value)) < len(value):
+            raise ValueError("should be class names, none empty and none twice")
+        return value
+
+    @field_validator("imgsz", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        return None if value is None else input_size(value)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if "name" not in self.student:
+            raise ValueError("student should have the key 'name'")
+        if self.kind == "run" and (self.run is None or self.recipe is None):
+            raise ValueError("a run's checkpoint should have the keys 'run' and 'recipe'")
+        return self
+
+    @property
+    def weights(self) -> State:
+        """Those to predict with: averaged where there are averaged ones."""
+        return self.run.ema.module if self.run and self.run.ema else self.model
+
+
+def read_saved(raw: Mapping[str, Any], path: Path) -> Saved:
+    """A loaded file of ours (see `checkpoint.is_own`), checked. UserError: a part is missing or not what it should be."""
+    return checked(Saved, raw, f"checkpoint {path}")
+
+
+def checked(kind: type[Part], raw: Any, where: str) -> Part:
+    """A part of a checkpoint, checked; `where` names the file, or the part of it. UserError as `read_saved`."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"] if not (isinstance(part, str) and "[" in part))
+        place = f"its '{key}'" if key else "it"
+        found = "" if fault["type"] == "missing" or not key else f", and is {_shown(fault['input'])}"
+        reason = "is missing" if fault["type"] == "missing" else _should(fault["msg"])
+        raise UserError(
+            f"{where} was changed or is damaged: {place} {reason}{found}; use another copy of the file"
+        ) from error
+
+
+def _should(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return message[0].lower() + message[1:]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return f"a {type(value).__name__}" if isinstance(value, dict | list | tuple) else shown(value)

@@ -1,0 +1,89 @@
+"""NMS inside the exported graph: the rule of `ops.nms.postprocess` with outputs of a fixed shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from yoloxkd.exporters.base import Exportable
+from yoloxkd.ops.nms import class_aware_nms
+
+_OUT = -1.0  # score of what takes no part: below every score, and below the threshold given to NonMaxSuppression
+
+
+@torch.library.custom_op("yoloxkd::non_max_suppression", mutates_args=())
+def non_max_suppression(boxes: Tensor, scores: Tensor, limit: int, iou: float) -> Tensor:
+    """ONNX's NonMaxSuppression: boxes (N, A, 4), scores (N, K, A) -> (m, 3) int64 rows image, class, location.
+
+    Negative scores take no part; at most `limit` stay of a class of an image.
+    """
+    rows = []
+    for image, of_image in enumerate(scores):
+        for label, of_class in enumerate(of_image):
+            at = (of_class >= 0).nonzero()[:, 0]
+            kept = at[class_aware_nms(boxes[image, at], of_class[at], torch.zeros_like(at), iou)[:limit]]
+            pair = torch.tensor([image, label], device=kept.device).expand(len(kept), 2)
+            rows.append(torch.cat([pair, kept[:, None]], dim=1))
+    return torch.cat(rows)
+
+
+@non_max_suppression.register_fake
+def _(boxes: Tensor, scores: Tensor, limit: int, iou: float) -> Tensor:
+    found = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty((found, 3), dtype=torch.int64)
+
+
+def onnx_translations() -> dict[Any, Any]:
+    """How the exporter writes the operator above: as opset 18's NonMaxSuppression."""
+    from onnxscript import opset18 as op
+
+    def translate(boxes: Any, scores: Any, limit: int, iou: float) -> Any:
+        return op.NonMaxSuppression(
+            boxes,
+            scores,
+            op.Constant(value_ints=[limit]),
+            op.Constant(value_floats=[iou]),
+            op.Constant(value_floats=[_OUT / 2]),
+        )
+
+    return {torch.ops.yoloxkd.non_max_suppression.default: translate}
+
+
+class WithSuppression(nn.Module):
+    """An Exportable followed by YOLOX's post-processing, every output of fixed shape.
+
+    forward: images (N, 3, H, W) -> boxes (N, D, 4), scores (N, D), labels (N, D) int64, counts (N,) int64, and what
+    they were chosen from: raw boxes (N, A, 4), raw scores (N, A, K). D is `max_det`; rows past the count are zero
+    boxes, zero scores and label -1; rows are best first, the earlier location first among equals.
+    """
+
+    def __init__(self, network: Exportable, *, conf: float, iou: float, max_det: int) -> None:
+        super().__init__()
+        self.network, self.conf, self.iou, self.max_det = network, conf, iou, max_det
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        boxes, scores = self.network(images)
+        best, labels = scores.max(dim=2)
+        admitted = torch.where(best >= self.conf, best, torch.full_like(best, _OUT))
+        classes = torch.arange(scores.shape[2], device=scores.device)
+        of_class = labels[:, None, :] == classes[None, :, None]
+        candidates = torch.where(of_class, admitted[:, None, :], torch.full_like(admitted[:, None, :], _OUT))
+        chosen = torch.ops.yoloxkd.non_max_suppression(boxes, candidates, self.max_det, self.iou)
+        stays = torch.zeros_like(labels).index_put((chosen[:, 0], chosen[:, 2]), torch.ones_like(chosen[:, 0]))
+        ranked = torch.where(stays > 0, admitted, torch.full_like(admitted, _OUT))
+        # D rows that win against nothing, so that there are D to choose even where the input has fewer locations
+        top, at = F.pad(ranked, (0, self.max_det), value=_OUT).topk(self.max_det, dim=1)
+        real = top > _OUT / 2
+        spare_boxes, spare_labels = F.pad(boxes, (0, 0, 0, self.max_det)), F.pad(labels, (0, self.max_det))
+        found_boxes = spare_boxes.gather(1, at[:, :, None].expand(-1, -1, 4))
+        return (
+            torch.where(real[:, :, None], found_boxes, torch.zeros_like(found_boxes)),
+            torch.where(real, top, torch.zeros_like(top)),
+            torch.where(real, spare_labels.gather(1, at), torch.full_like(at, -1)),
+            real.sum(dim=1),
+            boxes,
+            scores,
+        )

@@ -1,0 +1,66 @@
+"""A teacher that sees the batch at another size than the student."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from yoloxkd.nn.detector import Detector
+from yoloxkd.types import DenseOutput, Draw, Losses, Targets
+
+
+class RescaledTeacher(Detector[DenseOutput, Any]):
+    """A dense detector that sees its input enlarged (or reduced) by `scale`, rounded to the sizes that it takes.
+
+    What it says is in px of the input it was given: boxes, grid and image size. Its maps are those of the size it saw,
+    and its levels keep the strides they have there, by which they are paired: a teacher at scale 2 has four cells where
+    the student has one.
+    """
+
+    def __init__(self, inner: Detector[DenseOutput, Any], scale: float) -> None:
+        super().__init__(inner.cfg, inner.names)
+        self.inner, self.scale, self.spec = inner, scale, inner.spec
+
+    @property
+    def size_multiple(self) -> int:
+        return self.inner.size_multiple
+
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width px of what the detector sees of an input of this size."""
+        step = self.inner.size_multiple
+        return max(step, round(height * self.scale / step) * step), max(step, round(width * self.scale / step) * step)
+
+    def forward(self, images: Tensor) -> DenseOutput:
+        height, width = images.shape[-2:]
+        size = self.seen_size(height, width)
+        if size != (height, width):
+            smaller = size[0] < height
+            images = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=smaller)
+        out: DenseOutput = self.inner(images)
+        back = out.grid.points.new_tensor([width / size[1], height / size[0]])
+        anchors = None if out.grid.anchors is None else out.grid.anchors * back.repeat(2)
+        grid = replace(out.grid, points=out.grid.points * back, anchors=anchors)
+        return replace(out, boxes=out.boxes * back.to(out.boxes.dtype).repeat(2), grid=grid, image_size=(height, width))
+
+    def network(self, x: Tensor) -> DenseOutput:
+        return self.inner.network(x)
+
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Any:
+        return self.inner.assign(out, targets, draw)
+
+    def losses(self, out: DenseOutput, targets: Targets, match: Any) -> Losses:
+        return self.inner.losses(out, targets, match)
+
+    def candidates(self, out: DenseOutput) -> tuple[Tensor, Tensor]:
+        return self.inner.candidates(out)
+
+    def class_probability(self, out: DenseOutput) -> Tensor:
+        return self.inner.class_probability(out)
+
+
+def unwrapped(detector: Detector[Any, Any]) -> Detector[Any, Any]:
+    """The detector itself, without its scale."""
+    return detector.inner if isinstance(detector, RescaledTeacher) else detector

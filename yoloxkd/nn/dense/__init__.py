@@ -1,0 +1,1 @@
+"""Dense detectors: one file a family."""

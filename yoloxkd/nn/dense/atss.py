@@ -1,0 +1,140 @@
+"""ATSS (Zhang et al. 2020): one square anchor a location, with centerness (or IoU) and focal loss, on an FPN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from yoloxkd.nn.assigners.atss import MIN_UNION, TOPK, atss_match, square_anchors
+from yoloxkd.nn.assigners.match import Match, Positives, centerness, dense_labels
+from yoloxkd.nn.dense.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
+from yoloxkd.nn.detector import BoxCode
+from yoloxkd.ops.boxes import paired_iou, to_center, to_corners, to_distances
+from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
+from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
+
+BOX_WEIGHT = 2.0
+DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
+"""The box code is divided by these: it has about unit variance then."""
+LARGEST_LOG = abs(math.log(16 / 1000))
+"""A predicted side is at most e^this times the anchor's, and at least the inverse."""
+
+
+class ATSSConfig(FPNConfig):
+    """Keys of ATSS."""
+
+    quality: Literal["centerness", "iou"] = Field(
+        "centerness", description="what the quality branch learns; iou: as in the release of PGD"
+    )
+
+    @field_validator("quality", mode="before")
+    @classmethod
+    def _centerness(cls, value: object) -> object:
+        return "centerness" if value == "centreness" else value
+
+
+class ATSSHead(SharedHead):
+    """The towers and their three 3x3 predictors."""
+
+    def __init__(self, cfg: ATSSConfig, classes: int, levels: int) -> None:
+        super().__init__(cfg, levels, bias=False)
+        self.atss_cls = nn.Conv2d(cfg.channels, classes, 3, padding=1)
+        self.atss_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
+        self.atss_centerness = nn.Conv2d(cfg.channels, 1, 3, padding=1)
+        self.initialize(self.atss_cls)
+
+
+class ATSS(FPNDetector):
+    """ATSS on any timm backbone.
+
+    Locations are the corners of the cells, where the anchors have their centers. `box_raw` of the output holds the shift
+    of the center in anchor sides and the logarithm of the size in anchor sides, divided by `DEVIATIONS`. `quality` is the
+    logit of centerness, or of the IoU with the box, as the key `quality` says.
+    """
+
+    Config = ATSSConfig
+    family = "atss"
+    quality = "localization"
+    class_predictors = ("head.atss_cls.",)
+
+    cfg: ATSSConfig
+    head: ATSSHead
+
+    def __init__(self, cfg: ATSSConfig, names: Sequence[str]) -> None:
+        super().__init__(cfg, names)
+        self.head = ATSSHead(cfg, len(names), len(LEVELS))
+
+    offset = 0.0
+
+    @property
+    def box_code(self) -> BoxCode:
+        return BoxCode("anchors")
+
+    def predict(self, cls: Maps, reg: Maps) -> Predictions:
+        head = self.head
+        codes = [full_precision(scale(head.atss_reg(x))) for scale, x in zip(head.scales, reg, strict=True)]
+        return Predictions([head.atss_cls(x) for x in cls], codes, [head.atss_centerness(x) for x in reg])
+
+    def anchors(self, grid: Grid) -> Tensor:
+        return square_anchors(grid.points, grid.point_strides)
+
+    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
+        assert grid.anchors is not None
+        return decode(raw, grid.anchors)
+
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
+        return atss_match(out.grid, targets).leaving_out(targets, out.grid)
+
+    def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
+        """Training losses over the batch; n is its number of positives, where an image without any counts as 1.
+
+        cls     focal loss of every location and class, divided by n. A location in an ignore region or in padding
+                (`targets.ignore`, `targets.content`) that is not positive is left out
+        box     2 (1 - GIoU) of positives weighted by the centerness they should have, divided by the sum of the weights
+                (at least 1)
+        center  binary cross entropy of positives' centerness, divided by n
+        With `quality` iou instead of the last two: box, 2 (1 - GIoU) of positives, and iou, binary cross entropy with the
+        IoU that the predicted box has, both divided by n.
+        """
+        assert out.quality is not None
+        with torch.autocast(out.quality.device.type, enabled=False):
+            rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
+            rows = rows.masked_fill(match.ignored, 0)
+            found = Positives.of(match, targets, out.grid, TOPK * len(out.grid.strides))
+            count = match.fg.sum(1).clamp(min=1).sum()
+            predicted = decode(found.at(out.box_raw), square_anchors(found.points, found.strides))
+            wrong = BOX_WEIGHT * giou_loss(predicted, found.boxes)
+            if self.cfg.quality == "iou":
+                name, wanted = "iou", paired_iou(predicted.detach(), found.boxes, MIN_UNION)
+                box = Loss(found.total(wrong), count)
+            else:
+                distances = to_distances(found.points, found.boxes)
+                name, wanted = "center", centerness(torch.where(found.used.unsqueeze(-1), distances, 1.0))
+                box = Loss(found.total(wrong * wanted), found.total(wanted))
+            entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), wanted, reduction="none")
+            terms = {"cls": Loss(rows.sum(), count), "box": box, name: Loss(found.total(entropy), count)}
+            return task_losses(**terms)
+
+
+def decode(raw: Tensor, anchors: Tensor) -> Tensor:
+    """ATSS's box code (..., N, 4) at anchors (..., N, 4) px -> xyxy px, at least float32."""
+    code = full_precision(raw)
+    code = code * torch.tensor(DEVIATIONS, dtype=code.dtype, device=code.device)
+    center, side = to_center(anchors).split(2, dim=-1)
+    size = code[..., 2:].clamp(-LARGEST_LOG, LARGEST_LOG).exp() * side
+    return to_corners(torch.cat((center + code[..., :2] * side, size), dim=-1))
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """The code (..., N, 4) that decodes to boxes (..., N, 4) xyxy px at anchors (..., N, 4) px."""
+    center, side = to_center(anchors).split(2, dim=-1)
+    wanted, size = to_center(boxes).split(2, dim=-1)
+    code = torch.cat(((wanted - center) / side, (size / side).log()), dim=-1)
+    return code / torch.tensor(DEVIATIONS, dtype=code.dtype, device=code.device)

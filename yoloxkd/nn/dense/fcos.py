@@ -1,0 +1,131 @@
+"""FCOS (Tian et al. 2019, improved version): a box and a centerness at every location of an FPN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from yoloxkd.nn.assigners.fcos import RADIUS, fcos_match
+from yoloxkd.nn.assigners.match import Match, Positives, centerness, dense_labels
+from yoloxkd.nn.dense.dense_detector import Maps, Predictions
+from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
+from yoloxkd.nn.detector import BoxCode
+from yoloxkd.ops.boxes import from_distances, to_distances
+from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss, log_iou_loss
+from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
+
+BOX_LOSSES = {"giou": giou_loss, "iou": log_iou_loss}
+
+
+class FCOSConfig(FPNConfig):
+    """Keys of FCOS; the defaults are the improved version that the distillation papers train."""
+
+    conv_bias: bool = Field(True, description="the towers' convolutions have a bias")
+    center_sampling: bool = Field(True, description="only locations near a box's center are positive")
+    norm_on_bbox: bool = Field(True, description="distances in strides through a ReLU; else in px through exp")
+    centerness_on_reg: bool = Field(True, description="centerness is read from the regression tower")
+    box_loss: Literal["giou", "iou"] = Field("giou", description="1 - GIoU, or -log IoU")
+    relu_before_last: bool = Field(True, description="the coarsest level reads the one before through a ReLU")
+
+
+class FCOSHead(SharedHead):
+    """The towers and their three 3x3 predictors."""
+
+    def __init__(self, cfg: FCOSConfig, classes: int, levels: int) -> None:
+        super().__init__(cfg, levels, bias=cfg.conv_bias)
+        self.conv_cls = nn.Conv2d(cfg.channels, classes, 3, padding=1)
+        self.conv_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
+        self.conv_centerness = nn.Conv2d(cfg.channels, 1, 3, padding=1)
+        self.initialize(self.conv_cls)
+        if cfg.norm_on_bbox:
+            # From a bias of zero half of all distances start below zero, where a ReLU passes no gradient; a side that is
+            # below zero everywhere would never learn. So every side starts one stride away.
+            nn.init.ones_(self.conv_reg.get_parameter("bias"))
+
+
+class FCOS(FPNDetector):
+    """FCOS on any timm backbone.
+
+    `box_raw` of the output holds the distances to left, top, right and bottom, not negative: in strides of the level
+    with `norm_on_bbox`, else in px. `quality` is the centerness logit.
+    """
+
+    Config = FCOSConfig
+    family = "fcos"
+    quality = "localization"
+    class_predictors = ("head.conv_cls.",)
+
+    cfg: FCOSConfig
+    head: FCOSHead
+
+    def __init__(self, cfg: FCOSConfig, names: Sequence[str]) -> None:
+        super().__init__(cfg, names)
+        self.head = FCOSHead(cfg, len(names), len(LEVELS))
+
+    @property
+    def relu_before_last(self) -> bool:
+        return self.cfg.relu_before_last
+
+    @property
+    def box_code(self) -> BoxCode:
+        return BoxCode("distances")
+
+    def predict(self, cls: Maps, reg: Maps) -> Predictions:
+        head, cfg = self.head, self.cfg
+        distances = []
+        for scale, x in zip(head.scales, reg, strict=True):
+            code = full_precision(scale(head.conv_reg(x)))
+            distances.append(F.relu(code) if cfg.norm_on_bbox else code.exp())
+        center = [head.conv_centerness(x) for x in (reg if cfg.centerness_on_reg else cls)]
+        return Predictions([head.conv_cls(x) for x in cls], distances, center)
+
+    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
+        far = full_precision(raw)
+        return from_distances(grid.points, far * grid.point_strides.unsqueeze(-1) if self.cfg.norm_on_bbox else far)
+
+    def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
+        radius = RADIUS if self.cfg.center_sampling else None
+        return fcos_match(out.grid, targets, radius=radius).leaving_out(targets, out.grid)
+
+    def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
+        """Training losses over the batch; n is its number of positives, at least 1.
+
+        cls     focal loss of every location and class, divided by n. A location in an ignore region or in padding
+                (`targets.ignore`, `targets.content`) that is not positive is left out
+        box     `box_loss` of positives weighted by the centerness they should have, divided by the sum of the weights.
+                Boxes are compared in the unit of `box_raw`
+        center  binary cross entropy of positives' centerness, divided by n
+        """
+        assert out.quality is not None
+        with torch.autocast(out.quality.device.type, enabled=False):
+            rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
+            rows = rows.masked_fill(match.ignored, 0)
+            most = 9 * len(out.grid.strides) if self.cfg.center_sampling else len(out.grid.points)
+            found = Positives.of(match, targets, out.grid, most)
+            distances = self.distances(found)
+            center = centerness(distances)
+            count = match.fg.sum()
+            predicted = found.at(out.box_raw)
+            origin = predicted.new_zeros(2)
+            box_loss = BOX_LOSSES[self.cfg.box_loss](
+                from_distances(origin.expand(*predicted.shape[:-1], 2), predicted),
+                from_distances(origin.expand(*predicted.shape[:-1], 2), distances),
+            )
+            entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), center, reduction="none")
+            return task_losses(
+                cls=Loss(rows.sum(), count),
+                box=Loss(found.total(box_loss * center), found.total(center), 1e-6),
+                center=Loss(found.total(entropy), count),
+            )
+
+    def distances(self, found: Positives) -> Tensor:
+        """(B, S, 4) what `box_raw` should be at positives; one in unused slots."""
+        far = to_distances(found.points, found.boxes)
+        if self.cfg.norm_on_bbox:
+            far = far / found.strides.unsqueeze(-1)
+        return torch.where(found.used.unsqueeze(-1), far, 1.0)

@@ -1,0 +1,1 @@
+"""Necks: networks that mix the levels of a backbone."""

@@ -1,0 +1,56 @@
+"""Feature pyramid network (FPN) of strides 8 to 128."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def double(x: Tensor) -> Tensor:
+    """Twice the height and width by repetition."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class FPN(nn.Module):
+    """Feature pyramid of strides 8 to 128 (Lin et al. 2017; the two extra levels as in FCOS, on the output).
+
+    Maps of strides 8, 16, 32 with `inputs` channels -> five maps of `channels` channels: strides 8, 16, 32 by 1x1
+    laterals, addition from coarse to fine and a 3x3 convolution; 64 and 128 by 3x3 convolutions of stride 2, each on the
+    level before it. Their sizes are rounded up: 3 cells become 2.
+
+    relu_before_last   the coarsest level reads the one before through a ReLU (FCOS)
+    Attribute names are those of mmdetection's keys.
+    """
+
+    def __init__(self, inputs: Sequence[int], channels: int, *, relu_before_last: bool) -> None:
+        super().__init__()
+        self.relu_before_last = relu_before_last
+        self.lateral_convs = nn.ModuleList(PlainConv(c, channels, 1) for c in inputs)
+        steps = [1] * len(inputs) + [2, 2]
+        self.fpn_convs = nn.ModuleList(PlainConv(channels, channels, 3, stride) for stride in steps)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        merged = [lateral(x) for lateral, x in zip(self.lateral_convs, maps, strict=True)]
+        for fine in range(len(merged) - 2, -1, -1):
+            merged[fine] = merged[fine] + double(merged[fine + 1])
+        convs = list(self.fpn_convs)
+        out = [conv(x) for conv, x in zip(convs, merged, strict=False)]
+        out.append(convs[-2](out[-1]))
+        out.append(convs[-1](F.relu(out[-1]) if self.relu_before_last else out[-1]))
+        return tuple(out)
+
+
+class PlainConv(nn.Module):
+    """A convolution with bias and nothing after it, under the key `conv`."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2)
+        nn.init.xavier_uniform_(self.conv.weight)
+        nn.init.zeros_(self.conv.get_parameter("bias"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y

@@ -1,0 +1,1 @@
+"""Detectors in two stages: proposals, then heads on regions of interest."""

@@ -1,0 +1,1 @@
+"""Checkpoints of detectors: reading, published files, key maps."""
