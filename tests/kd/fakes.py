@@ -15,8 +15,8 @@ from yoloxkd.config.strict import Strict
 from yoloxkd.engine.events import State
 from yoloxkd.nn.assigners.match import Match, no_match
 from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps, Predictions
+from yoloxkd.nn.dense.yolox import YOLOX
 from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
-from yoloxkd.nn.yolox import YOLOX
 from yoloxkd.ops.boxes import from_distances
 from yoloxkd.types import Batch, DenseOutput, Draw, Grid, Loss, Losses, Tap, Targets, task_losses
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from yoloxkd.kd.base import Step
 from yoloxkd.kd.methods.crosskd import CrossKD
 from yoloxkd.kd.methods.response import Response
-from yoloxkd.nn.dense_detector import DenseDetector
+from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.types import DenseOutput, Tap
 
 

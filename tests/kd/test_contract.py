@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.kd.contract import DistillerContract, half_ignored, in_dtype, leaves, whole_pictures
+from tests.kd.contract import DistillerContract, half_ignored, in_dtype, leaves, whole_images
 from tests.kd.fakes import make_batch, tiny_yolox
 from tests.kd.plain import fgd_by_object, pgd_by_object
 from tests.kd.plain_predictions import crosskd_by_prediction, response_by_prediction
@@ -249,9 +249,7 @@ class TestResponse(DistillerContract):
         renamed = replace(models.teacher.spec, names=(student[2], "ship", student[0]))
         logits = step.teacher.cls_logits
         teacher = replace(step.teacher, cls_logits=torch.stack([logits[..., 2], logits[..., 1], logits[..., 0]], -1))
-        plan = replace(
-            Pairing.between(*models), teacher=renamed, classes=match_classes(student, renamed.names)
-        )
+        plan = replace(Pairing.between(*models), teacher=renamed, classes=match_classes(student, renamed.names))
         method = self.kind(self.kind.Config.model_validate(self.keys), plan)
         torch.stack(list(self.found(method, replace(step, teacher=teacher)).values())).sum().backward()
         grad = step.student.cls_logits.grad
@@ -277,6 +275,7 @@ class TestCrossKD(DistillerContract):
     kind = CrossKD
     keys = {"position": 1, "gamma": 1.0}
     sees_everything = True  # the teacher's blocks look around each cell
+
     def pair(self) -> Pair:
         return Pair(tiny_yolox(1).eval(), tiny_yolox(2, width=0.0625).eval())
 
@@ -336,7 +335,7 @@ class TestLAD(DistillerContract):
 
     def test_equals_its_plain_reading(self) -> None:
         models = self.pair()
-        step = self.step(models, whole_pictures())
+        step = self.step(models, whole_images())
         assert torch.equal(self.positives(models, step), models.teacher.assign(step.teacher, step.batch.targets).fg)
 
     def test_nothing_to_learn_from_oneself(self) -> None:

@@ -15,7 +15,7 @@ from tests.losses import means
 from yoloxkd.engine.parallel import gradients
 from yoloxkd.engine.step import StudentPass, TrainStep
 from yoloxkd.errors import UserError
-from yoloxkd.kd.base import WithTeacher
+from yoloxkd.kd.base import TeacherLosses
 from yoloxkd.kd.methods.lad import LAD, LADConfig
 from yoloxkd.kd.methods.pkd import PKD, PKDConfig
 from yoloxkd.kd.pairing import Pairing
@@ -24,7 +24,7 @@ from yoloxkd.nn.assigners.simota import simota
 from yoloxkd.types import Batch, Draw
 
 
-class Watching(WithTeacher):
+class Watching(TeacherLosses):
     """Keeps the match that the student's losses get."""
 
     match: Match
@@ -59,7 +59,6 @@ def test_the_students_losses_are_those_of_the_teachers_assignment() -> None:
 
 def test_classes_are_the_teachers_by_name() -> None:
     student, teacher, batch = tiny_yolox(1).eval(), tiny_yolox(2, ("bird", "ship", "cat", "dog")).eval(), make_batch()
-    _, module = steps(student, teacher)
     with torch.no_grad():
         out, seen = student(batch.images), teacher(batch.images)
     found = LAD(LADConfig(), Pairing.between(student, teacher)).assigned_from(out, seen)
@@ -123,7 +122,9 @@ def test_what_it_cannot_serve_is_refused_in_one_sentence(student: Any, teacher: 
         LAD(LADConfig(), Pairing.between(student, teacher))
 
 
-@pytest.mark.parametrize("keys", [{"weight": 2.0}, {"weight": "auto"}, {"warmup": 1}, {"decay": "linear"}, {"warn_above": 3}])
+@pytest.mark.parametrize(
+    "keys", [{"weight": 2.0}, {"weight": "auto"}, {"warmup": 1}, {"decay": "linear"}, {"warn_above": 3}]
+)
 def test_keys_of_a_loss_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="belongs to a loss, and lad gives labels"):
         LADConfig.model_validate(keys)

@@ -69,7 +69,10 @@ def test_decay_applies_to_a_measured_factor() -> None:
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"decay": "linear", "decay_epochs": 11}, r"kd\.decay_epochs 11 of pgd is after.*\(epoch 10\).*never reaches its floor"),
+        (
+            {"decay": "linear", "decay_epochs": 11},
+            r"kd\.decay_epochs 11 of pgd is after.*\(epoch 10\).*never reaches its floor",
+        ),
         ({"decay": "cosine", "decay_epochs": 6, "stop_epoch": 5}, r"after the distillation's end \(epoch 5\)"),
         ({"decay": "linear", "decay_epochs": 2, "warmup": 2}, r"kd\.warmup 2 of pgd lasts until its decay has ended"),
     ],

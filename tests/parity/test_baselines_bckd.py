@@ -18,9 +18,9 @@ from yoloxkd.kd.functional.predictions import score_divergence
 from yoloxkd.kd.methods.response import Response, ResponseConfig
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.nn.assigners.match import Match
-from yoloxkd.nn.dense_detector import flat
+from yoloxkd.nn.dense.dense_detector import flat
+from yoloxkd.nn.dense.gfl import expected_distances
 from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
-from yoloxkd.nn.gfl import expected_distances
 from yoloxkd.ops.boxes import from_distances
 from yoloxkd.ops.points import grid_of
 from yoloxkd.types import Batch, DenseOutput, Targets
@@ -30,7 +30,9 @@ SLACK = 2.0**-23
 
 def output(case: Case, side: str) -> tuple[DenseOutput, list[Tensor], list[Tensor]]:
     """What GFL says, and the leaves that it is made of."""
-    logits, sides = ([case.tensor(n).requires_grad_() for n in case.family(f"{what}_{side}")] for what in ("cls", "reg"))
+    logits, sides = (
+        [case.tensor(n).requires_grad_() for n in case.family(f"{what}_{side}")] for what in ("cls", "reg")
+    )
     grid = grid_of([(x.shape[2], x.shape[3]) for x in logits], case.params["strides"], torch.device("cpu"), offset=0.0)
     raw = flat(sides)
     boxes = from_distances(grid.points.double(), expected_distances(raw) * grid.point_strides.double().unsqueeze(-1))
@@ -46,7 +48,9 @@ def terms(case: Case, image: int | None = None) -> tuple[dict[str, Tensor], list
     positive = (case.tensor("target_label") < case.params["K"])[rows]
 
     def cut(out: DenseOutput) -> DenseOutput:
-        return DenseOutput((), (), (), (), out.cls_logits[rows], out.box_raw[rows], out.boxes[rows], None, out.grid, out.image_size)
+        return DenseOutput(
+            (), (), (), (), out.cls_logits[rows], out.box_raw[rows], out.boxes[rows], None, out.grid, out.image_size
+        )
 
     strides = tuple(case.params["strides"])
     spec = DetectorSpec(

@@ -25,7 +25,9 @@ def test_baselines_cwd_norm(case: Case) -> None:
     close(total, case.tensor("loss_each"))
     close(total.mean(), case.tensor("loss_mean"))
     images = case.params["N"]
-    expected = case.family("grad_mean_feat_S") if images > 1 else case.family("grad_feat_S")  # of one image they are equal
+    expected = (
+        case.family("grad_mean_feat_S") if images > 1 else case.family("grad_feat_S")
+    )  # of one image they are equal
     for grad, name in zip(torch.autograd.grad(total.mean(), leaves), expected, strict=True):
         close(grad, case.tensor(name))
 

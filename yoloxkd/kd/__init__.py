@@ -8,8 +8,8 @@ from typing import Any
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd.base import Distiller
-from yoloxkd.kd.methods.crosskd import CrossKD
 from yoloxkd.kd.defaults import kd_file
+from yoloxkd.kd.methods.crosskd import CrossKD
 from yoloxkd.kd.methods.cwd import CWD
 from yoloxkd.kd.methods.fgd import FGD
 from yoloxkd.kd.methods.lad import LAD

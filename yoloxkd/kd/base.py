@@ -54,12 +54,13 @@ class KDConfig(Strict):
             raise ValueError("should be a number of at least 0, or auto")
         return number
 
-
     @model_validator(mode="after")
     def _a_decay_that_is_one(self) -> Self:
         if self.decay == "none" and (self.decay_floor > 0 or self.decay_epochs is not None):
             key = "decay_floor" if self.decay_floor > 0 else "decay_epochs"
-            raise ValueError(f"{key} belongs to a decay, and decay is none: set decay to linear or cosine, or leave {key} out")
+            raise ValueError(
+                f"{key} belongs to a decay, and decay is none: set decay to linear or cosine, or leave {key} out"
+            )
         return self
 
     def check_length(self, epochs: int, name: str) -> None:

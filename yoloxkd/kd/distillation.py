@@ -159,7 +159,9 @@ class Distill(Callback):
         shares = {name: self._check_terms(state, name, task) for name in running}
         everything = math.fsum(state.epoch_losses.values())
         if shares and everything > 0:
-            losses = [f"{n}: {own:.4g}, {own / everything:.1%}" for n, own in shares.items() if not DISTILLERS[n].labels]
+            losses = [
+                f"{n}: {own:.4g}, {own / everything:.1%}" for n, own in shares.items() if not DISTILLERS[n].labels
+            ]
             labels = [n for n in shares if DISTILLERS[n].labels]
             ground = f"labels{f' by {labels[0]}' if labels else ''} {task / everything:.1%}"
             if losses:

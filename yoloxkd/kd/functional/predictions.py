@@ -61,7 +61,9 @@ def score_divergence(logits: Tensor, wanted: Tensor, power: float = 1.0) -> tupl
     Returns:
         The sums (...), and the largest |sigmoid(z) - q| over classes (...), without gradient.
     """
-    found: tuple[Tensor, Tensor] = _ScoreDivergence.apply(full_precision(logits), full_precision(wanted).detach(), power)
+    found: tuple[Tensor, Tensor] = _ScoreDivergence.apply(
+        full_precision(logits), full_precision(wanted).detach(), power
+    )
     return found
 
 

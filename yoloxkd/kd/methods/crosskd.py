@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from yoloxkd.errors import UserError
 from yoloxkd.kd.adapters import Adapters
-from yoloxkd.kd.at_scale import plain
 from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.predictions import Said, box_divergence, counted_locations, score_divergence
-from yoloxkd.kd.methods.ld import localisation_divergence
+from yoloxkd.kd.methods.ld import localization_divergence
 from yoloxkd.kd.pairing import LevelPair, Pairing
-from yoloxkd.kd.published import published
-from yoloxkd.nn.dense_detector import DenseDetector, Maps
+from yoloxkd.kd.rescaled_teacher import unwrapped
+from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import DenseOutput, Loss, Losses, LossName, Tap
 
@@ -34,9 +34,14 @@ class CrossKDConfig(KDConfig):
 
     alpha: float = published("crosskd", "alpha", ge=0, description="weight of the classes")
     beta: float = published("crosskd", "beta", ge=0, description="weight of the boxes, or of the sides' distributions")
-    gamma: float = published("crosskd", "gamma", ge=0, description="weight of centerness or objectness, where the teacher has one")
+    gamma: float = published(
+        "crosskd", "gamma", ge=0, description="weight of centerness or objectness, where the teacher has one"
+    )
     position: int = published(
-        "crosskd", "position", ge=1, description="blocks of its own towers that the student's maps pass; a tower with fewer: all"
+        "crosskd",
+        "position",
+        ge=1,
+        description="blocks of its own towers that the student's maps pass; a tower with fewer: all",
     )
     power: float = Field(1.0, ge=1, le=8, description="of the difference of probabilities that weighs the classes")
 
@@ -115,7 +120,7 @@ class CrossKD(Distiller):
         ours, theirs = (Said.at(out, part, objectness, per_cell) for out in (crossed, said))
         found = {"classes": score_divergence(ours.logits, theirs.logits.sigmoid(), self.cfg.power)[0]}
         if self.distributions:
-            boxes = localisation_divergence(crossed.box_raw[:, part], said.box_raw[:, part], 1.0)
+            boxes = localization_divergence(crossed.box_raw[:, part], said.box_raw[:, part], 1.0)
         else:
             boxes = box_divergence(ours.boxes, theirs.boxes, ours.boxes.new_tensor(level.stride))
         found["boxes"] = boxes.masked_fill(~inside, 0)
@@ -133,7 +138,7 @@ class CrossKD(Distiller):
 
 def _entered(detector: Detector[Any, Any]) -> DenseDetector:
     """The detector as one whose head can be entered. UserError: it is none."""
-    inner = plain(detector)
+    inner = unwrapped(detector)
     if not isinstance(inner, DenseDetector):
         raise UserError(
             f"--kd crosskd enters the head of a dense detector, and a {inner.family} has none to enter; choose a dense detector, "

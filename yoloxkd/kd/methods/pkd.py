@@ -13,11 +13,11 @@ from torch import Tensor
 
 from yoloxkd.kd.adapters import Adapters
 from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.correlation import channel_moments, correlation_loss
 from yoloxkd.kd.functional.masks import excluded_cells
 from yoloxkd.kd.methods.pgd import TAPS, Branch
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName
 
 

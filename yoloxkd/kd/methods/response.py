@@ -13,9 +13,9 @@ from torch import Tensor
 
 from yoloxkd.errors import UserError
 from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.predictions import Said, box_divergence, check_places, counted_locations, score_divergence
 from yoloxkd.kd.pairing import LevelPair, Pairing
-from yoloxkd.kd.published import published
 from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName, Tap
 
 
@@ -24,7 +24,9 @@ class ResponseConfig(KDConfig):
 
     alpha: float = published("response", "alpha", ge=0, description="weight of the classes")
     beta: float = published("response", "beta", ge=0, description="weight of the boxes")
-    gamma: float = published("response", "gamma", ge=0, description="weight of the objectness, for a student that has one")
+    gamma: float = published(
+        "response", "gamma", ge=0, description="weight of the objectness, for a student that has one"
+    )
     power: float = Field(1.0, ge=1, le=8, description="of the difference of probabilities that weighs the classes")
 
 
