@@ -76,7 +76,7 @@ def correlation_loss(moments: Tensor) -> Tensor:
     Args:
         moments: the sum over the batch of `channel_moments`.
     """
-    n = moments[0].detach()
+    n = moments[0].detach().clamp(min=1)
     s, t, ss, tt, st = moments[1:].view(5, -1)
     ss, tt, st, seen_ss, seen_tt = ss - s * s / n, tt - t * t / n, st - s * t / n, ss, tt
     varies = [x > FLAT * seen for x, seen in ((ss, seen_ss), (tt, seen_tt))]
@@ -84,4 +84,5 @@ def correlation_loss(moments: Tensor) -> Tensor:
     deviations = [(x.where(v, 1.0) / (n - 1).clamp(min=1)).sqrt() + EPS for x, v in zip((ss, tt), varies, strict=True)]
     parts = [x.where(v, 0.0) / d.square() for x, v, d in zip((ss, tt), varies, deviations, strict=True)]
     common = st.where(varies[0] & varies[1], 0.0) / (deviations[0] * deviations[1])
-    return (parts[0] + parts[1] - 2 * common).sum() / (2 * n * len(s))
+    difference: Tensor = (parts[0] + parts[1] - 2 * common).sum() / (2 * n * len(s))
+    return difference

@@ -106,7 +106,7 @@ class CrossKD(Distiller):
         """(B, N) bool: the teacher's predictions of a level in cells where the student has a positive."""
         ours, theirs = step.student.grid, step.teacher.grid
         cells = step.match.fg[:, ours.slices()[level.student]].unflatten(1, (*ours.sizes[level.student], ours.per_cell))
-        inside = cells.any(-1)
+        inside: Tensor = cells.any(-1)
         if ours.sizes[level.student] != theirs.sizes[level.teacher]:
             size = theirs.sizes[level.teacher]
             inside = F.interpolate(inside[:, None].float(), size=size, mode="nearest-exact").squeeze(1) > 0

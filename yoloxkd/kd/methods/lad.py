@@ -58,9 +58,9 @@ class LAD(Distiller):
                 f"--kd lad needs the teacher's predictions on every level of the student, and the teacher has none at stride "
                 f"{missing[0]}; choose another teacher, or another --kd"
             )
-        if missing := [n for n, i in zip(student.names, pairing.classes.tolist(), strict=True) if i < 0]:
+        if unknown := [n for n, i in zip(student.names, pairing.classes.tolist(), strict=True) if i < 0]:
             raise UserError(
-                f"--kd lad takes the labels of every class from the teacher, which does not know '{missing[0]}'; choose a teacher "
+                f"--kd lad takes the labels of every class from the teacher, which does not know '{unknown[0]}'; choose a teacher "
                 "that knows all classes, by name, or another --kd"
             )
         if not bool(pairing.taught.all()):
