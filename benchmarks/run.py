@@ -21,6 +21,7 @@ from benchmarks.report import FOLDER, table
 SCRIPTS = (
     "simota",
     "kd_losses",
+    "kd_methods",
     "steps",
     "train_step",
     "coco_eval",

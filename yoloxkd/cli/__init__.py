@@ -39,7 +39,10 @@ DeviceOption = Annotated[
 SizeOption = Annotated[int | None, typer.Option(help="Input size in px, a multiple of the stride.")]
 KDOption = Annotated[
     list[str] | None,
-    typer.Option(help="none, fgd, pgd, cwd, mgd, ld, or METHOD@SET; may be repeated. Default: pgd with a teacher."),
+    typer.Option(
+        help="none, fgd, pgd, cwd, mgd, ld, response, pkd, crosskd, lad, or METHOD@SET; may be repeated. Default: pgd with a "
+        "teacher."
+    ),
 ]
 ResumeOption = Annotated[
     str | None,
