@@ -23,6 +23,7 @@ SCRIPTS = (
     "kd_losses",
     "dense_losses",
     "kd_baselines",
+    "kd_methods",
     "steps",
     "train_step",
     "coco_eval",

@@ -82,7 +82,7 @@ def test_kd_keys_go_to_the_only_method_or_name_theirs() -> None:
     assert two.kd["fgd"]["tau"] != 0.7
     with pytest.raises(UserError, match=r"write kd.METHOD.tau with one of fgd, pgd"):
         resolve(student="yolox-nano", teacher=TEACHER, kd=["fgd", "pgd"], sets=["kd.tau=0.7"])
-    with pytest.raises(UserError, match=r"unknown key 'kd.lambda'"):
+    with pytest.raises(UserError, match=r"key 'kd.lambda' is of fgd, and --kd pgd has no such key"):
         resolve(student="yolox-nano", teacher=TEACHER, kd=["pgd"], sets=["kd.lambda=1"])
     with pytest.raises(UserError, match=r"unknown key 'kd.tua'.*did you mean 'kd.tau'"):
         resolve(student="yolox-nano", teacher=TEACHER, kd=["pgd"], sets=["kd.tua=1"])
@@ -133,3 +133,17 @@ def test_devices() -> None:
     assert choose_device("cpu").type == "cpu"
     with pytest.raises(UserError):
         choose_device("tpu")
+
+
+def test_a_decay_that_the_run_is_too_short_for_is_refused_before_anything_else() -> None:
+    with pytest.raises(UserError, match=r"kd\.decay_epochs 30 of pgd is after the distillation's end \(epoch 20\)"):
+        resolve(
+            student="yolox-nano",
+            teacher=TEACHER,
+            kd=["pgd"],
+            epochs=20,
+            sets=["kd.decay=cosine", "kd.decay_epochs=30"],
+        )
+    recipe = resolve(student="yolox-nano", teacher=TEACHER, kd=["cwd@yolo"], epochs=20)
+    keys = recipe.kd["cwd"]
+    assert (keys["normalize"], keys["decay"], keys["decay_floor"], keys["alpha"]) == (True, "cosine", 0.1, 1.0)

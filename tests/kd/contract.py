@@ -18,7 +18,7 @@ from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.types import TASK, Batch, DenseOutput, Draw, Tap
 
-PREDICTIONS = ("cls_logits", "box_raw")
+PREDICTIONS = ("cls_logits", "box_raw", "boxes", "quality")
 
 
 class DistillerContract:
@@ -88,11 +88,12 @@ class DistillerContract:
         assert {name.source for name in losses} == {self.kind.name}
         assert any(loss.count is not None for loss in losses.values()) == method.counted
         for name, loss in losses.items():
-            assert loss.total.ndim == 0, name
-            assert loss.total.dtype == torch.float32, name
-            assert loss.total.isfinite(), name
-            assert loss.total >= 0, name
-        assert {name.term for name, loss in losses.items() if loss.total > 0} == {name.term for name in losses}
+            value = loss.mean()
+            assert value.ndim == 0, name
+            assert value.dtype == torch.float32, name
+            assert value.isfinite(), name
+            assert value >= 0, name
+        assert {name.term for name, loss in losses.items() if loss.mean() > 0} == {name.term for name in losses}
         torch.stack(list(self.found(method, step).values())).sum().backward()
         assert any(x.grad is not None and x.grad.abs().sum() > 0 for x in self.read(method, step))
         assert all(p.grad is not None for p in method.parameters())
@@ -126,6 +127,8 @@ class DistillerContract:
         step = replace(
             step, student=in_dtype(step.student, torch.float64), teacher=in_dtype(step.teacher, torch.float64)
         )
+        for model in models:
+            model.double()
         inputs = [x.requires_grad_() for x in self.read(method, step)]
 
         def total(*_: Tensor) -> Tensor:
@@ -232,16 +235,22 @@ def leaves(out: DenseOutput, factor: float = 1.0) -> DenseOutput:
         return value.detach().clone().requires_grad_()
 
     maps = {f.name: tuple(leaf(m * factor) for m in getattr(out, f.name)) for f in fields(out) if f.name in set(Tap)}
-    return replace(out, **maps, **{name: leaf(getattr(out, name)) for name in (*PREDICTIONS, "boxes")})
+    return replace(out, **maps, **{name: leaf(value) for name, value in predictions(out).items()})
 
 
 def in_dtype(out: DenseOutput, dtype: torch.dtype) -> DenseOutput:
-    """Maps and predictions in another dtype; boxes as they are, or in float64, and the grid stays as it is."""
+    """Maps and predictions in another dtype; boxes as they are, or in float64, and the grid stays."""
     maps = {
         f.name: tuple(m.detach().to(dtype) for m in getattr(out, f.name)) for f in fields(out) if f.name in set(Tap)
     }
+    tables = {name: value.detach().to(dtype) for name, value in predictions(out).items() if name != "boxes"}
     boxes = out.boxes.detach().to(torch.promote_types(dtype, out.boxes.dtype))
-    return replace(out, **maps, **{name: getattr(out, name).detach().to(dtype) for name in PREDICTIONS}, boxes=boxes)
+    return replace(out, **maps, **tables, boxes=boxes)
+
+
+def predictions(out: DenseOutput) -> dict[str, Tensor]:
+    """{field: table}; a detector may have no quality."""
+    return {name: getattr(out, name) for name in PREDICTIONS if getattr(out, name) is not None}
 
 
 def whole_images() -> Batch:

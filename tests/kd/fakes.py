@@ -15,6 +15,7 @@ from yoloxkd.config.strict import Strict
 from yoloxkd.engine.events import State
 from yoloxkd.nn.assigners.match import Match, no_match
 from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps, Predictions
+from yoloxkd.nn.dense.yolox import YOLOX
 from yoloxkd.nn.detector import BoxCode, DetectorSpec, InputConvention
 from yoloxkd.ops.boxes import from_distances
 from yoloxkd.types import Batch, DenseOutput, Draw, Grid, Loss, Losses, Tap, Targets, task_losses
@@ -79,6 +80,24 @@ class TinyDetector(DenseDetector):
     def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
         means = {"cls": out.cls_logits, "box": out.box_raw}
         return task_losses(**{name: Loss(x.float().square().mean()) for name, x in means.items()})
+
+
+def tiny_yolox(seed: int = 0, names: Sequence[str] = ("cat", "dog", "bird"), width: float = 0.03125) -> YOLOX:
+    """A narrow YOLOX whose maps and predictions differ from place to place, as a trained one's do."""
+    torch.manual_seed(seed)
+    model = YOLOX(YOLOX.Config(depth=0.33, width=width, depthwise=True), names)
+    for predictor in [*model.head.cls_preds, *model.head.obj_preds, *model.head.reg_preds]:
+        nn.init.normal_(predictor.get_parameter("weight"), std=0.3)
+        nn.init.normal_(predictor.get_parameter("bias"), std=0.5)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(make_batch(images=8, size=96, seed=seed).images)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    return model
 
 
 def make_batch(images: int = 2, size: int = SIZE, seed: int = 0, classes: int = 3, boxes: int = 4) -> Batch:

@@ -10,13 +10,18 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from tests.kd.fakes import TinyDetector, make_batch
+from tests.kd.fakes import TinyDetector, make_batch, tiny_yolox
 from tests.losses import means
+from yoloxkd.engine.parallel import gradients as parallel_gradients
+from yoloxkd.engine.parallel import wrapped
 from yoloxkd.engine.step import TrainStep
+from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.defaults import kd_defaults
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.teacher_losses import TeacherLosses
+from yoloxkd.types import Batch, Draw
 
 
 def build() -> TrainStep:
@@ -62,3 +67,46 @@ def test_gradients_are_the_mean_over_processes(tmp_path: Path) -> None:
         for name, value in alone[0].items():
             torch.testing.assert_close(ranks[0][i][name], (value + alone[1][name]) / 2, rtol=1e-4, atol=1e-7)
             assert torch.equal(ranks[0][i][name], ranks[1][i][name])
+
+
+WHOLE_BATCH = ("response", "pkd", "crosskd", "lad", "cwd")
+
+
+def parts_of_a_batch(method: str, pieces: list[Batch]) -> dict[str, Tensor]:
+    """The terms and gradients of a step over these parts, and, in a distributed run, those of the other processes."""
+    torch.manual_seed(0)
+    student, teacher = tiny_yolox(1).eval(), tiny_yolox(2, width=0.0625).double()
+    kind = DISTILLERS[method]
+    keys = kd_defaults("cwd@yolo" if method == "cwd" else method, "yolox") | (
+        {"position": 2} if method == "crosskd" else {}
+    )
+    own = kind(kind.Config.model_validate(keys), Pairing.between(student, teacher))
+    step = TrainStep(student, nn.ModuleDict({"kd": TeacherLosses(teacher, {method: own})})).double()
+    losses = parallel_gradients(wrapped(step), pieces, Draw(), lambda loss: loss.backward(), lambda part, terms: terms)
+    grads = {name: p.grad for name, p in step.named_parameters() if p.grad is not None}
+    return {str(name): value for name, value in losses.items()} | grads
+
+
+def work_on_parts(rank: int, port: int, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    share = make_batch(images=4).part(rank, 2)
+    found = {method: parts_of_a_batch(method, [share.part(i, 2) for i in range(2)]) for method in WHOLE_BATCH}
+    torch.save(found, f"{out}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_parts_each_are_the_batch_at_once(tmp_path: Path) -> None:
+    """Of methods whose terms belong to the whole batch: its positives, its channels' statistics, its labels."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(work_on_parts, (port, str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{r}.pt") for r in range(2)]
+    for method in WHOLE_BATCH:
+        whole = parts_of_a_batch(method, [make_batch(images=4)])
+        assert any(name.startswith("aux") for name in whole) == (method not in ("response", "lad"))
+        for name, value in whole.items():
+            torch.testing.assert_close(ranks[0][method][name], value, rtol=1e-6, atol=1e-9, msg=f"{method} {name}")
+            assert torch.equal(ranks[0][method][name], ranks[1][method][name]), (method, name)

@@ -77,10 +77,11 @@ def test_a_config_made_in_python_has_the_numbers_of_the_command_line(method: str
     ("name", "sentence"),
     [
         ("pgdd", "unknown distiller 'pgdd'; did you mean 'pgd'"),
-        ("none", "unknown distiller 'none'; known: chen, cwd, defeat, fgd, fgfi, .*pgd, .*tadf$"),
+        ("none", "unknown distiller 'none'; known: chen, crosskd, cwd, defeat, fgd, fgfi, .*pgd, pkd, .*tadf$"),
         ("pgd@smal-data", "unknown set of defaults 'pgd@smal-data'; did you mean 'pgd@small-data'"),
         ("pgd@", "unknown set of defaults 'pgd@'"),
-        ("cwd@small-data", "unknown set of defaults 'cwd@small-data'; cwd has one set only: write cwd"),
+        ("mgd@small-data", "unknown set of defaults 'mgd@small-data'; mgd has one set only: write mgd"),
+        ("cwd@yolox", "unknown set of defaults 'cwd@yolox'; did you mean 'cwd@yolo'"),
     ],
 )
 def test_unknown_names_are_answered(name: str, sentence: str) -> None:

@@ -78,6 +78,17 @@ def test_setup_prints_the_plan_and_the_teacher_and_registers_the_losses() -> Non
     assert any("of the loss in epoch 1" in line and line.startswith("fgd:") for line in said)
 
 
+def test_one_line_says_what_each_method_contributes() -> None:
+    callback, state, said = start({"fgd": FGDConfig(), "pgd": PGDConfig()})
+    callback.on_batch_start(state)
+    names = state.aux["kd"].names
+    each = {"fgd": 30.0, "pgd": 10.0}
+    share = {name: each[name.source] / sum(n.source == name.source for n in names) for name in names}
+    state.epoch_losses = {LossName(TASK, "cls"): 60.0, **share}
+    callback.on_epoch_end(state)
+    assert said[-1] == "fgd: 30, 30.0%, pgd: 10, 10.0% of the loss in epoch 1; labels 60.0%"
+
+
 def test_a_poor_teacher_is_refused() -> None:
     seen: list[Any] = []
 

@@ -12,10 +12,11 @@ from tests.losses import distilled
 from tests.nn.fpn import narrow
 from tests.nn.two_stage.contract import narrow_two_stage
 from yoloxkd.errors import UserError
-from yoloxkd.kd import DISTILLERS, kd_defaults
-from yoloxkd.kd.base import TeacherLosses
+from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.defaults import kd_defaults
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.rescaled_teacher import RescaledTeacher
+from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn.dense.gfl import GFL
 from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.two_stage.cascade_rcnn import CascadeRCNN

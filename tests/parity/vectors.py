@@ -83,3 +83,9 @@ def padded(
         if labels is not None:
             out_labels[i, :n] = labels[box_image == i]
     return out, out_labels, mask
+
+
+def close(actual: Tensor, expected: Tensor, rtol: float = 1e-9) -> None:
+    """Equal relative to the largest entry."""
+    atol = rtol * float(expected.detach().abs().max()) if expected.numel() else 0.0
+    torch.testing.assert_close(actual.detach().double(), expected.reshape(actual.shape), rtol=rtol, atol=atol)

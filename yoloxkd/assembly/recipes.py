@@ -122,7 +122,10 @@ def check(tree: Mapping[str, Any]) -> Recipe:
     tree = recipe.model_dump(by_alias=True)
     tree["student"] = {"name": recipe.student.name, "weights": recipe.student.weights} | full.model_dump(by_alias=True)
     for method, keys in recipe.kd.items():
-        checked = validate(DISTILLERS.find(method).Config, keys, f"recipe ({method})", known, "kd.")
+        kind = DISTILLERS.find(method)
+        _check_owner(method, keys)
+        checked = validate(kind.Config, keys, f"recipe ({method})", known, "kd.")
+        checked.check_length(recipe.train.epochs, method)
         tree["kd"][method] = checked.model_dump(by_alias=True, mode="json")
     tree["callbacks"] = check_callbacks(recipe.callbacks, known)
     resolved = validate(Recipe, tree, "recipe", known)
@@ -134,6 +137,18 @@ def check(tree: Mapping[str, Any]) -> Recipe:
     if resolved.kd and not resolved.teacher.models:
         raise UserError(f"--kd {next(iter(resolved.kd))} needs a teacher: give --teacher NAME|FILE")
     return resolved
+
+
+def _check_owner(method: str, keys: Mapping[str, Any]) -> None:
+    """UserError: a key is not of this method but of others."""
+    own = set(leaves(DISTILLERS[method].Config))
+    for key in keys:
+        owners = [name for name, kind in DISTILLERS.items() if key in leaves(kind.Config)]
+        if owners and key not in own:
+            raise UserError(
+                f"key 'kd.{key}' is of {', '.join(owners)}, and --kd {method} has no such key; choose another --kd, or leave "
+                f"{key} out"
+            )
 
 
 def _student(student: str) -> dict[str, Any]:

@@ -68,25 +68,21 @@ def gradients(
 
 
 def _counts(losses: Losses) -> dict[LossName, Tensor]:
-    return {name: loss.count for name, loss in losses.items() if loss.count is not None}
+    return {name: loss.count.detach() for name, loss in losses.items() if loss.count is not None}
 
 
 def _over_processes(counts: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
     """The counts' sums over all processes."""
     if world_size() == 1 or not counts:
         return counts
-    return dict(zip(counts, all_sum(torch.stack([full_precision(v) for v in counts.values()])).unbind(), strict=True))
+    own = [full_precision(v) for v in counts.values()]
+    sums = all_sum(torch.cat([v.flatten() for v in own])).split([v.numel() for v in own])
+    return {name: total.view_as(v).to(v.dtype) for name, total, v in zip(counts, sums, own, strict=True)}
 
 
 def _divided(losses: Losses, counts: dict[LossName, Tensor], parts: int) -> dict[LossName, Tensor]:
     """This part's contribution to each loss of the whole batch, whose gradients are averaged over processes."""
-    out: dict[LossName, Tensor] = {}
-    for name, loss in losses.items():
-        if loss.count is None:
-            out[name] = loss.total / parts if parts > 1 else loss.total
-        else:
-            out[name] = loss.total / (counts[name].clamp(min=loss.least) / world_size())
-    return out
+    return {name: loss.share(counts.get(name), parts, world_size()) for name, loss in losses.items()}
 
 
 def _counted(step: nn.Module, parts: Sequence[Batch], draw: Draw) -> dict[LossName, Tensor]:

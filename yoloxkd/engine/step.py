@@ -34,7 +34,8 @@ class AuxiliaryLoss(nn.Module, ABC):
     """Losses beside the student's own.
 
     names    of everything `forward` gives, every time the same
-    counted  whether one of them has a `Loss.count`; with `train.accumulate` that costs a further forward pass of it
+    counted  whether one of them has a `Loss.count`, or the counts of the student's losses depend on it; with
+             `train.accumulate` that costs a further forward pass of it
     """
 
     names: tuple[LossName, ...]
@@ -42,6 +43,10 @@ class AuxiliaryLoss(nn.Module, ABC):
 
     def prepare(self, batch: Batch) -> None:
         """Work of its own on the batch, done before the student holds all that it keeps for backward."""
+
+    def assigned_from(self, out: Any) -> Any:
+        """What the student's assigner reads: the student's output `out`, or another in its place."""
+        return out
 
     @abstractmethod
     def forward(self, student: StudentPass) -> Losses:
@@ -84,7 +89,10 @@ class TrainStep(nn.Module):
                 module.prepare(batch)
             out = self.detector(batch.images)
             draw = draw._replace(place=batch.place)
-            match = self.detector.assign(out, batch.targets, draw)
+            seen = out
+            for module in auxiliary:
+                seen = module.assigned_from(seen)
+            match = self.detector.assign(seen, batch.targets, draw)
             losses = self.detector.losses(out, batch.targets, match)
             student = StudentPass(self.detector, out, batch, match, draw)
             for module in auxiliary:

@@ -25,6 +25,10 @@ DISTILLERS: Table[type[Distiller]] = Table(
         "tadf": "yoloxkd.kd.methods.tadf:TADF",
         "chen": "yoloxkd.kd.methods.chen:Chen",
         "mimic": "yoloxkd.kd.methods.mimic:Mimic",
+        "response": "yoloxkd.kd.methods.response:Response",
+        "pkd": "yoloxkd.kd.methods.pkd:PKD",
+        "crosskd": "yoloxkd.kd.methods.crosskd:CrossKD",
+        "lad": "yoloxkd.kd.methods.lad:LAD",
     },
 )
 """Method, as `--kd` takes it -> its class."""

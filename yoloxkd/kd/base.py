@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from yoloxkd.config.strict import Strict
+from yoloxkd.errors import UserError
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import Batch, DetectorOutput, Losses, LossName, Tap
@@ -26,6 +27,11 @@ class KDConfig(Strict):
     auto_iterations: int = Field(100, ge=1, description="with weight auto: iterations measured, then fixed")
     warmup: float = Field(0.0, ge=0, description="epochs (or part of one) over which the factor grows linearly")
     stop_epoch: int | None = Field(None, ge=0, description="distil the first so many epochs only; None: all")
+    decay: Literal["none", "linear", "cosine"] = Field("none", description="how the factor falls to decay_floor")
+    decay_floor: float = Field(0.0, ge=0, lt=1, description="what decay leaves of the factor")
+    decay_epochs: float | None = Field(
+        None, gt=0, description="epochs after which decay has reached its floor; None: when the distillation ends"
+    )
     inherit: bool = Field(False, description="start neck and head from the teacher's where shapes agree")
     max_nonfinite: int = Field(10, ge=0, description="stop the run when more terms than this were not finite")
     warn_above: float = Field(10.0, gt=0, description="warn above this multiple of the task loss")
@@ -43,6 +49,32 @@ class KDConfig(Strict):
         if not 0 <= number < math.inf:
             raise ValueError("should be a number of at least 0, or auto")
         return number
+
+    @model_validator(mode="after")
+    def _a_decay_that_is_one(self) -> Self:
+        if self.decay == "none" and (self.decay_floor > 0 or self.decay_epochs is not None):
+            key = "decay_floor" if self.decay_floor > 0 else "decay_epochs"
+            raise ValueError(
+                f"{key} belongs to a decay, and decay is none: set decay to linear or cosine, or leave {key} out"
+            )
+        return self
+
+    def check_length(self, epochs: int, name: str) -> None:
+        """UserError: in a run of `epochs` the decay of the method `name` never reaches its floor."""
+        if self.decay == "none":
+            return
+        end = epochs if self.stop_epoch is None else min(epochs, self.stop_epoch)
+        reached = end if self.decay_epochs is None else self.decay_epochs
+        if reached > end:
+            raise UserError(
+                f"kd.decay_epochs {reached:g} of {name} is after the distillation's end (epoch {end}), so the decay never "
+                f"reaches its floor; set it to {end} at most, or leave it out"
+            )
+        if self.warmup >= reached > 0:
+            raise UserError(
+                f"kd.warmup {self.warmup:g} of {name} lasts until its decay has ended (epoch {reached:g}), so the factor is "
+                "never what kd.weight says; make the warm-up shorter, or leave one of them out"
+            )
 
 
 O = TypeVar("O", bound=DetectorOutput)
@@ -85,7 +117,8 @@ class Distiller(nn.Module, ABC):
 
     needs    the maps it reads; none: it compares predictions
     terms    the keys that `compare` returns, every time the same; their source is `name`
-    counted  whether one of them has a `Loss.count`; else each is a mean over images
+    counted  whether one of them has a `Loss.count`, or the student's labels come from it; else each is a mean over images
+    labels   it gives labels for the student's own losses, and has no terms
     """
 
     Config: ClassVar[type[KDConfig]]
@@ -94,6 +127,7 @@ class Distiller(nn.Module, ABC):
     needs: frozenset[Tap]
     terms: tuple[LossName, ...]
     counted: bool = False
+    labels: ClassVar[bool] = False
 
     def __init__(self, cfg: KDConfig, pairing: Pairing) -> None:
         super().__init__()
@@ -102,6 +136,10 @@ class Distiller(nn.Module, ABC):
     @abstractmethod
     def compare(self, step: Step[Any]) -> Losses:
         """Weighted float32 losses by term."""
+
+    def assigned_from(self, student: Any, teacher: Any) -> Any:
+        """What the student's assigner reads, of the outputs of both."""
+        return student
 
     def maps(self, step: Step[Any]) -> dict[str, Tensor]:
         """What the method looks at, for images: {what it is: (B, h, w) weights of a level's cells}."""

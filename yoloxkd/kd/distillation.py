@@ -87,6 +87,8 @@ class Distill(Callback):
         return distillation_report(self.methods, self.records, history)
 
     def on_setup(self, state: State) -> None:
+        for name, cfg in self.methods.items():
+            cfg.check_length(state.epochs, name)
         saved = self._saved
         if saved is not None:
             saved.check_teachers(self.teachers, self.methods)
@@ -109,7 +111,7 @@ class Distill(Callback):
             module = TeacherLosses(teacher.detector, distillers, tag=tag, weight=teacher.weight)
             self.modules.append(module)
             state.aux[f"kd{tag}"] = module
-        self.weights = {name: MethodWeight(cfg, state.iters_per_epoch) for name, cfg in self.methods.items()}
+        self.weights = {n: MethodWeight(cfg, state.iters_per_epoch, state.epochs) for n, cfg in self.methods.items()}
         if saved is not None:
             self._restore(saved, state.device)
         self._saved = None
@@ -160,9 +162,20 @@ class Distill(Callback):
     def on_epoch_end(self, state: State) -> None:
         self._check_finite(state)
         task = sum(v for k, v in state.epoch_losses.items() if k.source == TASK)
-        for name in self.methods:
-            if self._runs(name):
-                self._report(state, name, task)
+        running = [name for name in self.methods if self._runs(name)]
+        shares = {name: self._check_terms(state, name, task) for name in running}
+        everything = math.fsum(state.epoch_losses.values())
+        if shares and everything > 0:
+            losses = [
+                f"{n}: {own:.4g}, {own / everything:.1%}" for n, own in shares.items() if not DISTILLERS[n].labels
+            ]
+            labels = [n for n in shares if DISTILLERS[n].labels]
+            ground = f"labels{f' by {labels[0]}' if labels else ''} {task / everything:.1%}"
+            if losses:
+                ending = f"; {ground}" if len(shares) > 1 else ""
+                state.say(f"{', '.join(losses)} of the loss in epoch {state.epoch + 1}{ending}")
+            else:
+                state.say(f"{ground} of the loss in epoch {state.epoch + 1}")
 
     def _under_teachers(self, name: str) -> list[TeacherMethod]:
         """A method under each teacher."""
@@ -175,7 +188,7 @@ class Distill(Callback):
         """Every method for one teacher."""
         methods = {name: DISTILLERS[name](cfg, pairing) for name, cfg in self.methods.items()}
         for name, method in methods.items():
-            if not method.terms:
+            if not method.terms and not method.labels:
                 raise UserError(f"every term of {name} is switched off or has weight 0; leave --kd {name} out instead")
         return methods
 
@@ -223,8 +236,8 @@ class Distill(Callback):
                     "use --amp bf16 or off, or check the teacher's weights"
                 )
 
-    def _report(self, state: State, method: str, task: float) -> None:
-        """A method's part in the epoch's loss; a warning when it is missing, zero or overwhelming."""
+    def _check_terms(self, state: State, method: str, task: float) -> float:
+        """A method's part in the epoch's loss; a warning when a term is missing or zero, or the method overwhelming."""
         cfg = self.methods[method]
         names = [name for module in self.modules for name in module.methods[method].names]
         losses = {n: state.epoch_losses.get(n) for n in names}
@@ -236,14 +249,12 @@ class Distill(Callback):
             state.say(f"warning: {', '.join(map(str, new))} was exactly 0 throughout epoch {state.epoch + 1}")
         self.silent = (self.silent - set(names)) | set(zero)
         own = math.fsum(v for v in losses.values() if v is not None)
-        everything = math.fsum(state.epoch_losses.values())
-        if everything > 0:
-            state.say(f"{method}: {own:.4g}, {own / everything:.1%} of the loss in epoch {state.epoch + 1}")
         if own > cfg.warn_above * task:
             state.say(
                 f"warning: {method} is {own / max(task, 1e-12):.3g} times the task loss in epoch {state.epoch + 1}; "
                 "lower its weights, or use --set kd.weight=auto"
             )
+        return own
 
 
 def _record(teacher: Teacher, ap: float | None, pairing: Pairing, methods: Mapping[str, Distiller]) -> TeacherRecord:

@@ -104,7 +104,9 @@ class NonFiniteLosses:
 
     def leave_out(self, losses: Losses) -> Losses:
         """The losses with zero for those that are not finite."""
-        values = torch.stack([loss.total.detach() for loss in losses.values()])
+        if not losses:
+            return losses
+        values = torch.stack([loss.mean().detach().float() for loss in losses.values()])
         bad = ~values.isfinite()
         self._in_this_step = bad.any()
         count = all_sum(bad.long())
@@ -194,6 +196,12 @@ class TeacherLosses(AuxiliaryLoss):
             out = self.teacher(batch.images)
         self._teacher_output = _with_maps(out, frozenset[Tap]().union(*(method.needs for method in running)))
 
+    def assigned_from(self, out: Any) -> Any:
+        for method in self.methods.values():
+            if method.runs:
+                out = method.distiller.assigned_from(out, self._teacher_output)
+        return out
+
     def _step(self, student: StudentPass) -> Step[Any]:
         if self._teacher_output is None:
             self.prepare(student.batch)
@@ -207,7 +215,7 @@ class TeacherLosses(AuxiliaryLoss):
         out: Losses = {}
         for method in self.methods.values():
             of_method = {name: losses[name] for name in method.names}
-            method.loss = torch.stack([loss.mean().detach() for loss in of_method.values()]).sum()
+            method.loss = sum((loss.mean().detach() for loss in of_method.values()), torch.zeros(()))
             factor = method.factor if method.runs else 1.0
             out |= {name: replace(loss, total=loss.total * factor) for name, loss in of_method.items()}
         return out

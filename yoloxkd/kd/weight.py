@@ -1,7 +1,8 @@
-"""Loss weight of a method at each step: warm-up, end, or a measured share of the task loss."""
+"""Loss weight of a method at each step: warm-up, decay, end, or a measured share of the task loss."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +16,17 @@ from yoloxkd.kd.base import KDConfig
 class MethodWeight:
     """The factor on one method's terms.
 
-    With a number as weight: weight * warm-up, 0 from `stop_epoch` on. With "auto": for the first `auto_iterations`
+    With a number as weight: weight * warm-up * decay, 0 from `stop_epoch` on. With "auto": for the first `auto_iterations`
     steps the ratio of the mean task loss to the method's mean loss so far, times `auto_share` (the first step only
-    measures), all of it on the device; then that number, for good.
+    measures), all of it on the device; then that number, for good. Warm-up and decay apply to either.
+
+    epochs  of the run
     """
 
-    def __init__(self, cfg: KDConfig, iters_per_epoch: int) -> None:
+    def __init__(self, cfg: KDConfig, iters_per_epoch: int, epochs: int) -> None:
         self.cfg, self.iters_per_epoch = cfg, iters_per_epoch
+        end = epochs if cfg.stop_epoch is None else min(epochs, cfg.stop_epoch)
+        self.decay_steps = round((end if cfg.decay_epochs is None else cfg.decay_epochs) * iters_per_epoch)
         self.fixed: float | None = None if cfg.weight == "auto" else float(cfg.weight)
         self.seen = 0
         self._task: Tensor | None = None
@@ -48,6 +53,7 @@ class MethodWeight:
             return 0.0
         steps = cfg.warmup * self.iters_per_epoch
         ramp = min(1.0, (iteration + 1) / steps) if steps > 0 else 1.0
+        ramp *= self.decayed(iteration)
         if self.fixed is not None:
             return self.fixed * ramp
         if self._task is None or self._own is None:
@@ -60,6 +66,14 @@ class MethodWeight:
         losses = torch.stack([task, own])
         self._step = losses if part == 0 or self._step is None else self._step + losses
         return part + 1 == parts and self.observe(*self._step.unbind())
+
+    def decayed(self, iteration: int) -> float:
+        """What the decay leaves of the factor: 1 at the first step of the run, the floor at the last one of the decay."""
+        if self.cfg.decay == "none":
+            return 1.0
+        done = min(1.0, iteration / max(1, self.decay_steps - 1))
+        left = 1 - done if self.cfg.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.cfg.decay_floor + (1 - self.cfg.decay_floor) * left
 
     def observe(self, task: Tensor, own: Tensor) -> bool:
         """Take in a step's task loss and the method's loss before the factor; True when this fixed the factor.

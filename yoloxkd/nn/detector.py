@@ -15,6 +15,8 @@ from yoloxkd.errors import UserError
 from yoloxkd.ops.nms import NMS
 from yoloxkd.types import Detections, DetectorOutput, Draw, Losses, Tap, Targets
 
+Quality = Literal["objectness", "localization"]
+
 O = TypeVar("O", bound=DetectorOutput)
 M = TypeVar("M")
 
@@ -63,6 +65,9 @@ class DetectorSpec:
     stable_locations  prediction i of one forward pass and prediction i of another are about the same place; proposals are not
     pairs_per_level   what goes into NMS. None: the best class of each location (YOLOX); a number: every class, that many
                       of the best (location, class) pairs of each level (detectors on an FPN)
+    quality           what `DenseOutput.quality` is, if there is one. "objectness": whether there is any object, and the
+                      probability of a class is its own times that; "localization": how well the box fits
+    reads_predictions `assign` reads what the network predicts; else the grid and the targets alone decide
     """
 
     names: tuple[str, ...]
@@ -72,6 +77,8 @@ class DetectorSpec:
     input: InputConvention
     stable_locations: bool = True
     pairs_per_level: int | None = None
+    quality: Quality | None = None
+    reads_predictions: bool = False
 
 
 class Detector(nn.Module, ABC, Generic[O, M]):

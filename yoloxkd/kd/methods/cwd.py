@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from yoloxkd.kd.adapters import Adapters
@@ -18,6 +19,8 @@ from yoloxkd.types import DetectorOutput, Loss, Losses, LossName
 
 OUT_OF_SIGHT = -1e4
 """Takes the place of a cell that does not count: no probability, and finite even where no cell counts."""
+EPS = 1e-5
+"""Added to a channel's variance where channels are normalized: that of a batch norm."""
 
 
 class CWDConfig(KDConfig):
@@ -26,6 +29,9 @@ class CWDConfig(KDConfig):
     tau: float = published("cwd", "tau", gt=0, description="temperature of the distributions")
     alpha: float = published("cwd", "alpha", ge=0, description="weight of the divergence, on every level")
     branches: list[Branch] = published("cwd", "branches", min_length=1, description="maps that are distilled")
+    normalize: bool = Field(
+        False, description="bring every channel of an image to deviation 1 in both maps first, as YOLO recipes do"
+    )
 
 
 @without_autocast
@@ -42,6 +48,20 @@ def channel_divergence(student: Tensor, teacher: Tensor, tau: float, excluded: T
     ours, theirs = (ours / tau).log_softmax(2), (theirs / tau).log_softmax(2)
     divergence = F.kl_div(ours, theirs, reduction="sum", log_target=True)
     return divergence * (tau * tau / (student.shape[0] * student.shape[1]))
+
+
+@without_autocast
+def normalized(x: Tensor, excluded: Tensor | None = None) -> Tensor:
+    """A map whose channels have mean 0 and deviation 1 in every image, a batch norm without scale for each image.
+
+    x (B, C, h, w); excluded (B, h, w) bool, cells that are not in mean and deviation
+    """
+    x = full_precision(x)
+    counted = x.new_ones(x.shape[0], *x.shape[2:]) if excluded is None else (~excluded).to(x.dtype)
+    share = (counted / counted.sum((1, 2), keepdim=True).clamp_min(1)).unsqueeze(1)
+    centered = x - (x * share).sum((2, 3), keepdim=True)
+    variance = (centered.square() * share).sum((2, 3), keepdim=True)
+    return centered * (variance + EPS).rsqrt()
 
 
 class CWD(Distiller):
@@ -68,6 +88,8 @@ class CWD(Distiller):
                 ours, theirs = step.maps(tap, level)
                 ours = self.adapters(ours, theirs, tap, level)
                 excluded = excluded_cells(step.batch, (theirs.shape[2], theirs.shape[3]), step.teacher.image_size)
+                if self.cfg.normalize:
+                    ours, theirs = normalized(ours, excluded), normalized(theirs, excluded)
                 found = channel_divergence(ours, theirs, self.cfg.tau, excluded)
                 out[LossName(self.name, branch, level.stride)] = Loss(found * self.cfg.alpha)
         return out

@@ -58,6 +58,7 @@ class ATSS(FPNDetector):
 
     Config = ATSSConfig
     family = "atss"
+    quality = "localization"
     class_predictors = ("head.atss_cls.",)
 
     cfg: ATSSConfig

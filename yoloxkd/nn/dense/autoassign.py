@@ -87,6 +87,7 @@ class AutoAssign(FPNDetector):
 
     Config = FPNConfig
     family = "autoassign"
+    quality = "objectness"
     class_predictors = ("head.conv_cls.", "head.center_prior.")
     offset = 0.0
     relu_before_last = True

@@ -84,6 +84,7 @@ class DDOD(FPNDetector):
 
     Config = DDODConfig
     family = "ddod"
+    quality = "localization"
     class_predictors = ("head.atss_cls.",)
     run_state = ("head.positives.",)
 

@@ -124,7 +124,7 @@ class DenseDetector(Detector[DenseOutput, Match]):
 
     def objectness(self, out: DenseOutput) -> Tensor | None:
         """(B, A) logits whose probability that of every class is multiplied by; None: class logits speak for themselves."""
-        return None
+        return out.quality if self.spec.quality == "objectness" else None
 
     def level_sizes(self, out: DenseOutput) -> tuple[int, ...]:
         return tuple(h * w * out.grid.per_cell for h, w in out.grid.sizes)

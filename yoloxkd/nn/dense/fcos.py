@@ -66,6 +66,7 @@ class FCOS(FPNDetector):
 
     Config = FCOSConfig
     family = "fcos"
+    quality = "localization"
     class_predictors = ("head.conv_cls.",)
 
     cfg: FCOSConfig

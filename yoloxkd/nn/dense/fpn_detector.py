@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from yoloxkd.nn.backbones.timm_backbone import STRIDES
 from yoloxkd.nn.blocks import GroupNorm
 from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps
-from yoloxkd.nn.detector import BoxCode, DetectorSpec
+from yoloxkd.nn.detector import BoxCode, DetectorSpec, Quality
 from yoloxkd.nn.necks.fpn import FPN
 from yoloxkd.nn.pyramid import PyramidConfig, build_backbone, start_backbone
 from yoloxkd.types import Tap
@@ -93,6 +93,8 @@ class FPNDetector(DenseDetector):
     `features` of the output are the FPN's maps, `cls_features` and `reg_features` the first block of each tower.
     """
 
+    quality: ClassVar[Quality | None] = None
+
     cfg: FPNConfig
     head: SharedHead
 
@@ -119,6 +121,7 @@ class FPNDetector(DenseDetector):
             box_code=self.box_code,
             input=cfg.convention(),
             pairs_per_level=PAIRS_PER_LEVEL,
+            quality=self.quality,
         )
 
     @property

@@ -87,6 +87,8 @@ class YOLOX(DenseDetector):
             },
             box_code=BoxCode("cells"),
             input=InputConvention(bgr=True),
+            quality="objectness",
+            reads_predictions=True,
         )
         self._l1 = False
 
@@ -114,9 +116,6 @@ class YOLOX(DenseDetector):
 
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         return decode(raw, grid.points, grid.point_strides)
-
-    def objectness(self, out: DenseOutput) -> Tensor | None:
-        return out.quality
 
     def class_probability(self, out: DenseOutput) -> Tensor:
         """(B, A, K) class probability times objectness, which is what YOLOX trains its classes to mean."""
