@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from yoloxkd.config.recipe import TeacherSection
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.errors import GateError, UserError, nearest
 from yoloxkd.kd import DISTILLERS
@@ -20,6 +21,7 @@ from yoloxkd.kd.teacher_check import check_teacher
 from yoloxkd.kd.weight import MethodWeight
 from yoloxkd.types import TASK, LossName, Tap
 
+_SECTION = TeacherSection()
 CHECK_EVERY = 20
 """Steps between looks at the counters on the device."""
 
@@ -43,8 +45,8 @@ class Distill(Callback):
         teachers: Teacher | Sequence[Teacher],
         methods: Mapping[str, KDConfig],
         *,
-        min_ap: float = 0.05,
-        gate_images: int | None = None,
+        min_ap: float = _SECTION.min_ap,
+        gate_images: int | None = _SECTION.gate_images,
         nominal_size: int | None = None,
     ) -> None:
         for name in methods:
