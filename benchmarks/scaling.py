@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.scenes import batch_of
 from benchmarks.steps_of import total
-from yoloxkd.assembly.models import architecture, build_detector
+from yoloxkd.assembly.models import architecture, build_detector, new_detector
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.data.data_spec import find_data, load_split
@@ -26,6 +27,7 @@ from yoloxkd.data.samples import TrainSamples
 from yoloxkd.engine.multiscale import size_at
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.base import KDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn.coco_names import COCO_NAMES
@@ -102,7 +104,7 @@ class Budget:
 def budget(name: str, size: tuple[int, int] | None = None) -> Budget:
     """A recipe's budget at its own size, or at another one (height, width)."""
     recipe = resolve(recipe=name)
-    student = build_detector(recipe.student.model_dump(), COCO_NAMES)
+    student = new_detector(recipe.student, COCO_NAMES)
     teacher = teacher_of(recipe)
     own = recipe.train.imgsz
     sides = (own, own) if isinstance(own, int) else tuple(PADDING * math.ceil(side / PADDING) for side in own)
@@ -196,12 +198,10 @@ def tables(budgets: Sequence[Budget]) -> str:
 def measure(name: str, size: int, images: int, rounds: int) -> str:
     """Processor seconds of a step without and with the teacher here, beside what the FLOPs say, and the share of the peak."""
     recipe = resolve(recipe=name)
-    student = build_detector(recipe.student.model_dump(), COCO_NAMES).train().to(memory_format=torch.channels_last)
+    student = new_detector(recipe.student, COCO_NAMES).train().to(memory_format=torch.channels_last)
     teacher = teacher_of(recipe).to(memory_format=torch.channels_last)
     pairing = Pairing.between(student, teacher, size)
-    methods = {
-        key: DISTILLERS[key](DISTILLERS[key].Config.model_validate(keys), pairing) for key, keys in recipe.kd.items()
-    }
+    methods = {key: DISTILLERS[key](cast("KDConfig", cfg), pairing) for key, cfg in recipe.kd.items()}
     kd = TeacherLosses(teacher, methods)
     batch = batch_of(images, 7, size)
     steps = {"plain": TrainStep(student, nn.ModuleDict()), "distilled": TrainStep(student, nn.ModuleDict({"kd": kd}))}

@@ -125,7 +125,7 @@ def test_two_steps(name: str, pictures: Path, teacher_file: Callable[[str], Path
 def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
     """What the files say reached the optimizer."""
     peak = recipe.optim.lr_per_image * 4
-    keys = recipe.student.model_extra or {}
+    keys = recipe.student.config.model_dump()
     if "yolox" in name:
         assert (recipe.optim.lr_per_image, recipe.optim.weight_decay) == (0.01 / 64, 5e-4)
         assert watch.rates == [0, pytest.approx(peak / 4)]
@@ -177,7 +177,7 @@ def test_a_row_names_its_pair_and_its_figures(
     recipe = resolve(recipe=name)
     method = name.partition("-")[0]
     assert (recipe.student.name, recipe.teacher.models, list(recipe.kd)) == (student, [f"{teacher}@coco"], [method])
-    assert recipe.kd[method]["inherit"] == ("yolox" not in name)
+    assert recipe.kd[method].model_dump()["inherit"] == ("yolox" not in name)
     first = recipe_file(name).read_text().splitlines()[0]
     assert f"student {baseline}" in first
     assert f"with {method.upper()} {distilled}" in first
@@ -196,7 +196,7 @@ def test_a_row_of_fgd_is_its_released_configuration(
 ) -> None:
     """Repository yzd-v/FGD, folder configs/distillers/fgd (branch yolox for YOLOX)."""
     recipe = resolve(recipe=name)
-    keys = recipe.kd["fgd"]
+    keys = recipe.kd["fgd"].model_dump(by_alias=True)
     assert tuple(keys[key] for key in ("alpha", "beta", "gamma", "lambda", "tau")) == weights
     assert (recipe.train.epochs, keys["inherit"], recipe.optim.clip_norm) == (epochs, inherit, clip)
     images = 64 if "yolox" in name else 16  # of a step, at a rate of 0.01

@@ -54,11 +54,11 @@ def test_memory_limits_the_batch(toy: Path, monkeypatch: pytest.MonkeyPatch) -> 
     found = measure(recipe(toy))
     assert all(peak >= 0 for peak in found.peaks.values())
     assert found.fits >= 1
-    monkeypatch.setattr(autobatch, "measure", lambda r: Measured({1: 10**9, 2: 2 * 10**9}, 15 * 10**9, 12))
+    monkeypatch.setattr(autobatch, "measure", lambda r, files: Measured({1: 10**9, 2: 2 * 10**9}, 15 * 10**9, 12))
     chosen, reason = with_measured_batch(recipe(toy, **{"train.accumulate": 2}))
     assert chosen.train.batch == 24
     assert "(2 x 12)" in reason
     assert f"at most {FILLED:.0%} of 15.00 GB" in reason
-    monkeypatch.setattr(autobatch, "measure", lambda r: Measured({1: 10**9}, 10**9, 0))
+    monkeypatch.setattr(autobatch, "measure", lambda r, files: Measured({1: 10**9}, 10**9, 0))
     with pytest.raises(UserError, match="not even one image a step fits"):
         with_measured_batch(recipe(toy))

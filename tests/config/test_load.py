@@ -8,9 +8,10 @@ import pytest
 
 from yoloxkd.config.load import leaves, merge, parse_set, put, read_yaml, validate
 from yoloxkd.config.recipe import Recipe, ScheduleSection, ValSection
+from yoloxkd.config.strict import Strict
 from yoloxkd.errors import UserError
 
-MINIMAL = {"student": {"name": "x"}}
+MINIMAL = {"student": {"name": "x", "config": Strict()}}
 
 
 def test_set_values_are_read_as_yaml() -> None:

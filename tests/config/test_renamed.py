@@ -25,7 +25,7 @@ def test_options_of_the_command_line(caplog: pytest.LogCaptureFixture) -> None:
     sets = ["student.centre_sampling=false", "augment.grey=0.25"]
     with caplog.at_level(logging.WARNING):
         recipe = resolve(student="fcos-mobilenetv2", data="shapes", sets=sets)
-    assert (recipe.student.model_extra or {})["center_sampling"] is False
+    assert recipe.student.config.model_dump()["center_sampling"] is False
     assert recipe.augment.gray == 0.25
     assert [r.getMessage() for r in caplog.records] == [
         "key 'student.centre_sampling' is now called 'student.center_sampling'; the old name will go",
@@ -36,7 +36,7 @@ def test_options_of_the_command_line(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_method_s_key_with_and_without_its_section() -> None:
     for key in ("kd.hidden", "kd.mgd.hidden", "kd.mask_ratio"):
         recipe = resolve(student="yolox-nano", teacher=["yolox-s"], kd=["mgd"], data="shapes", sets=[f"{key}=0.5"])
-        assert recipe.kd["mgd"]["mask_ratio"] == 0.5
+        assert recipe.kd["mgd"].model_dump()["mask_ratio"] == 0.5
 
 
 def test_a_recipe_file(tmp_path, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
@@ -46,8 +46,8 @@ def test_a_recipe_file(tmp_path, caplog: pytest.LogCaptureFixture) -> None:  # t
         "teacher: {models: [yolox-s]}\n"
     )
     recipe = resolve(recipe=str(path), data="shapes")
-    assert (recipe.student.model_extra or {})["centerness_on_reg"] is False
-    assert (recipe.augment.gray, recipe.kd["mgd"]["mask_ratio"]) == (0.5, 0.1)
+    assert recipe.student.config.model_dump()["centerness_on_reg"] is False
+    assert (recipe.augment.gray, recipe.kd["mgd"].model_dump()["mask_ratio"]) == (0.5, 0.1)
     assert len(caplog.records) == 3
 
 

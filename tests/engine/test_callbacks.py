@@ -111,9 +111,9 @@ def test_callbacks_are_called_in_the_documented_order_and_objects_stand_in() -> 
 def test_the_recipe_names_callbacks_and_their_keys() -> None:
     sets = {"callbacks.early_stopping.patience": 3, "callbacks.plots": False, "callbacks.tensorboard": None}
     recipe = resolve(student="yolox-nano", sets=sets)
-    assert recipe.callbacks["early_stopping"] == {"metric": "AP", "patience": 3, "min_delta": 0.0}
+    assert recipe.callbacks["early_stopping"] == EarlyStopping.Config(patience=3)
     assert recipe.callbacks["plots"] is False
-    assert recipe.callbacks["tensorboard"] == {"every": 20, "images": True}
+    assert recipe.callbacks["tensorboard"] == CALLBACKS["tensorboard"].Config()
     assert "wandb" not in recipe.callbacks
     for key, nearest in {
         "callbacks.early_stoping.patience": "unknown callback 'early_stoping'.*did you mean 'early_stopping'",

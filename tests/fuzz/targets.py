@@ -19,18 +19,18 @@ from tests.fuzz.data_kinds import DATA
 from tests.fuzz.harness import Target
 from tests.study.conftest import definition
 from yoloxkd.api import Trainer
-from yoloxkd.assembly.models import build_detector, load_student, open_model
-from yoloxkd.assembly.recipes import resolve
+from yoloxkd.assembly.models import build_detector, load_student, new_detector, open_model
+from yoloxkd.assembly.recipes import check, resolve
 from yoloxkd.assembly.run import prepare, read_resume
 from yoloxkd.cli.run_tables import describe
 from yoloxkd.cli.studying import tables
 from yoloxkd.config.load import parse_set
 from yoloxkd.config.recipe import Recipe
+from yoloxkd.engine.callbacks.html_report import HtmlReport
 from yoloxkd.engine.checkpoint import FORMAT
 from yoloxkd.engine.optim import learning_rate
 from yoloxkd.exporters import RUNTIMES
 from yoloxkd.exporters.runtime import OnnxPredictor
-from yoloxkd.kd import DISTILLERS
 from yoloxkd.study.definition import read_study
 from yoloxkd.study.kept_runs import keep, kept
 from yoloxkd.study.pages import write_report
@@ -138,7 +138,7 @@ def use_resumed_files(value: Any, folder: Path) -> None:
             _write_file(folder / file, value[file] if isinstance(value, dict) else value)
     torch.save(last_file(), folder / "last.pt")
     recipe, out, raw = read_resume(str(folder))
-    recipe = recipe.model_copy(update={"callbacks": recipe.callbacks | {"report": {}}})
+    recipe = recipe.model_copy(update={"callbacks": recipe.callbacks | {"report": HtmlReport.Config()}})
     said = io.StringIO()
     prepare(recipe, out, resume=raw, console=Console(file=said, width=500)).run()
     assert "was not written" not in said.getvalue(), said.getvalue()
@@ -172,13 +172,11 @@ def use_set(value: Any, folder: Path) -> None:
 
 def used(recipe: Recipe) -> None:
     """What a run would make of a recipe before its first step, without data."""
-    student = build_detector(recipe.student.model_dump(), NAMES)
+    student = new_detector(recipe.student, NAMES)
     assert sum(p.numel() for p in student.parameters()) < 2e8
     for iteration in (0, 1, 1000):
         assert 0 <= learning_rate(recipe, iteration, 10) < 1e9
-    for name, keys in recipe.kd.items():
-        DISTILLERS[name].Config.model_validate(keys)
-    Recipe.model_validate(recipe.model_dump(by_alias=True, mode="json"))
+    assert check(recipe.model_dump(by_alias=True, mode="json")) == recipe
 
 
 def _flat(tree: dict[Any, Any], prefix: str = "") -> Any:

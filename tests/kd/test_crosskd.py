@@ -99,7 +99,8 @@ def test_a_term_that_is_left_out_sends_nothing_back_into_the_students_blocks() -
     out = student(batch.images)
     losses = module(StudentPass(student, out, batch, student.assign(out, batch.targets, Draw()), Draw()))
     assert module.nonfinite is not None
-    assert module.nonfinite.counts is not None and module.nonfinite.counts.any()
+    assert module.nonfinite.counts is not None
+    assert module.nonfinite.counts.any()
     torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import yaml
 
 from yoloxkd.config.files import cfg_folder
+from yoloxkd.config.recipe import TeacherSection
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.defaults import kd_defaults, kd_file, kd_sets
+from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.methods.fgd import FGDConfig
 from yoloxkd.kd.methods.pgd import PGDConfig
 
@@ -71,6 +75,12 @@ def test_a_config_made_in_python_has_the_numbers_of_the_command_line(method: str
     assert {key: made.model_dump(by_alias=True)[key] for key in given} == given
     next(iter(value.clear() for value in vars(made).values() if isinstance(value, list)), None)
     assert DISTILLERS[method].Config() == typed, "one config's list is another's"
+
+
+def test_a_teacher_is_checked_in_python_as_on_the_command_line() -> None:
+    parameters = inspect.signature(Distill).parameters
+    section = TeacherSection()
+    assert (parameters["min_ap"].default, parameters["gate_images"].default) == (section.min_ap, section.gate_images)
 
 
 @pytest.mark.parametrize(

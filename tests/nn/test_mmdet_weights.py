@@ -235,12 +235,12 @@ def test_every_r50_and_r101_has_a_file_behind_its_name() -> None:
 
 
 def test_a_student_from_a_published_name_is_built_as_the_file_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = resolve(student="fcos-r101@coco").student
-    assert plain.weights == "fcos-r101@coco"
-    keys = plain.model_extra or {}
+    student = resolve(student="fcos-r101@coco").student
+    assert student.weights == "fcos-r101@coco"
+    keys = student.config.model_dump()
     assert (keys["style"], keys["bgr"], keys["norm_on_bbox"], keys["conv_bias"]) == ("caffe", True, False, False)
-    assert (resolve(student="gfl-r50@coco").student.model_extra or {})["style"] == "pytorch"
-    assert (resolve(student="fcos-r50").student.model_extra or {})["style"] == "pytorch"
+    assert resolve(student="gfl-r50@coco").student.config.model_dump()["style"] == "pytorch"
+    assert resolve(student="fcos-r50").student.config.model_dump()["style"] == "pytorch"
 
 
 def test_a_download_is_checked_against_the_digest_in_its_name(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_the_name_starts_a_student_from_the_weights_by_the_recipe_of_its_kind() 
     recipe, plain = resolve(student="fcos-r50@torchvision"), resolve(student="fcos-r50")
     assert (recipe.student.name, recipe.student.weights) == ("fcos-r50@torchvision",) * 2
     assert recipe.train == plain.train
-    keys = recipe.student.model_extra or {}
+    keys = recipe.student.config.model_dump(by_alias=True)
     assert (keys["points"], keys["scale_layers"], keys["score"]) == ("corner", False, "root")
 
 

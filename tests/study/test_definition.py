@@ -78,7 +78,7 @@ def test_order_and_contents_of_the_runs(tiny: dict[str, Any], tmp_path: Path) ->
     assert pgd.recipe
     assert own.recipe
     assert random.recipe
-    assert pgd.recipe.kd["pgd"]["alpha"] == 0.5
+    assert pgd.recipe.kd["pgd"].model_dump()["alpha"] == 0.5
     assert pgd.recipe.train.seed == 3
     assert pgd.recipe.engine.workers == 1
     assert pgd.recipe.teacher.models == [tiny["teacher"]["file"]]

@@ -12,8 +12,10 @@ from rich.console import Console
 
 from yoloxkd.assembly.arguments import device_name, references
 from yoloxkd.assembly.autobatch import with_measured_batch
+from yoloxkd.assembly.models import CheckpointFiles
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.assembly.run import (
+    LastCheckpoint,
     check_out,
     fetch_weights,
     new_run_folder,
@@ -119,7 +121,8 @@ class Trainer:
         self.callbacks, self.console = check_objects(callbacks), console
         references(student=student, teacher=teacher, kd=kd, data=data, out=out, recipe=recipe, resume=resume)
         comm.init_process_group()
-        self._checkpoint: dict[str, Any] | None = None
+        self._checkpoint: LastCheckpoint | None = None
+        self._files = CheckpointFiles()
         self._notes: list[str] = []
         with comm.peer_errors(), comm.all_or_none():
             if resume is not None:
@@ -131,16 +134,24 @@ class Trainer:
                 self._notes.append(f"restarted by torchrun: the run in {own} goes on from its last checkpoint")
             else:
                 teachers, methods = _list(teacher) or (), _list(kd)
-                self.recipe = resolve(student=student, teacher=teachers, kd=methods, recipe=recipe, sets=set, **options)
+                self.recipe = resolve(
+                    student=student,
+                    teacher=teachers,
+                    kd=methods,
+                    recipe=recipe,
+                    sets=set,
+                    files=self._files,
+                    **options,
+                )
                 self.out = Path(out) if out is not None else new_run_folder(self.recipe)
                 check_out(self.out)
                 check_run_paths(self.recipe, self.out, [recipe])
                 self._notes += check_teachers(self.recipe)
             choose_device(self.recipe.engine.device)
         self.out = Path(comm.broadcast(str(self.out)))
-        run = self._checkpoint["run"] if self._checkpoint else {}
+        run = self._checkpoint.saved.run if self._checkpoint else None
         comm.check_alike(
-            (run.get("epoch"), run.get("step_in_epoch"), repr(self.recipe)),
+            (run and run.epoch, run and run.step_in_epoch, repr(self.recipe)),
             f"the processes do not find the same run in {self.out}: that folder must be on storage that all machines share",
         )
 
@@ -162,7 +173,7 @@ class Trainer:
             with comm.all_or_none(), comm.local_main_first():
                 fetch_weights(self.recipe)
             if self.recipe.train.measure_batch:
-                self.recipe, reason = with_measured_batch(self.recipe)
+                self.recipe, reason = with_measured_batch(self.recipe, self._files)
                 self._notes.append(reason)
             with comm.all_or_none():
                 loop = prepare(
@@ -172,6 +183,7 @@ class Trainer:
                     callbacks=self.callbacks,
                     console=self.console,
                     notes=self._notes,
+                    files=self._files,
                 )
             best = loop.run().best
             assert best is not None  # of every finished run

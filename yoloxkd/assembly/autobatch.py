@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from yoloxkd.assembly.batch import takes_one_image
-from yoloxkd.assembly.models import build_detector
+from yoloxkd.assembly.models import CheckpointFiles, new_detector
 from yoloxkd.assembly.run import distillation
 from yoloxkd.assembly.teachers import open_teachers
 from yoloxkd.config.recipe import Recipe
@@ -54,18 +54,17 @@ class Measured:
     fits: int
 
 
-def with_measured_batch(recipe: Recipe) -> tuple[Recipe, str]:
+def with_measured_batch(recipe: Recipe, files: CheckpointFiles | None = None) -> tuple[Recipe, str]:
     """The recipe with a measured number of images a step, and the sentence that says why."""
     with comm.all_or_none():
-        mine = measure(recipe)
-        if mine.fits < 1:
-            images, bytes_ = next(iter(mine.peaks.items()))
+        measured = measure(recipe, files)
+        if measured.fits < 1:
+            images, bytes_ = next(iter(measured.peaks.items()))
             raise UserError(
-                f"batch auto: not even one image a step fits: {images} took {_gb(bytes_)} of the {_gb(mine.available)} "
+                f"batch auto: not even one image a step fits: {images} took {_gb(bytes_)} of the {_gb(measured.available)} "
                 f"available, of which at most {FILLED:.0%} are filled; lower --imgsz, or use --amp or a smaller model"
             )
-    found = comm.gather(mine)
-    least = min(found, key=lambda m: m.fits)
+    least = min(comm.gather(measured), key=lambda m: m.fits)
     share, reason = _choose(recipe, least.fits, comm.world_size())
     batch = share * recipe.train.accumulate * comm.world_size()
     train = recipe.train.model_copy(update={"batch": batch, "measure_batch": False})
@@ -86,19 +85,19 @@ def _choose(recipe: Recipe, fits: int, processes: int) -> tuple[int, str]:
     return max(size for size in SIZES if size <= limits[reason]), reason
 
 
-def _sentence(recipe: Recipe, found: Measured, batch: int, share: int, reason: str) -> str:
+def _sentence(recipe: Recipe, measured: Measured, batch: int, share: int, reason: str) -> str:
     parts = comm.world_size() * recipe.train.accumulate
     spread = f" ({parts} x {share})" if parts > 1 else ""
-    taught = f", {' and '.join(recipe.kd)} with {len(recipe.teacher.models)} teacher(s) included" if recipe.kd else ""
-    trials = ", ".join(map(str, found.peaks))
+    teachers = f", {' and '.join(recipe.kd)} with {len(recipe.teacher.models)} teacher(s) included" if recipe.kd else ""
+    trials = ", ".join(map(str, measured.peaks))
     return (
         f"batch auto: {batch} images a step{spread}; steps of {trials} image(s) took up to "
-        f"{_gb(max(found.peaks.values()))}{taught}, {_gb(_slope(found.peaks))} an image; at most {FILLED:.0%} of {_gb(found.available)} "
-        f"available are filled; {reason}"
+        f"{_gb(max(measured.peaks.values()))}{teachers}, {_gb(_slope(measured.peaks))} an image; at most {FILLED:.0%} of "
+        f"{_gb(measured.available)} available are filled; {reason}"
     )
 
 
-def measure(recipe: Recipe) -> Measured:
+def measure(recipe: Recipe, files: CheckpointFiles | None = None) -> Measured:
     """Trial steps in this process alone, until half of `SECONDS` has passed or the next might not fit."""
     began = time.monotonic()
     device = choose_device(recipe.engine.device)
@@ -106,7 +105,7 @@ def measure(recipe: Recipe) -> Measured:
     refuse_shortage(shortages(data, imgsz=recipe.train.imgsz), lambda line: None)  # the run itself says the warnings
     memory = Memory(device, comm.local_ranks().local_world_size)
     with comm.single_process(), settings(recipe.engine, device):
-        step, size, student = _trial(recipe, data, device)
+        step, size, student = _trial(recipe, data, device, files)
         least = 1 if takes_one_image(student, size) else 2
         rows = _rows(recipe, data)
         peaks: dict[int, int] = {}
@@ -142,15 +141,15 @@ def _slope(peaks: dict[int, int]) -> float:
 
 
 def _trial(
-    recipe: Recipe, data: DetectionData, device: torch.device
+    recipe: Recipe, data: DetectionData, device: torch.device, files: CheckpointFiles | None
 ) -> tuple[Callable[[Batch], None], int, Detector[Any, Any]]:
     """A function that makes a step of this training, the largest size (px) that the training has, and the student."""
-    student = build_detector(recipe.student.model_dump(), find_data(recipe.data).names)
-    given, multiple = recipe.train.imgsz, student.size_multiple
+    student = new_detector(recipe.student, find_data(recipe.data).names)
+    imgsz, multiple = recipe.train.imgsz, student.size_multiple
     # images that lie and stand in one batch fill a square of the long side
-    size = -(-given[1] // multiple) * multiple if isinstance(given, tuple) else given
+    size = -(-imgsz[1] // multiple) * multiple if isinstance(imgsz, tuple) else imgsz
     size += recipe.augment.multiscale[1] * multiple
-    plain = recipe.model_copy(
+    trial_recipe = recipe.model_copy(
         update={
             "train": recipe.train.model_copy(update={"imgsz": size, "accumulate": 1}),
             "augment": recipe.augment.model_copy(update={"multiscale": (0, 0)}),
@@ -158,7 +157,7 @@ def _trial(
         }
     )
     state = State(
-        recipe=plain,
+        recipe=trial_recipe,
         detector=student,
         device=device,
         out=Path(),
@@ -168,8 +167,8 @@ def _trial(
         evaluate=lambda model, limit: {},
         val=data,
     )
-    teachers = open_teachers(recipe.teacher, student.names, state.say)
-    state.callbacks = CallbackList(distillation(plain, teachers, state.say))
+    teachers = open_teachers(recipe.teacher, student.names, state.say, files)
+    state.callbacks = CallbackList(distillation(trial_recipe, teachers, state.say))
     stepper = Stepper(state)
     stepper.set_up()
     student.final_phase(True)  # the heavier one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from yoloxkd.assembly.older_checkpoints import current_layout
 from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml, shown, validate
+from yoloxkd.config.recipe import Student
 from yoloxkd.download import fetch
 from yoloxkd.engine.checkpoint import file_digest, is_own
 from yoloxkd.engine.checkpoint_parts import read_saved
@@ -40,13 +41,23 @@ def architecture(name: str) -> tuple[str, dict[str, Any]]:
     return str(keys.pop("family")), keys
 
 
-def build_detector(section: Mapping[str, Any], names: Sequence[str]) -> Detector[Any, Any]:
-    """An untrained detector from a student section ({name, weights, further keys}) for the given class names."""
+def parse_student(section: Mapping[str, Any]) -> Student:
+    """The typed section of a model from its keys ({name, further keys}), over those of its architecture."""
     family, defaults = architecture(section["name"])
     keys = defaults | {k: v for k, v in section.items() if k not in ("name", "weights", "family")}
-    detector = DETECTORS[family]
-    config = validate(detector.Config, keys, f"model '{section['name']}'", prefix="student.")
-    return detector(config, list(names))
+    config = validate(DETECTORS[family].Config, keys, f"model '{section['name']}'", prefix="student.")
+    return Student(name=section["name"], weights=section.get("weights"), config=config)
+
+
+def new_detector(student: Student, names: Sequence[str]) -> Detector[Any, Any]:
+    """An untrained detector for the given class names."""
+    family, _ = architecture(student.name)
+    return DETECTORS[family](student.config, list(names))
+
+
+def build_detector(section: Mapping[str, Any], names: Sequence[str]) -> Detector[Any, Any]:
+    """As `new_detector`, from the keys of a section."""
+    return new_detector(parse_student(section), names)
 
 
 @dataclass
@@ -74,13 +85,14 @@ class Opened:
     """A detector with its weights in place."""
 
     detector: Detector[Any, Any]
+    student: Student
     weights: Weights
     report: LoadReport
     reference: str
 
     @property
     def name(self) -> str:
-        return str(self.weights.section["name"])
+        return self.student.name
 
 
 def image_size(value: Any) -> ImageSize | None:
@@ -109,22 +121,48 @@ def find_weights(reference: str) -> Path:
     raise UserError(f"unknown model '{reference}' (neither an architecture nor a file); {nearest(name, model_names())}")
 
 
-def read_weights(reference: str) -> Weights:
-    """Open a checkpoint of ours (a student, or the averaged student of an interrupted run) or an official one."""
-    path = find_weights(reference)
+class CheckpointFiles:
+    """The checkpoints of one command, each opened once, however many ask for it."""
+
+    def __init__(self) -> None:
+        self._weights: dict[Path, Weights] = {}
+
+    def read(self, reference: str) -> Weights:
+        """The weights behind a reference (see `find_weights`). UserError: there is no such file, or it holds none."""
+        path = find_weights(reference)
+        weights = self._weights.get(path.resolve()) or _open(path)
+        self._weights[path.resolve()] = weights
+        published = not os.path.isfile(reference)  # those are of COCO for certain
+        return replace(weights, names=list(weights.names), named=weights.named or published)
+
+    def section(self, reference: str) -> dict[str, Any]:
+        """The student section of the model in a checkpoint: name and further keys."""
+        section = self.read(reference).section
+        if section["name"] is None:
+            raise UserError(
+                f"{reference} holds a YOLOX of a size that has no name here; give --student NAME and student.weights"
+            )
+        return {k: v for k, v in section.items() if k not in ("family", "weights")}
+
+    def clear(self) -> None:
+        """Give the memory of the weights back."""
+        self._weights.clear()
+
+
+def _open(path: Path) -> Weights:
+    """The weights in a checkpoint of ours (a student, or the averaged student of an interrupted run) or an official one."""
     raw = load_checkpoint_file(path)
     digest = file_digest(path)
     if is_own(raw):
         saved = read_saved(current_layout(raw), path)
         return Weights(saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest)
     with naming(path):
-        found = official_state(raw)
-        dense = None if found else dense_state(raw, path.name)
-        foreign = None if found or dense else torchvision_state(raw)
-    if found is not None:
-        names = _plain_names(found.num_classes)
-        published = not os.path.isfile(reference)  # those are of COCO for certain
-        return Weights({"name": found.architecture}, names, found.state, None, found.source, path, digest, published)
+        yolox = official_state(raw)
+        dense = None if yolox else dense_state(raw, path.name)
+        foreign = None if yolox or dense else torchvision_state(raw)
+    if yolox is not None:
+        names = _assumed_names(yolox.num_classes)
+        return Weights({"name": yolox.architecture}, names, yolox.state, None, yolox.source, path, digest, named=False)
     kind = "mmdetection" if dense else "torchvision"
     dense = dense or foreign
     if dense is None:
@@ -132,40 +170,36 @@ def read_weights(reference: str) -> Weights:
             f"{path} is not a checkpoint of a known detector (ours, Megvii YOLOX, mmdetection YOLOX, FCOS, GFL, ATSS, "
             "RetinaNet, AutoAssign, DDOD or RepPoints, or torchvision FCOS)"
         )
-    names = dense.names or _plain_names(dense.classes)
-    named = dense.names is not None or not os.path.isfile(reference)
+    names = dense.names or _assumed_names(dense.classes)
+    named = dense.names is not None
     return Weights(dense.section, names, dense.state, None, kind, path, digest, named)
 
 
-def _plain_names(classes: int) -> list[str]:
+def _assumed_names(classes: int) -> list[str]:
     """Names for a checkpoint that has none: those of COCO where there are 80."""
     return list(COCO_NAMES) if classes == len(COCO_NAMES) else [f"class{i}" for i in range(classes)]
 
 
-def section_of_checkpoint(path: str) -> dict[str, Any]:
-    """The student section of the model in a checkpoint file: name and further keys."""
-    section = read_weights(path).section
-    if section["name"] is None:
-        raise UserError(
-            f"{path} holds a YOLOX of a size that has no name here; give --student NAME and student.weights"
-        )
-    return {k: v for k, v in section.items() if k not in ("family", "weights")}
+def read_weights(reference: str, files: CheckpointFiles | None = None) -> Weights:
+    """The weights behind a reference; `files`: those of the command that are open already."""
+    return (files or CheckpointFiles()).read(reference)
 
 
-def open_model(reference: str) -> Opened:
+def open_model(reference: str, files: CheckpointFiles | None = None) -> Opened:
     """A detector for prediction or teaching: built as its weights say, loaded completely."""
-    weights = read_weights(reference)
+    weights = read_weights(reference, files)
     if weights.section["name"] is None:
         raise UserError(f"{weights.path} holds a YOLOX of a size that has no name here")
     with naming(weights.path):
-        detector = build_detector(weights.section, weights.names)
+        student = parse_student(weights.section)
+        detector = new_detector(student, weights.names)
         report = load_into(detector, weights.state, allow_class_mismatch=False)
-    return Opened(detector.eval(), weights, report, reference)
+    return Opened(detector.eval(), student, weights, report, reference)
 
 
-def load_student(detector: Detector[Any, Any], reference: str) -> LoadReport:
+def load_student(detector: Detector[Any, Any], reference: str, files: CheckpointFiles | None = None) -> LoadReport:
     """Start a student from a checkpoint; predictors of other classes are left untrained, and the report says so."""
-    weights = read_weights(reference)
+    weights = read_weights(reference, files)
     same = list(weights.names) == list(detector.names)
     with naming(weights.path):
         return load_into(detector, weights.state, allow_class_mismatch=True, keep_classes=same)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yoloxkd.assembly.models import architecture, model_names, section_of_checkpoint
+from yoloxkd.assembly.models import CheckpointFiles, architecture, model_names
 from yoloxkd.assembly.recipe_rows import recipe_rows
 from yoloxkd.assembly.run_callbacks import callback_keys, check_callbacks
 from yoloxkd.assembly.teachers import names_from_files
@@ -64,6 +64,7 @@ def resolve(
     kd: Sequence[str] | None = None,
     recipe: str | None = None,
     sets: Sequence[str] | Mapping[str, Any] = (),
+    files: CheckpointFiles | None = None,
     **options: Any,
 ) -> Recipe:
     """One checked recipe from defaults, a recipe file, options and dotted overrides, each winning over the one before.
@@ -72,14 +73,17 @@ def resolve(
     kd       method names, METHOD or METHOD@SET; None: PGD when there is a teacher; "none" alone: no distillation
     recipe   recipe name or file; left out: the student's own in `cfg/recipes/`, where there is one
     sets     "a.b=c" texts, or a mapping of dotted keys to values
+    files    the command's checkpoints, which others read after this
     options  keys of `OPTIONS`; None means not given
     """
-    tree: dict[str, Any] = current_keys({"student": _student(student)}, note=False) if student else {}
-    chosen = recipe or tree.get("student", {}).get("name")
-    if chosen and not recipe and chosen not in cfg_names("recipes"):
-        chosen = str(chosen).partition("@")[0]  # a model of another source has the recipe of the model it is a kind of
-    if recipe or (chosen and chosen in cfg_names("recipes")):
-        tree = merge(current_keys(sections(recipe_tree(str(chosen)), Recipe, "recipe")), tree)
+    tree: dict[str, Any] = {}
+    if student:
+        tree = current_keys({"student": _student_keys(student, files or CheckpointFiles())}, note=False)
+    base = recipe or tree.get("student", {}).get("name")
+    if base and not recipe and base not in cfg_names("recipes"):
+        base = str(base).partition("@")[0]  # a model of another source has the recipe of the model it is a kind of
+    if recipe or (base and base in cfg_names("recipes")):
+        tree = merge(current_keys(sections(recipe_tree(str(base)), Recipe, "recipe")), tree)
     if "name" not in tree.get("student", {}):
         raise UserError("no student: give --student NAME|FILE, or a recipe that names one")
     _check_name(tree["student"]["name"])
@@ -101,42 +105,44 @@ def resolve(
 
 
 def check(tree: Mapping[str, Any]) -> Recipe:
-    """Validate every section of a recipe tree, the detector's and the distillers' own keys included."""
-    known = list(leaves(Recipe))
+    """Parse a recipe tree: the keys of the detector, the distillers and the callbacks become their Config objects.
+
+    UserError: an unknown key, or a value that does not fit.
+    """
     tree = sections(tree, Recipe, "recipe")
-    if "name" not in tree.get("student", {}):
+    student, kd, callbacks = (dict(tree.get(name, {})) for name in ("student", "kd", "callbacks"))
+    if "name" not in student:
         raise UserError("the recipe lacks the key 'student.name'")
-    family, _ = architecture(tree["student"]["name"])
-    config = DETECTORS[family].Config
-    known += [f"student.{key}" for key in leaves(config)]
-    known += [
-        f"kd.{key}"
-        for method in tree.get("kd", {})
-        if method in DISTILLERS
-        for key in leaves(DISTILLERS[method].Config)
-    ]
-    known += callback_keys()
-    recipe = validate(Recipe, tree, "recipe", known)
-    extra = recipe.student.model_extra or {}
-    full = validate(config, extra, f"recipe ({recipe.student.name})", known, "student.")
-    tree = recipe.model_dump(by_alias=True)
-    tree["student"] = {"name": recipe.student.name, "weights": recipe.student.weights} | full.model_dump(by_alias=True)
-    for method, keys in recipe.kd.items():
-        kind = DISTILLERS.find(method)
+    name, weights = student.pop("name"), student.pop("weights", None)
+    family, _ = architecture(name)
+    detector_config = DETECTORS[family].Config
+    for method, keys in kd.items():
+        DISTILLERS.find(method)
+        if not isinstance(keys, Mapping):
+            raise UserError(
+                f"key 'kd.{method}' in the recipe should be a section (key: value lines), got {shown(keys)}"
+            )
         _check_owner(method, keys)
-        checked = validate(kind.Config, keys, f"recipe ({method})", known, "kd.")
-        checked.check_length(recipe.train.epochs, method)
-        tree["kd"][method] = checked.model_dump(by_alias=True, mode="json")
-    tree["callbacks"] = check_callbacks(recipe.callbacks, known)
-    resolved = validate(Recipe, tree, "recipe", known)
-    given, weights = len(resolved.teacher.models), len(resolved.teacher.weight)
-    if weights not in (0, given):
+    allowed = [*leaves(Recipe), *(f"student.{key}" for key in leaves(detector_config)), *callback_keys()]
+    allowed += [f"kd.{key}" for method in kd for key in leaves(DISTILLERS[method].Config)]
+    config = validate(detector_config, student, f"recipe ({name})", allowed, "student.")
+    methods = {m: validate(DISTILLERS[m].Config, keys, f"recipe ({m})", allowed, "kd.") for m, keys in kd.items()}
+    typed = {
+        "student": {"name": name, "weights": weights, "config": config},
+        "kd": methods,
+        "callbacks": check_callbacks(callbacks, allowed),
+    }
+    recipe = validate(Recipe, tree | typed, "recipe", allowed)
+    teachers, factors = len(recipe.teacher.models), len(recipe.teacher.weight)
+    if factors not in (0, teachers):
         raise UserError(
-            f"teacher.weight has {weights} number(s) for {given} teacher(s); give one for each, in their order"
+            f"teacher.weight has {factors} number(s) for {teachers} teacher(s); give one for each, in their order"
         )
-    if resolved.kd and not resolved.teacher.models:
-        raise UserError(f"--kd {next(iter(resolved.kd))} needs a teacher: give --teacher NAME|FILE")
-    return resolved
+    for method, keys in methods.items():
+        keys.check_length(recipe.train.epochs, method)
+    if recipe.kd and not recipe.teacher.models:
+        raise UserError(f"--kd {next(iter(recipe.kd))} needs a teacher: give --teacher NAME|FILE")
+    return recipe
 
 
 def _check_owner(method: str, keys: Mapping[str, Any]) -> None:
@@ -151,9 +157,10 @@ def _check_owner(method: str, keys: Mapping[str, Any]) -> None:
             )
 
 
-def _student(student: str) -> dict[str, Any]:
+def _student_keys(student: str, files: CheckpointFiles) -> dict[str, Any]:
+    """The keys of `student` that its name or its checkpoint gives."""
     if Path(student).is_file():
-        return section_of_checkpoint(student) | {"weights": _whole_path(student)}
+        return files.section(student) | {"weights": _whole_path(student)}
     name, _, published = student.partition("@")
     if published and student in model_names():
         return {"name": student, "weights": student}

@@ -5,20 +5,29 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 
 from yoloxkd.assembly.batch import batch_per_process, check_batch_norm, with_real_batch
-from yoloxkd.assembly.models import Opened, build_detector, find_weights, load_student, naming
+from yoloxkd.assembly.models import (
+    CheckpointFiles,
+    Opened,
+    find_weights,
+    load_student,
+    naming,
+    new_detector,
+    parse_student,
+)
 from yoloxkd.assembly.older_checkpoints import current_layout
 from yoloxkd.assembly.recipes import check
 from yoloxkd.assembly.run_callbacks import ordered_callbacks
 from yoloxkd.assembly.same_data import data_of_run, say_changes
 from yoloxkd.assembly.teachers import open_teachers
-from yoloxkd.config.recipe import Recipe
+from yoloxkd.config.recipe import Recipe, Student
 from yoloxkd.data.data_spec import load_split
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.fingerprint import fingerprint
@@ -29,15 +38,14 @@ from yoloxkd.distributed.comm import local_ranks, rank, rank_and_world_size, wor
 from yoloxkd.engine.callback_list import CallbackList
 from yoloxkd.engine.callbacks.first_weights import FirstWeights
 from yoloxkd.engine.checkpoint import is_own, seed_random
-from yoloxkd.engine.checkpoint_parts import read_saved
+from yoloxkd.engine.checkpoint_parts import Saved, read_saved
 from yoloxkd.engine.device import choose_device
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.log import RunLog
 from yoloxkd.engine.loop import TrainLoader, TrainLoop
 from yoloxkd.errors import UserError
-from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import Teacher
+from yoloxkd.kd.base import KDConfig, Teacher
 from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.rescaled_teacher import RescaledTeacher
 from yoloxkd.nn.detector import Detector
@@ -106,13 +114,26 @@ def unfinished_before_restart(out: str | Path | None) -> Path | None:
 
 def newest_run(runs: Path = RUNS) -> Path:
     """best.pt of the newest run under `runs/`."""
-    found = sorted(runs.glob("**/best.pt"), key=lambda p: p.stat().st_mtime)
-    if not found:
+    files = sorted(runs.glob("**/best.pt"), key=lambda p: p.stat().st_mtime)
+    if not files:
         raise UserError(f"no MODEL given and no run with a best.pt under {runs}/; train one, or name a model")
-    return found[-1]
+    return files[-1]
 
 
-def read_resume(path: str, data: str | None = None) -> tuple[Recipe, Path, dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class LastCheckpoint:
+    """The last.pt of an unfinished run.
+
+    student  as it was built: weights that it started from may have changed what the recipe says
+    raw      what `saved` was parsed from, which the engine restores
+    """
+
+    saved: Saved
+    student: Student
+    raw: dict[str, Any]
+
+
+def read_resume(path: str, data: str | None = None) -> tuple[Recipe, Path, LastCheckpoint]:
     """(recipe, run folder, checkpoint) of an unfinished run, from its folder or its last.pt.
 
     data  where the run's data set is now, if it has moved
@@ -128,7 +149,7 @@ def read_resume(path: str, data: str | None = None) -> tuple[Recipe, Path, dict[
     assert saved.run is not None
     assert saved.recipe is not None  # both are checked of a run
     with naming(file):
-        recipe = check(saved.recipe)
+        recipe, student = check(saved.recipe), parse_student(saved.student)
     done = saved.run.epoch
     if done > recipe.train.epochs:
         raise UserError(
@@ -136,7 +157,8 @@ def read_resume(path: str, data: str | None = None) -> tuple[Recipe, Path, dict[
         )
     if (file.parent / "metrics.json").is_file() and (done >= recipe.train.epochs or saved.run.stop):
         raise UserError(f"{file.parent} holds a finished run ({done} epochs); there is nothing to resume")
-    return recipe if data is None else recipe.model_copy(update={"data": data}), file.parent, raw
+    recipe = recipe if data is None else recipe.model_copy(update={"data": data})
+    return recipe, file.parent, LastCheckpoint(saved, student, raw)
 
 
 def fetch_weights(recipe: Recipe) -> None:
@@ -149,39 +171,42 @@ def prepare(
     recipe: Recipe,
     out: Path,
     *,
-    resume: dict[str, Any] | None = None,
+    resume: LastCheckpoint | None = None,
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
     notes: Sequence[str] = (),
+    files: CheckpointFiles | None = None,
 ) -> TrainLoop:
-    """Everything a run needs, checked before anything is written. `resume` is a last.pt of the same recipe (`read_resume`).
+    """Everything a run needs, checked before anything is written. `resume` is of the same recipe (`read_resume`).
 
     notes  lines for the screen and the log, said first
+    files  the command's checkpoints; their memory is given back
     """
+    files = files or CheckpointFiles()
     console = console or Console()
     say = RunLog(console, out) if rank() == 0 else _nothing
     for note in notes:
         say(note)
     device = choose_device(recipe.engine.device)
     seed_random(recipe.train.seed)
-    spec = data_of_run(recipe.data, resume, out)
+    spec = data_of_run(recipe.data, resume.saved if resume else None, out)
     # the student comes first after seeding: its initial weights do not depend on who teaches it
-    section = recipe.student.model_dump() if resume is None else dict(resume["student"])
-    student = build_detector(section, spec.names)
+    student = new_detector(resume.student if resume else recipe.student, spec.names)
     check_size(recipe.train.imgsz, student.size_multiple)
     train, val = load_split(spec, "train"), load_split(spec, recipe.val.split)
     refuse_shortage([*shortages(train, imgsz=recipe.train.imgsz), *shortages(val, imgsz=None)], say)
     prints = {"train": fingerprint(train), recipe.val.split: fingerprint(val)}
     if resume is not None:
-        say_changes(resume, prints, say)
+        say_changes(resume.saved, prints, say)
     recipe = with_real_batch(recipe, len(train), world_size(), say)
     check_batch_norm(student, recipe, world_size())
     train, val, note = with_cache(train, val, recipe.engine.cache, recipe.engine.workers)
     say(f"data {recipe.data}: {train.summary()}; {val.summary()}")
     if note:
         say(note)
-    start = _first_weights(student, recipe, section, say) if resume is None else ""
-    teachers = open_teachers(recipe.teacher, spec.names, say)
+    start = _first_weights(student, recipe, files, say) if resume is None else ""
+    teachers = open_teachers(recipe.teacher, spec.names, say, files)
+    files.clear()
     loader = _loader(recipe, train, [student, *(o.detector for o in teachers)], device)
     state = State(
         recipe=recipe,
@@ -198,9 +223,9 @@ def prepare(
         parts=recipe.train.accumulate,
     )
     first = [FirstWeights(start), *distillation(recipe, teachers, say)]
-    order = ordered_callbacks(recipe, _header(recipe, section, student, prints), first, callbacks, console)
+    order = ordered_callbacks(recipe, _header(recipe, student, prints), first, callbacks, console)
     state.callbacks = CallbackList(order)
-    return TrainLoop(state, loader, resume)
+    return TrainLoop(state, loader, resume.raw if resume else None)
 
 
 def _loader(
@@ -223,19 +248,15 @@ def _loader(
 
 
 def _first_weights(
-    student: Detector[Any, Any], recipe: Recipe, section: dict[str, Any], say: Callable[[str], None]
+    student: Detector[Any, Any], recipe: Recipe, files: CheckpointFiles, say: Callable[[str], None]
 ) -> str:
-    """Give the student of a new run its weights; what is said of its backbone, where it starts without a checkpoint.
-
-    section  the student's keys; gets those that the weights decided
-    """
+    """Give the student of a new run its weights; what is said of its backbone, where it starts without a checkpoint."""
     if recipe.student.weights:
-        report = load_student(student, recipe.student.weights)
+        report = load_student(student, recipe.student.weights, files)
         say(f"student weights from {recipe.student.weights}: {report.describe()}")
         return ""
     if start := student.pretrain():
         say(start)
-        section.update(student.cfg.model_dump(by_alias=True))
     return start or ""
 
 
@@ -243,13 +264,11 @@ def _nothing(line: str) -> None:
     """What processes other than rank zero say."""
 
 
-def _header(
-    recipe: Recipe, section: dict[str, Any], student: Detector[Any, Any], prints: Mapping[str, Any]
-) -> dict[str, Any]:
+def _header(recipe: Recipe, student: Detector[Any, Any], prints: Mapping[str, Any]) -> dict[str, Any]:
     """What identifies the student in its checkpoints, and by `prints` the data it was trained on."""
     return {
         "version": __version__,
-        "student": {k: v for k, v in section.items() if k != "weights"} | {"family": student.family},
+        "student": {"name": recipe.student.name} | student.cfg.model_dump(by_alias=True) | {"family": student.family},
         "names": list(student.names),
         "imgsz": recipe.train.imgsz,
         "data": dict(prints),
@@ -268,18 +287,17 @@ def distillation(recipe: Recipe, teachers: Sequence[Opened], say: Callable[[str]
         if not opened.report.complete:
             say(f"warning: teacher {opened.weights.path}: {opened.report.describe()}")
     section = recipe.teacher
-    methods = {name: DISTILLERS[name].Config.model_validate(keys) for name, keys in recipe.kd.items()}
 
-    def looking(detector: Detector[Any, Any]) -> Detector[Any, Any]:
+    def at_scale(detector: Detector[Any, Any]) -> Detector[Any, Any]:
         return detector if section.scale == 1 else RescaledTeacher(detector, section.scale)
 
     return [
         Distill(
             [
-                Teacher(looking(o.detector), str(o.weights.path), o.weights.digest, o.report.share, weight)
+                Teacher(at_scale(o.detector), str(o.weights.path), o.weights.digest, o.report.share, weight)
                 for o, weight in zip(teachers, section.weight or [1.0] * len(teachers), strict=True)
             ],
-            methods,
+            cast("dict[str, KDConfig]", recipe.kd),  # parsed by the methods' own Configs
             min_ap=section.min_ap,
             gate_images=section.gate_images,
             nominal_size=recipe.train.imgsz if isinstance(recipe.train.imgsz, int) else None,

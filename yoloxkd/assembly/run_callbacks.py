@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
-from yoloxkd.config.load import leaves, validate, write_yaml
+from yoloxkd.config.load import leaves, shown, validate, write_yaml
 from yoloxkd.config.recipe import Recipe
+from yoloxkd.config.strict import Strict
 from yoloxkd.engine.callbacks import CALLBACKS
 from yoloxkd.engine.callbacks.checkpoints import Checkpoints
 from yoloxkd.engine.callbacks.csv_log import CsvLog
@@ -25,23 +26,28 @@ def callback_keys() -> list[str]:
     return [key for name, kind in CALLBACKS.items() for key in leaves(kind.Config, f"callbacks.{name}.")]
 
 
-def check_callbacks(section: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
-    """The `callbacks` section with every default filled in; False for one that is switched off.
+def check_callbacks(section: Mapping[str, Any], allowed: Sequence[str]) -> dict[str, Strict | Literal[False]]:
+    """The `callbacks` section, parsed, with every default filled in; False for one that is switched off.
 
+    section  {callback: its keys, true or nothing for the defaults, false for off}
+    allowed  dotted keys of the whole recipe, to suggest from
     UserError: an unknown callback or key, or a value that does not fit.
     """
-    for name in section:
+    for name, keys in section.items():
         CALLBACKS.find(name, " in the recipe")
-    out: dict[str, Any] = {}
+        if not (keys is None or isinstance(keys, Mapping | bool)):
+            raise UserError(
+                f"key 'callbacks.{name}' in the recipe should be a section (key: value lines), true or false, got "
+                f"{shown(keys)}"
+            )
+    out: dict[str, Strict | Literal[False]] = {}
     for name, kind in CALLBACKS.items():
-        keys = section.get(name, {} if kind.default else False)
-        if keys is False:
-            if name in section:
-                out[name] = False
-            continue
-        given = keys if isinstance(keys, Mapping) else {}
-        checked = validate(kind.Config, given, f"recipe ({name})", known, f"callbacks.{name}.")
-        out[name] = checked.model_dump(mode="json")
+        keys = section.get(name, kind.default)
+        if keys is not False:
+            given = keys if isinstance(keys, Mapping) else {}
+            out[name] = validate(kind.Config, given, f"recipe ({name})", allowed, f"callbacks.{name}.")
+        elif name in section:
+            out[name] = False
     return out
 
 
@@ -71,18 +77,18 @@ def ordered_callbacks(
     first   those that come before the guards, such as the distillation
     given   objects of the user; one of a class in `CALLBACKS` stands in for the recipe's
     """
-    own: dict[str, Callback] = {}
+    by_name: dict[str, Callback] = {}
     for name, kind in CALLBACKS.items():
         objects = [c for c in given if type(c) is kind]
-        section = recipe.callbacks.get(name, False)
+        config = recipe.callbacks.get(name, False)
         if objects:
-            own[name] = objects[-1]
-        elif isinstance(section, Mapping):
-            own[name] = kind(**section)
+            by_name[name] = objects[-1]
+        elif config is not False:
+            by_name[name] = kind(config)
     others = [c for c in given if type(c) not in CALLBACKS.values()]
 
     def named(*names: str) -> list[Callback]:
-        return [own[name] for name in names if name in own]
+        return [by_name[name] for name in names if name in by_name]
 
     return [
         RunFolder(write_yaml(recipe.model_dump(by_alias=True, mode="json"))),

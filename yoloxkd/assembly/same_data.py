@@ -8,10 +8,11 @@ from typing import Any
 
 from yoloxkd.data.data_spec import DataSpec, find_data
 from yoloxkd.data.fingerprint import changed
+from yoloxkd.engine.checkpoint_parts import Saved
 from yoloxkd.errors import UserError
 
 
-def data_of_run(name: str, saved: Mapping[str, Any] | None, out: Path) -> DataSpec:
+def data_of_run(name: str, saved: Saved | None, out: Path) -> DataSpec:
     """The data set of a recipe. `saved`: the last.pt of the run that goes on.
 
     UserError: it is not there, or its classes are not those of the run: a class layer would take another meaning.
@@ -22,7 +23,7 @@ def data_of_run(name: str, saved: Mapping[str, Any] | None, out: Path) -> DataSp
         spec = find_data(name)
     except UserError as error:
         raise UserError(f"{error} (has it moved? Say where it is now: --resume {out} --data FILE)") from error
-    before = list(saved["names"])
+    before = saved.names
     if before != spec.names:
         raise UserError(
             f"the classes of {name} are not those of the run in {out}: {_difference(before, spec.names)}; put them back, or "
@@ -40,20 +41,20 @@ def _difference(before: Sequence[str], now: Sequence[str]) -> str:
     return f"class {place} was '{before[place]}' and is '{now[place]}'{how}"
 
 
-def say_changes(saved: Mapping[str, Any], now: Mapping[str, dict[str, Any]], say: Callable[[str], None]) -> None:
+def say_changes(saved: Saved, now: Mapping[str, dict[str, Any]], say: Callable[[str], None]) -> None:
     """A warning for each split that is not what the run was trained and measured on before.
 
     now  split -> its fingerprint
     """
-    before = saved.get("data")
-    if not before:
+    if not saved.data:
         say(
-            f"note: the checkpoint is of version {saved.get('version', '0.1.0')}, which kept no digest of the data; only the "
-            "class names were compared"
+            f"note: the checkpoint is of version {saved.version}, which kept no digest of the data; only the class names were "
+            "compared"
         )
         return
-    for split, found in now.items():
-        if split in before and (difference := changed(before[split], found)):
+    for split, fingerprint in now.items():
+        before = saved.data.get(split)
+        if before is not None and (difference := changed(before.model_dump(), fingerprint)):
             say(
                 f"warning: the data changed since this run's last checkpoint: '{split}' had {difference}; the run goes on "
                 "with the data as they are now, so it is no longer the run that was begun"

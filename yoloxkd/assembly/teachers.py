@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yoloxkd.assembly.models import Opened, open_model
+from yoloxkd.assembly.models import CheckpointFiles, Opened, open_model
 from yoloxkd.config.recipe import TeacherSection
 from yoloxkd.errors import UserError
 from yoloxkd.kd.pairing import match_classes
@@ -17,14 +17,19 @@ from yoloxkd.nn.coco_names import COCO_NAMES
 SHOWN = 6
 
 
-def open_teachers(section: TeacherSection, classes: Sequence[str], say: Callable[[str], None]) -> list[Opened]:
+def open_teachers(
+    section: TeacherSection,
+    classes: Sequence[str],
+    say: Callable[[str], None],
+    files: CheckpointFiles | None = None,
+) -> list[Opened]:
     """The teachers of a recipe, with the names of their classes: the file's, else those of `teacher.names`, else assumed.
 
     classes  of the data set, in its order
     say      takes a line about names that are not the file's
     UserError: a file without names needs them, or those given cannot be right.
     """
-    opened = [open_model(reference) for reference in section.models]
+    opened = [open_model(reference, files) for reference in section.models]
     for place, teacher in enumerate(opened):
         given = section.names[place] if section.names else None
         if given is not None:

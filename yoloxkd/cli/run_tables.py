@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yoloxkd.assembly.models import architecture, build_detector, model_names, open_model, read_weights
+from yoloxkd.assembly.models import architecture, build_detector, model_names, open_model
 from yoloxkd.assembly.prediction import default_size
 from yoloxkd.assembly.recipe_rows import recipe_rows
 from yoloxkd.assembly.recipes import recipe_names, recipe_tree, resolve
@@ -93,8 +93,8 @@ def describe(what: str) -> str:
     if not path.is_file():
         known = list(dict.fromkeys([*model_names(), *recipe_names()]))
         raise UserError(f"'{what}' is neither a model, a recipe nor a file; {nearest(what, known)}")
-    weights = read_weights(what)
     opened = open_model(what)
+    weights = opened.weights
     unnamed = (
         "" if weights.named else " (the file has no names; as a teacher it gets them by --set teacher.names=[...])"
     )

@@ -1,14 +1,21 @@
 """Typed recipe: everything a training run depends on, one section a room.
 
-`student` and `kd` hold the keys of the chosen detector and distillers as well; those are checked by the Config of the
-detector (`nn`) and of the distiller (`kd`) when the recipe is resolved, before any data is touched.
+`student`, `kd` and `callbacks` hold the Config objects of the chosen detector, distillers and callbacks. Their classes lie
+on floors above this one; `assembly.recipes` parses them when a recipe is resolved, before any data is touched.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from yoloxkd.config.augment import Augment
 from yoloxkd.config.schedule import ScheduleSection
@@ -35,12 +42,20 @@ def input_size(value: Any) -> ImageSize:
 
 
 class Student(Strict):
-    """The model that is trained. Further keys are those of the detector's own Config (for YOLOX: depth, width, ...)."""
+    """The model that is trained.
 
-    model_config = ConfigDict(extra="allow", validate_default=True)
+    In files the keys of `config` (for YOLOX: depth, width, ...) stand beside `name` and `weights`.
+    """
 
     name: str = Field(description="architecture, e.g. yolox-nano")
     weights: str | None = Field(None, description="start from this checkpoint file or NAME@coco; None: untrained")
+    config: SerializeAsAny[Strict] = Field(description="the Config of the architecture's family")
+
+    @model_serializer(mode="wrap")
+    def _one_section(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        section: dict[str, Any] = serialize(self)
+        config: dict[str, Any] = section.pop("config")
+        return section | config
 
 
 class TeacherSection(Strict):
@@ -211,7 +226,7 @@ class Recipe(Strict):
 
     student: Student
     teacher: TeacherSection = Field(default_factory=TeacherSection)
-    kd: dict[str, dict[str, Any]] = Field(default_factory=dict, description="{method: its keys}")
+    kd: dict[str, SerializeAsAny[Strict]] = Field(default_factory=dict, description="{method: its Config}")
     data: str = "coco"
     train: TrainSection = Field(default_factory=TrainSection)
     engine: EngineSection = Field(default_factory=EngineSection)
@@ -220,8 +235,8 @@ class Recipe(Strict):
     ema: EmaSection = Field(default_factory=EmaSection)
     augment: Augment = Field(default_factory=Augment)
     val: ValSection = Field(default_factory=ValSection)
-    callbacks: dict[str, dict[str, Any] | bool | None] = Field(
-        default_factory=dict, description="{callback: its keys, true or nothing for the defaults, false for off}"
+    callbacks: dict[str, SerializeAsAny[Strict] | Literal[False]] = Field(
+        default_factory=dict, description="{callback: its Config, or false for off}"
     )
 
     @model_validator(mode="after")

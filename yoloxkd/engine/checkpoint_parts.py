@@ -118,6 +118,7 @@ class Saved(SavedPart):
     """
 
     kind: Literal["student", "run"]
+    version: str = "0.1.0"
     student: dict[str, Any]
     names: list[str] = Field(min_length=1)
     imgsz: ImageSize | None = None

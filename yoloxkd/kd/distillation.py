@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from yoloxkd.config.recipe import TeacherSection
 from yoloxkd.engine.checkpoint_parts import checked_state
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.errors import GateError, UserError
@@ -24,6 +25,7 @@ from yoloxkd.kd.weight import MethodWeight
 from yoloxkd.types import TASK, LossName, Tap
 from yoloxkd.viz.html_report import LossHistory, ReportPart
 
+_SECTION = TeacherSection()
 CHECK_EVERY = 20
 """Steps between looks at the counters on the device."""
 
@@ -51,8 +53,8 @@ class Distill(Callback):
         teachers: Teacher | Sequence[Teacher],
         methods: Mapping[str, KDConfig],
         *,
-        min_ap: float = 0.05,
-        gate_images: int | None = None,
+        min_ap: float = _SECTION.min_ap,
+        gate_images: int | None = _SECTION.gate_images,
         nominal_size: int | None = None,
     ) -> None:
         for name in methods:

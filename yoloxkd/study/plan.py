@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yoloxkd.assembly.models import naming
+from yoloxkd.assembly.models import CheckpointFiles, naming
 from yoloxkd.assembly.recipes import check, resolve
 from yoloxkd.config.load import read_yaml
 from yoloxkd.config.recipe import Recipe
@@ -72,8 +72,9 @@ def plan(study: Definition, out: Path, overrides: Mapping[str, Any] | None = Non
     overrides  `data`, `device`, `workers` of this machine
     All recipes are resolved here, so a mistake in any of them is found before the first run starts.
     """
-    given = dict(overrides or {})
-    local = {"data": given.pop("data", study.data)} | {"sets": {f"engine.{k}": v for k, v in given.items()}}
+    here = dict(overrides or {})
+    local = {"data": here.pop("data", study.data), "sets": {f"engine.{k}": v for k, v in here.items()}}
+    local["files"] = CheckpointFiles()
     runs: dict[Key, Run] = {}
     teacher = _teacher(study, out, local)
     if teacher is not None:
@@ -114,6 +115,7 @@ def _teacher(study: Definition, out: Path, local: dict[str, Any]) -> Run | None:
         epochs=run.epochs,
         seed=run.seed,
         data=local["data"],
+        files=local["files"],
     )
     return Run(key, out, recipe, _best(out, key))
 
@@ -142,6 +144,7 @@ def _run(study: Definition, key: Key, method: MethodPart, teacher: Run | None, o
         epochs=method.epochs or study.epochs,
         seed=key.seed,
         data=local["data"],
+        files=local["files"],
     )
     return Run(key, out, recipe, _best(out, key), needs, "" if method.plain else method.teacher)
 

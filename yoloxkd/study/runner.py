@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from yoloxkd.assembly.models import build_detector, open_model
+from yoloxkd.assembly.models import new_detector, open_model
 from yoloxkd.config.load import write_yaml
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.checkpoint import save_checkpoint
@@ -185,7 +185,7 @@ class Runner:
                 return
             opened = open_model(self.runs[run.needs[0]].best)
             torch.manual_seed(2**31 - 1)
-            detector = build_detector(opened.weights.section, opened.detector.names)
+            detector = new_detector(opened.student, opened.detector.names)
             header = {"kind": "student", "student": opened.weights.section, "names": opened.detector.names}
             save_checkpoint(header | {"imgsz": opened.weights.imgsz, "model": detector.state_dict()}, path)
 

@@ -17,7 +17,7 @@ class NamedCallback(Callback):
     """A callback with a typed section of its own, `callbacks.<name>`, in the recipe.
 
     name     its key there and in `CALLBACKS`
-    Config   the keys of its section; in Python they are keyword arguments: `EarlyStopping(patience=5)`
+    Config   the keys of its section; in Python they are keyword arguments: `EarlyStopping(patience=5)`, or one Config
     default  whether a run has it without being asked
     """
 
@@ -25,8 +25,9 @@ class NamedCallback(Callback):
     Config: ClassVar[type[Strict]]
     default: ClassVar[bool] = False
 
-    def __init__(self, **keys: Any) -> None:
-        self.cfg: Any = validate(self.Config, keys, f"callback {self.name}", prefix=f"callbacks.{self.name}.")
+    def __init__(self, config: Strict | None = None, **keys: Any) -> None:
+        where = f"callback {self.name}"
+        self.cfg: Any = config or validate(self.Config, keys, where, prefix=f"callbacks.{self.name}.")
 
     def check_folder_name(self, out: Path) -> None:
         """UserError: the run's folder has a name that another package would fail on in the middle of the run."""

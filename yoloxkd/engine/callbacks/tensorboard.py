@@ -32,8 +32,8 @@ class TensorBoard(NamedCallback):
     Config = TensorBoardConfig
     cfg: TensorBoardConfig
 
-    def __init__(self, **keys: Any) -> None:
-        super().__init__(**keys)
+    def __init__(self, config: Strict | None = None, **keys: Any) -> None:
+        super().__init__(config, **keys)
         self.module = self.needs("torch.utils.tensorboard", "tensorboard")
         self.writer: Any = None
 

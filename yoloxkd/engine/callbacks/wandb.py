@@ -43,8 +43,8 @@ class WeightsAndBiases(NamedCallback):
     Config = WandbConfig
     cfg: WandbConfig
 
-    def __init__(self, **keys: Any) -> None:
-        super().__init__(**keys)
+    def __init__(self, config: Strict | None = None, **keys: Any) -> None:
+        super().__init__(config, **keys)
         self.module: Any = self.needs("wandb", "wandb")
         self.session: Any = None
         self.run_id: str | None = None
