@@ -29,12 +29,14 @@ image is fitted within with its aspect kept; the input is as large as its larges
 class Targets:
     """Padded ground truth of a batch. Rows are either real (`mask`), to be ignored (`ignore`), or padding (neither).
 
-    boxes   (B, G, 4) float32, xyxy px of the network input; padding rows are zero
-    labels  (B, G) int64, class index in the data set's name order; 0 on padding rows
-    mask    (B, G) bool, True on boxes that are trained on
-    ignore  (B, G) bool, True on crowd and ignore regions: neither positive nor background
-    content (B, 4) xyxy px, the part of the input that is image, from its top left corner: a location outside is neither
-            positive nor background. None: padding, if there is any, is background like any other
+    Attributes:
+        boxes: (B, G, 4) float32, xyxy px of the network input; padding rows are zero
+        labels: (B, G) int64, class index in the data set's name order; 0 on padding rows
+        mask: (B, G) bool, True on boxes that are trained on
+        ignore: (B, G) bool, True on crowd and ignore regions: neither positive nor background
+        content: (B, 4) xyxy px, the part of the input that is image, from its top left corner: a location
+            outside is neither positive nor background. None: padding, if there is any, is background like any
+            other
     """
 
     boxes: Tensor
@@ -77,11 +79,13 @@ class ImageMeta:
 class Batch:
     """What the loader gives, and both student and teacher read.
 
-    images   (B, 3, H, W) uint8 RGB
-    targets  Targets
-    content  (B, 4) float32, xyxy px: the part of the input that is image, not padding
-    meta     one ImageMeta per image
-    place    (first, every): the images are number first, first + every, ... of the step's batch over all processes
+    Attributes:
+        images: (B, 3, H, W) uint8 RGB
+        targets: Targets
+        content: (B, 4) float32, xyxy px: the part of the input that is image, not padding
+        meta: one ImageMeta per image
+        place: (first, every): the images are number first, first + every, ... of the step's batch over all
+            processes
     """
 
     images: Tensor
@@ -151,14 +155,15 @@ class Draw(NamedTuple):
 class Grid:
     """Where a detector's A predictions lie: level after level, row-major inside a level, those of a cell side by side.
 
-    sizes          L x (h, w) cells
-    strides        L strides in px, finest first
-    points         (A, 2) x, y px
-    point_strides  (A,) px, the stride of each prediction's level
-    anchors        (A, 4) px, or None
-    per_cell       predictions of a cell
-    offset         cell (row i, column j) of stride s lies at ((j + offset) s, (i + offset) s)
-    steps          L x (y, x) px from cell to cell where that is not the stride; None: it is
+    Attributes:
+        sizes: L x (h, w) cells
+        strides: L strides in px, finest first
+        points: (A, 2) x, y px
+        point_strides: (A,) px, the stride of each prediction's level
+        anchors: (A, 4) px, or None
+        per_cell: predictions of a cell
+        offset: cell (row i, column j) of stride s lies at ((j + offset) s, (i + offset) s)
+        steps: L x (y, x) px from cell to cell where that is not the stride; None: it is
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -210,8 +215,9 @@ class Grid:
 class DetectorOutput(Protocol):
     """All that a distiller of maps may ask of any detector's output; further maps are fields named as `Tap` says.
 
-    features    L x (B, C, h, w) neck maps
-    image_size  (H, W) of the network input
+    Attributes:
+        features: L x (B, C, h, w) neck maps
+        image_size: (H, W) of the network input
     """
 
     @property
@@ -225,16 +231,17 @@ class DetectorOutput(Protocol):
 class DenseOutput:
     """Everything a dense detector says about a batch: what losses, distillers and post-processing read.
 
-    backbone_features  (B, C, h, w) maps of the backbone, finest first
-    features           L x (B, C, h, w) neck maps
-    cls_features       L x (B, C, h, w) output of the first block of each classification tower
-    reg_features       L x (B, C, h, w) the same of the regression tower
-    cls_logits         (B, A, K) class logits
-    box_raw            (B, A, R) box code as the network gives it
-    boxes              (B, A, 4) decoded xyxy px of the network input
-    quality            (B, A) objectness or centerness logits, or None
-    grid               where the A predictions lie
-    image_size         (H, W)
+    Attributes:
+        backbone_features: (B, C, h, w) maps of the backbone, finest first
+        features: L x (B, C, h, w) neck maps
+        cls_features: L x (B, C, h, w) output of the first block of each classification tower
+        reg_features: L x (B, C, h, w) the same of the regression tower
+        cls_logits: (B, A, K) class logits
+        box_raw: (B, A, R) box code as the network gives it
+        boxes: (B, A, 4) decoded xyxy px of the network input
+        quality: (B, A) objectness or centerness logits, or None
+        grid: where the A predictions lie
+        image_size: (H, W)
     """
 
     backbone_features: tuple[Tensor, ...]
@@ -253,11 +260,12 @@ class DenseOutput:
 class RoIStage:
     """What one stage of a two-stage detector says of P regions.
 
-    roi_features  (B, P, C, s, s) pooled maps
-    cls_logits    (B, P, K + 1), background last
-    box_raw       (B, P, R) box code; of every class, or of all classes alike
-    boxes         (B, P, 4) decoded px, of the class with the largest logit
-    regions       (B, P, 4) px, what it was asked about
+    Attributes:
+        roi_features: (B, P, C, s, s) pooled maps
+        cls_logits: (B, P, K + 1), background last
+        box_raw: (B, P, R) box code; of every class, or of all classes alike
+        boxes: (B, P, 4) decoded px, of the class with the largest logit
+        regions: (B, P, 4) px, what it was asked about
     """
 
     roi_features: Tensor
@@ -271,10 +279,11 @@ class RoIStage:
 class RoIOutput:
     """Everything a two-stage detector says about a batch.
 
-    rpn        the proposal network's output, of one class
-    proposals  (B, P, 4) px, best first, in as many slots for every image
-    valid      (B, P) bool, slots that hold a proposal
-    stages     one after the other; the last is what detections are made of
+    Attributes:
+        rpn: the proposal network's output, of one class
+        proposals: (B, P, 4) px, best first, in as many slots for every image
+        valid: (B, P) bool, slots that hold a proposal
+        stages: one after the other; the last is what detections are made of
     """
 
     rpn: DenseOutput
@@ -306,9 +315,10 @@ TASK = "task"
 class LossName(NamedTuple):
     """Which loss it is; text only for the screen and for results.csv.
 
-    source  `TASK`, or the distiller, with its teacher's number where there are several: "pgd", "pgd@2"
-    term    what it compares
-    level   stride (px) of the feature level; None: of all levels together
+    Attributes:
+        source: `TASK`, or the distiller, with its teacher's number where there are several: "pgd", "pgd@2"
+        term: what it compares
+        level: stride (px) of the feature level; None: of all levels together
     """
 
     source: str
@@ -324,12 +334,14 @@ class LossName(NamedTuple):
 class Loss:
     """A loss of some images that is not divided yet: the engine does that, for it knows the other parts of the batch.
 
-    total  scalar: with `count` a sum over these images, else their mean
-    count  scalar without gradient: what these images contribute to the number that the whole batch's sum is divided by
-    least  that number is at least this
-    of     for a loss that is no quotient but a function of sums over the whole batch, such as a channel's variance: takes
-           these sums (n,) to the loss. `count` holds what these images contribute to them, with gradient, and `total` is a
-           factor on the result
+    Attributes:
+        total: scalar: with `count` a sum over these images, else their mean
+        count: scalar without gradient: what these images contribute to the number that the whole batch's sum
+            is divided by
+        least: that number is at least this
+        of: for a loss that is no quotient but a function of sums over the whole batch, such as a channel's
+            variance: takes these sums (n,) to the loss. `count` holds what these images contribute to them,
+            with gradient, and `total` is a factor on the result
     """
 
     total: Tensor
@@ -371,9 +383,10 @@ def task_losses(**terms: Loss) -> Losses:
 class Predictor(Protocol):
     """Anything that detects: a PyTorch model with its post-processing, or an exported file in its runtime.
 
-    names      class names, in label order
-    stride     H and W of the input must be multiples of it
-    pad_value  RGB value (0..255) of letterbox padding
+    Attributes:
+        names: class names, in label order
+        stride: H and W of the input must be multiples of it
+        pad_value: RGB value (0..255) of letterbox padding
     """
 
     names: list[str]

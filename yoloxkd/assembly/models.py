@@ -64,10 +64,12 @@ def build_detector(section: Mapping[str, Any], names: Sequence[str]) -> Detector
 class Weights:
     """The weights in a checkpoint file, whoever wrote it.
 
-    section  the model they belong to ({name, further keys}); name is None when the layout is known but the size is not
-    names    class names; named: whether they are in the file, else they are COCO's or made up
-    imgsz    input size the model was trained at, where the file says so
-    kind     "yoloxkd", "megvii", "mmdetection" or "torchvision"
+    Attributes:
+        section: the model they belong to ({name, further keys}); name is None when the layout is known but
+            the size is not
+        names: class names; named: whether they are in the file, else they are COCO's or made up
+        imgsz: input size the model was trained at, where the file says so
+        kind: "yoloxkd", "megvii", "mmdetection" or "torchvision"
     """
 
     section: dict[str, Any]

@@ -83,13 +83,16 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
 class EvalResult:
     """Numbers and detections of an evaluation.
 
-    metrics     the keys of `metrics.coco.coco_metrics`, or for CrowdHuman data of `metrics.crowdhuman.crowdhuman_metrics`
-    detections  in px of the original images, labels in the data set's order; their image_id is the position in `data`
-    names       class names of the data set
-    images      how many images were evaluated
-    seconds     spent in the predictor, reading of images and the metric not counted
-    data        the split that was evaluated
-    positions   those in `data` of the images that were evaluated, in order
+    Attributes:
+        metrics: the keys of `metrics.coco.coco_metrics`, or for CrowdHuman data of
+            `metrics.crowdhuman.crowdhuman_metrics`
+        detections: in px of the original images, labels in the data set's order; their image_id is the
+            position in `data`
+        names: class names of the data set
+        images: how many images were evaluated
+        seconds: spent in the predictor, reading of images and the metric not counted
+        data: the split that was evaluated
+        positions: those in `data` of the images that were evaluated, in order
     """
 
     metrics: dict[str, Any]

@@ -19,8 +19,9 @@ from yoloxkd.types import Batch, Draw, Losses, LossName
 class StudentPass:
     """A batch that the student has seen.
 
-    model  the student; out: its output; match: who answers for what, as its losses have it
-    draw   what is drawn at random in this step follows from
+    Attributes:
+        model: the student; out: its output; match: who answers for what, as its losses have it
+        draw: what is drawn at random in this step follows from
     """
 
     model: Detector[Any, Any]
@@ -33,9 +34,10 @@ class StudentPass:
 class AuxiliaryLoss(nn.Module, ABC):
     """Losses beside the student's own.
 
-    names    of everything `forward` gives, every time the same
-    counted  whether one of them has a `Loss.count`, or the counts of the student's losses depend on it; with
-             `train.accumulate` that costs a further forward pass of it
+    Attributes:
+        names: of everything `forward` gives, every time the same
+        counted: whether one of them has a `Loss.count`, or the counts of the student's losses depend on it;
+            with `train.accumulate` that costs a further forward pass of it
     """
 
     names: tuple[LossName, ...]
@@ -56,9 +58,10 @@ class AuxiliaryLoss(nn.Module, ABC):
 class TrainStep(nn.Module):
     """The student and the trainable parts of every auxiliary loss, so that all gradients are reduced and stepped alike.
 
-    detector   the student
-    aux        every module an `AuxiliaryLoss`
-    amp        autocast dtype, or None for full precision; losses are float32 either way
+    Attributes:
+        detector: the student
+        aux: every module an `AuxiliaryLoss`
+        amp: autocast dtype, or None for full precision; losses are float32 either way
     """
 
     def __init__(self, detector: Detector[Any, Any], aux: nn.ModuleDict, amp: torch.dtype | None = None) -> None:

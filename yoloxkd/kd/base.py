@@ -91,11 +91,12 @@ class Pair(NamedTuple):
 class Step(Generic[O]):
     """A batch that both have seen; O is what detectors say that the method can distil.
 
-    student, teacher  their outputs; of the teacher's maps only those that are asked for
-    match             who answers for what in the student's own losses
-    models            for what the outputs mean (`class_probability`)
-    seed              of the run, and number, which counts from 0 over the whole run: what a method draws at random
-                      follows from these two alone, so that a resumed run draws the same
+    Attributes:
+        student, teacher: their outputs; of the teacher's maps only those that are asked for
+        match: who answers for what in the student's own losses
+        models: for what the outputs mean (`class_probability`)
+        seed: of the run, and number, which counts from 0 over the whole run: what a method draws at random
+            follows from these two alone, so that a resumed run draws the same
     """
 
     student: O
@@ -115,10 +116,12 @@ class Step(Generic[O]):
 class Distiller(nn.Module, ABC):
     """A distillation method: compares student and teacher outputs, owns what is trained for that and nothing else.
 
-    needs    the maps it reads; none: it compares predictions
-    terms    the keys that `compare` returns, every time the same; their source is `name`
-    counted  whether one of them has a `Loss.count`, or the student's labels come from it; else each is a mean over images
-    labels   it gives labels for the student's own losses, and has no terms
+    Attributes:
+        needs: the maps it reads; none: it compares predictions
+        terms: the keys that `compare` returns, every time the same; their source is `name`
+        counted: whether one of them has a `Loss.count`, or the student's labels come from it; else each is a
+            mean over images
+        labels: it gives labels for the student's own losses, and has no terms
     """
 
     Config: ClassVar[type[KDConfig]]
@@ -150,10 +153,11 @@ class Distiller(nn.Module, ABC):
 class Teacher:
     """Whom the student learns from.
 
-    source  file or name, as the user gave it
-    digest  of the weights' file; a resumed run refuses another
-    share   share of the detector's parameters that came from the file, 0 to 1
-    weight  factor on everything this teacher teaches
+    Attributes:
+        source: file or name, as the user gave it
+        digest: of the weights' file; a resumed run refuses another
+        share: share of the detector's parameters that came from the file, 0 to 1
+        weight: factor on everything this teacher teaches
     """
 
     detector: Detector[Any, Any]

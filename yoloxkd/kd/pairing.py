@@ -28,11 +28,14 @@ class LevelPair:
 class Pairing:
     """The plan: levels by stride, channels by adapters, sizes by resizing, classes by name.
 
-    levels        pairs, finest first
-    classes       (student classes,) int64: the teacher's index of each student class, -1 where the teacher has none
-    taught        (student classes,) bool: classes whose objects this teacher answers for; all, but with several teachers
-    nominal_size  px, the side of the training input before multi-scale; None when it does not vary
-    teacher_scale the teacher sees the batch at this multiple of its size
+    Attributes:
+        levels: pairs, finest first
+        classes: (student classes,) int64: the teacher's index of each student class, -1 where the teacher has
+            none
+        taught: (student classes,) bool: classes whose objects this teacher answers for; all, but with several
+            teachers
+        nominal_size: px, the side of the training input before multi-scale; None when it does not vary
+        teacher_scale: the teacher sees the batch at this multiple of its size
     """
 
     levels: tuple[LevelPair, ...]
@@ -89,7 +92,8 @@ class Pairing:
     def describe(self, taps: Iterable[Tap], adapted: Sequence[str] = ()) -> list[tuple[str, str, str, str]]:
         """Rows of the plan's table: what, student, teacher, how they are brought together.
 
-        adapted  methods with a 3x3 adapter on every level of the neck
+        Args:
+            adapted: methods with a 3x3 adapter on every level of the neck
         """
         rows = []
         wide = f"; 3x3 adapter of {', '.join(adapted)}" if adapted else ""

@@ -25,9 +25,10 @@ M = TypeVar("M")
 class InputConvention:
     """How a detector wants its pixels; the batch itself is uint8 RGB for everyone.
 
-    bgr        swap the channels first
-    mean, std  per channel, in the detector's own channel order and in 0..255 units
-    pad_value  RGB value (0..255) of letterbox padding
+    Attributes:
+        bgr: swap the channels first
+        mean, std: per channel, in the detector's own channel order and in 0..255 units
+        pad_value: RGB value (0..255) of letterbox padding
     """
 
     bgr: bool = False
@@ -46,9 +47,10 @@ class InputConvention:
 class BoxCode:
     """What `box_raw` holds.
 
-    kind  "cells": YOLOX's shift of the center in strides and logarithm of the size in strides; "distances" to the four
-          sides; "distributions" of these, `bins` logits a side; "anchors": shift and logarithm of the size in anchor sides;
-          "points": shifts of points whose moments are the box
+    Attributes:
+        kind: "cells": YOLOX's shift of the center in strides and logarithm of the size in strides;
+            "distances" to the four sides; "distributions" of these, `bins` logits a side; "anchors": shift
+            and logarithm of the size in anchor sides; "points": shifts of points whose moments are the box
     """
 
     kind: Literal["cells", "distances", "distributions", "anchors", "points"]
@@ -59,15 +61,18 @@ class BoxCode:
 class DetectorSpec:
     """What a detector is to others, declared once.
 
-    names             class names, in label order
-    strides           px, of the levels that it predicts on, finest first
-    channels          {tap: {stride: channels}} of the maps that a distiller can read, finest first
-    stable_locations  prediction i of one forward pass and prediction i of another are about the same place; proposals are not
-    pairs_per_level   what goes into NMS. None: the best class of each location (YOLOX); a number: every class, that many
-                      of the best (location, class) pairs of each level (detectors on an FPN)
-    quality           what `DenseOutput.quality` is, if there is one. "objectness": whether there is any object, and the
-                      probability of a class is its own times that; "localization": how well the box fits
-    reads_predictions `assign` reads what the network predicts; else the grid and the targets alone decide
+    Attributes:
+        names: class names, in label order
+        strides: px, of the levels that it predicts on, finest first
+        channels: {tap: {stride: channels}} of the maps that a distiller can read, finest first
+        stable_locations: prediction i of one forward pass and prediction i of another are about the same
+            place; proposals are not
+        pairs_per_level: what goes into NMS. None: the best class of each location (YOLOX); a number: every
+            class, that many of the best (location, class) pairs of each level (detectors on an FPN)
+        quality: what `DenseOutput.quality` is, if there is one. "objectness": whether there is any object,
+            and the probability of a class is its own times that; "localization": how well the box fits
+        reads_predictions: `assign` reads what the network predicts; else the grid and the targets alone
+            decide
     """
 
     names: tuple[str, ...]

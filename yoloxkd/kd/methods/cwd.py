@@ -38,8 +38,9 @@ class CWDConfig(KDConfig):
 def channel_divergence(student: Tensor, teacher: Tensor, tau: float, excluded: Tensor | None = None) -> Tensor:
     """tau² / C times the sum over channels of KL(teacher's || student's), averaged over images. CWD eq. (2) to (4).
 
-    student, teacher  (B, C, h, w); a channel's distribution is the softmax of its cells / tau
-    excluded          (B, h, w) bool, cells that belong to no distribution
+    Args:
+        student, teacher: (B, C, h, w); a channel's distribution is the softmax of its cells / tau
+        excluded: (B, h, w) bool, cells that belong to no distribution
     """
     ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
     if excluded is not None:

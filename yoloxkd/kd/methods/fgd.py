@@ -91,9 +91,10 @@ def fgd_focal_terms(
 
     With the student's and the teacher's `GlobalContext` in `context`, global as well: `fgd_relation` in the same passes over the maps.
 
-    student, teacher        (B, C, h, w), the student's after its adapter
-    foreground, background  (B, h, w) of `fgd_masks`
-    spatial, channel        without one, cells or channels weigh alike and that attention is not imitated
+    Args:
+        student, teacher: (B, C, h, w), the student's after its adapter
+        foreground, background: (B, h, w) of `fgd_masks`
+        spatial, channel: without one, cells or channels weigh alike and that attention is not imitated
     """
     ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
     images = ours.shape[0]

@@ -59,8 +59,9 @@ def attended_norm(difference: Tensor, cells: Tensor, channels: Tensor | None = N
 class FKDBlocks(nn.Module):
     """What FKD trains for one level of the neck: parts by name, those of the terms that are on and no others.
 
-    student, teacher  channels of the maps
-    index             of the level, 0 the finest
+    Attributes:
+        student, teacher: channels of the maps
+        index: of the level, 0 the finest
     """
 
     def __init__(self, student: int, teacher: int, index: int, terms: Collection[str]) -> None:

@@ -79,8 +79,9 @@ def box_code(boxes: Tensor, anchors: Tensor) -> Tensor:
 class GID(NeckDistiller):
     """GID on the neck and on the predictions of a dense detector. Its terms are of all levels together.
 
-    feature, relation  of the instances' pooled features
-    cls, box           of the predictions whose anchors answer for an instance
+    Attributes:
+        feature, relation: of the instances' pooled features
+        cls, box: of the predictions whose anchors answer for an instance
     """
 
     Config = GIDConfig

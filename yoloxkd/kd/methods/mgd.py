@@ -38,8 +38,9 @@ def generated_error(
 ) -> Tensor:
     """Sum of (T - block(S * visible))², averaged over images, before alpha. MGD eq. (4) to (6).
 
-    student, teacher   (B, C, h, w); visible (B, h, w) of 0 and 1, alike in all channels
-    excluded           (B, h, w) bool, cells whose error does not count
+    Args:
+        student, teacher: (B, C, h, w); visible (B, h, w) of 0 and 1, alike in all channels
+        excluded: (B, h, w) bool, cells whose error does not count
     """
     made: Tensor = block(full_precision(student) * visible[:, None])
     error = (made - full_precision(teacher).detach()).square().sum(1)

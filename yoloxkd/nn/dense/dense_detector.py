@@ -23,7 +23,8 @@ Maps = tuple[Tensor, ...]
 class Predictions:
     """What the predictors say, level by level, finest first; n predictions a cell.
 
-    classes  (B, n K, h, w) logits; boxes (B, n R, h, w) code; quality (B, n, h, w) logits, or None
+    Attributes:
+        classes: (B, n K, h, w) logits; boxes (B, n R, h, w) code; quality (B, n, h, w) logits, or None
     """
 
     classes: Sequence[Tensor]
@@ -43,8 +44,9 @@ class DenseDetector(Detector[DenseOutput, Match]):
 
     A subclass writes `pyramid`, `tower`, `predict`, `decode` and `scores`.
 
-    per_cell  predictions of a cell
-    offset    where in its cell a prediction lies: 0.5, its center, or 0, its corner
+    Attributes:
+        per_cell: predictions of a cell
+        offset: where in its cell a prediction lies: 0.5, its center, or 0, its corner
     """
 
     per_cell: ClassVar[int] = 1
