@@ -42,8 +42,8 @@ class EarlyStopping(NamedCallback):
     Config = EarlyStoppingConfig
     cfg: EarlyStoppingConfig
 
-    def __init__(self, **keys: Any) -> None:
-        super().__init__(**keys)
+    def __init__(self, config: Strict | None = None, **keys: Any) -> None:
+        super().__init__(config, **keys)
         self.best: BestValue | None = None
 
     def on_eval_end(self, state: State) -> None:
