@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_refused(data: DetectionData, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"4\.2 GB"):
         with_cache(data, data, "ram", 0)
     monkeypatch.setattr(caches.shutil, "disk_usage", lambda _: type("Usage", (), {"free": GB})())
-    with pytest.raises(UserError, match=r"2.1 GB, and 1.0 GB on the disk of .*images are free.*=off"):
+    with pytest.raises(UserError, match=r"2.1 GB, and 1.0 GB on the disk of .*pictures are free.*=off"):
         with_cache(data, data, "disk", 0)
 
 

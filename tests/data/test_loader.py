@@ -245,7 +245,7 @@ def reads_of(make_set: MakeSet, pool: int, n: int, monkeypatch: pytest.MonkeyPat
         return read_image(path, *rest)
 
     monkeypatch.setattr("yoloxkd.data.samples.mosaic", watched)
-    for module in ("caches", "records"):
+    for module in ("io.image_caches", "dataset"):
         monkeypatch.setattr(f"yoloxkd.data.{module}.read_image", counted)
     augment = Augment(mosaic_pool=pool, scale=(1.0, 1.0), hsv_prob=0)
     list(train_loader(data, imgsz=64, batch=4, augment=augment, seed=0))

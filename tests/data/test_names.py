@@ -59,7 +59,7 @@ def save(path: Path, shade: int, size: tuple[int, int] = (32, 24)) -> None:
 def odd_set(root: Path) -> Path:
     """A COCO set with an image of each odd name, its shade its position; box i is (i, 1, i + 4, 9)."""
     for i, name in enumerate(ODD):
-        save(root / "pictures" / name, 8 * i)
+        save(root / "images" / name, 8 * i)
     content = {
         "images": [{"id": i + 1, "file_name": name, "width": 32, "height": 24} for i, name in enumerate(ODD)],
         "annotations": [

@@ -52,7 +52,7 @@ def test_a_higher_threshold_and_a_shorter_list_are_those_of_the_model(
 def test_settings_the_file_cannot_give_are_refused(nms_file: Path) -> None:
     with pytest.raises(UserError, match=r"nothing below a score of 0\.3, but conf 0\.1 .* again with that conf"):
         OnnxPredictor(nms_file, conf=0.1)
-    with pytest.raises(UserError, match=r"overlap of 0\.65, but iou 0\.5"):
+    with pytest.raises(UserError, match=r"IoU of 0\.65, but iou 0\.5"):
         OnnxPredictor(nms_file, iou=0.5)
     with pytest.raises(UserError, match="at most 40 detections an image, but 41"):
         OnnxPredictor(nms_file, max_det=41)

@@ -26,6 +26,8 @@ DISTRIBUTIONS = {"ld": {"gfl"}}
 """Methods that distil distributions of box sides, and the families that predict them."""
 OF_ALL_LEVELS = {"gid", "mimic"}
 """Methods whose terms belong to no level."""
+MAY_BE_ZERO = {"chen/box", "gid/relation"}
+"""Terms that are zero where the student is no worse than the teacher, and where one region alone is left."""
 ANYWHERE = [m for m in DISTILLERS if m not in DISTRIBUTIONS and not DISTILLERS[m].labels]
 PAIRS = list(itertools.product(FAMILIES, FAMILIES))
 COVERING = [
@@ -78,7 +80,7 @@ def test_two_steps(teacher_family: str, student_family: str, method: str) -> Non
             assert value.isfinite(), name
             assert value >= 0, name
         positive = {term_of(name) for name, value in terms.items() if value > 0}
-        assert positive == {term_of(name) for name in terms}
+        assert {term_of(name) for name in terms} - positive <= MAY_BE_ZERO
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         assert all(p.grad is None for p in teacher.parameters())

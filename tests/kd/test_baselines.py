@@ -265,9 +265,9 @@ def test_pairs_that_cannot_be_compared_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "key", "sentence"),
     [
-        ("fgfi", "beta=1", "unknown key 'kd.beta'"),
-        ("defeat", "threshold=0.5", "unknown key 'kd.threshold'"),
-        ("gid", "tau=1", "unknown key 'kd.tau'"),
+        ("fgfi", "beta=1", "key 'kd.beta' is of fgd, .*--kd fgfi has no such key"),
+        ("defeat", "threshold=0.5", "key 'kd.threshold' is of .*--kd defeat has no such key"),
+        ("gid", "tau=1", "key 'kd.tau' is of .*--kd gid has no such key"),
         ("defeat", "assign=some", "key 'kd.assign'.*'size' or 'all'"),
         ("frs", "adapter=5x5", "key 'kd.adapter'.*'1x1' or '3x3'"),
         ("gid", "k=0", "key 'kd.k'.*greater than or equal to 1"),
