@@ -93,8 +93,9 @@ def test_a_detectors_losses_are_float32_on_float16_outputs(kind: str) -> None:
         torch.testing.assert_close(found[name], value, rtol=0.02, atol=0.02, msg=name)
 
 
-@pytest.mark.parametrize("method", [name for name, kind in DISTILLERS.items() if not kind.labels])
+@pytest.mark.parametrize("method", [name for name, kind in DISTILLERS.items() if not kind.labels and name != "crosskd"])
 def test_a_distiller_is_float32_on_float16_maps(method: str) -> None:
+    """Of every method that reads outputs alone; CrossKD runs the networks' heads (tests/kd/test_contract.py)."""
     student, teacher = family("gfl" if method == "ld" else "yolox")
     data = scenes()
     distiller = DISTILLERS[method](DISTILLERS[method].Config(), Pairing.between(student, teacher))
@@ -111,7 +112,8 @@ def test_a_distiller_is_float32_on_float16_maps(method: str) -> None:
         assert value.dtype == torch.float32
         assert value.isfinite()
         torch.testing.assert_close(value, exact[name], msg=name)
-    assert any(bool(value > 0) for value in found.values())
+    # untrained heads say the same, so what compares predictions alone has nothing to give here
+    assert any(bool(value > 0) for value in found.values()) or not distiller.needs
 
 
 def test_bf16_trains_on_the_cpu(toy: Path, tmp_path: Path) -> None:
