@@ -15,8 +15,9 @@ from benchmarks.scenes import batch_of, dense_output, detector
 from benchmarks.steps_of import training_step
 from benchmarks.timing import Spread, alternate, ratio
 from tests.losses import compared
-from yoloxkd.kd import DISTILLERS, kd_defaults, split_name
+from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import Distiller
+from yoloxkd.kd.defaults import kd_defaults, split_name
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.types import Batch, DenseOutput

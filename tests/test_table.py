@@ -47,8 +47,8 @@ def test_names_are_listed_without_importing_anything() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="unknown distiller 'pdg' in the recipe; did you mean 'pgd'"):
-        DISTILLERS.find("pdg", " in the recipe")
+    with pytest.raises(UserError, match="unknown distiller 'pgdd' in the recipe; did you mean 'pgd'"):
+        DISTILLERS.find("pgdd", " in the recipe")
     assert DISTILLERS.find("pgd") is DISTILLERS["pgd"]
 
 

@@ -150,6 +150,7 @@ def test_early_stopping_waits_for_its_patience_and_remembers() -> None:
         watch(EarlyStopping(metric="APP"), [0.1])
 
 
+@pytest.mark.slow
 def test_an_early_stopped_run_resumes_exactly_and_counts_as_finished(toy: Path, tmp_path: Path) -> None:
     sets = TINY | {"val.interval": 1, "callbacks.early_stopping.patience": 2, "optim.lr_per_image": 1e-6}
     options = OPTIONS | {"set": sets, "data": str(toy), "epochs": 9}

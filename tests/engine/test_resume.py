@@ -118,6 +118,7 @@ def _train(options: dict[str, Any]) -> None:
         Trainer(**options, callbacks=[Draws()]).fit()
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_from_a_good_file(whole: Path, toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = OPTIONS | {"set": SETTINGS, "data": str(toy), "out": out}

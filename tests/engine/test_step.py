@@ -116,6 +116,7 @@ def test_losses_are_float32_and_finite_under_bf16(methods: tuple[str, ...]) -> N
     torch.stack(list(losses.values())).sum().backward()
 
 
+@pytest.mark.slow
 def test_network_and_losses_compile_in_one_graph() -> None:
     one, data = step(), batch()
     detector = one.detector.eval()

@@ -66,6 +66,7 @@ def test_any_batch_and_size_when_dynamic(
     assert_same(run(dynamic_file, images), expected(detector, images))
 
 
+@pytest.mark.slow
 def test_nothing_found_in_part_of_a_batch_or_all_of_it(tmp_path: Path, pixels: Tensor) -> None:
     detector = TinyDetector(["a", "b"], bias=-3.0).eval()
     with torch.no_grad():

@@ -31,6 +31,7 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["nms_file", "raw_file", "dynamic_file"])
 @pytest.mark.parametrize("size", [(90, 120), (130, 40)])
 def test_it_finds_what_the_model_finds(

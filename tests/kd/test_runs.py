@@ -60,6 +60,7 @@ def test_the_log_and_the_table_name_every_teacher(whole: Path) -> None:
         assert f"loss/{name}" in terms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iteration", [1, 2])  # in the first epoch; after its last step
 def test_resuming_in_the_middle_of_measuring_changes_nothing(
     iteration: int, keys: dict[str, Any], whole: Path, tmp_path: Path
