@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.kd.fakes import TinyDetector, make_batch
 from tests.kd.plain import fgd_terms_by_image
 from tests.losses import compared
-from yoloxkd.kd.methods import fgd
+from yoloxkd.kd.functional import masks
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig, GlobalContext, NonLocal, fgd_focal_terms, fgd_masks, fgd_relation
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import TASK
@@ -106,7 +106,7 @@ def test_gradcheck(block: type, layout: torch.memory_format) -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     xyxy, rows, image, excluded = scene(3, 20, 8, 9, 1)
     whole = fgd_masks(xyxy, rows, (8, 9), image, excluded)
-    monkeypatch.setattr(fgd, "CELL_BUDGET", 3 * 8 * 9 * 6)
+    monkeypatch.setattr(masks, "CELL_BUDGET", {"other": 3 * 8 * 9 * 6})
     for a, b in zip(whole, fgd_masks(xyxy, rows, (8, 9), image, excluded), strict=True):
         assert torch.equal(a, b)
 

@@ -27,6 +27,7 @@ from yoloxkd.kd.functional.importance import (
     quality,
     topk_low,
 )
+from yoloxkd.kd.functional.masks import box_parts
 from yoloxkd.kd.methods.pgd import PGD
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.ops.points import within_content
@@ -251,7 +252,7 @@ def test_chunks_change_nothing(strategy: str, monkeypatch: pytest.MonkeyPatch) -
     args = scene(2, 7, 3)
     whole = pgd_weights(*args, xi=XI, strategy=strategy)
     inside = inside_any(args[0].points, args[1], args[3])
-    monkeypatch.setattr(regions, "PAIR_BUDGET", 2 * 2 * len(args[0].points) * 2)
+    monkeypatch.setattr(regions, "PAIR_BUDGET", {"other": 2 * 2 * len(args[0].points) * 2})
     assert torch.equal(pgd_weights(*args, xi=XI, strategy=strategy), whole)
     assert torch.equal(inside_any(args[0].points, args[1], args[3]), inside)
 
@@ -267,3 +268,13 @@ def test_autocast_changes_nothing() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = pgd_weights(*args, xi=XI)
     assert torch.equal(cast, pgd_weights(*args, xi=XI))
+
+
+def test_the_budget_is_that_of_the_device() -> None:
+    """64 images of 640 px, two values of xi, 120 boxes: on a GPU few launches count for more than a CPU's cache."""
+    pairs = 64 * 2 * 8400
+    on_cpu, on_gpu = (
+        list(box_parts(120, pairs, torch.device(device), regions.PAIR_BUDGET)) for device in ("cpu", "cuda")
+    )
+    assert (len(on_cpu), len(on_gpu)) == (60, 2)
+    assert [row for part in on_gpu for row in range(120)[part]] == list(range(120))

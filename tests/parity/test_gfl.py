@@ -203,3 +203,10 @@ def test_head_network(case: Case) -> None:
     close(out.box_raw, reg, ROUNDED)
     first = model.head.cls_convs[0](features[0])
     close(out.cls_features[0], first)
+
+
+def test_expected_distances_are_float32_under_autocast() -> None:
+    logits = torch.randn(3, 4 * 17, generator=torch.Generator().manual_seed(0)) * 3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = expected_distances(logits)
+    assert torch.equal(found, expected_distances(logits))

@@ -5,13 +5,13 @@ Legend: B images, G padded boxes, A locations over all levels, X values of xi, K
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from yoloxkd.kd.functional.masks import box_parts
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.ops.boxes import paired_iou
 
@@ -26,8 +26,8 @@ CENTER_SHARE = 0.2
 MIN_UNION = 1e-6
 BORDER = 1e-2
 """px: a location this near to a border lies on it."""
-PAIR_BUDGET = 3_000_000
-"""Elements of a (B, boxes, A) intermediate; more boxes than fit are taken in several goes."""
+PAIR_BUDGET = {"cpu": 3_000_000, "other": 2**26}
+"""Elements of a (B, boxes, A) intermediate by device; more boxes than fit are taken in several goes."""
 LIST_DEVICES = ("cpu",)
 """Where candidates are listed: elsewhere the host would have to wait for the length of the list."""
 
@@ -55,7 +55,7 @@ class Predictions:
 def inside_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
     """(A, 2) points, (B, G, 4) boxes, (B, G) which of them count -> (B, A) bool: strictly inside at least one."""
     out = torch.zeros(boxes.shape[0], points.shape[0], dtype=torch.bool, device=boxes.device)
-    for part in _parts(boxes.shape[0], boxes.shape[1], points.shape[0]):
+    for part in box_parts(boxes.shape[1], boxes.shape[0] * points.shape[0], boxes.device, PAIR_BUDGET):
         out |= (_inside(points, boxes[:, part]) & rows[:, part, None]).any(1)
     return out
 
@@ -127,7 +127,8 @@ def pgd_weights(
     points = full_precision(seen.points)
     boxes = boxes.to(torch.promote_types(points.dtype, torch.float32))
     out = boxes.new_zeros(len(xi), boxes.shape[0], points.shape[0])
-    goes = _parts(boxes.shape[0] * len(xi), boxes.shape[1], points.shape[0] * seen.per_location)
+    pairs = boxes.shape[0] * len(xi) * points.shape[0] * seen.per_location
+    goes = box_parts(boxes.shape[1], pairs, boxes.device, PAIR_BUDGET)
     for part in goes:
         chosen = boxes[:, part], labels[:, part], rows[:, part]
         if strategy in ("box", "box-gauss", "centre"):
@@ -314,10 +315,3 @@ def _overlap(boxes: Tensor, predicted: Tensor) -> Tensor:
     common *= torch.minimum(y2, h2).sub_(torch.maximum(y1, h1)).clamp_min_(0)
     union = ((x2 - x1) * (y2 - y1) + (g2 - g1) * (h2 - h1)).sub_(common).clamp_min_(MIN_UNION)
     return common.div_(union)
-
-
-def _parts(images: int, boxes: int, points: int) -> Iterator[slice]:
-    """Slices of the box axis whose pairs fit the budget."""
-    step = max(1, PAIR_BUDGET // max(1, images * points))
-    for start in range(0, boxes, step):
-        yield slice(start, start + step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from yoloxkd.kd.functional.precision import full_precision
 from yoloxkd.ops.boxes import pairwise_iou
 from yoloxkd.types import Batch
 
-CELL_BUDGET = 4_000_000
-"""Elements of a (B, boxes, cells) intermediate; more boxes than fit are taken in several goes."""
+CELL_BUDGET = {"cpu": 4_000_000, "other": 2**26}
+"""Elements of a (B, boxes, cells) intermediate by device: what fits a CPU's cache; elsewhere few launches count for more."""
 MIN_UNION = 1e-6
 
 CellSize = tuple[float, float]
@@ -92,7 +92,7 @@ def gaussian_cells(cells: Tensor, thin: Tensor, rows: Tensor, size: tuple[int, i
 
     in_rows, in_columns = along(size[0], y1, y2) * rows[..., None], along(size[1], x1, x2)
     out = in_rows.new_zeros(len(cells), *size)
-    for part in box_parts(cells.shape[1], out.numel()):
+    for part in box_parts(cells.shape[1], out.numel(), out.device):
         out = torch.maximum(out, (in_rows[:, part, :, None] * in_columns[:, part, None, :]).amax(1))
     return out
 
@@ -105,16 +105,19 @@ def anchors_near_boxes(anchors: Tensor, boxes: Tensor, rows: Tensor, threshold: 
     """
     boxes, anchors = full_precision(boxes), full_precision(anchors)
     out = torch.zeros(len(boxes), len(anchors), dtype=torch.bool, device=boxes.device)
-    for part in box_parts(boxes.shape[1], out.numel()):
+    for part in box_parts(boxes.shape[1], out.numel(), out.device):
         overlap = pairwise_iou(boxes[:, part], anchors, MIN_UNION)
         least = overlap.amax(2, keepdim=True) * threshold
         out |= ((overlap > least) & rows[:, part, None]).any(1)
     return out
 
 
-def box_parts(boxes: int, elements: int) -> Iterator[slice]:
-    """Slices of an axis of boxes, with `elements` values for each, that keep to `CELL_BUDGET`."""
-    step = max(1, CELL_BUDGET // max(1, elements))
+def box_parts(
+    boxes: int, elements: int, device: torch.device, budget: Mapping[str, int] | None = None
+) -> Iterator[slice]:
+    """Slices of an axis of boxes, with `elements` values for each, that keep to a budget (default: `CELL_BUDGET`)."""
+    limits = CELL_BUDGET if budget is None else budget
+    step = max(1, limits.get(device.type, limits["other"]) // max(1, elements))
     for start in range(0, boxes, step):
         yield slice(start, start + step)
 

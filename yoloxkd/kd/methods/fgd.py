@@ -19,14 +19,12 @@ from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.attention import channel_attention, spatial_attention
 from yoloxkd.kd.functional.fused import differences, pooled, shifted_error
-from yoloxkd.kd.functional.masks import box_cells, excluded_cells
+from yoloxkd.kd.functional.masks import box_cells, box_parts, excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 ImageSize = tuple[int, int] | Tensor
-CELL_BUDGET = 4_000_000
-"""Elements of a (B, boxes, h, w) intermediate; more boxes than fit are taken in several goes."""
 
 
 class FGDConfig(KDConfig):
@@ -64,9 +62,7 @@ def fgd_masks(
     weight = 1.0 / ((x2 + 1 - x1) * (y2 + 1 - y1)).clamp_min(1.0)
     weighted = in_rows * weight[..., None]
     foreground = weighted.new_zeros(boxes.shape[0], *size)
-    step = max(1, CELL_BUDGET // max(1, foreground.numel()))
-    for start in range(0, boxes.shape[1], step):
-        part = slice(start, start + step)
+    for part in box_parts(boxes.shape[1], foreground.numel(), foreground.device):
         foreground = torch.maximum(foreground, (weighted[:, part, :, None] * in_columns[:, part, None, :]).amax(1))
     background = (foreground == 0).to(foreground.dtype)
     if excluded is not None:

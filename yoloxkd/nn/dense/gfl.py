@@ -114,8 +114,9 @@ class GFL(FPNDetector):
 
 def expected_distances(logits: Tensor) -> Tensor:
     """Mean of each side's distribution: (..., 4 n) logits -> (..., 4) bins, at least float32. GFL eq. 5."""
-    p = full_precision(logits).unflatten(-1, (4, -1)).softmax(dim=-1)
-    mean: Tensor = p @ torch.arange(p.shape[-1], device=p.device, dtype=p.dtype)
+    with torch.autocast(logits.device.type, enabled=False):  # it would take the product in half precision
+        p = full_precision(logits).unflatten(-1, (4, -1)).softmax(dim=-1)
+        mean: Tensor = p @ torch.arange(p.shape[-1], device=p.device, dtype=p.dtype)
     return mean
 
 
