@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from yoloxkd import places
+from yoloxkd import cache_folders
 from yoloxkd.data.data_spec import find_data
 from yoloxkd.data.io.image_caches import image_folder
 from yoloxkd.errors import UserError
 
-VARIABLES = ("HOME", "YOLOXKD_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", *places.LIBRARIES)
+VARIABLES = ("HOME", "YOLOXKD_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", *cache_folders.LIBRARIES)
 
 
 @pytest.fixture(autouse=True)
@@ -33,24 +33,24 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", classmethod(unknown))
-    monkeypatch.setattr(places.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(places, "_said", set())
+    monkeypatch.setattr(cache_folders.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(cache_folders, "_said", set())
     return tmp_path / f"yoloxkd-{os.getuid()}"
 
 
 def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert places.cache_folder() == tmp_path / ".cache" / "yoloxkd"
+    assert cache_folders.cache_folder() == tmp_path / ".cache" / "yoloxkd"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert places.cache_folder() == tmp_path / "xdg" / "yoloxkd"
+    assert cache_folders.cache_folder() == tmp_path / "xdg" / "yoloxkd"
     monkeypatch.setenv("YOLOXKD_HOME", "~/mine")
-    assert places.cache_folder() == tmp_path / "mine"
+    assert cache_folders.cache_folder() == tmp_path / "mine"
 
 
 @pytest.mark.usefixtures("nobody")
 def test_without_a_home_nothing_is_made_by_looking(nobody: Path) -> None:
-    assert places.cache_folder() == nobody
-    assert places.find_kept("x.pth") == nobody / "x.pth"
+    assert cache_folders.cache_folder() == nobody
+    assert cache_folders.find_kept("x.pth") == nobody / "x.pth"
     assert not nobody.exists()
 
 
@@ -75,8 +75,8 @@ def test_a_folder_of_somebody_else_is_not_used(nobody: Path) -> None:
 def test_a_home_that_is_no_folder_counts_as_none(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a file").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path / home) if home else "")
-    monkeypatch.setattr(places.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert places.cache_folder() == tmp_path / f"yoloxkd-{os.getuid()}"
+    monkeypatch.setattr(cache_folders.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert cache_folders.cache_folder() == tmp_path / f"yoloxkd-{os.getuid()}"
     assert not (tmp_path / "missing").exists()
 
 
@@ -87,9 +87,9 @@ def test_what_is_kept_in_a_read_only_home_is_found(
     (home / ".cache" / "yoloxkd").mkdir(parents=True)
     (home / ".cache" / "yoloxkd" / "x.pth").write_text("")
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: home))
-    monkeypatch.setattr(places.os, "access", lambda path, mode: not str(path).startswith(str(home)))
-    assert places.find_kept("x.pth") == home / ".cache" / "yoloxkd" / "x.pth"
-    assert places.find_kept("y.pth") == nobody / "y.pth"
+    monkeypatch.setattr(cache_folders.os, "access", lambda path, mode: not str(path).startswith(str(home)))
+    assert cache_folders.find_kept("x.pth") == home / ".cache" / "yoloxkd" / "x.pth"
+    assert cache_folders.find_kept("y.pth") == nobody / "y.pth"
     assert image_folder() == nobody / "pictures"
 
 
@@ -113,15 +113,17 @@ def test_a_tilde_without_a_home_is_a_sentence(path: str, monkeypatch: pytest.Mon
 
 
 def test_libraries_are_led_away_from_a_home_that_cannot_be_used(nobody: Path) -> None:
-    places.settle_libraries()
-    assert {os.environ[name] for name in places.LIBRARIES} == {str(nobody / v[2]) for v in places.LIBRARIES.values()}
+    cache_folders.settle_libraries()
+    assert {os.environ[name] for name in cache_folders.LIBRARIES} == {
+        str(nobody / v[2]) for v in cache_folders.LIBRARIES.values()
+    }
     assert (nobody / "matplotlib").is_dir()
 
 
 def test_libraries_are_left_alone_with_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    places.settle_libraries()
-    assert not set(places.LIBRARIES) & os.environ.keys()
+    cache_folders.settle_libraries()
+    assert not set(cache_folders.LIBRARIES) & os.environ.keys()
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs user namespaces")

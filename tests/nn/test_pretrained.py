@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.nn.fpn import BACKBONE, narrow
 from yoloxkd.errors import UserError
-from yoloxkd.nn.backbones.csp_darknet import pretrained
+from yoloxkd.nn.backbones import pretrained
 from yoloxkd.nn.backbones.timm_backbone import TimmBackbone
 from yoloxkd.nn.dense.fcos import FCOS
 
