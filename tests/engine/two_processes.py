@@ -131,7 +131,7 @@ def evaluations(toy: str, teacher: str, out: Path) -> list[dict[str, Any]]:
     """Metrics of one model on 5 images and on 3, in pieces that do not come out even."""
     recipe = resolve(student="yolox-nano", data=toy, batch=2, imgsz=64, device="cpu", sets=TINY)
     state = prepare(recipe, out, console=Console(quiet=True)).state
-    model = Detector(teacher, "cpu")._opened.detector
+    model = Detector(teacher, "cpu").network
     found = [state.evaluate(model, None), state.evaluate(model, 3)]
     with comm.single_process():
         found.append(state.evaluate(model, None))

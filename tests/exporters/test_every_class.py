@@ -146,8 +146,8 @@ def test_metadata_of_other_levels_are_refused(raw: Path, pixels: Tensor, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("nms", "dynamic", "keys"),
-    [(False, False, {}), (True, True, {"points": "corner", "scale_layers": False, "score": "root"})],
-    ids=["raw", "NMS, any size, torchvision's conventions"],
+    [(False, False, {}), (True, False, {"points": "corner", "scale_layers": False, "score": "root"})],
+    ids=["raw", "NMS, torchvision's conventions"],
 )
 def test_a_detector_on_an_fpn(nms: bool, dynamic: bool, keys: dict[str, Any], pixels: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -21,11 +21,15 @@ from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 
 
 class TestYOLOX(DetectorContract):
+    every_export = True
+
     def build(self, names: list[str]) -> DenseDetector:
         return YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), names)
 
 
 class TestFCOS(DetectorContract):
+    every_export = True
+
     def build(self, names: list[str]) -> DenseDetector:
         model: DenseDetector = narrow(FCOS, names)
         return model
