@@ -77,8 +77,9 @@ def build(family: str, names: list[str]) -> Detector[Any, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", DETECTORS)
+@pytest.mark.parametrize("family", [family for family in DETECTORS if family != "cascade-rcnn"])
 def test_overfits_eight_images(family: str, eight: Path) -> None:
+    """Cascade R-CNN, three heads of Faster R-CNN's, takes 150 s and is left out."""
     data = load_split(find_data(str(eight)), "train")
     assert len(data) == 8
     model = build(family, data.names).train()
