@@ -133,20 +133,11 @@ class Trainer:
                 self.recipe, self.out, self._checkpoint = read_resume(str(own))
                 self._notes.append(f"restarted by torchrun: the run in {own} goes on from its last checkpoint")
             else:
-                teachers, methods = _list(teacher) or (), _list(kd)
                 self.recipe = resolve(
-                    student=student,
-                    teacher=teachers,
-                    kd=methods,
-                    recipe=recipe,
-                    sets=set,
-                    files=self._files,
-                    **options,
-                )
-                self.out = Path(out) if out is not None else new_run_folder(self.recipe)
-                check_out(self.out)
-                check_run_paths(self.recipe, self.out, [recipe])
-                self._notes += check_teachers(self.recipe)
+                    student=student, teacher=_list(teacher) or (), kd=_list(kd), recipe=recipe, sets=set,
+                    files=self._files, **options,
+                )  # fmt: skip
+                self._choose_folder(out, recipe)
             choose_device(self.recipe.engine.device)
         self.out = Path(comm.broadcast(str(self.out)))
         run = self._checkpoint.saved.run if self._checkpoint else None
@@ -154,6 +145,13 @@ class Trainer:
             (run and run.epoch, run and run.step_in_epoch, repr(self.recipe)),
             f"the processes do not find the same run in {self.out}: that folder must be on storage that all machines share",
         )
+
+    def _choose_folder(self, out: str | Path | None, recipe: str | None) -> None:
+        """The folder of a new run. UserError: it, or what would be written there, stands in the way of something."""
+        self.out = Path(out) if out is not None else new_run_folder(self.recipe)
+        check_out(self.out)
+        check_run_paths(self.recipe, self.out, [recipe])
+        self._notes += check_teachers(self.recipe)
 
     def fit(self) -> FitResult:
         """Train until the last epoch is done and `metrics.json` is written.
