@@ -121,7 +121,10 @@ def _death(error: Exception, workers: Sequence[Any]) -> tuple[Exception, list[in
     lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not str(error).startswith("Caught ")
     try:
         if lost:
-            wait([worker.sentinel for worker in workers], timeout=5)
+            ended = wait([worker.sentinel for worker in workers], timeout=5)
+            for worker in workers:
+                if worker.sentinel in ended:  # a process closes its end a moment before its exit code can be read
+                    worker.join()
         codes = [worker.exitcode for worker in workers]
     except RuntimeError as told:
         return told, []
