@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
+from yoloxkd.assembly.recipe_rows import recipe_rows
+
 project = "yoloxkd"
 author = "the yoloxkd authors"
 copyright = "the yoloxkd authors, Apache-2.0"  # noqa: A001 - Sphinx's own name
@@ -20,6 +22,7 @@ exclude_patterns = ["_build", "results/*/**"]
 nitpicky = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
+default_role = "code"  # single backquotes in docstrings
 myst_heading_anchors = 4  # links to a heading, as in `runs.md#resuming`
 
 autodoc_member_order = "bysource"
@@ -58,10 +61,23 @@ def _linked(target: str, folder: Path) -> str:
     return f"/{page}#{heading}" if heading else f"/{page}"
 
 
+def _recipe_table() -> str:
+    """A row for each recipe with a teacher: its name, and what its first line says of the paper's table."""
+    rows = []
+    for file in sorted((ROOT / "cfg" / "recipes").glob("*.yaml")):
+        first = file.read_text("utf-8").splitlines()[0]
+        if first.startswith(("# FGD", "# PGD")):
+            rows.append((file.stem, first.removeprefix("# ").rstrip(".")))
+    rows += [(name, row.describe().splitlines()[0].rstrip(".")) for name, row in recipe_rows().items()]
+    lines = [f"| `{name}` | {what.replace('|', '/')} |" for name, what in rows]
+    return "\n".join(["", "| recipe | the paper's row |", "|---|---|", *lines, ""])
+
+
 def _from_the_repository(app: Sphinx, docname: str, source: list[str]) -> None:
     place = PAGES.get(docname, f"docs/{docname}.md")
     text = (ROOT / place).read_text("utf-8")
     folder = (ROOT / place).parent
+    text += _recipe_table() if docname == "recipes" else ""
     source[0] = re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lambda link: f"]({_linked(link[1], folder)})", text)
 
 
