@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help setup check test test-slow bench demo clean
+.PHONY: help setup check test test-slow bench demo docs clean
 
 help:
 	@echo "make setup   install yoloxkd and its development tools into $(VENV)"
@@ -12,6 +12,7 @@ help:
 	@echo "make check   lint, types, import floors"
 	@echo "make test    the test suite, without what is slow"
 	@echo "make test-slow   the tests that train or export for more than a few seconds"
+	@echo "make docs    the documentation as a site, docs/_build/html/index.html"
 	@echo "make bench   every claim about speed, measured; writes benchmarks/results.md (about 15 minutes on two cores)"
 
 setup: $(VENV)/.installed
@@ -36,6 +37,10 @@ test-slow: setup
 
 bench: setup
 	$(RUN)/python -m benchmarks.run
+
+docs: setup
+	$(RUN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(RUN)/python -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
 
 demo: setup
 	$(RUN)/python examples/demo.py

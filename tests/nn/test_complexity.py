@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from yoloxkd.assembly.models import build_detector
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
 from yoloxkd.nn.complexity import complexity
@@ -32,6 +33,13 @@ def test_published_figures(size: str, imgsz: int, parameters: float, flops: floa
     digits = 2 if imgsz == 416 else 1
     assert round(found.parameters / 1e6, digits) == parameters
     assert round(found.flops / 1e9, digits) == flops
+
+
+@pytest.mark.parametrize("name", ["cascade-rcnn", "ddod", "gfl", "reppoints"])
+def test_a_family_with_operators_that_need_values_is_counted(name: str) -> None:
+    with torch.device("meta"):
+        model = build_detector({"name": f"{name}-mobilenetv2"}, [str(i) for i in range(80)])
+    assert complexity(model, 64).flops > 1e6
 
 
 def test_the_detector_stays_as_it_was() -> None:

@@ -18,6 +18,7 @@ from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, RUNTIMES
 from yoloxkd.kd import DISTILLERS
+from yoloxkd.nn import DETECTORS
 from yoloxkd.version import __version__
 
 # typer carries its own click or imports the other: the base class of its public exception is the right one in both
@@ -37,8 +38,8 @@ def _models() -> list[str]:
     """Names of the architectures, a family's sizes in braces: `yolox-{l,m,nano}`."""
     sizes: dict[str, list[str]] = {}
     for name in cfg_names("models"):
-        family, _, size = name.partition("-")
-        sizes.setdefault(family, []).append(size)
+        family = max((family for family in DETECTORS if name.startswith(f"{family}-")), key=len)
+        sizes.setdefault(family, []).append(name.removeprefix(f"{family}-"))
     return [f"{family}-{{{','.join(each)}}}" for family, each in sizes.items()]
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yoloxkd.errors import UserError
-from yoloxkd.ops.losses import full_precision
+from yoloxkd.ops.losses import full_precision, without_autocast
 
 
 class DeformableConv(nn.Conv2d):
@@ -18,7 +18,7 @@ class DeformableConv(nn.Conv2d):
     """
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:  # type: ignore[override]
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             weight, bias = full_precision(self.weight), None if self.bias is None else full_precision(self.bias)
             x, offset = full_precision(x), full_precision(offset)
             stride, padding = self.stride[0], int(self.padding[0])

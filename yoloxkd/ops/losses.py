@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -15,6 +16,11 @@ from yoloxkd.ops.row_sums import focal, row_sums
 def full_precision(x: Tensor) -> Tensor:
     """The tensor in float32, whatever autocast made of it; float64 stays float64."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A block without autocast on the device of `x`. A tensor of shapes alone, by which operations are counted, has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def squared_iou_loss(predicted: Tensor, target: Tensor) -> Tensor:

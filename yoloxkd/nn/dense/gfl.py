@@ -15,7 +15,7 @@ from yoloxkd.nn.dense.dense_detector import Maps, Predictions
 from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
 from yoloxkd.ops.boxes import from_distances, paired_iou, to_distances
-from yoloxkd.ops.losses import distribution_focal_loss, full_precision, giou_loss, quality_focal_loss
+from yoloxkd.ops.losses import distribution_focal_loss, full_precision, giou_loss, quality_focal_loss, without_autocast
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
 BOX_WEIGHT = 2.0
@@ -114,7 +114,7 @@ class GFL(FPNDetector):
 
 def expected_distances(logits: Tensor) -> Tensor:
     """Mean of each side's distribution: (..., 4 n) logits -> (..., 4) bins, at least float32. GFL eq. 5."""
-    with torch.autocast(logits.device.type, enabled=False):  # it would take the product in half precision
+    with without_autocast(logits):  # it would take the product in half precision
         p = full_precision(logits).unflatten(-1, (4, -1)).softmax(dim=-1)
         mean: Tensor = p @ torch.arange(p.shape[-1], device=p.device, dtype=p.dtype)
     return mean
