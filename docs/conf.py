@@ -13,7 +13,7 @@ from yoloxkd.assembly.recipe_rows import recipe_rows
 
 project = "yoloxkd"
 author = "the yoloxkd authors"
-copyright = "the yoloxkd authors, Apache-2.0"  # noqa: A001 - Sphinx's own name
+copyright = "the yoloxkd authors, Apache-2.0"
 release = version = version_of("yoloxkd")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]

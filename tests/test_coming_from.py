@@ -31,7 +31,9 @@ def commands() -> list[str]:
 
 
 def test_every_row_has_one_line_of_ours() -> None:
-    rows = [row for row in PAGE.read_text("utf-8").splitlines() if row.startswith("| ") and not row.startswith("| what")]
+    rows = [
+        row for row in PAGE.read_text("utf-8").splitlines() if row.startswith("| ") and not row.startswith("| what")
+    ]
     assert len(lines()) == len(rows) > 30
 
 
