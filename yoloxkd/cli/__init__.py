@@ -18,6 +18,7 @@ from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, RUNTIMES
 from yoloxkd.kd import DISTILLERS
+from yoloxkd.types import IOU, PREDICT_CONF
 from yoloxkd.version import __version__
 
 # typer carries its own click or imports the other: the base class of its public exception is the right one in both
@@ -174,8 +175,8 @@ def predict(
             metavar="[MODEL] SOURCE...", help="Model, then images, folders, globs, videos, or a camera's number."
         ),
     ],
-    conf: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.25,
-    iou: Annotated[float, typer.Option(min=0, max=1, help="NMS IoU threshold.")] = 0.65,
+    conf: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = PREDICT_CONF,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="NMS IoU threshold.")] = IOU,
     imgsz: SizeOption = None,
     device: DeviceOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the drawn images and videos.")] = Path("runs/predict"),

@@ -23,8 +23,7 @@ from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.metrics.measure import overall
 from yoloxkd.output_paths import Output, check_outputs
-
-CONF, IOU = 0.25, 0.65  # of the timed predictions, as `yoloxkd predict` has them; AP is measured as `yoloxkd val` does
+from yoloxkd.types import IOU, PREDICT_CONF
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +136,7 @@ def _measure(
         result = evaluate(predictor, loader, images)
         rows[variant.name] |= {"AP": next(iter(overall(result.metrics).values()))}
     for threads in sorted({1, many}):
-        predictors = {v.name: _predictor(v, detector, CONF, threads) for v, detector in variants.items()}
+        predictors = {v.name: _predictor(v, detector, PREDICT_CONF, threads) for v, detector in variants.items()}
         for name, latency in measure_latency(predictors, picture, size, runs, threads).items():
             rows[name] |= {f"threads_{threads}": latency.summary()}
     return list(rows.values())

@@ -19,6 +19,7 @@ from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.half import to_half
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
+from yoloxkd.types import CONF, IOU, MAX_DET
 from yoloxkd.version import __version__
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class ExportOptions:
     dynamic: bool = False
     half: bool = False
     int8: bool = False
-    conf: float = 0.01
-    iou: float = 0.65
-    max_det: int = 300
+    conf: float = CONF
+    iou: float = IOU
+    max_det: int = MAX_DET
 
     @property
     def precision(self) -> str:

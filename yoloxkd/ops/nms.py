@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yoloxkd.types import CONF, IOU, MAX_DET
+
 _FAR = 1e6  # px; from 80 classes on planes this far apart float64 still gives a coordinate to 2e-8 px
 
 
@@ -100,9 +102,9 @@ def postprocess(
 class NMS:
     """`postprocess` with its settings."""
 
-    conf: float = 0.01
-    iou: float = 0.65
-    max_det: int = 300
+    conf: float = CONF
+    iou: float = IOU
+    max_det: int = MAX_DET
     agnostic: bool = False
 
     def __call__(
