@@ -165,7 +165,7 @@ def test_files_of_free_shape_are_checked_on_several_shapes(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [ExportOptions(416), ExportOptions(416, nms=False), ExportOptions(416, half=True)])
+@pytest.mark.parametrize("options", [ExportOptions(416), ExportOptions(416, half=True)])
 def test_the_official_nano_weights_keep_their_ap(
     nano_weights: Path, coco_mini: Path, tmp_path: Path, options: ExportOptions
 ) -> None:

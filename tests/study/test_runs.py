@@ -26,7 +26,7 @@ from yoloxkd.study.definition import read_study
 from yoloxkd.study.kept_runs import SUMMARY, write_summary
 from yoloxkd.study.plan import Key, plan
 from yoloxkd.study.processes import alone_in
-from yoloxkd.study.runner import Runner, known
+from yoloxkd.study.runner import Runner, valid_records
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +144,9 @@ def test_a_grid_alone_and_the_rows_of_others_stay(done: Path, tmp_path: Path, ti
     with pytest.raises(UserError, match=r"no grid 'secnd'; did you mean 'second'"):
         check_grids(study, ["secnd"])
     before = shutil.copy(done / "out" / "results" / "summary.csv", tmp_path)
-    records = known(read_study(str(done / "study.yaml")), plan(read_study(str(done / "study.yaml")), done), tmp_path)
+    records = valid_records(
+        read_study(str(done / "study.yaml")), plan(read_study(str(done / "study.yaml")), done), tmp_path
+    )
     text = Path(before).read_text()
     one = {key: record for key, record in records.items() if key.method == "own"}
     for name, count in (("tiny", 6), ("other", 7)):

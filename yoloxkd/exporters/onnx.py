@@ -113,9 +113,9 @@ def save_checked(model: onnx.ModelProto, path: Path) -> Path:
 
 def without_probes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph without the outputs that only the check reads."""
-    kept = [output for output in model.graph.output if output.name not in PROBES]
+    outputs = [output for output in model.graph.output if output.name not in PROBES]
     del model.graph.output[:]
-    model.graph.output.extend(kept)
+    model.graph.output.extend(outputs)
     return model
 
 
@@ -127,11 +127,11 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelPr
     """
     from yoloxkd.exporters.nms_graph import WithSuppression, onnx_translations
 
-    plain = Exportable(detector)
-    network: torch.nn.Module = plain
+    raw = Exportable(detector)
+    network: torch.nn.Module = raw
     outputs: tuple[str, ...] = RAW_OUTPUTS
     if options.nms:
-        network = WithSuppression(plain, conf=options.conf, iou=options.iou, max_det=options.max_det)
+        network = WithSuppression(raw, conf=options.conf, iou=options.iou, max_det=options.max_det)
         outputs = NMS_OUTPUTS + PROBES
     side = max(options.imgsz, 2 * max(detector.spec.strides)) if options.dynamic else options.imgsz
     sample = torch.full((2 if options.dynamic else 1, 3, side, side), 114.0)
