@@ -80,10 +80,8 @@ def test_show_and_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "yolox-nano@coco" in capsys.readouterr().out
 
 
-def test_val_takes_a_run_that_was_interrupted(folder: Path, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_val_takes_a_run_that_was_interrupted(folder: Path, toy: Path) -> None:
     ok(["val", "runs/yolox-nano/last.pt", "--data", toy, "--workers", 0])
-    ok(["export", "runs/yolox-nano/last.pt", "--format", "onnx", "--output", "last.onnx", "--verify", toy])
-    assert Path("last.onnx").is_file()
 
 
 @pytest.mark.slow
