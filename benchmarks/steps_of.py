@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from yoloxkd.config.recipe import OptimSection
 from yoloxkd.engine.optim import sgd
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.nn.dense.dense_detector import DenseDetector
@@ -25,7 +26,7 @@ def training_step(
     aux = aux or nn.ModuleDict()
     student.train().to(memory_format=torch.channels_last)
     step = TrainStep(student, aux)
-    optimizer = sgd([student, aux], lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = sgd([student, aux], lr, OptimSection())
 
     def run() -> Losses:
         losses = step(batch)

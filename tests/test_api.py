@@ -144,10 +144,11 @@ def test_a_coco_teacher_with_other_classes_is_paired_by_name(toy: Path, nano_wei
     assert "0 known to the teacher; by localization only: red, blue" in log
 
 
-def test_an_export_equals_its_model(toy: Path, toy_run: Path, tmp_path: Path) -> None:
+def test_an_export_equals_its_model_and_is_loaded_once(toy: Path, toy_run: Path, tmp_path: Path) -> None:
     detector = Detector(toy_run / "best.pt", "cpu")
     file = detector.export(tmp_path / "x.onnx", verify=str(toy))
     exported = Detector(file)
+    file.unlink()  # every further call works on what is loaded, at any threshold
     assert exported.names == detector.names
     picture = toy.parent / "images" / "val" / "1.png"
     for conf in (0.01, 0.02):
@@ -162,13 +163,6 @@ def test_an_export_equals_its_model(toy: Path, toy_run: Path, tmp_path: Path) ->
             exported.val(str(toy), **shape)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="exported file already"):
         exported.export(tmp_path / "y.onnx")
-
-
-def test_an_exported_file_is_loaded_once(toy: Path, toy_run: Path, tmp_path: Path) -> None:
-    exported = Detector(Detector(toy_run / "best.pt", "cpu").export(tmp_path / "x.onnx", verify=str(toy)))
-    file = tmp_path / "x.onnx"
-    file.unlink()  # every further call works on what is loaded, at any threshold
-    picture = toy.parent / "images" / "val" / "1.png"
     many, few = exported.predict(picture, conf=0.01)[0], exported.predict(picture, conf=0.05)[0]
     assert len(many) > len(few)
     assert len(few) == int((many.scores >= 0.05).sum())

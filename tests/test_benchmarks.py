@@ -15,6 +15,7 @@ from benchmarks.steps import turn
 from benchmarks.timing import Samples, Spread, alternate, ratio
 
 ALONE = ("kd_losses", "dense_losses", "kd_baselines", "kd_methods", "steps", "start", "growth")
+LONG = ("kd_baselines", "dense_losses")
 BESIDE_PEERS = ("simota", "train_step", "coco_eval")
 NEEDS_BCCD = ("data",)
 
@@ -23,7 +24,9 @@ def rows(name: str) -> list[Row]:
     return list(import_module(f"benchmarks.{name}").measure(quick=True))
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in ALONE]
+)
 def test_it_runs(name: str) -> None:
     found = rows(name)
     assert found

@@ -139,6 +139,20 @@ def test_saved_as_rows_and_as_a_image(tmp_path: Path) -> None:
         found.save(tmp_path / "drawn.png" / "rows.json")
 
 
+def test_the_supervision_package_takes_them() -> None:
+    supervision = pytest.importorskip("supervision")
+    detections = three(masks=True)
+    converted = detections.to_supervision()
+    assert isinstance(converted, supervision.Detections)
+    for name, values in {"xyxy": detections.boxes, "mask": detections.masks, "confidence": detections.scores}.items():
+        np.testing.assert_array_equal(getattr(converted, name), values)
+    dogs = converted[converted["class_name"] == "dog"]  # its own indexing takes every field along
+    assert (dogs.class_id.tolist(), dogs.mask.sum()) == ([1], 15 * 15)
+    blank = np.zeros((24, 32, 3), np.uint8)
+    assert supervision.BoxAnnotator().annotate(blank.copy(), converted).any()
+    assert len(detections[:0].to_supervision()) == 0
+
+
 def test_supervision_gets_every_field(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(UserError, match="pip install supervision"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import write_toy
-from tests.nn.fpn import BACKBONE
+from tests.nn.fpn import BACKBONE, SHALLOW
 from yoloxkd import Trainer
 from yoloxkd.assembly.models import build_detector
 from yoloxkd.assembly.recipes import resolve
@@ -21,9 +21,9 @@ from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.engine.events import Callback, State
 
 NARROW: dict[str, dict[str, Any]] = {
-    "yolox": {"width": 0.125, "depth": 0.33},
+    "yolox": {"width": 0.125, "depth": 0.1},
     "fpn": {
-        "backbone": BACKBONE,
+        "backbone": SHALLOW,
         "backbone_weights": "none",
         "channels": 16,
         "groups": 4,
@@ -31,7 +31,7 @@ NARROW: dict[str, dict[str, Any]] = {
         "deformable_stages": 0,
     },
     "rcnn": {
-        "backbone": BACKBONE,
+        "backbone": SHALLOW,
         "backbone_weights": "none",
         "channels": 16,
         "hidden": 24,
@@ -46,9 +46,17 @@ NARROW: dict[str, dict[str, Any]] = {
 
 def narrow_keys(name: str) -> dict[str, Any]:
     if name.startswith("yolox") or "-rcnn-" in name:
-        return NARROW["yolox" if name.startswith("yolox") else "rcnn"]
-    keys = NARROW["fpn"]
+        return NARROW["yolox"] if name.startswith("yolox") else NARROW["rcnn"] | backbone_of(name)
+    keys = NARROW["fpn"] | backbone_of(name)
     return {k: v for k, v in keys.items() if k != "groups"} if name.startswith("retinanet") else keys
+
+
+def backbone_of(name: str) -> dict[str, Any]:
+    """Where its own network has keys of its own, a narrow one of that kind."""
+    return {"backbone": BACKBONE} if name.endswith("mobilenetv2") else {}
+
+
+FAST = {"engine.workers": 0, "teacher.min_ap": 0, "callbacks.report": False, "callbacks.plots": False}
 
 
 class Watch(Callback):
@@ -108,7 +116,7 @@ def test_two_steps(name: str, pictures: Path, teacher_file: Callable[[str], Path
     watch = Watch()
     fit = Trainer(
         recipe=name, teacher=teachers or None, data=str(pictures), epochs=1, batch=4, device="cpu",
-        set=narrow | size | {"engine.workers": 0, "teacher.min_ap": 0}, out=tmp_path / "run", callbacks=[watch],
+        set=narrow | size | FAST, out=tmp_path / "run", callbacks=[watch],
     ).fit()  # fmt: skip
     assert fit.best.is_file()
     assert len(watch.rates) == 2

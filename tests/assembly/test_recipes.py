@@ -123,7 +123,7 @@ def test_every_model_can_be_built_narrow() -> None:
         keys: dict[str, Any] = {"width": 0.125, "depth": 0.33} if yolox else {"channels": 32}
         if not yolox:
             keys |= {"hidden": 32} if "-rcnn-" in name else {"stacked_convs": 1}
-        if name.endswith(("r101", "x101-32x4d", "x101-64x4d")):
+        if name.endswith(("r50", "r101", "x101-32x4d", "x101-64x4d")):
             keys["backbone"] = "resnet18"
         detector = build_detector({"name": name} | keys, ["a", "b"])
         assert detector.names == ["a", "b"]

@@ -43,8 +43,8 @@ def resume(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit status and what was said."""
     data = folder / "data" / "data.yaml"
     status = run(["train", "--resume", str(folder / "run"), "--data", str(data)])
-    said = capsys.readouterr()
-    return status, said.out + said.err
+    output = capsys.readouterr()
+    return status, output.out + output.err
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def test_other_classes_are_refused(
     if not digest:
         without_digest(copy)
     before = (copy / "run" / "last.pt").read_bytes()
-    status, said = resume(copy, capsys)
+    status, output = resume(copy, capsys)
     assert status == 2
-    assert words in said
-    assert f"--student {copy / 'run' / 'last.pt'}" in said
+    assert words in output
+    assert f"--student {copy / 'run' / 'last.pt'}" in output
     assert (copy / "run" / "last.pt").read_bytes() == before
 
 
@@ -83,10 +83,10 @@ def without_digest(folder: Path) -> None:
 
 
 def test_a_moved_data_set_is_the_same(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, said = resume(copy, capsys)
+    status, output = resume(copy, capsys)
     assert status == 0
-    assert "changed" not in said
-    assert "digest" not in said
+    assert "changed" not in output
+    assert "digest" not in output
 
 
 def test_what_changed_is_said(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,18 +98,18 @@ def test_what_changed_is_said(copy: Path, capsys: pytest.CaptureFixture[str]) ->
     content = json.loads(file.read_text())
     content["annotations"] = content["annotations"][1:]
     file.write_text(json.dumps(content))
-    status, said = resume(copy, capsys)
+    status, output = resume(copy, capsys)
     assert status == 0
-    assert "'train' had other annotations or image files, as many as before" in said
-    assert re.search(r"'val' had \d+ objects, now \d+; .*AP before and after", said)
+    assert "'train' had other annotations or image files, as many as before" in output
+    assert re.search(r"'val' had \d+ objects, now \d+; .*AP before and after", output)
     assert "the data changed since" in (copy / "run" / "train.log").read_text()
 
 
 def test_a_checkpoint_without_a_digest_goes_on_and_says_so(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     without_digest(copy)
-    status, said = resume(copy, capsys)
+    status, output = resume(copy, capsys)
     assert status == 0
-    assert "only the class names were compared" in said
+    assert "only the class names were compared" in output
 
 
 def test_data_that_are_gone_name_the_way_on(begun: Path, tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_a_fingerprint_sees_content_and_not_places(begun: Path, copy: Path) -> N
 
 def test_a_best_student_that_is_gone_is_kept_anew(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "run" / "best.pt").unlink()
-    status, said = resume(copy, capsys)
+    status, output = resume(copy, capsys)
     assert status == 0
-    assert "is not there any more" in said
+    assert "is not there any more" in output
     assert (copy / "run" / "best.pt").is_file()
     assert json.loads((copy / "run" / "metrics.json").read_text())["epoch"] == 2

@@ -36,18 +36,18 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(classes: list[str], *models: Path, **keys: Any) -> tuple[list[list[str]], str]:
     """Names of the teachers, and what was said."""
-    said: list[str] = []
+    log: list[str] = []
     section = TeacherSection.model_validate({"models": list(map(str, models)), **keys})
-    teachers = open_teachers(section, classes, said.append)
+    teachers = open_teachers(section, classes, log.append)
     assert all(t.detector.names == t.weights.names for t in teachers)
-    return [t.detector.names for t in teachers], "\n".join(said)
+    return [t.detector.names for t in teachers], "\n".join(log)
 
 
 @pytest.mark.parametrize("names", [["a", "b", "c"], "a, b,c", [["a", "b", "c"]]])
 def test_names_are_given(nameless: Path, names: Any) -> None:
-    found, said = opened(["c", "b"], nameless, names=names)
-    assert found == [["a", "b", "c"]]
-    assert "1 of them no class of the data set: a" in said
+    names_of, log = opened(["c", "b"], nameless, names=names)
+    assert names_of == [["a", "b", "c"]]
+    assert "1 of them no class of the data set: a" in log
 
 
 def test_names_come_from_a_file(nameless: Path, tmp_path: Path) -> None:
@@ -57,18 +57,18 @@ def test_names_come_from_a_file(nameless: Path, tmp_path: Path) -> None:
 
 
 def test_as_many_classes_as_the_data_set_are_assumed_to_be_its_own(nameless: Path) -> None:
-    found, said = opened(["a", "b", "c"], nameless)
-    assert found == [["a", "b", "c"]]
-    assert "warning" in said
-    assert "teacher.names=[NAME,NAME,...]" in said
+    names_of, log = opened(["a", "b", "c"], nameless)
+    assert names_of == [["a", "b", "c"]]
+    assert "warning" in log
+    assert "teacher.names=[NAME,NAME,...]" in log
 
 
 def test_another_number_of_classes_needs_names(nameless: Path) -> None:
     with pytest.raises(UserError, match=r"3 classes without names.*data set has 2.*teacher\.names=\[NAME"):
         opened(["a", "b"], nameless)
-    found, said = opened(["a", "b"], nameless, min_ap=0)
-    assert found == [["class0", "class1", "class2"]]
-    assert "teaches no class by name" in said
+    names_of, log = opened(["a", "b"], nameless, min_ap=0)
+    assert names_of == [["class0", "class1", "class2"]]
+    assert "teaches no class by name" in log
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_names_that_are_none(nameless: Path, names: Any, message: str) -> None:
 
 
 def test_with_several_teachers_each_has_its_list(nameless: Path, named: Path) -> None:
-    found, said = opened(["a", "x"], named, nameless, names=[None, ["a", "b", "c"]])
-    assert found == [["x", "y"], ["a", "b", "c"]]
-    assert "warning" not in said
+    names_of, log = opened(["a", "x"], named, nameless, names=[None, ["a", "b", "c"]])
+    assert names_of == [["x", "y"], ["a", "b", "c"]]
+    assert "warning" not in log
     with pytest.raises(UserError, match="a list of lists, one for each teacher"):
         resolve(student="yolox-nano", teacher=[str(named), str(nameless)], sets={"teacher.names": ["a", "b", "c"]})
     with pytest.raises(UserError, match=r"teacher\.names=\[null,\[NAME"):
@@ -110,18 +110,18 @@ def test_with_several_teachers_each_has_its_list(nameless: Path, named: Path) ->
 
 
 def test_names_in_the_file_are_not_replaced_in_silence(named: Path) -> None:
-    found, said = opened(["a", "x"], named, names=["a", "x"])
-    assert found == [["a", "x"]]
-    assert "warning" in said
-    assert "(x, y) give way" in said
+    names_of, log = opened(["a", "x"], named, names=["a", "x"])
+    assert names_of == [["a", "x"]]
+    assert "warning" in log
+    assert "(x, y) give way" in log
     assert "warning" not in opened(["x"], named, names=["x", "y"])[1]
 
 
 def test_eighty_classes_are_cocos(tmp_path: Path) -> None:
     torch.save({"model": build_detector({"name": "yolox-nano"}, ["x"] * 80).state_dict()}, tmp_path / "x.pth")
     for classes in (["person"], ["red"], ["person", *map(str, range(79))]):
-        found, said = opened(classes, tmp_path / "x.pth")
-        assert found[0][0] == "person"
-        assert "taken to be COCO's" in said
+        names_of, log = opened(classes, tmp_path / "x.pth")
+        assert names_of[0][0] == "person"
+        assert "taken to be COCO's" in log
     others = [f"c{i}" for i in range(80)]
     assert opened(others, tmp_path / "x.pth")[0] == [others]

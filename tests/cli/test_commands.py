@@ -80,15 +80,12 @@ def test_show_and_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "yolox-nano@coco" in capsys.readouterr().out
 
 
-def test_val_takes_a_run_that_was_interrupted(folder: Path, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_val_takes_a_run_that_was_interrupted(folder: Path, toy: Path) -> None:
     ok(["val", "runs/yolox-nano/last.pt", "--data", toy, "--workers", 0])
-    ok(["export", "runs/yolox-nano/last.pt", "--format", "onnx", "--output", "last.onnx", "--verify", toy])
-    assert Path("last.onnx").is_file()
 
 
 @pytest.mark.slow
-def test_a_raw_export_and_a_dynamic_one(folder: Path, toy: Path) -> None:
-    ok(["export", "--format", "onnx", "--no-nms", "--output", "raw.onnx", "--verify", toy])
+def test_a_raw_export_of_any_size(folder: Path, toy: Path) -> None:
+    ok(["export", "--format", "onnx", "--no-nms", "--dynamic", "--output", "raw.onnx", "--verify", toy])
     ok(["val", "raw.onnx", "--data", toy, "--workers", 0])
-    ok(["export", "--format", "onnx", "--dynamic", "--output", "dynamic.onnx", "--verify", toy])
-    ok(["val", "dynamic.onnx", "--data", toy, "--workers", 0, "--imgsz", 96])
+    ok(["val", "raw.onnx", "--data", toy, "--workers", 0, "--imgsz", 96])

@@ -14,7 +14,7 @@ def model() -> nn.Sequential:
 
 def test_the_average_is_for_evaluation_and_apart_from_the_model() -> None:
     live = model()
-    ema = ModelEMA(live)
+    ema = ModelEMA(live, decay=0.9998, ramp=2000)
     assert live.training
     assert not any(m.training for m in ema.module.modules())
     assert not any(p.requires_grad for p in ema.module.parameters())

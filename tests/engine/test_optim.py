@@ -13,6 +13,7 @@ from tests.parity.vectors import vectors_folder
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
+from yoloxkd.config.recipe import OptimSection
 from yoloxkd.engine.optim import learning_rate, parameter_groups, sgd, step_lr, yolox_lr
 from yoloxkd.nn.dense.yolox import YOLOX
 
@@ -27,7 +28,7 @@ def test_groups_are_those_of_the_release(size: str) -> None:
     keys.pop("family")
     model = YOLOX(YOLOX.Config(**keys), [str(i) for i in range(reference["classes"])])
     name_of = {id(p): name for name, p in model.named_parameters()}
-    optimizer = sgd([model], lr=0.1)
+    optimizer = sgd([model], 0.1, OptimSection())
     got = [[name_of[id(p)] for p in group["params"]] for group in optimizer.param_groups]
     assert got == list(reference["optimizer_groups"].values())
     official = reference["optimizer"]
@@ -42,7 +43,7 @@ def test_groups_of_other_modules() -> None:
     frozen = nn.Conv2d(1, 1, 1).requires_grad_(False)
     scale = nn.Module()
     scale.scale = nn.Parameter(torch.ones(()))
-    groups = parameter_groups([nn.Sequential(norm, frozen), linear, scale], 0.01)
+    groups = parameter_groups([nn.Sequential(norm, frozen), linear, scale], OptimSection(weight_decay=0.01))
     assert [(g["name"], g["weight_decay"]) for g in groups] == [
         ("norm_weights", 0.0),
         ("weights", 0.01),
@@ -60,7 +61,7 @@ def test_groups_of_other_modules() -> None:
 
 
 def test_without_momentum_nesterov_is_off() -> None:
-    assert sgd([nn.Linear(1, 1)], lr=0.1, momentum=0.0).param_groups[0]["nesterov"] is False
+    assert sgd([nn.Linear(1, 1)], 0.1, OptimSection(momentum=0.0)).param_groups[0]["nesterov"] is False
 
 
 PLAN: dict[str, Any] = {"base_lr": 0.1, "iters_per_epoch": 10, "total_epochs": 10, "min_lr_ratio": 0.05}
@@ -116,9 +117,8 @@ def test_a_recipe_chooses_its_schedule() -> None:
 
 
 def test_what_decays_and_how_fast_biases_learn() -> None:
-    groups = sgd(
-        [nn.Conv2d(1, 1, 1), nn.GroupNorm(1, 1)], lr=0.1, weight_decay=0.01, decay="all", bias_lr=2.0
-    ).param_groups
+    optim = OptimSection(weight_decay=0.01, decay="all", bias_lr=2.0)
+    groups = sgd([nn.Conv2d(1, 1, 1), nn.GroupNorm(1, 1)], 0.1, optim).param_groups
     assert [g["weight_decay"] for g in groups] == [0.01] * 3
     assert [g["lr_factor"] for g in groups] == [1.0, 1.0, 2.0]
-    assert [g["lr_factor"] for g in sgd([nn.Conv2d(1, 1, 1)], lr=0.1).param_groups] == [1.0] * 3
+    assert [g["lr_factor"] for g in sgd([nn.Conv2d(1, 1, 1)], 0.1, OptimSection()).param_groups] == [1.0] * 3

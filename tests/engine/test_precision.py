@@ -129,7 +129,7 @@ def test_deterministic_runs_are_identical(toy: Path, tmp_path: Path) -> None:
     keys: dict[str, Any] = {"student": "yolox-nano", "data": str(toy), "batch": 4, "imgsz": 64, "device": "cpu"}
     for name in ("a", "b"):
         trainer = Trainer(
-            **keys, epochs=2, set=TINY, deterministic=True, out=tmp_path / name, console=Console(quiet=True)
+            **keys, epochs=1, set=TINY, deterministic=True, out=tmp_path / name, console=Console(quiet=True)
         )
         assert trainer.recipe.engine.deterministic
         trainer.fit()

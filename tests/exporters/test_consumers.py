@@ -33,7 +33,7 @@ def student(request: pytest.FixtureRequest, toy: Path, toy_run: Path, tmp_path_f
 
 
 @pytest.fixture
-def picture(student: Path, toy: Path, tmp_path: Path) -> Path:
+def image_file(student: Path, toy: Path, tmp_path: Path) -> Path:
     """The one with most detections, cut to be wider than high: it is resized and padded."""
     images = [cv2.imread(str(toy.parent / "images" / "val" / f"{i}.png"))[:80] for i in range(5)]
     found = Detector(student).predict([cv2.cvtColor(i, cv2.COLOR_BGR2RGB) for i in images], conf=CONF)
@@ -41,26 +41,30 @@ def picture(student: Path, toy: Path, tmp_path: Path) -> Path:
     return tmp_path / "wide.png"
 
 
-def assert_same(found: list[dict[str, Any]], wanted: Detections) -> None:
+def assert_same(detections: list[dict[str, Any]], expected: Detections) -> None:
     """One to one, but for one in ten: their own bilinear resizing moves what lies at a threshold to the other side."""
-    assert len(wanted) >= 3
-    left = list(range(len(wanted)))
+    assert len(expected) >= 3
+    unmatched = list(range(len(expected)))
     odd = 0
-    for one in found:
-        errors = {i: np.abs(wanted.boxes[i] - one["box"]).max() for i in left if int(wanted.labels[i]) == one["label"]}
+    for one in detections:
+        errors = {
+            i: np.abs(expected.boxes[i] - one["box"]).max()
+            for i in unmatched
+            if int(expected.labels[i]) == one["label"]
+        }
         near = min(errors, key=lambda i: errors[i], default=None)
         if near is None or errors[near] > 1:
             odd += 1
             continue
-        left.remove(near)
-        assert one["score"] == pytest.approx(wanted.scores[near], abs=0.02)
-        assert one["name"] == wanted.names[one["label"]]
-    assert odd + len(left) <= len(wanted) / 10
-    scores = [one["score"] for one in found]
+        unmatched.remove(near)
+        assert one["score"] == pytest.approx(expected.scores[near], abs=0.02)
+        assert one["name"] == expected.names[one["label"]]
+    assert odd + len(unmatched) <= len(expected) / 10
+    scores = [one["score"] for one in detections]
     assert scores == sorted(scores, reverse=True)
 
 
-def test_the_cpp_example(student: Path, picture: Path, tmp_path: Path) -> None:
+def test_the_cpp_example(student: Path, image_file: Path, tmp_path: Path) -> None:
     if not (shutil.which("cmake") and shutil.which("c++")):
         pytest.skip("there is no cmake or no C++ compiler")
     root = os.environ.get("ONNXRUNTIME_ROOT", "")
@@ -70,9 +74,11 @@ def test_the_cpp_example(student: Path, picture: Path, tmp_path: Path) -> None:
         pytest.skip("ONNX Runtime (ONNXRUNTIME_ROOT), stb_image or nlohmann-json is not there to build with")
     subprocess.run(["cmake", "--build", str(tmp_path / "build")], capture_output=True, check=True)
     program = str(tmp_path / "build" / "detect")
-    done = subprocess.run([program, str(student), str(picture), str(CONF)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program, str(student), str(image_file), str(CONF)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert_same(json.loads(done.stdout)["detections"], Detector(student).predict(picture, conf=CONF)[0])
+    assert_same(json.loads(done.stdout)["detections"], Detector(student).predict(image_file, conf=CONF)[0])
     wrong = subprocess.run([program, str(student), __file__], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
     assert "is not an image" in wrong.stderr
@@ -100,13 +106,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
     server.shutdown()
 
 
-def test_the_page_in_a_browser(student: Path, picture: Path, page: tuple[str, Path], tmp_path: Path) -> None:
+def test_the_page_in_a_browser(student: Path, image_file: Path, page: tuple[str, Path], tmp_path: Path) -> None:
     url, folder = page
-    command = ["node", "drop.mjs", f"{url}?conf={CONF}", str(student), str(picture), str(tmp_path / "shot.png")]
+    command = ["node", "drop.mjs", f"{url}?conf={CONF}", str(student), str(image_file), str(tmp_path / "shot.png")]
     environment = os.environ | {"CHROMIUM": str(CHROMIUM)}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert_same(json.loads(done.stdout), Detector(student).predict(picture, conf=CONF)[0])
+    assert_same(json.loads(done.stdout), Detector(student).predict(image_file, conf=CONF)[0])
     assert cv2.imread(str(tmp_path / "shot.png")).std() > 1

@@ -53,14 +53,14 @@ def file(request: pytest.FixtureRequest, every: TinyDetector, tmp_path_factory: 
 
 def test_a_file_detects_what_its_model_detects(file: Path, every: TinyDetector, pixels: Tensor) -> None:
     predictor, model = OnnxPredictor(file, threads=1), TorchPredictor(every, CONF, 0.65, MAX_DET)
-    wanted = model(pixels)
+    expected = model(pixels)
     best_class = TorchPredictor(TinyDetector(every.names).eval(), CONF, 0.65, MAX_DET)(pixels)
-    assert [d.labels.tolist() for d in wanted] != [d.labels.tolist() for d in best_class]
-    assert max(len(d) for d in wanted) < MAX_DET
-    assert_same(predictor(pixels), wanted)
+    assert [d.labels.tolist() for d in expected] != [d.labels.tolist() for d in best_class]
+    assert max(len(d) for d in expected) < MAX_DET
+    assert_same(predictor(pixels), expected)
     report = check_parity(every, file, pixels.split(2))
     assert report.faults() == []
-    assert report.found.detections == sum(map(len, wanted))
+    assert report.found.detections == sum(map(len, expected))
     if predictor.dynamic_size:
         wide = torch.nn.functional.interpolate(pixels.float(), (32, 112)).to(torch.uint8)
         assert_same(predictor(wide), model(wide))
@@ -77,12 +77,12 @@ def test_the_script_finds_what_the_model_finds(
     pixels: Tensor,
 ) -> None:
     model = script.Model(str(file), conf=0.5)
-    for image, wanted in zip(pixels, TorchPredictor(every, 0.5, 0.65, MAX_DET)(pixels), strict=True):
+    for image, expected in zip(pixels, TorchPredictor(every, 0.5, 0.65, MAX_DET)(pixels), strict=True):
         boxes, scores, labels = model.predict(image.permute(1, 2, 0).numpy())
-        assert len(wanted) > 0
-        assert labels.tolist() == wanted.labels.tolist()
-        np.testing.assert_allclose(scores, wanted.scores, atol=1e-5)
-        np.testing.assert_allclose(boxes, wanted.boxes.clip(0, SIZE), atol=5e-3)
+        assert len(expected) > 0
+        assert labels.tolist() == expected.labels.tolist()
+        np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
+        np.testing.assert_allclose(boxes, expected.boxes.clip(0, SIZE), atol=5e-3)
 
 
 @pytest.mark.skipif(NODE is None, reason="there is no node")
@@ -103,10 +103,10 @@ def test_the_page_finds_what_the_model_finds(raw: Path, every: TinyDetector, pix
         """
     )
     done = subprocess.run([str(NODE), str(tmp_path / "run.mjs")], capture_output=True, text=True, check=True)
-    found, wanted = json.loads(done.stdout), predictor(pixels[:1])[0]
-    assert [d["label"] for d in found] == wanted.labels.tolist()
-    np.testing.assert_allclose([d["score"] for d in found], wanted.scores, atol=1e-6)
-    np.testing.assert_allclose([d["box"] for d in found], wanted.boxes, atol=1e-3)
+    found, expected = json.loads(done.stdout), predictor(pixels[:1])[0]
+    assert [d["label"] for d in found] == expected.labels.tolist()
+    np.testing.assert_allclose([d["score"] for d in found], expected.scores, atol=1e-6)
+    np.testing.assert_allclose([d["box"] for d in found], expected.boxes, atol=1e-3)
 
 
 def with_metadata(source: Path, target: Path, **changes: str | None) -> Path:
@@ -129,9 +129,9 @@ def test_a_file_without_the_rule_keeps_the_old_one(
     best_class = TorchPredictor(TinyDetector(every.names).eval(), CONF, 0.65, MAX_DET)
     assert_same(OnnxPredictor(old)(pixels), best_class(pixels))
     _, scores, labels = script.Model(str(old), conf=CONF).predict(pixels[0].permute(1, 2, 0).numpy())
-    wanted = best_class(pixels[:1])[0]
-    assert labels.tolist() == wanted.labels.tolist()
-    np.testing.assert_allclose(scores, wanted.scores, atol=1e-5)
+    expected = best_class(pixels[:1])[0]
+    assert labels.tolist() == expected.labels.tolist()
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
 
 
 def test_metadata_of_other_levels_are_refused(raw: Path, pixels: Tensor, tmp_path: Path) -> None:

@@ -43,12 +43,12 @@ def maker(graph: onnx.ModelProto, pictures: list[np.ndarray]) -> Int8Quantizer:
 
 def kinds_of_weights(model: onnx.ModelProto) -> dict[str, set[int]]:
     """Layer -> element types of the arrays that hold its weights."""
-    found: dict[str, set[int]] = {}
+    kinds: dict[str, set[int]] = {}
     for array in model.graph.initializer:
         for layer in ("stem.0", "down.0", "head"):
             if array.name.startswith(f"network.detector.{layer}.weight") and len(array.dims) == 4:
-                found.setdefault(layer, set()).add(array.data_type)
-    return found
+                kinds.setdefault(layer, set()).add(array.data_type)
+    return kinds
 
 
 def test_convolutions_are_int8_per_channel_and_the_predictors_float(maker: Int8Quantizer) -> None:
@@ -68,9 +68,9 @@ def test_convolutions_are_int8_per_channel_and_the_predictors_float(maker: Int8Q
 
 
 def test_a_layer_kept_in_float_is_not_touched(maker: Int8Quantizer) -> None:
-    found = kinds_of_weights(maker.make(["stem.0"]))
-    assert found["stem.0"] == {onnx.TensorProto.FLOAT}
-    assert found["down.0"] == {onnx.TensorProto.INT8}
+    kinds = kinds_of_weights(maker.make(["stem.0"]))
+    assert kinds["stem.0"] == {onnx.TensorProto.FLOAT}
+    assert kinds["down.0"] == {onnx.TensorProto.INT8}
 
 
 def test_ranges_that_only_a_silu_reads_start_at_the_floor(graph: onnx.ModelProto, pictures: list[np.ndarray]) -> None:
@@ -101,8 +101,8 @@ def test_the_report_finds_the_layer_that_suffers(pictures: list[np.ndarray]) -> 
     text = describe_costs(costs, ["stem.0"]).splitlines()
     assert [line.split()[0] for line in text] == ["layer", "stem.0", "down.0"]
     assert [line.split()[-1] for line in text[1:]] == ["float32", "int8"]
-    together = layer_costs(maker, graph, pictures, seconds=1e-9)
-    assert {layer for cost in together for layer in cost.layers} == {"stem.0", "down.0"}
+    groups = layer_costs(maker, graph, pictures, seconds=1e-9)
+    assert {layer for cost in groups for layer in cost.layers} == {"stem.0", "down.0"}
 
 
 def test_more_layers_stay_float_until_the_file_passes(graph: onnx.ModelProto, pictures: list[np.ndarray]) -> None:

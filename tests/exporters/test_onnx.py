@@ -31,9 +31,9 @@ def expected(detector: TinyDetector, images: Tensor) -> list[tuple[Tensor, Tenso
     return postprocess(out.boxes, detector.scores(out), conf=CONF, iou=0.65, max_det=MAX_DET)
 
 
-def assert_same(out: dict[str, np.ndarray], wanted: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+def assert_same(out: dict[str, np.ndarray], detections: list[tuple[Tensor, Tensor, Tensor]]) -> None:
     """Counts, order and numbers; the rows past the count are zero boxes, zero scores, label -1."""
-    for i, (boxes, scores, labels) in enumerate(wanted):
+    for i, (boxes, scores, labels) in enumerate(detections):
         n = len(scores)
         assert out["counts"][i] == n
         assert out["labels"][i, :n].tolist() == labels.tolist()
@@ -53,9 +53,9 @@ def test_one_image_with_nms(nms_file: Path, detector: TinyDetector, pixels: Tens
             "labels": ((1, MAX_DET), np.int64),
             "counts": ((1,), np.int64),
         }
-        wanted = expected(detector, image)
-        assert 0 < len(wanted[0][1]) < 80
-        assert_same(out, wanted)
+        detections = expected(detector, image)
+        assert 0 < len(detections[0][1]) < 80
+        assert_same(out, detections)
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 64, 64), (5, 64, 64), (3, 32, 96), (2, 16, 16)])
@@ -87,10 +87,10 @@ def test_nothing_found_in_part_of_a_batch_or_all_of_it(tmp_path: Path, pixels: T
 def test_without_nms_every_location_is_given(raw_file: Path, detector: TinyDetector, pixels: Tensor) -> None:
     out = run(raw_file, pixels[:1])
     with torch.no_grad():
-        wanted = detector(pixels[:1])
+        output = detector(pixels[:1])
     assert {k: v.shape for k, v in out.items()} == {"boxes": (1, 80, 4), "scores": (1, 80, 3)}
-    np.testing.assert_allclose(out["boxes"], wanted.boxes.numpy(), atol=1e-3)
-    np.testing.assert_allclose(out["scores"], detector.scores(wanted).numpy(), atol=1e-5)
+    np.testing.assert_allclose(out["boxes"], output.boxes.numpy(), atol=1e-3)
+    np.testing.assert_allclose(out["scores"], detector.scores(output).numpy(), atol=1e-5)
 
 
 def test_fp16_keeps_the_interface_and_nearly_the_numbers(

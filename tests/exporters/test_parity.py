@@ -89,17 +89,17 @@ def test_no_images_prove_nothing(nms_file: Path, detector: TinyDetector) -> None
 
 def test_a_checked_export_leaves_the_file_and_its_note(tmp_path: Path, detector: TinyDetector) -> None:
     data = scene(tmp_path, images=6)
-    said: list[str] = []
+    printed: list[str] = []
     target = tmp_path / "out" / "model.onnx"
-    written = export_checked(detector, target, ExportOptions(64), data=data, say=said.append)
+    written = export_checked(detector, target, ExportOptions(64), data=data, say=printed.append)
     assert written == target
     assert sorted(f.name for f in target.parent.iterdir()) == ["model.onnx", "model.parity.json"]
     note = json.loads((target.parent / "model.parity.json").read_text())
     assert note["passed"] is True
     assert (note["images"], note["locations"]) == (6, 480)
     assert [o.name for o in onnx.load(str(target)).graph.output] == ["boxes", "scores", "labels", "counts"]
-    assert len(said) == 1
-    head, *rows = said[0].splitlines()
+    assert len(printed) == 1
+    head, *rows = printed[0].splitlines()
     assert head.split() == ["parity", "on", "6", "images", "found", "allowed"]
     assert any(row.startswith("largest score difference") and row.endswith("0.001") for row in rows)
 
@@ -165,7 +165,7 @@ def test_files_of_free_shape_are_checked_on_several_shapes(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [ExportOptions(416), ExportOptions(416, nms=False), ExportOptions(416, half=True)])
+@pytest.mark.parametrize("options", [ExportOptions(416), ExportOptions(416, half=True)])
 def test_the_official_nano_weights_keep_their_ap(
     nano_weights: Path, coco_mini: Path, tmp_path: Path, options: ExportOptions
 ) -> None:

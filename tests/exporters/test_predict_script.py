@@ -46,12 +46,12 @@ def test_it_finds_what_the_model_finds(
     model = script.Model(str(request.getfixturevalue(file)), conf=0.5)
     predictor = TorchPredictor(detector, conf=0.5, iou=0.65, max_det=40)
     for index, batch in enumerate(eval_loader(data, imgsz=64, batch=1)):
-        wanted = predictor(batch.images)[0].to_image(batch.meta[0])
+        expected = predictor(batch.images)[0].to_image(batch.meta[0])
         boxes, scores, labels = model.predict(data.read(index))
-        assert len(wanted) > 0
-        assert labels.tolist() == wanted.labels.tolist()
-        np.testing.assert_allclose(scores, wanted.scores, atol=1e-5)
-        np.testing.assert_allclose(boxes, wanted.boxes, atol=5e-3)
+        assert len(expected) > 0
+        assert labels.tolist() == expected.labels.tolist()
+        np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
+        np.testing.assert_allclose(boxes, expected.boxes, atol=5e-3)
 
 
 def test_as_a_program_it_needs_no_torch_and_writes_json_and_images(nms_file: Path, tmp_path: Path) -> None:

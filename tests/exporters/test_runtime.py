@@ -18,9 +18,9 @@ from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.types import Detections, Predictor
 
 
-def assert_same(found: list[Detections], wanted: list[Detections]) -> None:
-    assert [len(d) for d in found] == [len(d) for d in wanted]
-    for a, b in zip(found, wanted, strict=True):
+def assert_same(detections: list[Detections], expected: list[Detections]) -> None:
+    assert [len(d) for d in detections] == [len(d) for d in expected]
+    for a, b in zip(detections, expected, strict=True):
         assert a.labels.tolist() == b.labels.tolist()
         assert a.names == b.names
         np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
@@ -45,8 +45,8 @@ def test_a_higher_threshold_and_a_shorter_list_are_those_of_the_model(
 ) -> None:
     path = request.getfixturevalue(file)
     for conf, most in ((0.6, 40), (0.6, 3), (0.99999, 40)):
-        wanted = TorchPredictor(detector, conf=conf, iou=0.65, max_det=most)(pixels)
-        assert_same(OnnxPredictor(path, conf=conf, max_det=most)(pixels), wanted)
+        expected = TorchPredictor(detector, conf=conf, iou=0.65, max_det=most)(pixels)
+        assert_same(OnnxPredictor(path, conf=conf, max_det=most)(pixels), expected)
 
 
 def test_settings_the_file_cannot_give_are_refused(nms_file: Path) -> None:
@@ -59,8 +59,8 @@ def test_settings_the_file_cannot_give_are_refused(nms_file: Path) -> None:
 
 
 def test_a_file_without_nms_takes_any_settings(raw_file: Path, detector: TinyDetector, pixels: Tensor) -> None:
-    wanted = TorchPredictor(detector, conf=0.05, iou=0.3, max_det=77)(pixels)
-    assert_same(OnnxPredictor(raw_file, conf=0.05, iou=0.3, max_det=77)(pixels), wanted)
+    expected = TorchPredictor(detector, conf=0.05, iou=0.3, max_det=77)(pixels)
+    assert_same(OnnxPredictor(raw_file, conf=0.05, iou=0.3, max_det=77)(pixels), expected)
 
 
 def test_another_size_of_input_is_refused(nms_file: Path, dynamic_file: Path) -> None:

@@ -32,7 +32,7 @@ from yoloxkd.engine.optim import learning_rate
 from yoloxkd.exporters import RUNTIMES
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.study.definition import read_study
-from yoloxkd.study.kept_runs import keep, kept
+from yoloxkd.study.kept_runs import keep, read_records
 from yoloxkd.study.pages import write_report
 from yoloxkd.study.plan import plan
 
@@ -246,10 +246,10 @@ def use_run_json(value: Any, folder: Path) -> None:
     (results / "tiny" / "nano" / "none-s0").mkdir(parents=True, exist_ok=True)
     (results / "summary.csv").unlink(missing_ok=True)
     _write_file(results / "tiny" / "nano" / "none-s0" / "run.json", value)
-    records = kept(results, "tiny")
+    records = read_records(results, "tiny")
     tables(study, records)
     write_report(study, records, results)
-    kept(results, "tiny")
+    read_records(results, "tiny")
 
 
 def _write_file(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from tests.kd.fakes import make_batch
 from tests.losses import distilled
-from tests.nn.fpn import narrow
+from tests.nn.fpn import SHALLOW, narrow
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.defaults import kd_defaults
@@ -47,8 +47,8 @@ def term_of(name: str) -> str:
 def detector(family: str, seed: int, **changes: object) -> DenseDetector:
     torch.manual_seed(seed)
     if family == "yolox":
-        return YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), NAMES)
-    model: DenseDetector = narrow(DETECTORS[family], NAMES, stacked_convs=1, **changes)  # type: ignore[arg-type]
+        return YOLOX(YOLOX.Config(depth=0.1, width=0.125, depthwise=True), NAMES)
+    model: DenseDetector = narrow(DETECTORS[family], NAMES, backbone=SHALLOW, stacked_convs=1, **changes)  # type: ignore[arg-type]
     # boxes of an untrained head overlap nothing where its distances are zero
     for parameter in model.get_submodule("head").parameters():
         torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None

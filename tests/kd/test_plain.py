@@ -16,7 +16,7 @@ from yoloxkd.nn.dense.yolox import YOLOX
 from yoloxkd.types import Tap
 
 CLASSES = 3
-DETECTOR = YOLOX(YOLOX.Config(depth=0.33, width=0.0625), [str(i) for i in range(CLASSES)])
+DETECTOR = YOLOX(YOLOX.Config(depth=0.33, width=0.0625, depthwise=False), [str(i) for i in range(CLASSES)])
 CHANNELS = DETECTOR.spec.channels[Tap.NECK][8]
 
 

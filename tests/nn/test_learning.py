@@ -68,7 +68,7 @@ def build(family: str, names: list[str]) -> Detector[Any, Any]:
         }  # fmt: skip
         return narrow_two_stage(kind, names, **wide)
     if family == "yolox":
-        return YOLOX(YOLOX.Config(depth=0.33, width=0.25), names)
+        return YOLOX(YOLOX.Config(depth=0.33, width=0.25, depthwise=False), names)
     keys: dict[str, Any] = {"backbone": "test_byobnet", "channels": 48, "groups": 8, "stacked_convs": 1}
     if family == "retinanet":
         keys["groups"] = None  # as published

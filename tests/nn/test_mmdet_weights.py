@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from yoloxkd.assembly.models import open_model, read_weights
+from yoloxkd.assembly.models import open_model, parse_student, read_weights
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.download import fetch
 from yoloxkd.errors import UserError
@@ -63,7 +63,7 @@ def their_key(key: str, mobile: bool) -> str:
 def checkpoint(family: str, backbone: str, classes: int = 2, **keys: Any) -> dict[str, Tensor]:
     """A state dict as mmdetection names it, with random weights."""
     kind = DETECTORS[family]
-    settings = {"backbone": backbone, "channels": 32, "stacked_convs": 2, "frozen_stages": 0} | keys
+    settings = {"backbone": backbone, "channels": 32, "stacked_convs": 2, "frozen_stages": 0, "norm_eval": True} | keys
     model = kind(kind.Config(**settings), [f"c{i}" for i in range(classes)])  # type: ignore[call-arg]
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -217,9 +217,7 @@ def test_a_published_file_is_known_by_its_name(name: str) -> None:
     assert section["mean"] == (123.675, 116.28, 103.53) or section["mean"][0] < section["mean"][2]
     if known.model.startswith("fcos"):
         assert section["norm_on_bbox"] == section["conv_bias"] == ("normbbox" in name)
-    family = DETECTORS[known.model.partition("-")[0]]
-    keys = {k: v for k, v in section.items() if k != "name"}
-    assert family.Config(**keys).model_dump()["mean"] == section["mean"]
+    assert parse_student(section).config.model_dump()["mean"] == section["mean"]
 
 
 def test_every_r50_and_r101_has_a_file_behind_its_name() -> None:
@@ -358,7 +356,8 @@ def test_reppoints_as_first_published(tmp_path: Path) -> None:
 
 def test_what_belongs_to_a_run_is_not_loaded_as_weights(tmp_path: Path) -> None:
     """The positives that DDOD has counted are those of the run that counted them."""
-    first, second = (DETECTORS["ddod"](DETECTORS["ddod"].Config(backbone="resnet18"), ["cat"]) for _ in range(2))  # type: ignore[call-arg]
+    keys = {"backbone": "resnet18", "frozen_stages": 0, "norm_eval": True}
+    first, second = (DETECTORS["ddod"](DETECTORS["ddod"].Config(**keys), ["cat"]) for _ in range(2))  # type: ignore[call-arg]
     first.get_submodule("head.positives").counts.fill_(7)  # type: ignore[operator, union-attr]
     report = load_into(second, first.state_dict(), allow_class_mismatch=False)
     assert report.complete

@@ -174,7 +174,7 @@ def test_mmdetection_names(theirs: str, ours: str) -> None:
 
 
 def test_a_size_without_a_name_is_recognized_but_not_named() -> None:
-    odd = YOLOX(YOLOX.Config(depth=0.33, width=0.125), ["a"])
+    odd = YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=False), ["a"])
     found = official_state(odd.state_dict())
     assert found is not None
     assert found.architecture is None

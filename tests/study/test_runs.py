@@ -26,7 +26,7 @@ from yoloxkd.study.definition import read_study
 from yoloxkd.study.kept_runs import SUMMARY, write_summary
 from yoloxkd.study.plan import Key, plan
 from yoloxkd.study.processes import alone_in
-from yoloxkd.study.runner import Runner, known
+from yoloxkd.study.runner import Runner, valid_records
 
 pytestmark = pytest.mark.slow
 
@@ -59,14 +59,14 @@ def test_what_a_study_leaves(done: Path) -> None:
     assert list(table[0]) == list(SUMMARY)
     assert {row["method"] for row in table} == {"teacher", "none", "zero", "own", "random"}
     for row in table:
-        about = json.loads((results / "tiny" / place(row) / "run.json").read_text())
+        about = json.loads((results / "tiny" / folder_of(row) / "run.json").read_text())
         assert float(row["AP"]) == pytest.approx(about["metrics"]["AP"], abs=1e-4)
         if row["method"] != "teacher":
             assert float(row["seconds"]) > 0
             assert about["cpu_seconds"] > 0
             assert about["chosen"]["split"] == "val"
             assert about["split"] == "test"
-            assert (results / "tiny" / place(row) / "results.csv").is_file()
+            assert (results / "tiny" / folder_of(row) / "results.csv").is_file()
     assert float(table[0]["AP"]) > 0  # the teacher's row, measured on the test split
     assert (results / "tiny.md").read_text().count("(tiny/nano/") == 4
     picture = cv2.imread(str(results / "tiny.png"))
@@ -75,7 +75,7 @@ def test_what_a_study_leaves(done: Path) -> None:
     assert str(done) not in "".join(p.read_text() for p in results.glob("tiny/**/run.json"))
 
 
-def place(row: dict[str, str]) -> str:
+def folder_of(row: dict[str, str]) -> str:
     return "teacher" if row["method"] == "teacher" else f"{row['student']}/{row['method']}-s{row['seed']}"
 
 
@@ -144,7 +144,9 @@ def test_a_grid_alone_and_the_rows_of_others_stay(done: Path, tmp_path: Path, ti
     with pytest.raises(UserError, match=r"no grid 'secnd'; did you mean 'second'"):
         check_grids(study, ["secnd"])
     before = shutil.copy(done / "out" / "results" / "summary.csv", tmp_path)
-    records = known(read_study(str(done / "study.yaml")), plan(read_study(str(done / "study.yaml")), done), tmp_path)
+    records = valid_records(
+        read_study(str(done / "study.yaml")), plan(read_study(str(done / "study.yaml")), done), tmp_path
+    )
     text = Path(before).read_text()
     one = {key: record for key, record in records.items() if key.method == "own"}
     for name, count in (("tiny", 6), ("other", 7)):
@@ -177,10 +179,10 @@ def test_a_failed_run_is_named_and_the_others_go_on(
     tiny["methods"] = {k: tiny["methods"][k] for k in ("bad", "none")}
     file = write(tmp_path, tiny)
     assert run(["study", file, "--out", str(tmp_path / "out")]) == 3
-    said = capsys.readouterr()
-    assert "1 of 2 runs failed: nano/bad-s0: training ended with status 2 (yoloxkd: no file" in said.err
-    assert "nano/none-s0: AP" in said.out
-    assert "0/1" in said.out
+    output = capsys.readouterr()
+    assert "1 of 2 runs failed: nano/bad-s0: training ended with status 2 (yoloxkd: no file" in output.err
+    assert "nano/none-s0: AP" in output.out
+    assert "0/1" in output.out
 
 
 def test_an_interrupted_study_goes_on_within_the_run(tiny: dict[str, Any], tmp_path: Path) -> None:

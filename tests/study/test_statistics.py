@@ -63,8 +63,8 @@ def test_the_interval_is_that_of_the_paired_t_test(study: Definition) -> None:
 
 
 def test_only_seeds_that_both_have_are_paired(study: Definition) -> None:
-    found = [record("none", 0, 0.3), record("pgd", 0, 0.4), record("pgd", 1, 0.9)]
-    _, pgd = rows(study, Grid(), {r.key: r for r in found})
+    finished = [record("none", 0, 0.3), record("pgd", 0, 0.4), record("pgd", 1, 0.9)]
+    _, pgd = rows(study, Grid(), {r.key: r for r in finished})
     assert pgd.gains["AP"].n == 1
     assert pgd.gains["AP"].mean == pytest.approx(0.1)
     assert pgd.metrics["AP"].n == 2

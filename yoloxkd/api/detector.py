@@ -32,7 +32,7 @@ from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.target import export_target
 from yoloxkd.nn.detector import Detector as Network
-from yoloxkd.types import Detections, ImageSize
+from yoloxkd.types import IOU, MAX_DET, PREDICT_CONF, Detections, ImageSize
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Detector:
         self.names, self.stride, self.imgsz = self._backend.names, self._backend.stride, self._backend.imgsz
 
     def predict(
-        self, images: Any, conf: float = 0.25, iou: float = 0.65, imgsz: ImageSize | None = None
+        self, images: Any, conf: float = PREDICT_CONF, iou: float = IOU, imgsz: ImageSize | None = None
     ) -> list[Detections]:
         """Detect objects in images.
 
@@ -96,7 +96,7 @@ class Detector:
             >>> detections, others = Detector("best.pt").predict(["photo.jpg", "other.jpg"], conf=0.5)
             >>> labels = [detection.name for detection in detections]
         """
-        predictor = self._backend.predictor(fraction("conf", conf), fraction("iou", iou), ValSection().max_det)
+        predictor = self._backend.predictor(fraction("conf", conf), fraction("iou", iou), MAX_DET)
         size = self.size(imgsz)
         detections = []
         for pixels in given_images(images):
@@ -105,7 +105,7 @@ class Detector:
         return detections
 
     def __call__(
-        self, images: Any, conf: float = 0.25, iou: float = 0.65, imgsz: ImageSize | None = None
+        self, images: Any, conf: float = PREDICT_CONF, iou: float = IOU, imgsz: ImageSize | None = None
     ) -> list[Detections]:
         """As `predict`."""
         return self.predict(images, conf, iou, imgsz)

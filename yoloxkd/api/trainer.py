@@ -129,9 +129,9 @@ class Trainer:
                 alone = options | {"data": None, "student": student, "teacher": teacher, "kd": kd}
                 _alone_with_resume(**alone, recipe=recipe, out=out, set=set or None)
                 self.recipe, self.out, self._checkpoint = read_resume(str(resume), data)
-            elif (own := unfinished_before_restart(out)) is not None:
-                self.recipe, self.out, self._checkpoint = read_resume(str(own))
-                self._notes.append(f"restarted by torchrun: the run in {own} goes on from its last checkpoint")
+            elif (unfinished := unfinished_before_restart(out)) is not None:
+                self.recipe, self.out, self._checkpoint = read_resume(str(unfinished))
+                self._notes.append(f"restarted by torchrun: the run in {unfinished} goes on from its last checkpoint")
             else:
                 self.recipe = resolve(
                     student=student, teacher=_list(teacher) or (), kd=_list(kd), recipe=recipe, sets=set,

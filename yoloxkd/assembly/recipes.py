@@ -147,10 +147,10 @@ def check(tree: Mapping[str, Any]) -> Recipe:
 
 def _check_owner(method: str, keys: Mapping[str, Any]) -> None:
     """UserError: a key is not of this method but of others."""
-    own = set(leaves(DISTILLERS[method].Config))
+    keys_of_method = set(leaves(DISTILLERS[method].Config))
     for key in keys:
         owners = [name for name, kind in DISTILLERS.items() if key in leaves(kind.Config)]
-        if owners and key not in own:
+        if owners and key not in keys_of_method:
             raise UserError(
                 f"key 'kd.{key}' is of {', '.join(owners)}, and --kd {method} has no such key; choose another --kd, or leave "
                 f"{key} out"
@@ -198,17 +198,19 @@ def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str)
     for name, keys in written.items():
         if not isinstance(keys or {}, Mapping):
             raise UserError(f"key 'kd.{name}' in the recipe should be a section (key: value lines), got {shown(keys)}")
-    said = {split_name(str(name))[0]: keys or {} for name, keys in written.items()}
+    keys_of = {split_name(str(name))[0]: keys or {} for name, keys in written.items()}
     tree["kd"] = {}
     for name in methods:
-        method, chosen = split_name(name)
+        method, set_name = split_name(name)
         if method in tree["kd"]:
             raise UserError(f"--kd {method} is given with two sets of defaults; choose one")
-        own = said.get(method, {})
-        if kd is not None and chosen:  # an option, so it wins over the recipe
-            tree["kd"][method] = merge(merge(kd_defaults(method, family), own), set_defaults(method, chosen, family))
+        recipe_keys = keys_of.get(method, {})
+        if kd is not None and set_name:  # an option, so it wins over the recipe
+            tree["kd"][method] = merge(
+                merge(kd_defaults(method, family), recipe_keys), set_defaults(method, set_name, family)
+            )
         else:
-            tree["kd"][method] = merge(kd_defaults(name, family), own)
+            tree["kd"][method] = merge(kd_defaults(name, family), recipe_keys)
 
 
 def _kd_key(key: str, methods: Mapping[str, Any]) -> str:

@@ -44,31 +44,31 @@ def check_callbacks(section: Mapping[str, Any], allowed: Sequence[str]) -> dict[
     for name, kind in CALLBACKS.items():
         keys = section.get(name, kind.default)
         if keys is not False:
-            given = keys if isinstance(keys, Mapping) else {}
-            out[name] = validate(kind.Config, given, f"recipe ({name})", allowed, f"callbacks.{name}.")
+            values = keys if isinstance(keys, Mapping) else {}
+            out[name] = validate(kind.Config, values, f"recipe ({name})", allowed, f"callbacks.{name}.")
         elif name in section:
             out[name] = False
     return out
 
 
-def check_objects(given: Any) -> list[Callback]:
+def check_objects(callbacks: Any) -> list[Callback]:
     """The user's own callbacks. UserError: they are no list, or one is no object with the events of `Callback`."""
-    if not isinstance(given, list | tuple):
-        raise UserError(f"callbacks should be a list of callback objects, got {given!r}")
-    for one in given:
+    if not isinstance(callbacks, list | tuple):
+        raise UserError(f"callbacks should be a list of callback objects, got {callbacks!r}")
+    for one in callbacks:
         if isinstance(one, type) or not all(
             hasattr(type(one), name) for name in vars(Callback) if not name.startswith("_")
         ):
             hint = f" (an object of it is made by {one.__name__}())" if isinstance(one, type) else ""
             raise UserError(f"callbacks should be objects of classes made from yoloxkd's Callback, got {one!r}{hint}")
-    return list(given)
+    return list(callbacks)
 
 
 def ordered_callbacks(
     recipe: Recipe,
     header: dict[str, Any],
     first: Sequence[Callback],
-    given: Sequence[Callback],
+    callbacks: Sequence[Callback],
     console: Console,
 ) -> list[Callback]:
     """Every callback of a run (the order and its reasons: `engine.events`).
@@ -79,13 +79,13 @@ def ordered_callbacks(
     """
     by_name: dict[str, Callback] = {}
     for name, kind in CALLBACKS.items():
-        objects = [c for c in given if type(c) is kind]
+        objects = [c for c in callbacks if type(c) is kind]
         config = recipe.callbacks.get(name, False)
         if objects:
             by_name[name] = objects[-1]
         elif config is not False:
             by_name[name] = kind(config)
-    others = [c for c in given if type(c) not in CALLBACKS.values()]
+    others = [c for c in callbacks if type(c) not in CALLBACKS.values()]
 
     def named(*names: str) -> list[Callback]:
         return [by_name[name] for name in names if name in by_name]

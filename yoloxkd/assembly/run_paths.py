@@ -20,14 +20,14 @@ def check_run_paths(recipe: Recipe, out: Path, also: Iterable[str | Path | None]
     also  further files the run was described by, such as its recipe
     What a run that was ended before its first checkpoint has left is replaced.
     """
-    given = [*recipe.teacher.models, recipe.student.weights, recipe.data, *also]
+    inputs = [*recipe.teacher.models, recipe.student.weights, recipe.data, *also]
     outputs = [Output("--out", file, _drawn_by_a_run, record=True) for file in _plots(out)]
     outputs += [
         Output("--out", out / name, partial(_left_by_a_run, weights=name in _WEIGHTS), record=True)
         for name in RUN_RECORDS
         if name not in _GROWS
     ]
-    check_outputs(outputs, [path for path in given if path is not None])
+    check_outputs(outputs, [path for path in inputs if path is not None])
 
 
 def _left_by_a_run(file: Path, weights: bool) -> bool:

@@ -36,9 +36,9 @@ def _difference(before: Sequence[str], now: Sequence[str]) -> str:
     if len(before) != len(now):
         odd = [n for n in now if n not in before] or [n for n in before if n not in now]
         return f"{len(before)} classes then and {len(now)} now (such as '{odd[0]}')" if odd else "another number"
-    place = next(i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+    position = next(i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
     how = ", which is another order" if sorted(before) == sorted(now) else ""
-    return f"class {place} was '{before[place]}' and is '{now[place]}'{how}"
+    return f"class {position} was '{before[position]}' and is '{now[position]}'{how}"
 
 
 def say_changes(saved: Saved, now: Mapping[str, dict[str, Any]], say: Callable[[str], None]) -> None:

@@ -30,51 +30,51 @@ def open_teachers(
     UserError: a file without names needs them, or those given cannot be right.
     """
     opened = [open_model(reference, files) for reference in section.models]
-    for place, teacher in enumerate(opened):
-        given = section.names[place] if section.names else None
-        if given is not None:
-            _name(teacher, given, classes, say)
+    for index, teacher in enumerate(opened):
+        names = section.names[index] if section.names else None
+        if names is not None:
+            _name(teacher, names, classes, say)
         elif not teacher.weights.named:
             _assume(teacher, classes, section, say)
     return opened
 
 
-def names_key(section: TeacherSection, place: int, names: str) -> str:
+def names_key(section: TeacherSection, index: int, names: str) -> str:
     """How the names of one teacher are set, as a user types it."""
     lists = ["null"] * len(section.models)
-    lists[place] = f"[{names}]"
+    lists[index] = f"[{names}]"
     return f"--set 'teacher.names={lists[0] if len(lists) == 1 else '[' + ','.join(lists) + ']'}'"
 
 
-def _name(teacher: Opened, given: list[str], classes: Sequence[str], say: Callable[[str], None]) -> None:
+def _name(teacher: Opened, names: list[str], classes: Sequence[str], say: Callable[[str], None]) -> None:
     weights = teacher.weights
-    if len(given) != len(weights.names):
+    if len(names) != len(weights.names):
         raise UserError(
-            f"teacher {weights.path} predicts {len(weights.names)} classes, and teacher.names gives {len(given)}; give one "
+            f"teacher {weights.path} predicts {len(weights.names)} classes, and teacher.names gives {len(names)}; give one "
             "name for each, in the order of the file's classes"
         )
-    known = (match_classes(given, classes) >= 0).tolist()
-    if not any(known):
+    in_data_set = (match_classes(names, classes) >= 0).tolist()
+    if not any(in_data_set):
         raise UserError(
-            f"none of the names that teacher.names gives to {weights.path} ({_some(given)}) is a class of the data set "
+            f"none of the names that teacher.names gives to {weights.path} ({_some(names)}) is a class of the data set "
             f"({_some(classes)}); use the data set's names for the classes that are the same"
         )
-    if weights.named and given != weights.names:
+    if weights.named and names != weights.names:
         say(
             f"warning: teacher {weights.path}: the class names in the file ({_some(weights.names)}) give way to those of "
-            f"teacher.names ({_some(given)})"
+            f"teacher.names ({_some(names)})"
         )
-    others = [name for name, there in zip(given, known, strict=True) if not there]
+    others = [name for name, there in zip(names, in_data_set, strict=True) if not there]
     tail = f"; {len(others)} of them no class of the data set: {_some(others)}" if others else ""
-    say(f"teacher {weights.path}: {len(given)} class names from teacher.names{tail}")
-    _set(teacher, given)
+    say(f"teacher {weights.path}: {len(names)} class names from teacher.names{tail}")
+    _set(teacher, names)
 
 
 def _assume(teacher: Opened, classes: Sequence[str], section: TeacherSection, say: Callable[[str], None]) -> None:
     """Names for a file without: COCO's where they can be meant, else the data set's where there are as many."""
     weights = teacher.weights
-    count, place = len(weights.names), section.models.index(teacher.reference)
-    how = names_key(section, place, "NAME,NAME,...")
+    count, index = len(weights.names), section.models.index(teacher.reference)
+    how = names_key(section, index, "NAME,NAME,...")
     coco = bool((match_classes(classes, COCO_NAMES) >= 0).any())
     if count == len(COCO_NAMES) and (coco or count != len(classes)):
         say(f"teacher {weights.path} has no class names; its {count} classes are taken to be COCO's")
@@ -103,17 +103,17 @@ def _set(teacher: Opened, names: Sequence[str]) -> None:
     teacher.detector.spec = replace(teacher.detector.spec, names=tuple(names))
 
 
-def names_from_files(given: Any) -> Any:
+def names_from_files(value: Any) -> Any:
     """What `teacher.names` says; the name of a text file gives way to the class names in it, one a line.
 
     UserError: the file cannot be read.
     """
-    if not isinstance(given, str) or not os.path.isfile(given):
-        return given
+    if not isinstance(value, str) or not os.path.isfile(value):
+        return value
     try:
-        lines = Path(given).read_text(encoding="utf-8").splitlines()
+        lines = Path(value).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"teacher.names: cannot read {given}: {error}") from error
+        raise UserError(f"teacher.names: cannot read {value}: {error}") from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -19,6 +19,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, RUNTIMES
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.nn import DETECTORS
+from yoloxkd.types import IOU, PREDICT_CONF
 from yoloxkd.version import __version__
 
 # typer carries its own click or imports the other: the base class of its public exception is the right one in both
@@ -175,8 +176,8 @@ def predict(
             metavar="[MODEL] SOURCE...", help="Model, then images, folders, globs, videos, or a camera's number."
         ),
     ],
-    conf: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.25,
-    iou: Annotated[float, typer.Option(min=0, max=1, help="NMS IoU threshold.")] = 0.65,
+    conf: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = PREDICT_CONF,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="NMS IoU threshold.")] = IOU,
     imgsz: SizeOption = None,
     device: DeviceOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the drawn images and videos.")] = Path("runs/predict"),

@@ -23,8 +23,7 @@ from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.metrics.measure import overall
 from yoloxkd.output_paths import Output, check_outputs
-
-CONF, IOU = 0.25, 0.65  # of the timed predictions, as `yoloxkd predict` has them; AP is measured as `yoloxkd val` does
+from yoloxkd.types import IOU, PREDICT_CONF
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,8 @@ def bench(
         variants: dict[Variant, Detector] = {}
         for number, detector in enumerate(detectors):
             label = labels[number] if len(models) > 1 else ""
-            place = Path(folder) / str(number)
-            variants |= dict.fromkeys(_variants(detector, label, place, size, data, calib, compiled), detector)
+            variant_folder = Path(folder) / str(number)
+            variants |= dict.fromkeys(_variants(detector, label, variant_folder, size, data, calib, compiled), detector)
         rows = _measure(variants, images, size, runs, many)
     print(f"{', '.join(map(str, models))} at {size} px on {data} {split}: {len(images)} images, {runs} runs a variant")
     print(_shown(rows, many))
@@ -94,28 +93,28 @@ def _variants(
     source = Path(detector.weights_file)
     if detector.onnx:
         return _of_file(f"{prefix}ONNX {detector.precision}", source)
-    found = [Variant(f"{prefix}PyTorch", "torch", source)]
+    variants = [Variant(f"{prefix}PyTorch", "torch", source)]
     if compiled:
-        found.append(Variant(f"{prefix}compiled", "compiled", source))
-    wanted: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"half": True}}
+        variants.append(Variant(f"{prefix}compiled", "compiled", source))
+    options_of: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"half": True}}
     if calib is not None:
-        wanted["int8"] = {"int8": True, "calib": calib}
-    for precision, options in wanted.items():
+        options_of["int8"] = {"int8": True, "calib": calib}
+    for precision, options in options_of.items():
         target = folder / f"{precision}.onnx"
         try:
             detector.export(target, imgsz=size, verify=data, say=None, **options)
         except GateError as error:
             print(f"{prefix}{precision} is left out: {error}")
         else:
-            found += _of_file(f"{prefix}ONNX {precision}", target)
-    return found
+            variants += _of_file(f"{prefix}ONNX {precision}", target)
+    return variants
 
 
 def _of_file(name: str, file: Path) -> list[Variant]:
-    found = [Variant(name, "onnxruntime", file)]
+    variants = [Variant(name, "onnxruntime", file)]
     if importlib.util.find_spec("openvino") is not None:
-        found.append(Variant(f"{name}, OpenVINO", "openvino", file))
-    return found
+        variants.append(Variant(f"{name}, OpenVINO", "openvino", file))
+    return variants
 
 
 def _predictor(variant: Variant, detector: Detector, conf: float, threads: int | None) -> Timed:
@@ -129,7 +128,7 @@ def _predictor(variant: Variant, detector: Detector, conf: float, threads: int |
 def _measure(
     variants: dict[Variant, Detector], images: DetectionData, size: int, runs: int, many: int
 ) -> list[dict[str, Any]]:
-    picture = images.read(len(images) // 2)
+    image = images.read(len(images) // 2)
     rows = {v.name: {"variant": v.name, "size_mb": round(v.file.stat().st_size / 1e6, 3)} for v in variants}
     for variant, detector in variants.items():
         predictor = _predictor(variant, detector, 0.01, None)
@@ -137,8 +136,8 @@ def _measure(
         result = evaluate(predictor, loader, images)
         rows[variant.name] |= {"AP": next(iter(overall(result.metrics).values()))}
     for threads in sorted({1, many}):
-        predictors = {v.name: _predictor(v, detector, CONF, threads) for v, detector in variants.items()}
-        for name, latency in measure_latency(predictors, picture, size, runs, threads).items():
+        predictors = {v.name: _predictor(v, detector, PREDICT_CONF, threads) for v, detector in variants.items()}
+        for name, latency in measure_latency(predictors, image, size, runs, threads).items():
             rows[name] |= {f"threads_{threads}": latency.summary()}
     return list(rows.values())
 

@@ -48,7 +48,7 @@ def _split_lines(report: SplitReport, limit: int | None) -> Iterator[str]:
         yield f"  {'!' if kind in report.faults.breaking else ' '} {count} {kind}"
         places = report.faults.examples.get(kind, [])
         shown = places if limit is None else places[:limit]
-        yield from (f"        {place}" for place in shown)
+        yield from (f"        {problem}" for problem in shown)
         if len(shown) < len(places):
             yield f"        ... and {len(places) - len(shown)} more"
 
@@ -62,27 +62,27 @@ def stats_report(name: str, split: str | None, out: Path | None, samples: int, j
     splits = spec.splits if split is None else [split]
     _check_stats_folder(spec, folder, [*(f"samples-{one}.png" for one in splits), "chart.png"], json_file)
     read = [load_split(spec, one) for one in splits]
-    found = [split_stats(data) for data in read]
-    for data, stats in zip(read, found, strict=True):
+    statistics = [split_stats(data) for data in read]
+    for data, stats in zip(read, statistics, strict=True):
         print(stats_text(stats) + ("" if not len(data.faults) else f"\n{data.faults.describe()}"))
-    shown: dict[str, Any] = {"data": name, "splits": {stats.split: stats.as_dict() for stats in found}}
+    shown: dict[str, Any] = {"data": name, "splits": {stats.split: stats.as_dict() for stats in statistics}}
     for file in (folder / "stats.json", *([] if json_file is None else [json_file])):
         write_json(file, shown)  # before the images: it tells the next time that they are this command's
     written = [_drawn(folder / f"samples-{d.split}.png", partial(draw_samples, d, count=samples)) for d in read]
-    written.append(_drawn(folder / "chart.png", partial(draw_counts, found)))
+    written.append(_drawn(folder / "chart.png", partial(draw_counts, statistics)))
     print(f"written: {', '.join(map(str, [*written, folder / 'stats.json']))}")
 
 
-def _check_stats_folder(spec: DataSpec, folder: Path, pictures: Sequence[str], json_file: Path | None) -> None:
+def _check_stats_folder(spec: DataSpec, folder: Path, file_names: Sequence[str], json_file: Path | None) -> None:
     """UserError: the images would be taken for the data set's, or would replace something else."""
     whole = folder.resolve()
-    for place in spec.image_folders():
-        if place.resolve() in (whole, *whole.parents):
+    for image_folder in spec.image_folders():
+        if image_folder.resolve() in (whole, *whole.parents):
             raise UserError(
-                f"--out {folder} is in {place}, where {spec.name} has its images, so what is drawn would be taken for "
+                f"--out {folder} is in {image_folder}, where {spec.name} has its images, so what is drawn would be taken for "
                 "images of it; give a folder elsewhere"
             )
-    outputs = [Output("--out", folder / name, lambda _: own_json(folder / "stats.json")) for name in pictures]
+    outputs = [Output("--out", folder / name, lambda _: own_json(folder / "stats.json")) for name in file_names]
     outputs.append(Output("--out", folder / "stats.json"))
     outputs += [] if json_file is None else [Output("--json", json_file)]
     check_outputs(outputs, [spec.name])
@@ -113,8 +113,8 @@ def stats_text(stats: SplitStats) -> str:
 
 def convert_report(name: str, to: str, output: Path, classes: str | None, link: bool) -> None:
     """Convert, and print what each split holds and what the format could not."""
-    wanted = None if classes is None else _listed(classes)
-    done = convert_data(find_data(name), to, output, wanted, link)
+    class_names = None if classes is None else _listed(classes)
+    done = convert_data(find_data(name), to, output, class_names, link)
     print("\n".join(done.lines))
     print(f"written: {done.yaml}")
 

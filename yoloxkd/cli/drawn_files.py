@@ -61,10 +61,10 @@ def text_digest(text: str) -> str:
 def read_digests(labels: Path) -> dict[str, str]:
     """File name -> digest of each label file that `yoloxkd predict` has written there; those of a killed run are not known."""
     try:
-        found = json.loads((labels / DIGESTS).read_text(encoding="utf-8"))
+        digests = json.loads((labels / DIGESTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return digests if isinstance(digests, dict) else {}
 
 
 def write_image_file(path: Path, pixels: np.ndarray) -> None:

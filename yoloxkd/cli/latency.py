@@ -71,7 +71,7 @@ def end_to_end(latency: Latency) -> float:
 
 
 def measure_latency(
-    predictors: Mapping[str, Timed], picture: np.ndarray, imgsz: int, runs: int, threads: int
+    predictors: Mapping[str, Timed], image: np.ndarray, imgsz: int, runs: int, threads: int
 ) -> dict[str, Latency]:
     """Latency of each predictor on one image (h, w, 3) uint8, one at a time, in turns so that all meet the same load.
 
@@ -80,29 +80,29 @@ def measure_latency(
     with limited_threads(threads):
         for predictor in predictors.values():
             for _ in range(WARM_UP):
-                _once(predictor, picture, imgsz)
-        rows = [[_once(predictor, picture, imgsz) for predictor in predictors.values()] for _ in range(runs)]
+                _once(predictor, image, imgsz)
+        rows = [[_once(predictor, image, imgsz) for predictor in predictors.values()] for _ in range(runs)]
     times = np.array(rows)  # (runs, predictors, 3)
     return {name: Latency(*times[:, i].T) for i, name in enumerate(predictors)}
 
 
-def _once(predictor: Timed, picture: np.ndarray, imgsz: int) -> tuple[float, float, float]:
+def _once(predictor: Timed, image: np.ndarray, imgsz: int) -> tuple[float, float, float]:
     """Seconds of the three parts of `Detector.predict`."""
     started = time.perf_counter()
-    images, meta = one_input(picture, imgsz, predictor)
+    images, meta = one_input(image, imgsz, predictor)
     if isinstance(predictor, OnnxPredictor):
         pixels = predictor.prepare(images)
         ready = time.perf_counter()
         outputs = predictor.run(pixels)
         done = time.perf_counter()
-        found = predictor.detections(outputs)[0]
+        detections = predictor.detections(outputs)[0]
     else:
         prepared = predictor.prepare(images)
         ready = _now(predictor.device)
         out = predictor.run(prepared)
         done = _now(predictor.device)
-        found = predictor.detections(out)[0]
-    found.to_image(meta)
+        detections = predictor.detections(out)[0]
+    detections.to_image(meta)
     return ready - started, done - ready, time.perf_counter() - done
 
 

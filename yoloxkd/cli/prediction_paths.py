@@ -80,13 +80,13 @@ def _stem(source: Source) -> str:
 
 
 def _is_frame(name: str, clips: set[str]) -> bool:
-    found = _FRAME.fullmatch(name)
-    return found is not None and found[1] in clips
+    match = _FRAME.fullmatch(name)
+    return match is not None and match[1] in clips
 
 
 def check_targets(
     targets: Sequence[Target],
-    given: Sequence[str],
+    arguments: Sequence[str],
     model: str,
     out: Path,
     text: bool,
@@ -96,15 +96,17 @@ def check_targets(
     """UserError: a file to be written is a source, the model, another one of them, or of the user's own making."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file, not a folder; give another --out")
-    for source in given:
+    for source in arguments:
         if Path(source).is_dir() and folded(source) == folded(out):
             raise UserError(
                 f"--out {out} is the folder of the images to predict on, which would be replaced; give another --out"
             )
     outputs = [Output("--out", target.file, is_drawn) for target in targets]
     if text:
-        ours = partial(is_drawn_text, digests=read_digests(out / "labels"))
-        outputs += [Output("--save-txt", file, ours, blank=True) for target in targets for file in _texts(target)]
+        is_replaceable = partial(is_drawn_text, digests=read_digests(out / "labels"))
+        outputs += [
+            Output("--save-txt", file, is_replaceable, blank=True) for target in targets for file in _texts(target)
+        ]
     for option, file in (("--json", json_file), ("--coco", coco_file)):
         outputs += [] if file is None else [Output(option, file)]
     sources = [target.source.path for target in targets if target.source.kind != "camera"]
@@ -117,5 +119,5 @@ def _texts(target: Target) -> list[Path]:
     if target.source.kind == "image":
         return [target.text(None)]
     folder, stem = target.file.parent / "labels", target.file.stem
-    found = folder.iterdir() if folder.is_dir() else ()
-    return [file for file in found if file.suffix == ".txt" and (m := _FRAME.fullmatch(file.stem)) and m[1] == stem]
+    files = folder.iterdir() if folder.is_dir() else ()
+    return [file for file in files if file.suffix == ".txt" and (m := _FRAME.fullmatch(file.stem)) and m[1] == stem]

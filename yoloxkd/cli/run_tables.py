@@ -109,8 +109,8 @@ def describe(what: str) -> str:
 
 def _recipe(name: str, tree: Mapping[str, Any]) -> str:
     student = tree.get("student", {}).get("name")
-    given = {} if name in recipe_names() or Path(name).is_file() else {"student": student}
-    recipe = resolve(recipe=name if not given else None, **given)
+    options = {} if name in recipe_names() or Path(name).is_file() else {"student": student}
+    recipe = resolve(recipe=name if not options else None, **options)
     rows = recipe_rows()
     peak = recipe.optim.lr_per_image * recipe.train.batch
     lines = [

@@ -57,8 +57,8 @@ def make_forgiving() -> None:
 def fault() -> str | None:
     """Write what waits for stdout; the reason where some of it could not be written. A reader who left is none."""
     sys.stdout.flush()
-    found = getattr(_raw(sys.stdout), "fault", None)
-    return None if found is None or isinstance(found, BrokenPipeError) else found.strerror or str(found)
+    error = getattr(_raw(sys.stdout), "fault", None)
+    return None if error is None or isinstance(error, BrokenPipeError) else error.strerror or str(error)
 
 
 def _raw(stream: Any) -> Any:

@@ -36,26 +36,26 @@ class Source:
     kind: Literal["image", "video", "camera"]
 
 
-def find_sources(given: Iterable[str]) -> list[Source]:
+def find_sources(texts: Iterable[str]) -> list[Source]:
     """Files as they are, folders by their images and videos, globs by what they match, a bare number as a camera.
 
     UserError: a source with neither image nor video, a folder that cannot be read.
     """
     out: list[Source] = []
-    for text in given:
+    for text in texts:
         path = Path(text)
         if os.path.isdir(path):
-            found = _inside(path)
+            paths = _inside(path)
         elif os.path.isfile(path):
-            found = [path]
+            paths = [path]
         elif re.fullmatch("[0-9]{1,4}", text):
             out.append(Source(path, "camera"))
             continue
         else:
-            found = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
-        if not found:
+            paths = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
+        if not paths:
             raise UserError(f"no image or video at {text}{_hint(text)}")
-        out += [Source(p, "video" if p.suffix.lower() in VIDEO_SUFFIXES else "image") for p in found]
+        out += [Source(p, "video" if p.suffix.lower() in VIDEO_SUFFIXES else "image") for p in paths]
     return out
 
 
@@ -98,8 +98,8 @@ def opened(source: Source, limit: int | None) -> Iterator[Stream]:
     """
     camera = source.kind == "camera"
     with ExitStack() as links:
-        place = int(str(source.path)) if camera else links.enter_context(plain_name(source.path))
-        capture = cv2.VideoCapture(place)
+        address = int(str(source.path)) if camera else links.enter_context(plain_name(source.path))
+        capture = cv2.VideoCapture(address)
         links.callback(capture.release)
         good, first = capture.read() if capture.isOpened() else (False, None)
         if not good:

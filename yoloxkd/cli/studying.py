@@ -83,9 +83,9 @@ def tables(study: Definition, records: Mapping[Key, Record]) -> str:
     head = ["method", "seeds", "AP", "gain [95 %]", *METRICS[1:], "step ms", "CPU s"]
     texts = []
     for title, grid in study.parts().items():
-        found = rows(study, grid, records)
-        for student in dict.fromkeys(row.student for row in found if row.records):
-            lines = [_cells(row) for row in found if row.student == student]
+        grid_rows = rows(study, grid, records)
+        for student in dict.fromkeys(row.student for row in grid_rows if row.records):
+            lines = [_cells(row) for row in grid_rows if row.student == student]
             texts.append(f"{grid.title or title}: {student}\n" + table(head, lines))
     return "\n\n".join(texts)
 

@@ -20,7 +20,7 @@ from pydantic import (
 from yoloxkd.config.augment import Augment
 from yoloxkd.config.schedule import ScheduleSection
 from yoloxkd.config.strict import MOST_INT, Strict
-from yoloxkd.types import ImageSize
+from yoloxkd.types import CONF, IOU, MAX_DET, ImageSize
 
 Amp = Literal["off", "bf16", "fp16"]
 
@@ -207,9 +207,11 @@ class ValSection(Strict):
     interval: int | None = Field(
         None, ge=1, le=MOST_EPOCHS, description="epochs between evaluations; None: a thirtieth of the run"
     )
-    conf: float = Field(0.01, ge=0, le=1)
-    iou: float = Field(0.65, gt=0, le=1, description="NMS IoU threshold")
-    max_det: int = Field(300, ge=1, le=100_000, description="detections kept an image; the metric cuts to 100 a class")
+    conf: float = Field(CONF, ge=0, le=1)
+    iou: float = Field(IOU, gt=0, le=1, description="NMS IoU threshold")
+    max_det: int = Field(
+        MAX_DET, ge=1, le=100_000, description="detections kept an image; the metric cuts to 100 a class"
+    )
     rect: bool = Field(
         False,
         description="square sizes: pad each batch no further than its largest image needs, images sorted by aspect "

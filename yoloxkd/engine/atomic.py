@@ -59,7 +59,7 @@ def clear_leftovers(folder: Path) -> int:
     Only names as `replacing` makes them: the folder may hold other things of the user, and other runs below it.
     """
     leftovers = [
-        p for place in (folder, folder / "plots") for p in place.glob(".*.part") if _TEMPORARY.fullmatch(p.name)
+        p for parent in (folder, folder / "plots") for p in parent.glob(".*.part") if _TEMPORARY.fullmatch(p.name)
     ]
     for path in leftovers:
         with contextlib.suppress(OSError):

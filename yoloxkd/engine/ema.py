@@ -18,7 +18,7 @@ class ModelEMA:
     had at the start. `module` is in eval mode and has no gradients.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float = 0.9998, ramp: float = 2000.0, updates: int = 0) -> None:
+    def __init__(self, model: nn.Module, *, decay: float, ramp: float, updates: int = 0) -> None:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.ramp = ramp

@@ -21,7 +21,7 @@ from yoloxkd.metrics.coco import COCODetections
 from yoloxkd.metrics.measure import measure
 from yoloxkd.nn.detector import Detector
 from yoloxkd.ops.nms import NMS
-from yoloxkd.types import Batch, Detections, Predictor
+from yoloxkd.types import CONF, IOU, MAX_DET, Batch, Detections, Predictor
 
 
 class TorchPredictor:
@@ -34,9 +34,9 @@ class TorchPredictor:
     def __init__(
         self,
         detector: Detector[Any, Any],
-        conf: float = 0.01,
-        iou: float = 0.65,
-        max_det: int = 300,
+        conf: float = CONF,
+        iou: float = IOU,
+        max_det: int = MAX_DET,
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from yoloxkd.config.recipe import Recipe
+from yoloxkd.config.recipe import OptimSection, Recipe
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-def parameter_groups(
-    modules: Iterable[nn.Module],
-    weight_decay: float,
-    *,
-    decay: Literal["weights", "all"] = "weights",
-    bias_lr: float = 1.0,
-) -> list[dict[str, Any]]:
+def parameter_groups(modules: Iterable[nn.Module], optim: OptimSection) -> list[dict[str, Any]]:
     """Trainable parameters in the groups of the YOLOX release: norm weights, other weights, biases.
 
-    Only the second group decays, unless `decay` is "all". Parameters without a gradient are left out; each group has a
-    `name`, and the `lr_factor` its rate is multiplied by, which is `bias_lr` for biases. A one-number or one-dimensional
+    Only the second group decays, unless `optim.decay` is "all". Parameters without a gradient are left out; each group has
+    a `name`, and the `lr_factor` its rate is multiplied by, which is `optim.bias_lr` for biases. A one-number or one-dimensional
     parameter that is no bias (a learned scale) counts as a norm weight.
     """
     norms: list[nn.Parameter] = []
@@ -41,27 +35,18 @@ def parameter_groups(
                     norms.append(parameter)
                 else:
                     weights.append(parameter)
-    others = weight_decay if decay == "all" else 0.0
+    others = optim.weight_decay if optim.decay == "all" else 0.0
     return [
         {"name": "norm_weights", "params": norms, "weight_decay": others, "lr_factor": 1.0},
-        {"name": "weights", "params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
-        {"name": "biases", "params": biases, "weight_decay": others, "lr_factor": bias_lr},
+        {"name": "weights", "params": weights, "weight_decay": optim.weight_decay, "lr_factor": 1.0},
+        {"name": "biases", "params": biases, "weight_decay": others, "lr_factor": optim.bias_lr},
     ]
 
 
-def sgd(
-    modules: Iterable[nn.Module],
-    *,
-    lr: float,
-    momentum: float = 0.9,
-    nesterov: bool = True,
-    weight_decay: float = 5e-4,
-    decay: Literal["weights", "all"] = "weights",
-    bias_lr: float = 1.0,
-) -> torch.optim.SGD:
-    """SGD over all trainable parameters of `modules`; by default the optimizer of the YOLOX release."""
-    groups = parameter_groups(modules, weight_decay, decay=decay, bias_lr=bias_lr)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
+def sgd(modules: Iterable[nn.Module], lr: float, optim: OptimSection) -> torch.optim.SGD:
+    """SGD over all trainable parameters of `modules`; with `OptimSection()` the optimizer of the YOLOX release."""
+    groups, momentum = parameter_groups(modules, optim), optim.momentum
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=optim.nesterov and momentum > 0)
 
 
 def yolox_lr(

@@ -75,9 +75,9 @@ def _over_processes(counts: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
     """The counts' sums over all processes."""
     if world_size() == 1 or not counts:
         return counts
-    own = [full_precision(v) for v in counts.values()]
-    sums = all_sum(torch.cat([v.flatten() for v in own])).split([v.numel() for v in own])
-    return {name: total.view_as(v).to(v.dtype) for name, total, v in zip(counts, sums, own, strict=True)}
+    local = [full_precision(v) for v in counts.values()]
+    sums = all_sum(torch.cat([v.flatten() for v in local])).split([v.numel() for v in local])
+    return {name: total.view_as(v).to(v.dtype) for name, total, v in zip(counts, sums, local, strict=True)}
 
 
 def _divided(losses: Losses, counts: dict[LossName, Tensor], parts: int) -> dict[LossName, Tensor]:

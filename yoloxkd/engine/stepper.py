@@ -62,15 +62,7 @@ class Stepper:
         if recipe.engine.sync_bn:
             synchronized_norms(state.detector, state.device)
         self.step_module = wrapped(TrainStep(state.detector, state.aux, amp))
-        state.optimizer = sgd(
-            [state.detector, state.aux],
-            lr=self._learning_rate(0),
-            momentum=recipe.optim.momentum,
-            nesterov=recipe.optim.nesterov,
-            weight_decay=recipe.optim.weight_decay,
-            decay=recipe.optim.decay,
-            bias_lr=recipe.optim.bias_lr,
-        )
+        state.optimizer = sgd([state.detector, state.aux], self._learning_rate(0), recipe.optim)
         state.scaler = grad_scaler(amp, state.device)
         if recipe.ema.enabled:
             state.ema = ModelEMA(state.detector, decay=recipe.ema.decay, ramp=recipe.ema.ramp)

@@ -34,13 +34,13 @@ def average_precisions(
     truth = replace(data, image_ids=np.arange(len(data))).ground_truth()  # the ids are positions
     shared = [name for name in names if name in data.names]
     label_of = np.array([shared.index(name) if name in shared else -1 for name in names])
-    chosen = np.unique(np.linspace(0, max(len(data) - 1, 0), min(limit, len(data))).round().astype(int)).tolist()
+    indices = np.unique(np.linspace(0, max(len(data) - 1, 0), min(limit, len(data))).round().astype(int)).tolist()
     rows: list[list[tuple[int, Detections]]] = [[] for _ in detects]
     scale_of: dict[int, float] = {}
-    for index in chosen:
-        picture, scale, _, _ = letterbox(data.read(index), (imgsz, imgsz), pad_value)
+    for index in indices:
+        image, scale, _, _ = letterbox(data.read(index), (imgsz, imgsz), pad_value)
         scale_of[index] = scale
-        pixels = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))[None])
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))[None])
         for detect, found in zip(detects, rows, strict=True):
             found.append((index, detect(pixels)[0]))
     ids = {c["id"] for c in truth["categories"] if c["name"] in shared}
@@ -56,9 +56,9 @@ def average_precisions(
     return [float(coco_metrics(scene, _joined(found, label_of), names=shared)["AP"]) for found in rows]
 
 
-def _joined(found: list[tuple[int, Detections]], label_of: np.ndarray) -> COCODetections:
-    image_id = np.concatenate([np.full(len(d), i, dtype=np.int64) for i, d in found])
-    labels = label_of[np.concatenate([d.labels for _, d in found])]
-    known = labels >= 0
-    boxes, scores = np.concatenate([d.boxes for _, d in found]), np.concatenate([d.scores for _, d in found])
-    return COCODetections(image_id[known], boxes[known], scores[known], labels[known])
+def _joined(of_images: list[tuple[int, Detections]], label_of: np.ndarray) -> COCODetections:
+    image_id = np.concatenate([np.full(len(d), i, dtype=np.int64) for i, d in of_images])
+    labels = label_of[np.concatenate([d.labels for _, d in of_images])]
+    in_both = labels >= 0
+    boxes, scores = np.concatenate([d.boxes for _, d in of_images]), np.concatenate([d.scores for _, d in of_images])
+    return COCODetections(image_id[in_both], boxes[in_both], scores[in_both], labels[in_both])

@@ -19,10 +19,10 @@ def calibration_images(source: str, imgsz: int, pad_value: tuple[int, int, int],
     else the first it has. UserError: there is no image.
     """
     paths = _paths(source)
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)).tolist()
+    indices = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)).tolist()
     return [
         np.ascontiguousarray(letterbox(read_image(paths[i])[0], (imgsz, imgsz), pad_value)[0].transpose(2, 0, 1)[None])
-        for i in chosen
+        for i in indices
     ]
 
 

@@ -33,7 +33,7 @@ class Int8Quantizer:
     model is a float32 graph of ours with input `images`; images are (1, 3, H, W) arrays, RGB 0..255, letterboxed.
     """
 
-    def __init__(self, model: onnx.ModelProto, pictures: Sequence[np.ndarray], settings: Quantization) -> None:
+    def __init__(self, model: onnx.ModelProto, images: Sequence[np.ndarray], settings: Quantization) -> None:
         self.settings = settings
         with tempfile.TemporaryDirectory(prefix="yoloxkd-int8-") as folder, _quiet():
             self._model = _prepared(model, Path(folder))
@@ -42,7 +42,7 @@ class Int8Quantizer:
                 _layer(n): n.name for n in self._model.graph.node if n.name in inside and n.op_type == "Conv"
             }
             self._outside = [n.name for n in self._model.graph.node if n.name not in inside]
-            self._ranges = _calibrated(Path(folder), pictures, settings)
+            self._ranges = _calibrated(Path(folder), images, settings)
         self.layers = list(self._nodes)
         if settings.silu_floor is not None:
             self._floor(settings.silu_floor)
@@ -72,9 +72,9 @@ class Int8Quantizer:
             quantizer.quantize_model()
             quantizer.model.topological_sort()
         made: onnx.ModelProto = quantizer.model.model
-        ours = [p for p in made.metadata_props if not p.key.startswith("onnx.")]  # the quantizer's own marks
+        properties = [p for p in made.metadata_props if not p.key.startswith("onnx.")]  # the quantizer's own marks
         del made.metadata_props[:]
-        made.metadata_props.extend(ours)
+        made.metadata_props.extend(properties)
         return made
 
     def _floor(self, lowest: float) -> None:
@@ -83,10 +83,10 @@ class Int8Quantizer:
         for node in self._model.graph.node:
             for name in node.input:
                 readers[name].append(node.op_type)
-        for name, found in self._ranges.items():
+        for name, measured in self._ranges.items():
             if sorted(readers[name]) == ["Mul", "Sigmoid"]:
-                low, high = (np.float32(np.ravel(v)[0]) for v in found.range_value)
-                found.lowest, found.highest = np.array(max(low, np.float32(lowest))), np.array(high)
+                low, high = (np.float32(np.ravel(v)[0]) for v in measured.range_value)
+                measured.lowest, measured.highest = np.array(max(low, np.float32(lowest))), np.array(high)
 
 
 def _prepared(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
@@ -120,18 +120,18 @@ def _leading_to_last_convolutions(model: onnx.ModelProto) -> set[str]:
     return inside
 
 
-def _calibrated(folder: Path, pictures: Sequence[np.ndarray], settings: Quantization) -> Any:
+def _calibrated(folder: Path, images: Sequence[np.ndarray], settings: Quantization) -> Any:
     """The range of every tensor that quantization may touch."""
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
     class ImageColumns(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, pictures: Sequence[np.ndarray]) -> None:
-            self.left: Iterator[np.ndarray] = iter(pictures)
+        def __init__(self, images: Sequence[np.ndarray]) -> None:
+            self.rest: Iterator[np.ndarray] = iter(images)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            picture = next(self.left, None)
-            return None if picture is None else {"images": picture.astype(np.float32)}
+            image = next(self.rest, None)
+            return None if image is None else {"images": image.astype(np.float32)}
 
     methods = {
         "minmax": CalibrationMethod.MinMax,
@@ -145,8 +145,8 @@ def _calibrated(folder: Path, pictures: Sequence[np.ndarray], settings: Quantiza
         calibrate_method=methods[settings.method],
         extra_options={"percentile": settings.percentile} if settings.method == "percentile" else {},
     )
-    for at in range(0, len(pictures), _AT_ONCE):
-        calibrator.collect_data(ImageColumns(pictures[at : at + _AT_ONCE]))
+    for at in range(0, len(images), _AT_ONCE):
+        calibrator.collect_data(ImageColumns(images[at : at + _AT_ONCE]))
     return calibrator.compute_data()
 
 

@@ -23,7 +23,7 @@ SHARES = (0.02, 0.04, 0.08, 0.16, 0.32)
 
 def search_int8(
     graph: onnx.ModelProto,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     settings: Quantization,
     judge: Callable[[onnx.ModelProto], ParityReport],
     say: Callable[[str], None],
@@ -33,12 +33,12 @@ def search_int8(
     With `settings.float_layers` those layers stay float32 and one graph is judged. Without, all layers are tried in
     int8 first, then with more and more of the worst of the sensitivity report in float32.
     """
-    maker = Int8Quantizer(graph, pictures, settings)
+    maker = Int8Quantizer(graph, images, settings)
     kept = [] if settings.float_layers is None else named_layers(maker.layers, settings.float_layers)
     report = judge(maker.make(kept))
     costs: list[LayerCost] = []
     if settings.sensitivity or (report.faults() and settings.float_layers is None):
-        costs = layer_costs(maker, graph, pictures, settings.seconds)
+        costs = layer_costs(maker, graph, images, settings.seconds)
     if settings.float_layers is None:
         order = [layer for cost in costs for layer in cost.layers]
         for share in SHARES:

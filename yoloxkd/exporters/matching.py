@@ -88,13 +88,13 @@ def overlaps(a: np.ndarray, b: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     a, b = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
     limit = np.array([size[1], size[0], size[1], size[0]], np.float64)
-    seen = np.abs(np.clip(a, 0, limit) - np.clip(b, 0, limit)).max(axis=-1)
+    distance = np.abs(np.clip(a, 0, limit) - np.clip(b, 0, limit)).max(axis=-1)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     inter = sides[..., 0] * sides[..., 1]
     area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
     area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     iou = inter / np.maximum(area_a + area_b - inter, 1e-12)
-    same: np.ndarray = np.where(seen < 0.01, 1.0, iou)
+    same: np.ndarray = np.where(distance < 0.01, 1.0, iou)
     return same
 
 

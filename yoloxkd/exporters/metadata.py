@@ -80,16 +80,16 @@ def read_metadata(texts: Mapping[str, str], path: Path) -> FileMetadata:
             f"{path} lacks the metadata {', '.join(missing)}: it was not written by `yoloxkd export`; "
             "export the checkpoint with this package"
         )
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key in fields.keys() & texts.keys():
         try:
-            found[key] = json.loads(texts[key])
+            values[key] = json.loads(texts[key])
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path} has metadata that cannot be read ('{key}' is {shown(texts[key])}); export the checkpoint again"
             ) from error
     try:
-        return FileMetadata.model_validate(found)
+        return FileMetadata.model_validate(values)
     except ValidationError as error:
         fault = error.errors()[0]
         reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")

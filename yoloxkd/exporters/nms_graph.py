@@ -24,16 +24,16 @@ def non_max_suppression(boxes: Tensor, scores: Tensor, limit: int, iou: float) -
     for image, of_image in enumerate(scores):
         for label, of_class in enumerate(of_image):
             at = (of_class >= 0).nonzero()[:, 0]
-            kept = at[class_aware_nms(boxes[image, at], of_class[at], torch.zeros_like(at), iou)[:limit]]
-            pair = torch.tensor([image, label], device=kept.device).expand(len(kept), 2)
-            rows.append(torch.cat([pair, kept[:, None]], dim=1))
+            rows_of_class = at[class_aware_nms(boxes[image, at], of_class[at], torch.zeros_like(at), iou)[:limit]]
+            pair = torch.tensor([image, label], device=rows_of_class.device).expand(len(rows_of_class), 2)
+            rows.append(torch.cat([pair, rows_of_class[:, None]], dim=1))
     return torch.cat(rows)
 
 
 @non_max_suppression.register_fake
 def _(boxes: Tensor, scores: Tensor, limit: int, iou: float) -> Tensor:
-    found = torch.library.get_ctx().new_dynamic_size()
-    return boxes.new_empty((found, 3), dtype=torch.int64)
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty((rows, 3), dtype=torch.int64)
 
 
 def onnx_translations() -> dict[Any, Any]:
@@ -76,8 +76,8 @@ class WithSuppression(nn.Module):
         classes = torch.arange(scores.shape[2], device=scores.device)
         of_class = labels[:, None, :] == classes[None, :, None]
         candidates = torch.where(of_class, admitted[:, None, :], torch.full_like(admitted[:, None, :], _OUT))
-        chosen = torch.ops.yoloxkd.non_max_suppression(boxes, candidates, self.max_det, self.iou)
-        stays = torch.zeros_like(labels).index_put((chosen[:, 0], chosen[:, 2]), torch.ones_like(chosen[:, 0]))
+        survivors = torch.ops.yoloxkd.non_max_suppression(boxes, candidates, self.max_det, self.iou)
+        stays = torch.zeros_like(labels).index_put((survivors[:, 0], survivors[:, 2]), torch.ones_like(survivors[:, 0]))
         ranked = torch.where(stays > 0, admitted, torch.full_like(admitted, _OUT))
         # D rows that win against nothing, so that there are D to choose even where the input has fewer locations
         top, at = F.pad(ranked, (0, self.max_det), value=_OUT).topk(self.max_det, dim=1)

@@ -19,6 +19,7 @@ from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.half import to_half
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
+from yoloxkd.types import CONF, IOU, MAX_DET
 from yoloxkd.version import __version__
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class ExportOptions:
     dynamic: bool = False
     half: bool = False
     int8: bool = False
-    conf: float = 0.01
-    iou: float = 0.65
-    max_det: int = 300
+    conf: float = CONF
+    iou: float = IOU
+    max_det: int = MAX_DET
 
     @property
     def precision(self) -> str:
@@ -112,9 +113,9 @@ def save_checked(model: onnx.ModelProto, path: Path) -> Path:
 
 def without_probes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph without the outputs that only the check reads."""
-    kept = [output for output in model.graph.output if output.name not in PROBES]
+    outputs = [output for output in model.graph.output if output.name not in PROBES]
     del model.graph.output[:]
-    model.graph.output.extend(kept)
+    model.graph.output.extend(outputs)
     return model
 
 
@@ -126,11 +127,11 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelPr
     """
     from yoloxkd.exporters.nms_graph import WithSuppression, onnx_translations
 
-    plain = Exportable(detector)
-    network: torch.nn.Module = plain
+    raw = Exportable(detector)
+    network: torch.nn.Module = raw
     outputs: tuple[str, ...] = RAW_OUTPUTS
     if options.nms:
-        network = WithSuppression(plain, conf=options.conf, iou=options.iou, max_det=options.max_det)
+        network = WithSuppression(raw, conf=options.conf, iou=options.iou, max_det=options.max_det)
         outputs = NMS_OUTPUTS + PROBES
     side = max(options.imgsz, 2 * max(detector.spec.strides)) if options.dynamic else options.imgsz
     sample = torch.full((2 if options.dynamic else 1, 3, side, side), 114.0)

@@ -62,9 +62,9 @@ def check_parity(
             if raw is not None and detector.spec.stable_locations:
                 scores_of_both += _compare_locations(report, boxes.numpy(), scores.numpy(), raw, size)
             pairs = zip(_suppressed(boxes, scores, levels, settings), predictor.detections(outputs), strict=True)
-            for i, (expected, found) in enumerate(pairs):
+            for i, (expected, detections) in enumerate(pairs):
                 candidates = Candidates(boxes[i].numpy(), scores[i].numpy(), size, levels)
-                compare(report.found, expected, found, candidates, settings, tolerance)
+                compare(report.found, expected, detections, candidates, settings, tolerance)
     report.location_correlation = _correlation(scores_of_both)
     return report
 
@@ -85,8 +85,8 @@ def _reference(detector: Detector[Any, Any]) -> Callable[[Tensor], tuple[Tensor,
 
 
 def _suppressed(boxes: Tensor, scores: Tensor, levels: tuple[int, ...], settings: Suppression) -> list[Detections]:
-    found = postprocess(boxes, scores, levels=levels, **asdict(settings))
-    return [Detections(b.numpy(), s.numpy(), k.numpy()) for b, s, k in found]
+    of_images = postprocess(boxes, scores, levels=levels, **asdict(settings))
+    return [Detections(b.numpy(), s.numpy(), k.numpy()) for b, s, k in of_images]
 
 
 def _raw(outputs: dict[str, np.ndarray], nms: bool) -> tuple[np.ndarray, np.ndarray] | None:
@@ -140,13 +140,13 @@ def sample_images(
 
     For a file of free shape: batches of 1, 2, 3, ... images, every other one wider than high.
     """
-    chosen = np.unique(np.linspace(0, max(len(data) - 1, 0), min(count, len(data))).round().astype(int)).tolist()
+    indices = np.unique(np.linspace(0, max(len(data) - 1, 0), min(count, len(data))).round().astype(int)).tolist()
     size = 1
-    while chosen:
-        now, chosen = chosen[:size], chosen[size:]
+    while indices:
+        batch, indices = indices[:size], indices[size:]
         width = imgsz + stride * (size % 2 == 0) if dynamic else imgsz
-        pictures = [letterbox(data.read(i), (imgsz, width), pad_value)[0] for i in now]
-        yield torch.from_numpy(np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)))
+        inputs = [letterbox(data.read(i), (imgsz, width), pad_value)[0] for i in batch]
+        yield torch.from_numpy(np.ascontiguousarray(np.stack(inputs).transpose(0, 3, 1, 2)))
         size += dynamic
 
 
@@ -251,15 +251,15 @@ class _Judge:
         if self.model_ap is None:
             sides.append(detect)
         pad_value, names = self.detector.spec.input.pad_value, self.detector.names
-        found = average_precisions(sides, names, self.data, self.options.imgsz, pad_value, AP_IMAGES)
-        if found is None and self.options.int8:
+        precisions = average_precisions(sides, names, self.data, self.options.imgsz, pad_value, AP_IMAGES)
+        if precisions is None and self.options.int8:
             raise UserError(
                 "int8 is judged by AP, and the images to verify it on hold no object of the model's classes; "
                 "give --verify DATA that does"
             )
-        if found is not None:
-            report.file_ap = found[0]
-            report.model_ap = self.model_ap = found[1] if self.model_ap is None else self.model_ap
+        if precisions is not None:
+            report.file_ap = precisions[0]
+            report.model_ap = self.model_ap = precisions[1] if self.model_ap is None else self.model_ap
 
 
 def _set_aside(path: Path, note: Path) -> None:

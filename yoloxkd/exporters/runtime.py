@@ -67,32 +67,32 @@ class OnnxPredictor:
             raise UserError(f"there is no file {path}")
         self.session = RUNTIMES[runtime](self.path, threads)
         self.metadata: dict[str, str] = dict(self.session.metadata)
-        self._known = known = read_metadata(self.metadata, self.path)
-        self.names: list[str] = known.names
-        self.stride = known.size_multiple
-        red, green, blue = known.pad_value
+        self._file_metadata = file_metadata = read_metadata(self.metadata, self.path)
+        self.names: list[str] = file_metadata.names
+        self.stride = file_metadata.size_multiple
+        red, green, blue = file_metadata.pad_value
         self.pad_value: tuple[int, int, int] = (red, green, blue)
-        self.imgsz = known.input_size[0]
-        self.dynamic_batch = self.dynamic_size = known.dynamic
-        self.nms = known.nms
+        self.imgsz = file_metadata.input_size[0]
+        self.dynamic_batch = self.dynamic_size = file_metadata.dynamic
+        self.nms = file_metadata.nms
         self._check_outputs()
         self._set(conf, iou, max_det)
 
     def _set(self, conf: float | None, iou: float | None, max_det: int | None) -> None:
-        known = self._known
-        self.conf = float(known.conf if conf is None else conf)
-        self.iou = float(known.iou if iou is None else iou)
-        self.max_det = int(known.max_det if max_det is None else max_det)
+        file_metadata = self._file_metadata
+        self.conf = float(file_metadata.conf if conf is None else conf)
+        self.iou = float(file_metadata.iou if iou is None else iou)
+        self.max_det = int(file_metadata.max_det if max_det is None else max_det)
         if self.nms:
-            self._check_baked(known)
+            self._check_baked(file_metadata)
 
     def _check_outputs(self) -> None:
-        wanted = WITH_NMS if self.nms else WITHOUT_NMS
-        found = [name for name in self.session.outputs if name in WITH_NMS]
-        if set(found) != set(wanted):  # boxes and scores have other shapes with and without suppression
+        promised = WITH_NMS if self.nms else WITHOUT_NMS
+        outputs = [name for name in self.session.outputs if name in WITH_NMS]
+        if set(outputs) != set(promised):  # boxes and scores have other shapes with and without suppression
             raise UserError(
-                f"{self.path} has the outputs {', '.join(found) or 'of another model'}, and its metadata "
-                f"(nms {str(self.nms).lower()}) promises {', '.join(wanted)}; export the checkpoint again"
+                f"{self.path} has the outputs {', '.join(outputs) or 'of another model'}, and its metadata "
+                f"(nms {str(self.nms).lower()}) promises {', '.join(promised)}; export the checkpoint again"
             )
 
     def tuned(self, conf: float | None = None, iou: float | None = None, max_det: int | None = None) -> OnnxPredictor:
@@ -106,10 +106,10 @@ class OnnxPredictor:
         pixels = self.prepare(images)
         self._check_size(pixels.shape[2], pixels.shape[3])
         step = max(len(pixels), 1) if self.dynamic_batch else 1
-        found: list[Detections] = []
+        results: list[Detections] = []
         for at in range(0, len(pixels), step):
-            found += self.detections(self.run(pixels[at : at + step]))
-        return found
+            results += self.detections(self.run(pixels[at : at + step]))
+        return results
 
     def prepare(self, images: Tensor) -> np.ndarray:
         """The images as the graph wants them: (N, 3, H, W) float32."""
@@ -119,8 +119,10 @@ class OnnxPredictor:
         """The graph itself: pixels (N, 3, H, W) of any dtype, RGB 0..255 -> its outputs by name, and `LEVELS`."""
         results = self.session.run(np.ascontiguousarray(pixels, np.float32))
         outputs = dict(zip(self.session.outputs, results, strict=True))
-        if not self.nms and self._known.pairs_per_level is not None:
-            sizes = self._known.level_sizes(pixels.shape[2], pixels.shape[3], outputs["scores"].shape[1], self.path)
+        if not self.nms and self._file_metadata.pairs_per_level is not None:
+            sizes = self._file_metadata.level_sizes(
+                pixels.shape[2], pixels.shape[3], outputs["scores"].shape[1], self.path
+            )
             outputs[LEVELS] = np.array(sizes)
         return outputs
 
@@ -135,33 +137,33 @@ class OnnxPredictor:
 
         boxes, scores = (torch.from_numpy(outputs[name]) for name in WITHOUT_NMS)
         levels = outputs[LEVELS].tolist() if LEVELS in outputs else ()
-        found = postprocess(
+        of_images = postprocess(
             boxes,
             scores,
             conf=self.conf,
             iou=self.iou,
             max_det=self.max_det,
             levels=levels,
-            pairs_per_level=self._known.pairs_per_level,
+            pairs_per_level=self._file_metadata.pairs_per_level,
         )
-        return [Detections(b.numpy(), s.numpy(), k.numpy(), self.names) for b, s, k in found]
+        return [Detections(b.numpy(), s.numpy(), k.numpy(), self.names) for b, s, k in of_images]
 
     def _rows(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, count: int) -> Detections:
         """The real rows of one image. They are best first, so a higher threshold is a shorter list."""
         n = min(int((scores[:count] >= self.conf).sum()), self.max_det)
         return Detections(boxes[:n], scores[:n], labels[:n], self.names)
 
-    def _check_baked(self, known: FileMetadata) -> None:
+    def _check_baked(self, file_metadata: FileMetadata) -> None:
         """Refuse settings that the suppression inside the graph cannot give."""
-        if self.conf < known.conf:
+        if self.conf < file_metadata.conf:
             fault, option = (
-                f"finds nothing below a score of {known.conf}, but conf {self.conf} was asked for",
+                f"finds nothing below a score of {file_metadata.conf}, but conf {self.conf} was asked for",
                 "conf",
             )
-        elif self.iou != known.iou:
-            fault, option = f"suppresses at an IoU of {known.iou}, but iou {self.iou} was asked for", "iou"
-        elif self.max_det > known.max_det:
-            fault = f"gives at most {known.max_det} detections an image, but {self.max_det} were asked for"
+        elif self.iou != file_metadata.iou:
+            fault, option = f"suppresses at an IoU of {file_metadata.iou}, but iou {self.iou} was asked for", "iou"
+        elif self.max_det > file_metadata.max_det:
+            fault = f"gives at most {file_metadata.max_det} detections an image, but {self.max_det} were asked for"
             option = "max_det"
         else:
             return

@@ -38,26 +38,26 @@ class LayerCost:
 
 
 def layer_costs(
-    maker: Int8Quantizer, model: onnx.ModelProto, pictures: Sequence[np.ndarray], seconds: float
+    maker: Int8Quantizer, model: onnx.ModelProto, images: Sequence[np.ndarray], seconds: float
 ) -> list[LayerCost]:
     """Costs of all layers, the worst first.
 
     model is the float32 graph the maker was made from. One layer is tried at a time; where that would take longer than
     `seconds`, as many neighbors together as keep within it.
     """
-    shown = pictures[:: max(1, len(pictures) // PICTURES)][:PICTURES]
-    expected = _outputs(model, shown)
+    sample = images[:: max(1, len(images) // PICTURES)][:PICTURES]
+    expected = _outputs(model, sample)
     costs: list[LayerCost] = []
-    left = list(maker.layers)
+    untried = list(maker.layers)
     size = 1
     started = time.perf_counter()
-    while left:
-        group, left = left[:size], left[size:]
+    while untried:
+        group, untried = untried[:size], untried[size:]
         others = set(maker.layers).difference(group)
-        costs.append(_cost(tuple(group), expected, _outputs(maker.make(others), shown)))
+        costs.append(_cost(tuple(group), expected, _outputs(maker.make(others), sample)))
         each = (time.perf_counter() - started) / len(costs)
         rest = max(seconds - (time.perf_counter() - started), each)
-        size = max(1, int(np.ceil(len(left) * each / rest)))
+        size = max(1, int(np.ceil(len(untried) * each / rest)))
     return sorted(costs, key=lambda cost: -cost.total)
 
 
@@ -67,36 +67,36 @@ def describe_costs(costs: Sequence[LayerCost], in_float: Sequence[str]) -> str:
     width = max(map(len, names), default=0)
     rows = [f"{'layer in int8 alone':{width}s}  score error  IoU lost  kept in"]
     for name, cost in zip(names, costs, strict=False):
-        kept = "float32" if set(cost.layers) <= set(in_float) else "int8"
-        rows.append(f"{name:{width}s}  {cost.score:11.5f}  {cost.overlap:12.5f}  {kept}")
+        precision = "float32" if set(cost.layers) <= set(in_float) else "int8"
+        rows.append(f"{name:{width}s}  {cost.score:11.5f}  {cost.overlap:12.5f}  {precision}")
     if len(costs) > SHOWN:
         rows.append(f"... and {len(costs) - SHOWN} more, none above {costs[SHOWN].total:.5f} in sum")
     return "\n".join(rows)
 
 
-def _outputs(model: onnx.ModelProto, pictures: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _outputs(model: onnx.ModelProto, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
     """boxes (A, 4) and scores (A, K) of each image, before suppression."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    known = {output.name for output in session.get_outputs()}
-    names = ["raw_boxes", "raw_scores"] if "raw_boxes" in known else ["boxes", "scores"]
-    found = []
-    for picture in pictures:
-        boxes, scores = session.run(names, {"images": picture.astype(np.float32)})
-        found.append((boxes[0], scores[0]))
-    return found
+    outputs = {output.name for output in session.get_outputs()}
+    names = ["raw_boxes", "raw_scores"] if "raw_boxes" in outputs else ["boxes", "scores"]
+    predictions = []
+    for image in images:
+        boxes, scores = session.run(names, {"images": image.astype(np.float32)})
+        predictions.append((boxes[0], scores[0]))
+    return predictions
 
 
 def _cost(
     layers: tuple[str, ...],
     expected: Sequence[tuple[np.ndarray, np.ndarray]],
-    found: Sequence[tuple[np.ndarray, np.ndarray]],
+    predictions: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> LayerCost:
     score, overlap = [], []
-    for (boxes, scores), (other_boxes, other_scores) in zip(expected, found, strict=True):
+    for (boxes, scores), (other_boxes, other_scores) in zip(expected, predictions, strict=True):
         best = scores.max(axis=1)
         rows = np.argsort(-best, kind="stable")[:BEST]
         classes = scores[rows].argmax(axis=1)

@@ -32,11 +32,11 @@ def overall(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _restricted(ground_truth: dict[str, Any], images: Iterable[int]) -> dict[str, Any]:
     """The ground truth of these images alone: a loader may have given only some of them."""
-    wanted = set(images)
-    if len(wanted) == len(ground_truth["images"]):
+    image_ids = set(images)
+    if len(image_ids) == len(ground_truth["images"]):
         return ground_truth
     return {
         **ground_truth,
-        "images": [image for image in ground_truth["images"] if image["id"] in wanted],
-        "annotations": [a for a in ground_truth["annotations"] if a["image_id"] in wanted],
+        "images": [image for image in ground_truth["images"] if image["id"] in image_ids],
+        "annotations": [a for a in ground_truth["annotations"] if a["image_id"] in image_ids],
     }

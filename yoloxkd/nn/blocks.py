@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
 class CSPLayer(nn.Module):
     """Cross-stage partial layer: half the channels pass `blocks` bottlenecks, the other half go around them."""
 
-    def __init__(self, cin: int, cout: int, blocks: int, *, shortcut: bool = True, depthwise: bool = False) -> None:
+    def __init__(self, cin: int, cout: int, blocks: int, *, shortcut: bool = True, depthwise: bool) -> None:
         super().__init__()
         hidden = cout // 2
         self.conv1 = ConvBlock(cin, hidden, 1)

@@ -17,11 +17,11 @@ Triple = tuple[float, float, float]
 class PyramidConfig(Strict):
     """Keys of every detector on a feature pyramid."""
 
-    backbone: str = Field("resnet50", description="a timm model that gives maps of strides 8, 16, 32")
+    backbone: str = Field(description="a timm model that gives maps of strides 8, 16, 32")
     backbone_weights: str = Field("imagenet", description="imagenet (timm's own), package, none, or a file")
     style: Style = Field("pytorch", description="caffe: a ResNet's stride in the 1x1 convolution")
-    frozen_stages: int = Field(1, ge=0, le=4, description="0: none; n: the stem and n stages keep their weights")
-    norm_eval: bool = Field(True, description="the backbone's batch norms keep their statistics")
+    frozen_stages: int = Field(ge=0, le=4, description="0: none; n: the stem and n stages keep their weights")
+    norm_eval: bool = Field(description="the backbone's batch norms keep their statistics")
     norm_frozen: bool = Field(False, description="their weights and biases do not train either")
     norm_eps: float | None = Field(
         None, ge=0, le=1, description="added to their variances; None: that of the network. Some of torchvision's: 0"

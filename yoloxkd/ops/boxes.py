@@ -96,8 +96,8 @@ def to_deltas(boxes: Tensor, anchors: Tensor, deviations: Sequence[float] = (1.0
     R-CNN (Girshick et al. 2014), appendix C; the four numbers are divided by `deviations`.
     """
     center, side = to_center(anchors).split(2, dim=-1)
-    wanted, size = to_center(boxes).split(2, dim=-1)
-    code = torch.cat(((wanted - center) / side, (size / side).log()), dim=-1)
+    box_center, size = to_center(boxes).split(2, dim=-1)
+    code = torch.cat(((box_center - center) / side, (size / side).log()), dim=-1)
     return code / torch.tensor(deviations, dtype=code.dtype, device=code.device)
 
 

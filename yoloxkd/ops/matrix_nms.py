@@ -36,11 +36,11 @@ def decayed_scores(
     union = area[:, None] + area[None, :] - shared
     better = torch.ones_like(shared, dtype=torch.bool).triu(1) & (labels[:, None] == labels[None, :])
     overlap = (shared / union.clamp(min=1)).masked_fill(~better, 0)
-    own = overlap.amax(0) if len(scores) else scores
+    best_overlap = overlap.amax(0) if len(scores) else scores
     if kernel == "gaussian":
-        decay = (-sigma * (overlap.square() - own[:, None].square())).exp()
+        decay = (-sigma * (overlap.square() - best_overlap[:, None].square())).exp()
     else:
-        decay = (1 - overlap) / (1 - own[:, None])
+        decay = (1 - overlap) / (1 - best_overlap[:, None])
     return scores * decay.masked_fill(~better, 1).amin(0) if len(scores) else scores
 
 

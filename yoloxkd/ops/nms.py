@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yoloxkd.types import CONF, IOU, MAX_DET
+
 _FAR = 1e6  # px; from 80 classes on planes this far apart float64 still gives a coordinate to 2e-8 px
 
 
@@ -34,8 +36,8 @@ def class_aware_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -
         stays = torch.cat([of_class[nms(exact[of_class], scores[of_class].double(), iou)] for of_class in rows])
         stays = stays.sort().values
         return stays[scores[stays].sort(descending=True, stable=True).indices]
-    kept: Tensor = nms(exact + (labels.double() * extent)[:, None], scores.double(), iou)
-    return kept
+    survivors: Tensor = nms(exact + (labels.double() * extent)[:, None], scores.double(), iou)
+    return survivors
 
 
 def best_pairs(boxes: Tensor, scores: Tensor, levels: Sequence[int], most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +48,7 @@ def best_pairs(boxes: Tensor, scores: Tensor, levels: Sequence[int], most: int) 
     locations, and of classes within a location; a level with fewer pairs is filled up with scores of -1.
     """
     classes = scores.shape[2]
-    where, found, labels = [], [], []
+    where, best_scores, labels = [], [], []
     start = 0
     for size, level in zip(levels, scores.split(list(levels), dim=1), strict=True):
         pairs = level.flatten(1)
@@ -56,12 +58,16 @@ def best_pairs(boxes: Tensor, scores: Tensor, levels: Sequence[int], most: int) 
         best, at = pairs.topk(most, dim=1)
         at = torch.where(best >= 0, at, 0)
         at, order = at.sort(dim=1)
-        found.append(best.gather(1, order))
+        best_scores.append(best.gather(1, order))
         where.append(at // classes + start)  # `//`: an exported `div` would go through float32, too coarse for LVIS
         labels.append(at % classes)
         start = start + size
     rows = torch.cat(where, dim=1)
-    return boxes.gather(1, rows.unsqueeze(-1).expand(-1, -1, 4)), torch.cat(found, dim=1), torch.cat(labels, dim=1)
+    return (
+        boxes.gather(1, rows.unsqueeze(-1).expand(-1, -1, 4)),
+        torch.cat(best_scores, dim=1),
+        torch.cat(labels, dim=1),
+    )
 
 
 def postprocess(
@@ -87,22 +93,22 @@ def postprocess(
         best, labels = scores.max(dim=2)
     else:
         boxes, best, labels = best_pairs(boxes, scores, levels, pairs_per_level)
-    found = []
+    of_images = []
     for image_boxes, image_scores, image_labels in zip(boxes, best, labels, strict=True):
         rows = (image_scores >= conf).nonzero()[:, 0]
         b, s, k = image_boxes[rows], image_scores[rows], image_labels[rows]
-        kept = class_aware_nms(b, s, torch.zeros_like(k) if agnostic else k, iou)[:max_det]
-        found.append((b[kept], s[kept], k[kept]))
-    return found
+        survivors = class_aware_nms(b, s, torch.zeros_like(k) if agnostic else k, iou)[:max_det]
+        of_images.append((b[survivors], s[survivors], k[survivors]))
+    return of_images
 
 
 @dataclass(frozen=True, slots=True)
 class NMS:
     """`postprocess` with its settings."""
 
-    conf: float = 0.01
-    iou: float = 0.65
-    max_det: int = 300
+    conf: float = CONF
+    iou: float = IOU
+    max_det: int = MAX_DET
     agnostic: bool = False
 
     def __call__(

@@ -48,8 +48,8 @@ class _RowSums(Function):
 
 def row_sums(formula: Formula, x: Tensor, *others: Tensor) -> Tensor:
     """The sum over the last axis of what `formula` makes of x (..., n, K): (..., n); the others carry no gradient."""
-    found: Tensor = _RowSums.apply(formula, x, *others)
-    return found
+    sums: Tensor = _RowSums.apply(formula, x, *others)
+    return sums
 
 
 def focal(x: Tensor, label: Tensor, positive: Tensor, *, gamma: float, alpha: float) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ class MethodPart(Strict):
         return [] if listed in (None, ["none"]) else listed
 
     @property
-    def plain(self) -> bool:
+    def without_kd(self) -> bool:
         return not self.kd
 
 
@@ -149,23 +149,25 @@ def _check_names(study: Definition, where: str) -> None:
     if study.name.casefold() == "summary":
         raise UserError(f"the {where} is called '{study.name}', and summary.csv is the table of all studies; rename it")
     for kind, names in (("student", study.students), ("method", study.methods)):
-        seen: dict[str, str] = {}
+        spellings: dict[str, str] = {}
         for name in names:
-            if seen.setdefault(name.casefold(), name) != name:
+            if spellings.setdefault(name.casefold(), name) != name:
                 raise UserError(
-                    f"the {where} has the {kind}s '{seen[name.casefold()]}' and '{name}', whose folders are one where case "
+                    f"the {where} has the {kind}s '{spellings[name.casefold()]}' and '{name}', whose folders are one where case "
                     "does not count; rename one"
                 )
     if "teacher" in study.students:
         raise UserError(f"the {where} calls a student 'teacher', which is the teacher's own row; rename it")
     for title, grid in study.grids.items():
-        for kind, chosen, known in (
+        for kind, listed, defined in (
             ("student", grid.students, study.students),
             ("method", grid.methods, study.methods),
         ):
-            for name in chosen or ():
-                if name not in known:
-                    raise UserError(f"grid '{title}' of the {where} names the {kind} '{name}'; {nearest(name, known)}")
+            for name in listed or ():
+                if name not in defined:
+                    raise UserError(
+                        f"grid '{title}' of the {where} names the {kind} '{name}'; {nearest(name, defined)}"
+                    )
 
 
 def _check_methods(study: Definition, where: str) -> None:
@@ -178,11 +180,11 @@ def _check_methods(study: Definition, where: str) -> None:
                 split_name(kd)
             except UserError as wrong:
                 raise UserError(f"method '{name}' in the {where}: {wrong}") from wrong
-        if method.plain and method.teacher != GIVEN:
+        if method.without_kd and method.teacher != GIVEN:
             raise UserError(
                 f"method '{name}' in the {where} has a teacher and no kd; give it a distiller, or drop both"
             )
-        if part is None and not method.plain and method.teacher in (GIVEN, UNTRAINED):
+        if part is None and not method.without_kd and method.teacher in (GIVEN, UNTRAINED):
             raise UserError(f"method '{name}' in the {where} needs a teacher, and the study gives none")
     if study.choose == study.report:
         raise UserError(
@@ -197,11 +199,15 @@ def _check_baseline(study: Definition, where: str) -> None:
                 f"grid '{title}' of the {where} has the baseline '{grid.baseline}', which is none of its methods"
             )
     base = study.methods.get(study.baseline)
-    if base is None or not base.plain:
-        plain = [name for name, method in study.methods.items() if method.plain]
+    if base is None or not base.without_kd:
+        candidates = [name for name, method in study.methods.items() if method.without_kd]
         raise UserError(
             f"the {where} has no plain baseline for the paired differences: 'baseline' is '{study.baseline}', and "
-            + (f"it should be one of {', '.join(plain)}" if plain else "no method of the study trains without kd")
+            + (
+                f"it should be one of {', '.join(candidates)}"
+                if candidates
+                else "no method of the study trains without kd"
+            )
         )
     planned = {
         (student, seed)

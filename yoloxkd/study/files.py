@@ -121,7 +121,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def speeds(path: Path) -> list[float]:
     """Images a second in each epoch, from results.csv. UserError: a row lacks it."""
-    found = []
+    values = []
     for number, row in enumerate(read_table(path), 2):
         try:
             speed = float(row["images_per_s"])
@@ -129,10 +129,10 @@ def speeds(path: Path) -> list[float]:
             speed = math.nan
         if not 0 <= speed < math.inf:
             raise UserError(f"line {number} of {path} has no images_per_s, a number of at least 0")
-        found.append(speed)
-    if not found:
+        values.append(speed)
+    if not values:
         raise UserError(f"{path} has no row of an epoch")
-    return found
+    return values
 
 
 def _json(path: Path) -> dict[str, Any]:

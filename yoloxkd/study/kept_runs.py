@@ -56,13 +56,13 @@ class Record:
     link: str | None = None
 
 
-def place(results: Path, study: str, key: Key) -> Path:
+def folder_of(results: Path, study: str, key: Key) -> Path:
     return results / study / key.path
 
 
 def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
     """Copy what is worth keeping of a finished run into the results' folder: results.csv and run.json."""
-    folder = place(results, study, run.key)
+    folder = folder_of(results, study, run.key)
     folder.mkdir(parents=True, exist_ok=True)
     test = read_file(Measured, run.folder / "test.json")
     about: dict[str, Any] = {
@@ -79,13 +79,13 @@ def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
         "version": __version__,
     }
     if run.recipe is not None:
-        chosen = read_file(ChosenFile, run.folder / "metrics.json")
+        validation = read_file(ChosenFile, run.folder / "metrics.json")
         costs = run.folder / "cost.json"
         cost = read_file(CostFile, costs) if costs.is_file() else None
         environment = read_file(EnvironmentFile, run.folder / "environment.json")
         speed = statistics.median(speeds(run.folder / "results.csv"))
         about |= {
-            "chosen": chosen.overall() | {"epoch": chosen.epoch, "split": chosen.split},
+            "chosen": validation.overall() | {"epoch": validation.epoch, "split": validation.split},
             "seconds": round(cost.wall if cost else 0.0, 1),
             "cpu_seconds": round(cost.cpu, 1) if cost else None,
             "step_seconds": round(run.recipe.train.batch / max(speed, 1e-9), 5),
@@ -108,13 +108,13 @@ def weights_digest(checkpoint: str) -> str:
     return digest.hexdigest()
 
 
-def kept(results: Path, study: str) -> dict[Key, Record]:
+def read_records(results: Path, study: str) -> dict[Key, Record]:
     """The runs of a study that a results' folder knows: by their own folders, else by their rows in summary.csv."""
-    found = {row.key: row for name, row in _summary(results / "summary.csv") if name == study}
+    records = {row.key: row for name, row in _summary(results / "summary.csv") if name == study}
     for file in sorted((results / study).glob("**/run.json")):
         record = _record(file, results)
-        found[record.key] = record
-    return found
+        records[record.key] = record
+    return records
 
 
 def check_kept(run: Run, record: Record, study: str, results: Path) -> None:

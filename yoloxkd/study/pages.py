@@ -23,12 +23,12 @@ NOTHING = "–"
 
 def check_report_paths(study: Definition, out: Path, results: Path, inputs: Sequence[str | Path]) -> None:
     """UserError: a table of the study would replace a file that is not its own, or a folder cannot be written to."""
-    page, table, picture = (results / f"{study.name}{suffix}" for suffix in (".md", ".csv", ".png"))
+    page, table, plot = (results / f"{study.name}{suffix}" for suffix in (".md", ".csv", ".png"))
     check_outputs(
         [
             Output("--results", page, lambda file: head(file).startswith(f"# Study {study.name}".encode())),
             Output("--results", table, lambda file: head(file).startswith(b"grid,student,method,")),
-            Output("--results", picture, lambda _: page.is_file()),
+            Output("--results", plot, lambda _: page.is_file()),
             Output("--results", results / "summary.csv", lambda file: head(file).startswith(b"study,student,method,")),
         ],
         inputs,
@@ -39,20 +39,20 @@ def check_report_paths(study: Definition, out: Path, results: Path, inputs: Sequ
 def write_report(study: Definition, records: Mapping[Key, Record], results: Path) -> list[Path]:
     """Write summary.csv (a row a run), NAME.csv (a row a student and method), NAME.md and NAME.png; their paths."""
     tables = {title: rows(study, grid, records) for title, grid in study.parts().items()}
-    page, table, picture = (results / f"{study.name}{suffix}" for suffix in (".md", ".csv", ".png"))
+    page, table, plot = (results / f"{study.name}{suffix}" for suffix in (".md", ".csv", ".png"))
     summary = write_summary(results, study.name, records)
     write_text(table, statistics_csv(study, tables))
     written = [summary, table]
     drawn = _comparisons(study, tables)
     if drawn:
-        draw_comparison(drawn, picture, f"AP on the {study.report} split")
-        written.append(picture)
-    write_text(page, markdown(study, tables, records, picture.name if drawn else None))
+        draw_comparison(drawn, plot, f"AP on the {study.report} split")
+        written.append(plot)
+    write_text(page, markdown(study, tables, records, plot.name if drawn else None))
     return [page, *written]
 
 
 def markdown(
-    study: Definition, tables: Mapping[str, Sequence[Row]], records: Mapping[Key, Record], picture: str | None
+    study: Definition, tables: Mapping[str, Sequence[Row]], records: Mapping[Key, Record], plot: str | None
 ) -> str:
     """The page. AP in points (hundredths); every number's runs are linked in its row."""
     lines = [f"# Study {study.name}", ""]
@@ -68,17 +68,17 @@ def markdown(
     lines += _teacher_lines(records)
     for title, grid in study.parts().items():
         lines += _grid_lines(study, title, grid, tables[title])
-    if picture:
-        lines += [f"![Mean AP with standard deviations, and paired gains with their intervals]({picture})", ""]
+    if plot:
+        lines += [f"![Mean AP with standard deviations, and paired gains with their intervals]({plot})", ""]
     return "\n".join(lines)
 
 
 def _teacher_lines(records: Mapping[Key, Record]) -> list[str]:
-    found = [record for key, record in records.items() if key.student == TEACHER]
-    if not found:
+    teachers = [record for key, record in records.items() if key.student == TEACHER]
+    if not teachers:
         return []
-    values = ", ".join(f"{name} {100 * found[0].metrics[name]:.1f}" for name in SHOWN)
-    name = f"[Teacher]({found[0].link}/)" if found[0].link else "Teacher"
+    values = ", ".join(f"{name} {100 * teachers[0].metrics[name]:.1f}" for name in SHOWN)
+    name = f"[Teacher]({teachers[0].link}/)" if teachers[0].link else "Teacher"
     return [f"{name}: {values}.", ""]
 
 

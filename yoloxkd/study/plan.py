@@ -123,7 +123,7 @@ def _teacher(study: Definition, out: Path, local: dict[str, Any]) -> Run | None:
 def _run(study: Definition, key: Key, method: MethodPart, teacher: Run | None, out: Path, local: dict[str, Any]) -> Run:
     part = study.students[key.student]
     models, needs, sets = [], [], {}
-    if not method.plain:
+    if not method.without_kd:
         if method.teacher == SELF:
             base = Key(key.student, study.baseline, key.seed)
             models, needs = [_best(out, base)], [base]
@@ -146,7 +146,7 @@ def _run(study: Definition, key: Key, method: MethodPart, teacher: Run | None, o
         data=local["data"],
         files=local["files"],
     )
-    return Run(key, out, recipe, _best(out, key), needs, "" if method.plain else method.teacher)
+    return Run(key, out, recipe, _best(out, key), needs, "" if method.without_kd else method.teacher)
 
 
 def _best(out: Path, key: Key) -> str:
@@ -182,6 +182,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         return portable(check(read_yaml(file)))
 
 
-def differences(found: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
+def differences(recorded: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
     """What two runs' settings differ in; keys that only one has (another version's) do not count."""
-    return [f"{k} {found[k]!r} instead of {planned[k]!r}" for k in planned if k in found and found[k] != planned[k]]
+    return [
+        f"{k} {recorded[k]!r} instead of {planned[k]!r}" for k in planned if k in recorded and recorded[k] != planned[k]
+    ]

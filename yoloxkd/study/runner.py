@@ -21,7 +21,7 @@ from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.errors import GateError, Interrupted, UserError
 from yoloxkd.study.definition import UNTRAINED, Definition
 from yoloxkd.study.files import CostFile, read_file
-from yoloxkd.study.kept_runs import Record, check_kept, keep, kept
+from yoloxkd.study.kept_runs import Record, check_kept, keep, read_records
 from yoloxkd.study.plan import UNTRAINED_FILE, Key, Run, differences, keys, read_settings
 from yoloxkd.study.processes import Cost, Processes, alone_in
 
@@ -52,8 +52,8 @@ class Runner:
     ) -> None:
         self.study, self.runs, self.out, self.results, self.jobs = study, dict(runs), out, results, jobs
         self.say, self.on_record = say, on_record
-        self.chosen = set(keys(study, grids))
-        self.records = known(study, runs, results)
+        self.keys_of_grids = set(keys(study, grids))
+        self.records = valid_records(study, runs, results)
         self.failed: dict[Key, str] = {}
         self.processes = Processes(_environment(jobs))
         self._untrained = threading.Lock()
@@ -63,12 +63,12 @@ class Runner:
 
         A teacher is neither trained nor measured when no run needs it any more.
         """
-        wanted = self.chosen - self.records.keys()
-        for key in list(wanted):
+        todo = self.keys_of_grids - self.records.keys()
+        for key in list(todo):
             for need in self.runs[key].needs:
                 if need not in self.records or not self._here(need):
-                    wanted.add(need)
-        return [run for key, run in self.runs.items() if key in wanted]
+                    todo.add(need)
+        return [run for key, run in self.runs.items() if key in todo]
 
     def _here(self, key: Key) -> bool:
         """Whether others can learn from a run; a teacher that comes as a file is opened by those who do."""
@@ -190,10 +190,10 @@ class Runner:
             save_checkpoint(header | {"imgsz": opened.weights.imgsz, "model": detector.state_dict()}, path)
 
 
-def known(study: Definition, runs: Mapping[Key, Run], results: Path) -> dict[Key, Record]:
+def valid_records(study: Definition, runs: Mapping[Key, Run], results: Path) -> dict[Key, Record]:
     """The records that a results' folder has of the planned runs. UserError: one was made with other settings."""
-    found = kept(results, study.name)
-    out = {key: found[key] for key in runs if key in found}
+    recorded = read_records(results, study.name)
+    out = {key: recorded[key] for key in runs if key in recorded}
     for key, record in out.items():
         check_kept(runs[key], record, study.name, results)
     return out

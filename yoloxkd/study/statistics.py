@@ -98,18 +98,18 @@ def rows(study: Definition, grid: Grid, records: Mapping[Key, Record]) -> list[R
     for student in grid.students or study.students:
         for method in grid.methods or study.methods:
             keys = [Key(student, method, seed) for seed in grid.seeds or study.seeds]
-            found = [records[key] for key in keys if key in records]
-            metrics = {name: spread([r.metrics[name] for r in found if r.metrics[name] >= 0]) for name in METRICS}
-            gains = {} if method == base else _gains(base, found, records)
-            out.append(Row(student, method, len(keys), found, metrics, gains))
+            finished = [records[key] for key in keys if key in records]
+            metrics = {name: spread([r.metrics[name] for r in finished if r.metrics[name] >= 0]) for name in METRICS}
+            gains = {} if method == base else _gains(base, finished, records)
+            out.append(Row(student, method, len(keys), finished, metrics, gains))
     return out
 
 
-def _gains(baseline: str, found: Sequence[Record], records: Mapping[Key, Record]) -> dict[str, Spread]:
+def _gains(baseline: str, finished: Sequence[Record], records: Mapping[Key, Record]) -> dict[str, Spread]:
     """By metric: the differences between these runs and the baseline's of the same student and seed."""
-    base = {r.key: records.get(Key(r.key.student, baseline, r.key.seed)) for r in found}
+    base = {r.key: records.get(Key(r.key.student, baseline, r.key.seed)) for r in finished}
     out = {}
     for name in METRICS:
-        pairs = [(r.metrics[name], b.metrics[name]) for r in found if (b := base[r.key]) is not None]
-        out[name] = spread([ours - theirs for ours, theirs in pairs if ours >= 0 and theirs >= 0])
+        pairs = [(r.metrics[name], b.metrics[name]) for r in finished if (b := base[r.key]) is not None]
+        out[name] = spread([a - b for a, b in pairs if a >= 0 and b >= 0])
     return out

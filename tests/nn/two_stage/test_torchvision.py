@@ -36,7 +36,8 @@ def test_it_detects_what_torchvision_detects() -> None:
         reference.roi_heads.box_predictor.bbox_pred.weight *= 4
     state = reference.state_dict()
     assert is_torchvision(state)
-    cfg = FasterRCNN.Config(backbone="resnet50", test_proposals=60, **torchvision_keys(state))
+    keys = {"backbone": "resnet50", "frozen_stages": 1, "norm_eval": True} | torchvision_keys(state)
+    cfg = FasterRCNN.Config(**keys, test_proposals=60)
     model = FasterRCNN(cfg, NAMES).double().eval()
     model.load_state_dict(from_torchvision(state))
 

@@ -14,7 +14,7 @@ class CSPDarknet(nn.Module):
     Source: the layout of Megvii's YOLOX (Ge et al. 2021), whose checkpoint keys the attribute names follow.
     """
 
-    def __init__(self, depth: float, width: float, depthwise: bool = False) -> None:
+    def __init__(self, depth: float, width: float, depthwise: bool) -> None:
         super().__init__()
         base = int(width * 64)
         blocks = max(round(depth * 3), 1)

@@ -65,7 +65,7 @@ class YOLOX(DenseDetector):
 
         depth: float = Field(gt=0, le=4)
         width: float = Field(ge=1 / 64, le=4)
-        depthwise: bool = False
+        depthwise: bool
 
     family = "yolox"
     class_predictors = ("head.cls_preds.",)

@@ -17,7 +17,7 @@ class PAFPN(nn.Module):
     The attribute names, and the backbone's place inside, are those of the official checkpoints' keys.
     """
 
-    def __init__(self, depth: float, width: float, depthwise: bool = False) -> None:
+    def __init__(self, depth: float, width: float, depthwise: bool) -> None:
         super().__init__()
         self.backbone = CSPDarknet(depth, width, depthwise)
         self.channels = self.backbone.channels
