@@ -17,20 +17,22 @@ from yoloxkd.nn.weights.torchvision_weights import BOXES, CLASSIFIER
 
 FAMILIES = ("gfl", "retinanet", "autoassign", "ddod", "reppoints")
 FAST = ["--set=engine.workers=0", "--set=student.backbone_weights=none"]
-MISTAKES = (
-    (["--imgsz", "100"], ["100", "multiple", "96"]),
+OF_KEYS = (
     (["--set=student.channels=100", "--set=student.groups=32"], ["channels 100 should be a multiple of groups 32"]),
     (["--set=student.stacked_convs=0"], ["student.stacked_convs", "1"]),
     (["--set=student.stakced_convs=2"], ["student.stakced_convs", "did you mean 'student.stacked_convs'"]),
     (["--set=student.std=[1,0,1]"], ["std", "0.001"]),
     (["--set=student.backbone=resnet_50"], ["unknown backbone 'resnet_50'", "resnet50"]),
+)
+OF_NETWORKS = (
+    (["--imgsz", "100"], ["100", "multiple", "96"]),
     (["--set=student.backbone=resnet18", "--set=student.last_conv=true"], ["student.last_conv", "'resnet18'"]),
-    (["--set=student.frozen_stages=4", "--set=student.backbone=test_byobnet"], ["student.frozen_stages 4"]),
     (["--set=student.deformable_stages=1"], ["student.deformable_stages is for ResNets", "'mobilenetv2_100'"]),
 )
+CASES = (*OF_KEYS, *(pytest.param(*case, marks=pytest.mark.slow) for case in OF_NETWORKS))
 
 
-@pytest.mark.parametrize(("options", "words"), MISTAKES, ids=lambda value: value[-1])
+@pytest.mark.parametrize(("options", "words"), CASES, ids=lambda value: value[-1])
 def test_the_families_refuse_alike(
     options: list[str], words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, toy: Path
 ) -> None:
