@@ -22,9 +22,9 @@ from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.assigners.match import Match, Positives, dense_labels
-from yoloxkd.nn.dense.atss import decode
 from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps, Predictions
 from yoloxkd.nn.dense.fpn_detector import FPNConfig, FPNDetector, SharedHead
+from yoloxkd.nn.dense.square_anchors import decode
 from yoloxkd.nn.detector import BoxCode
 from yoloxkd.ops.boxes import from_distances, pairwise_iou
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss

@@ -33,6 +33,10 @@ FAMILIES = {
     "fcos": ("fgd", "pgd"),
     "atss": ("pgd", "cwd"),
     "gfl": ("ld", "pgd", "mgd"),
+    "retinanet": ("cwd",),
+    "autoassign": ("pgd",),
+    "ddod": ("cwd",),
+    "reppoints": ("cwd",),
 }
 EPOCHS = 2
 RUN: dict[str, Any] = {
@@ -119,6 +123,7 @@ def family_gradients(family: str, parts: int) -> dict[str, Tensor]:
         lambda i, terms: terms,
     )
     found = {f"loss {name}": value for name, value in losses.items()}
+    found |= {n: b.double() for n, b in step.named_buffers() if n.endswith("positives.counts")}
     return found | {f"grad {n}": p.grad.clone() for n, p in step.named_parameters() if p.grad is not None}
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import Tensor
 
 from tests.conftest import write_toy
 from tests.engine.scenes import scene
 from tests.exporters.tiny import TinyDetector
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.errors import GateError, UserError
+from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.int8 import Int8Quantizer
 from yoloxkd.exporters.int8_search import named_layers, search_int8
@@ -23,6 +26,7 @@ from yoloxkd.exporters.operators import NETWORK, QUANTIZATION, SUPPRESSION, oper
 from yoloxkd.exporters.parity import Int8Recipe, export_checked
 from yoloxkd.exporters.parity_report import INT8, ParityReport
 from yoloxkd.exporters.sensitivity import describe_costs, layer_costs
+from yoloxkd.nn.deform import SelfOffsetConv
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,21 @@ def test_a_layer_kept_in_float_is_not_touched(maker: Int8Quantizer) -> None:
     kinds = kinds_of_weights(maker.make(["stem.0"]))
     assert kinds["stem.0"] == {onnx.TensorProto.FLOAT}
     assert kinds["down.0"] == {onnx.TensorProto.INT8}
+
+
+def test_a_deformable_convolution_has_the_name_of_its_layer(pictures: list[np.ndarray], pixels: Tensor) -> None:
+    detector = TinyDetector(["red", "blue"]).eval()
+    detector.down[0] = SelfOffsetConv(16, 16, 3, 2, bias=False)
+    torch.nn.init.normal_(detector.down[0].conv_offset.weight, std=0.1)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            Exportable(detector)(pixels.float())[0], detector(pixels).boxes, atol=1e-3, rtol=1e-5
+        )
+    maker = Int8Quantizer(described_graph(detector, ExportOptions(64, int8=True)), pictures, Quantization())
+    assert maker.layers == ["stem.0", "down.0.conv_offset", "down.0"]
+    arrays = {a.name: a.data_type for a in maker.make(["down.0.conv_offset"]).graph.initializer}
+    kinds = {name: kind for name, kind in arrays.items() if "down.0.weight" in name and "scale" not in name}
+    assert onnx.TensorProto.INT8 in kinds.values()
 
 
 def test_ranges_that_only_a_silu_reads_start_at_the_floor(graph: onnx.ModelProto, pictures: list[np.ndarray]) -> None:

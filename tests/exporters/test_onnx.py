@@ -10,11 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor
 
 from tests.exporters.conftest import CONF, MAX_DET, SIZE
 from tests.exporters.tiny import TinyDetector
 from yoloxkd.errors import UserError
+from yoloxkd.exporters.half import to_half
 from yoloxkd.exporters.onnx import ExportOptions, export_onnx
 from yoloxkd.ops.nms import postprocess
 
@@ -165,3 +167,50 @@ def test_the_model_is_not_changed(tmp_path: Path) -> None:
 def test_impossible_options_are_refused(tmp_path: Path, options: ExportOptions, words: str) -> None:
     with pytest.raises(UserError, match=words):
         export_onnx(TinyDetector(["a"]), tmp_path / "x.onnx", options)
+
+
+def test_fp16_looks_and_samples_in_float32() -> None:
+    """A deformable convolution: offsets of a convolution, places, samples, a convolution."""
+    text = """
+    <ir_version: 9, opset_import: ["" : 18]>
+    g (float[1,4,16,16] x) => (float[1,4,16,16] y)
+    <float[4,4,3,3] first, float[2,4,1,1] look, float[4,4,1,1] last, float[1,16,16,2] cells>
+    {
+      map = Conv <pads = [1,1,1,1]> (x, first)
+      offset = Conv (map, look)
+      moved = Transpose <perm = [0,2,3,1]> (offset)
+      places = Add (moved, cells)
+      samples = GridSample (map, places)
+      bent = Relu (samples)
+      y = Conv (bent, last)
+    }
+    """
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "first": rng.normal(size=(4, 4, 3, 3)),
+        "look": rng.normal(size=(2, 4, 1, 1)) / 100,
+        "last": rng.normal(size=(4, 4, 1, 1)),
+    }
+    steps = (2 * np.arange(16) + 1) / 16 - 1
+    arrays["cells"] = np.stack(np.meshgrid(steps, steps), -1)[None]
+    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), k) for k, v in arrays.items())
+    del model.graph.value_info[:]
+    half = onnx.shape_inference.infer_shapes(to_half(model))
+    onnx.checker.check_model(half, full_check=True)
+    kind = {
+        v.name: v.type.tensor_type.elem_type for v in [*half.graph.value_info, *half.graph.input, *half.graph.output]
+    }
+    kind |= {i.name: i.data_type for i in half.graph.initializer}
+    for node in half.graph.node:
+        wanted = {"Conv": onnx.TensorProto.FLOAT16, "Relu": onnx.TensorProto.FLOAT16}.get(
+            node.op_type, onnx.TensorProto.FLOAT
+        )
+        if node.op_type not in ("Cast", "Transpose"):
+            assert {kind[name] for name in node.input} == {wanted}, node.op_type
+    x = rng.normal(size=(1, 4, 16, 16)).astype(np.float32)
+    found, exact = (
+        onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for m in (half, model)
+    )
+    assert 0 < np.abs(found - exact).max() < 0.05

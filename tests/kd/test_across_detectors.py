@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from tests.kd.fakes import make_batch
-from tests.losses import distilled
+from tests.kd.plain import pgd_weights_by_object
+from tests.losses import distilled, step_of
 from tests.nn.fpn import SHALLOW, narrow
 from yoloxkd.errors import UserError
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.defaults import kd_defaults
+from yoloxkd.kd.functional.importance import Predictions
+from yoloxkd.kd.functional.predictions import counted_locations
+from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn import DETECTORS
@@ -90,6 +94,27 @@ def test_two_steps(teacher_family: str, student_family: str, method: str) -> Non
         optimizer.step()
     assert not teacher.training
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pgd_weighs_a_location_by_the_best_of_its_predictions(family: str) -> None:
+    """Object by object, and by the class probability of the family (YOLOX, AutoAssign: times objectness)."""
+    teacher, batch = detector(family, 1).eval(), make_batch(size=SIZE)
+    out, targets = teacher(batch.images), batch.targets
+    method = PGD(PGDConfig(), Pairing.between(teacher, teacher))
+    found, _ = method.regions(step_of(out, out, batch, teacher))
+    probability = out.cls_logits.sigmoid()
+    if family in ("yolox", "autoassign"):
+        probability = probability * out.quality.sigmoid().unsqueeze(-1)
+    points = out.grid.points[:: out.grid.per_cell]
+    assert out.grid.per_cell == (9 if family == "retinanet" else 1)
+    seen = Predictions(points, probability, out.boxes)
+    for branch, xi in (("cls", 0.8), ("reg", 0.6)):
+        wanted = pgd_weights_by_object(seen, targets.boxes, targets.labels, targets.mask, xi)
+        assert (wanted > 0).any()
+        wanted = wanted * counted_locations(out.grid.of_cells(), batch)
+        torch.testing.assert_close(torch.cat([level.flatten(1) for level in found[branch]], 1), wanted)
 
 
 @pytest.mark.parametrize(

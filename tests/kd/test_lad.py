@@ -19,6 +19,7 @@ from yoloxkd.kd.methods.lad import LAD, LADConfig
 from yoloxkd.kd.methods.pkd import PKD, PKDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.teacher_losses import TeacherLosses
+from yoloxkd.nn.assigners.ddod import ddod_matches
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.assigners.simota import simota
 from yoloxkd.types import Batch, Draw
@@ -83,6 +84,23 @@ def test_a_teacher_of_another_family_with_more_levels(family: str) -> None:
     assert (found.quality.sigmoid() > 1 - 1e-6).all() == (family == "gfl")
 
 
+@pytest.mark.parametrize("family", ["ddod", "autoassign"])
+def test_ddod_takes_classes_and_boxes_of_a_teacher_with_and_without_objectness(family: str) -> None:
+    student, teacher, batch = detector("ddod", 1).train(), detector(family, 2, channels=24), make_batch(size=96)
+    step, module = steps(student, teacher)
+    losses = means(step(batch))
+    with torch.no_grad():
+        seen, own = teacher(batch.images), student(batch.images)
+        p = seen.cls_logits.sigmoid()
+        p = p if family == "ddod" else p * seen.quality.sigmoid().unsqueeze(-1)
+        classes, boxes = ddod_matches(own.grid, p.logit(), seen.boxes, batch.targets)
+        match = student.assign(own, batch.targets)
+    assert torch.equal(module.match.fg, classes.fg)
+    assert torch.equal(module.match.box.fg, boxes.fg)  # type: ignore[attr-defined]
+    assert not torch.equal(module.match.fg, match.fg)
+    assert all(value.isfinite() for value in losses.values())
+
+
 def test_a_method_that_is_off_leaves_the_labels_to_the_student() -> None:
     student, teacher, batch = tiny_yolox(1).eval(), tiny_yolox(2).eval(), make_batch()
     step, module = steps(student, teacher)
@@ -112,7 +130,7 @@ def test_a_batch_in_parts_counts_the_teachers_positives(beside: bool) -> None:
 @pytest.mark.parametrize(
     ("student", "teacher", "sentence"),
     [
-        (TinyDetector(4), TinyDetector(6), "this student's assigner reads none, the boxes and the grid alone decide"),
+        (TinyDetector(4), TinyDetector(6), "this student's assigner asks for neither .*choose a yolox or ddod student"),
         (tiny_yolox(1), TinyDetector(6), "the teacher has none at stride 32"),
         (tiny_yolox(1), tiny_yolox(2, ("cat", "dog", "ship")), "does not know 'bird'"),
     ],

@@ -17,6 +17,7 @@ from yoloxkd.nn.assigners import inside, max_iou
 from yoloxkd.nn.assigners.inside import InsidePairs, smallest_around
 from yoloxkd.nn.dense import autoassign
 from yoloxkd.nn.dense.retinanet import NEGATIVE, POSITIVE
+from yoloxkd.ops.points import grid_of
 from yoloxkd.types import Targets
 
 
@@ -85,12 +86,13 @@ def test_autoassign_keeps_no_more_than_one_part(devices: tuple[str, ...], monkey
 
 @pytest.mark.parametrize("budget", [None, 1])
 def test_a_location_answers_for_the_smallest_box_around_it(budget: int | None) -> None:
-    points = torch.tensor([[8.0, 8.0], [16.0, 16.0], [32.0, 8.0], [60.0, 60.0]])
+    grid = grid_of([(8, 8)], [8], torch.device("cpu"), 0.0)
+    places = [9, 18, 12, 63]  # 8, 8; 16, 16; 32, 8; 56, 56
     boxes = torch.tensor([[[0.0, 0.0, 40.0, 40.0], [8.0, 4.0, 20.0, 20.0], [0.0, 0.0, 64.0, 64.0]]]).repeat(2, 1, 1)
     mask = torch.tensor([[True, True, False], [True, True, True]])
     targets = Targets(boxes, torch.zeros(2, 3, dtype=torch.int64), mask, torch.zeros_like(mask))
-    match = smallest_around(points, targets, budget)
-    assert match.gt.tolist() == [[0, 1, 0, -1], [0, 1, 0, 2]]
+    match = smallest_around(grid, targets, budget)
+    assert match.gt[:, places].tolist() == [[0, 1, 0, -1], [0, 1, 0, 2]]
     assert torch.equal(match.fg, match.gt >= 0)
-    pairs = InsidePairs.of(points, boxes, mask)
-    assert pairs.total(torch.ones(len(pairs.cell))).tolist() == [[3, 1, 0], [3, 1, 4]]
+    pairs = InsidePairs.of(grid, boxes, mask)
+    assert pairs.total(torch.ones(len(pairs.cell))).tolist() == [[16, 2, 0], [16, 2, 49]]

@@ -1,24 +1,27 @@
-"""torchvision's own FCOS with random weights, and ours with its state dict: the same detections, one to one."""
+"""torchvision's own FCOS and RetinaNet with random weights, and ours with their state dict: the same detections, one to one."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou
 
+from tests.losses import means
 from tests.nn.fpn import narrow
-from yoloxkd.assembly.models import open_model
+from yoloxkd.assembly.models import build_detector, open_model
 from yoloxkd.assembly.recipes import resolve
+from yoloxkd.engine.checkpoint import file_digest
 from yoloxkd.errors import UserError
-from yoloxkd.nn.backbones.timm_backbone import TimmBackbone
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.dense.fcos import FCOS
+from yoloxkd.nn.dense.retinanet import RetinaNet
 from yoloxkd.nn.weights.published import PUBLISHED
-from yoloxkd.nn.weights.torchvision_retinanet import our_retinanet_key
-from yoloxkd.nn.weights.torchvision_weights import UNUSED_ROWS
+from yoloxkd.nn.weights.torchvision_weights import UNUSED_ROWS, our_key, torchvision_state
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Targets
 
@@ -28,30 +31,31 @@ MOST = 60
 """Pairs of a level; the finest has 20 x 28 x 4."""
 
 
-def theirs(classes: int) -> Any:
+def theirs(builder: str, classes: int) -> Any:
     """torchvision's detector with random weights, statistics and biases, so that no layer is left out."""
-    from torchvision.models.detection import fcos_resnet50_fpn
+    from torchvision.models import detection
 
     torch.manual_seed(0)
-    model = fcos_resnet50_fpn(
+    model = getattr(detection, builder)(
         weights=None, weights_backbone=None, num_classes=classes, score_thresh=0.3, nms_thresh=0.5,
-        topk_candidates=MOST, min_size=SIZE[0], max_size=SIZE[1],
+        topk_candidates=MOST, min_size=SIZE[0], max_size=SIZE[1], detections_per_img=100,
     )  # fmt: skip
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    for part in (model.head.classification_head.cls_logits, model.head.regression_head.bbox_ctrness):
+    parts = [model.head.classification_head.cls_logits, getattr(model.head.regression_head, "bbox_ctrness", None)]
+    for part in filter(None, parts):
         nn.init.normal_(part.weight, std=0.05)
         nn.init.normal_(part.bias, std=0.5)
     nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.05)
-    nn.init.ones_(model.head.regression_head.bbox_reg.bias)
+    nn.init.constant_(model.head.regression_head.bbox_reg.bias, 1.0 if builder.startswith("fcos") else 0.1)
     return model.eval()
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return theirs(4)
+    return theirs("fcos_resnet50_fpn", 4)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +73,7 @@ def pictures(height: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def test_the_same_detections(model: Any, file: Path) -> None:
-    opened = open_model(str(file))
-    assert (opened.weights.kind, opened.name, opened.report.complete) == ("torchvision", "fcos-r50@torchvision", True)
-    ours = opened.detector
+def assert_same_detections(model: Any, ours: Any) -> None:
     assert ours.spec.pairs_per_level == 1000
     images = pictures(*SIZE)
     wanted = model(list(images / 255))
@@ -86,10 +87,97 @@ def test_the_same_detections(model: Any, file: Path) -> None:
     )  # fmt: skip
     for (b, s, k), want in zip(found, wanted, strict=True):
         assert len(s) == 100
-        assert len(k.unique()) == 4
+        assert len(k.unique()) > 2
         torch.testing.assert_close(s, want["scores"], rtol=1e-4, atol=1e-5)
         assert torch.equal(k, want["labels"])
         torch.testing.assert_close(b, want["boxes"], rtol=1e-4, atol=1e-2)
+
+
+def test_the_same_detections(model: Any, file: Path) -> None:
+    opened = open_model(str(file))
+    assert (opened.weights.kind, opened.name, opened.report.complete) == ("torchvision", "fcos-r50@torchvision", True)
+    assert_same_detections(model, opened.detector)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("builder", "name"),
+    [
+        ("retinanet_resnet50_fpn", "retinanet-r50@torchvision"),
+        ("retinanet_resnet50_fpn_v2", "retinanet-r50@torchvision-v2"),
+    ],
+)
+def test_the_same_detections_of_a_retinanet(
+    builder: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, file = theirs(builder, 4), tmp_path / "x.pth"
+    if published := name == "retinanet-r50@torchvision":  # whose eps of 0 is told by its digest
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.eps = 0.0
+            norm.weight.data *= 1e-3
+            norm.running_var *= 1e-6
+    torch.save(model.state_dict(), file)
+    if published:
+        monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], sha256=file_digest(file)[:8]))
+    opened = open_model(str(file))
+    assert (opened.weights.kind, opened.name, opened.report.complete) == ("torchvision", name, True)
+    assert opened.student.config.norm_eps == (0.0 if published else None)
+    assert_same_detections(model, opened.detector)
+
+
+def test_whole_anchors_are_those_of_torchvision() -> None:
+    from torchvision.models.detection.image_list import ImageList
+    from torchvision.models.detection.retinanet import _default_anchorgen
+
+    sizes = [(-(-SIZE[0] // s), -(-SIZE[1] // s)) for s in (8, 16, 32, 64, 128)]
+    images = ImageList(torch.zeros(1, 3, *SIZE), [SIZE])
+    (wanted,) = _default_anchorgen()(images, [torch.zeros(1, 1, h, w) for h, w in sizes])
+    detector = narrow(RetinaNet, 1, anchors="whole")
+    assert torch.equal(detector.anchors(detector.grid(sizes, SIZE, torch.device("cpu"))), wanted)
+    exact = narrow(RetinaNet, 1)
+    assert not torch.equal(exact.anchors(exact.grid(sizes, SIZE, torch.device("cpu"))), wanted)
+
+
+def test_published_retinanets_are_those_of_torchvision() -> None:
+    from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
+
+    for name, weights in (
+        ("retinanet-r50@torchvision", RetinaNet_ResNet50_FPN_Weights.COCO_V1),
+        ("retinanet-r50@torchvision-v2", RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1),
+    ):
+        assert PUBLISHED[name].url == weights.url
+        recipe, plain = resolve(student=name), resolve(student="retinanet-r50")
+        assert (recipe.student.name, recipe.student.weights, recipe.train) == (name, name, plain.train)
+
+
+def test_a_coco_file_of_a_retinanet_and_one_with_other_anchors() -> None:
+    from torchvision.models.detection import retinanet_resnet50_fpn
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    state = {k: torch.empty(v.shape) for k, v in meta(retinanet_resnet50_fpn, num_classes=91).state_dict().items()}
+    key = "head.classification_head.cls_logits.bias"
+    state[key] = torch.arange(91.0).repeat(9)
+    found = torchvision_state(state)
+    assert found is not None
+    used = [float(row) for row in range(91) if row not in UNUSED_ROWS]
+    assert (found.classes, found.state["head.retina_cls.bias"].tolist()) == (80, used * 9)
+    assert found.section["norm_eps"] is None  # a file of one's own, unlike the published one
+    six = AnchorGenerator(((32, 64),) * 5, ((0.5, 1.0, 2.0),) * 5)
+    other = meta(retinanet_resnet50_fpn, num_classes=3, anchor_generator=six).state_dict()
+    with pytest.raises(UserError, match=r"24 box numbers and 18 class logits a cell, which are not those of 9 anchors"):
+        torchvision_state({k: torch.empty(v.shape) for k, v in other.items()})
+
+
+def test_a_retinanet_trains_on_with_giou() -> None:
+    detector = narrow(RetinaNet, 2, anchors="whole", box_loss="giou")
+    out = detector(torch.rand(1, 3, 64, 64) * 255)
+    box = torch.tensor([[[8.0, 8, 50, 52]]])
+    targets = Targets(box, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1).bool(), torch.zeros(1, 1).bool())
+    match = detector.assign(out, targets)
+    loss = means(detector.losses(out, targets, match))["box"]
+    wanted = 1 - generalized_box_iou(out.boxes[0][match.fg[0]], box[0])
+    torch.testing.assert_close(loss, wanted.mean())
 
 
 def test_a_coco_file_loses_the_ids_that_no_category_has(file: Path, tmp_path: Path) -> None:
@@ -155,27 +243,21 @@ def test_the_variance_s_small_number_is_that_of_the_key() -> None:
 def test_every_tensor_of_a_retinanet_has_a_name_of_ours(version: str) -> None:
     from torchvision.models import detection
 
+    state = meta(getattr(detection, f"retinanet_resnet50_fpn{version}"), num_classes=3).state_dict()
+    name = f"retinanet-r50@torchvision{version.replace('_', '-')}"
     with torch.device("meta"):
-        model = getattr(detection, f"retinanet_resnet50_fpn{version}")(
-            weights=None, weights_backbone=None, num_classes=3
-        )
-    state = model.state_dict()
-    found = {our_retinanet_key(key): value.shape for key, value in state.items()}
-    assert len(found) == len(state)
-    neck = {
-        f"neck.{part}.conv"
-        for part in [*(f"lateral_convs.{i}" for i in range(3)), *(f"fpn_convs.{i}" for i in range(5))]
-    }
-    towers = {f"head.{tower}.{i}.conv" for tower in ("cls_convs", "reg_convs") for i in range(4)}
-    norms = {name.replace(".conv", ".gn") for name in towers} if version else set()
-    parts = {key.rpartition(".")[0] for key in found if not key.startswith("backbone.body.")}
-    assert parts == neck | towers | norms | {"head.retina_cls", "head.retina_reg"}
-    assert (found["head.retina_cls.weight"][0], found["head.retina_reg.weight"][0]) == (9 * 3, 9 * 4)
-    body = {f"backbone.{key}" for key in TimmBackbone("resnet50").state_dict()}
-    ours = {key for key in found if key.startswith("backbone.body.")}
-    assert ours == {key for key in body if key in ours or not key.endswith("num_batches_tracked")}
+        ours = build_detector({"name": name}, ["a", "b", "c"]).state_dict()
+    found = {our_key(key, "retinanet"): value.shape for key, value in state.items()}
+    assert found == {key: value.shape for key, value in ours.items() if key in found}
+    assert all(key.endswith("num_batches_tracked") for key in ours.keys() - found.keys())
 
 
 def test_the_older_names_of_a_retinanet_are_known_too() -> None:
-    assert our_retinanet_key("head.regression_head.conv.6.bias") == "head.reg_convs.3.conv.bias"
-    assert our_retinanet_key("backbone.fpn.inner_blocks.1.weight") == "neck.lateral_convs.1.conv.weight"
+    assert our_key("head.regression_head.conv.6.bias", "retinanet") == "head.reg_convs.3.conv.bias"
+    assert our_key("backbone.fpn.inner_blocks.1.weight", "retinanet") == "neck.lateral_convs.1.conv.weight"
+
+
+def meta(builder: Any, **keys: Any) -> Any:
+    """torchvision's detector without memory for its weights."""
+    with torch.device("meta"):
+        return builder(weights=None, weights_backbone=None, **keys)

@@ -30,7 +30,7 @@ from yoloxkd.nn.dense.autoassign import (
 from yoloxkd.nn.dense.dense_detector import Predictions
 from yoloxkd.ops.losses import giou_loss
 from yoloxkd.ops.row_sums import confidence_negative, row_sums
-from yoloxkd.types import DenseOutput, Targets
+from yoloxkd.types import DenseOutput, Grid, Targets
 
 RTOL = 1e-9
 """Relative to the largest entry of an array."""
@@ -112,7 +112,11 @@ def test_center_prior(case: Case) -> None:
     prior, points, boxes = prior_of(case), case.tensor("points"), case.tensor("boxes")
     strides = torch.tensor(case.params["strides"]).repeat_interleave(case.tensor("level_count"))
     assert strides.shape == points.shape[:1]
-    pairs = InsidePairs.of(points, boxes[None], torch.ones(1, len(boxes), dtype=torch.bool))
+    ends = case.tensor("level_count").cumsum(0).tolist()
+    levels = [points[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    sizes = tuple((len(level[:, 1].unique()), len(level[:, 0].unique())) for level in levels)
+    grid = Grid(sizes, tuple(case.params["strides"]), points, strides)
+    pairs = InsidePairs.of(grid, boxes[None], torch.ones(1, len(boxes), dtype=torch.bool))
     found = torch.zeros(1, *case.tensor("inside").shape, dtype=torch.bool)
     found[pairs.image, pairs.row, pairs.cell] = True
     assert torch.equal(found[0], case.tensor("inside").bool())
@@ -216,7 +220,7 @@ def test_boxes_of_one_class_in_any_order(case: Case) -> None:
     best = best_overlap(boxes, targets.boxes, targets.mask)
     alone = []
     for row in range(3):
-        pairs = InsidePairs.of(out.grid.points, targets.boxes[:, [row]], targets.mask[:, [row]])
+        pairs = InsidePairs.of(out.grid, targets.boxes[:, [row]], targets.mask[:, [row]])
         alone.append(joint.new_ones(1, *joint.mT.shape[1:]))
         lower_share(alone[-1], best, targets.labels[:, [row]], pairs)
     smallest = torch.stack(alone).amin(0).mT

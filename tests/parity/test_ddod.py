@@ -13,9 +13,9 @@ from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.atss import MIN_UNION, square_anchors, within
 from yoloxkd.nn.assigners.ddod import ALPHAS, class_factor, ddod_matches, inside
 from yoloxkd.nn.assigners.match import Match, TwoMatches
-from yoloxkd.nn.dense.atss import BOX_WEIGHT, decode, encode
 from yoloxkd.nn.dense.ddod import DDOD, ddod_terms, level_weights
 from yoloxkd.nn.dense.dense_detector import Predictions
+from yoloxkd.nn.dense.square_anchors import BOX_WEIGHT, decode, encode
 from yoloxkd.ops.boxes import paired_iou, pairwise_iou
 from yoloxkd.ops.losses import focal_loss, giou_loss
 from yoloxkd.ops.points import grid_of
@@ -164,29 +164,24 @@ def test_targets(case: Case, budget: int | None) -> None:
     close(code, case.tensor("target_delta"))
 
 
-def by_level(rows: Tensor, cell: Tensor, grid: Grid) -> Tensor:
-    """Sum of (B, S) rows of the locations (B, S) over each level: (L,)."""
-    ends = torch.tensor([part.stop for part in grid.slices()])
-    level = torch.bucketize(cell.contiguous(), ends, right=True)
-    return rows.new_zeros(len(ends)).scatter_add(0, level.flatten(), rows.flatten())
-
-
 @pytest.mark.parametrize("case", HEADS)
 def test_losses_and_gradients(case: Case) -> None:
     model, out, said = head_output(case)
     match = matches(case, out)
-    rows, found, wrong, entropy = ddod_terms(out, match, targets_of(case), model.train().head.positives)
+    sums = ddod_terms(out, match, targets_of(case))
+    model.train().head.positives(match, out.grid)
     assert torch.equal(model.head.positives.counts[0], case.tensor("count_after_cls").long())
     assert torch.equal(model.head.positives.counts[1], case.tensor("count_after_reg").long())
     weights = level_weights(model.head.positives.counts, torch.float64)
     close(weights, torch.stack([case.tensor("weight_cls"), case.tensor("weight_reg")]))
-    everywhere = torch.arange(rows.shape[1]).expand_as(rows)
-    avg_cls, avg_reg = case.params["avg_cls"], case.params["avg_reg"]
-    close(by_level(rows / avg_cls, everywhere, out.grid), case.tensor("loss_cls"))
-    for values, name in ((wrong, "loss_bbox"), (entropy, "loss_iou")):
-        close(by_level(values.masked_fill(~found.used, 0) / avg_reg, found.cell, out.grid), case.tensor(name))
-    total = rows.sum() / avg_cls + (found.total(wrong) + found.total(entropy)) / avg_reg
-    total.backward()
+    parts = {
+        "loss_cls": sums["cls"] * weights[0] / case.params["avg_cls"],
+        "loss_bbox": sums["box"] * weights[1] / case.params["avg_reg"],
+        "loss_iou": sums["iou"] * weights[1] / case.params["avg_reg"],
+    }
+    for name, value in parts.items():
+        close(value, case.tensor(name))
+    torch.stack(list(parts.values())).sum().backward()
     for tensors, name in zip(said, ("grad_cls", "grad_reg", "grad_iou_map"), strict=True):
         for tensor, key in zip(tensors, case.family(name), strict=True):
             assert tensor.grad is not None

@@ -161,7 +161,7 @@ def _open(path: Path) -> Weights:
     with naming(path):
         yolox = official_state(raw)
         dense = None if yolox else dense_state(raw, path.name)
-        foreign = None if yolox or dense else torchvision_state(raw)
+        foreign = None if yolox or dense else torchvision_state(raw, digest)
     if yolox is not None:
         names = _assumed_names(yolox.num_classes)
         return Weights({"name": yolox.architecture}, names, yolox.state, None, yolox.source, path, digest, named=False)
@@ -170,7 +170,7 @@ def _open(path: Path) -> Weights:
     if dense is None:
         raise UserError(
             f"{path} is not a checkpoint of a known detector (ours, Megvii YOLOX, mmdetection YOLOX, FCOS, GFL, ATSS, "
-            "RetinaNet, AutoAssign, DDOD or RepPoints, or torchvision FCOS)"
+            "RetinaNet, AutoAssign, DDOD or RepPoints, or torchvision FCOS or RetinaNet)"
         )
     names = dense.names or _assumed_names(dense.classes)
     named = dense.names is not None

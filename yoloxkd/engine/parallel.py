@@ -52,16 +52,24 @@ def gradients(
     predictions. Gradients are reduced over processes once, with the last part.
     """
     counts = _counted(step, parts, draw) if len(parts) > 1 else None
+    counters = _counters(step)
+    before = [counter.clone() for counter in counters]
+    added = [torch.zeros_like(counter) for counter in counters]
     sums: dict[LossName, Tensor] = {}
     for number, part in enumerate(parts):
         with ExitStack() as stack:
             if number + 1 < len(parts) and isinstance(step, nn.parallel.DistributedDataParallel):
                 stack.enter_context(step.no_sync())
             losses: Losses = step(part, draw)
+            for counter, start, total in zip(counters, before, added, strict=True):
+                total += counter - start
+                counter.copy_(start)  # every part counts from where the step began
             terms = on_losses(number, _divided(losses, counts or _over_processes(_counts(losses)), len(parts)))
             backward(torch.stack([v.float() for v in terms.values()]).sum())
         for name, value in terms.items():
             sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+    for counter, total in zip(counters, added, strict=True):
+        counter.add_(all_sum(total))
     if world_size() == 1:
         return sums
     return dict(zip(sums, all_mean(torch.stack(list(sums.values()))).unbind(), strict=True))
@@ -97,6 +105,11 @@ def _counted(step: nn.Module, parts: Sequence[Batch], draw: Draw) -> dict[LossNa
     return _over_processes(sums)
 
 
+def _counters(module: nn.Module) -> list[Tensor]:
+    """The integer buffers that modules name in `summed`: what they count is that of the whole batch, over parts and processes."""
+    return [getattr(m, name) for m in module.modules() for name in getattr(m, "summed", ())]
+
+
 def _changing(module: nn.Module) -> list[Tensor]:
     """Running means and variances of the batch norms that are in training mode."""
     norms = (m for m in module.modules() if isinstance(m, BatchNorm) and m.training and m.track_running_stats)
@@ -117,12 +130,9 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def average_statistics(module: nn.Module) -> None:
-    """Running statistics of batch norms averaged over processes: each has seen its own images only. So are integer buffers
-    that a module names in `averaged`."""
+    """Running statistics of batch norms averaged over processes: each has seen its own images only."""
     if world_size() == 1:
         return
-    for buffer in [getattr(m, name) for m in module.modules() for name in getattr(m, "averaged", ())]:
-        buffer.copy_(all_mean(buffer.double()).round())
     buffers = _changing(module)
     if buffers:
         mean = all_mean(torch.cat([b.flatten() for b in buffers]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from yoloxkd.nn.deform import DeformableConv, of_samples
 from yoloxkd.nn.detector import Detector
 
 
@@ -24,6 +25,9 @@ class Exportable(nn.Module):
         super().__init__()
         self.detector = copy.deepcopy(detector).cpu().eval().requires_grad_(False)
         fold_batch_norm(self.detector)
+        for module in self.detector.modules():
+            if isinstance(module, DeformableConv):  # so that a graph's weights keep the name of their layer
+                module.weight = nn.Parameter(of_samples(module.weight), requires_grad=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         boxes, scores, _ = self.with_levels(images)

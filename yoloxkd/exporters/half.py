@@ -1,4 +1,4 @@
-"""fp16 export: convolutions and everything before them."""
+"""fp16 export: convolutions and what leads to them, but for where deformable ones look."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """A float32 graph with its convolutions, and all arithmetic that leads to them, in fp16.
 
     From the last convolutions on (box decoding, scores, suppression and its thresholds) everything stays float32, as do
-    inputs and outputs: fp16 has steps of half a pixel at 640 px, too coarse for boxes.
+    inputs and outputs: fp16 has steps of half a pixel at 640 px, too coarse for boxes. For the same reason the places that a
+    deformable convolution samples at, and the sampling itself (`GridSample`), stay float32; the offsets come of convolutions.
     """
     import onnx
     from onnxscript import ir
@@ -48,7 +49,9 @@ def _leading_to_convolutions(graph: Any) -> set[Any]:
     network: set[Any] = set()
     read: set[Any] = set()
     for node in reversed(graph):
-        if node.op_type == "Conv" or read.intersection(node.outputs):
+        if node.op_type == "GridSample":
+            read.add(node.inputs[0])  # the map; what leads to the places does not belong to the network
+        elif node.op_type == "Conv" or read.intersection(node.outputs):
             network.add(node)
             read.update(node.inputs)
     return network

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,10 +73,11 @@ def by_sampling(
 ) -> Tensor:
     """A deformable convolution of operators that every runtime has: the samples of all kernel cells, then a 1x1 convolution.
 
-    x (B, cin, H, W), offset (B, 2 k k, h, w) cells, weight (cout, cin / groups, k, k) -> (B, cout, h, w). Exported graphs
+    x (B, cin, H, W), offset (B, 2 k k, h, w) cells, weight (cout, cin / groups, k, k), or as `of_samples`, -> (B, cout, h, w). Exported graphs
     compute it this way: ONNX has an operator of its own from opset 19 only, and not every runtime has that.
     """
-    kernel, groups = weight.shape[2], x.shape[1] // weight.shape[1]
+    kernel, weight = math.isqrt(offset.shape[1] // 2), of_samples(weight)
+    groups = x.shape[1] * kernel * kernel // weight.shape[1]
     height, width = offset.shape[2:]
     shift = offset.unflatten(1, (kernel, kernel, 2))  # (B, k, k, 2, h, w)
     of_kernel = torch.arange(kernel, device=x.device, dtype=x.dtype) - padding
@@ -86,4 +89,9 @@ def by_sampling(
     places = torch.stack(((2 * x_ + 1) / x.shape[3] - 1, (2 * y + 1) / x.shape[2] - 1), dim=-1)
     samples = F.grid_sample(x, places.flatten(1, 3), mode="bilinear", padding_mode="zeros", align_corners=False)
     cells = samples.unflatten(2, (kernel * kernel, height)).flatten(1, 2)  # (B, cin k k, h, w)
-    return F.conv2d(cells, weight.flatten(1)[..., None, None], bias, groups=groups)
+    return F.conv2d(cells, weight, bias, groups=groups)
+
+
+def of_samples(weight: Tensor) -> Tensor:
+    """The weights (cout, cin k k / groups, 1, 1) of a convolution over the samples, from (cout, cin / groups, k, k) or as they are."""
+    return weight if weight.shape[-1] == 1 else weight.flatten(1)[..., None, None]

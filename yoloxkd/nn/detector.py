@@ -71,8 +71,8 @@ class DetectorSpec:
             class, that many of the best (location, class) pairs of each level (detectors on an FPN)
         quality: what `DenseOutput.quality` is, if there is one. "objectness": whether there is any object,
             and the probability of a class is its own times that; "localization": how well the box fits
-        reads_predictions: `assign` reads what the network predicts; else the grid and the targets alone
-            decide
+        reads_predictions: `assign` reads the output's classes and boxes (and its objectness), which another detector's
+            may stand in for; else the grid and the targets alone decide, or what only this family predicts
     """
 
     names: tuple[str, ...]

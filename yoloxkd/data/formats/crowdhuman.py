@@ -34,7 +34,7 @@ def read_crowdhuman(
     `names` holds the one class. A `person` with `extra.ignore` is difficult, every other tag a region. Sizes come from
     the images.
     UserError: more than one name, the file cannot be read, a line is not as described, two lines have one ID, an image
-    is missing or broken.
+    is missing or broken, no box at all is of a full body.
     """
     if len(names) != 1:
         raise UserError(f"CrowdHuman has one class, and the data YAML names {len(names)}: write 'names: [person]'")
@@ -50,6 +50,11 @@ def read_crowdhuman(
     )
     boxes = [(i, line, box) for i, (line, row) in enumerate(lines) for box in row["gtboxes"]]
     person = np.array([_is_person(box) for _, _, box in boxes], bool)
+    if person.any() and not any("fbox" in box for _, _, box in boxes):
+        raise UserError(
+            f"no box of {annotations} has an 'fbox', the full body, which is what is trained and found; use CrowdHuman's own "
+            "annotations, or write the boxes you have as 'fbox'"
+        )
     ignored = np.array([is_ignored(box) for _, _, box in boxes], bool)
     table = BoxTable(
         image=np.array([i for i, _, _ in boxes], np.int64),

@@ -49,8 +49,9 @@ class LAD(Distiller):
         student, teacher = pairing.student, pairing.teacher
         if not student.reads_predictions:
             raise UserError(
-                "--kd lad lets the student's assigner read the teacher's predictions, and this student's assigner reads none, the "
-                "boxes and the grid alone decide; choose a yolox student, or another --kd"
+                "--kd lad lets the student's assigner read the teacher's classes and boxes in place of its own, and this student's "
+                "assigner asks for neither (the true boxes and the grid decide; of reppoints, its own first points); choose a "
+                "yolox or ddod student, or another --kd"
             )
         check_places(self.name, pairing)
         if missing := [s for s in student.strides if s not in teacher.strides]:
@@ -65,6 +66,7 @@ class LAD(Distiller):
             )
         if not bool(pairing.taught.all()):
             raise UserError("--kd lad takes the labels from one teacher; give one --teacher, or another --kd")
+        self.joint = teacher.quality == "objectness" != student.quality
         self.needs = frozenset[Tap]()
         self.terms = ()
         self.register_buffer("classes", pairing.classes.clone(), persistent=False)
@@ -74,10 +76,13 @@ class LAD(Distiller):
         return {}
 
     def assigned_from(self, student: DenseOutput, teacher: Any) -> DenseOutput:
-        """The teacher's predictions in the student's order of levels and classes."""
+        """The teacher's predictions in the student's order of levels and classes.
+
+        Where the student's assigner knows no objectness, a class's probability is its own times the teacher's.
+        """
         slices, per_cell = teacher.grid.slices(), student.grid.per_cell
         by_stride = {level.student: slices[level.teacher] for level in self.pairing.levels}
-        said = [Said.at(teacher, by_stride[i], False, per_cell) for i in range(len(student.grid.strides))]
+        said = [Said.at(teacher, by_stride[i], self.joint, per_cell) for i in range(len(student.grid.strides))]
         sure = [torch.full_like(s.logits[..., 0], CERTAIN) if s.quality is None else s.quality for s in said]
         return replace(
             student,

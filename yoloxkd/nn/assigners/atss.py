@@ -40,7 +40,7 @@ def atss_match(
 ) -> Match:
     """Match anchors to boxes: reads boxes and mask of `targets`.
 
-    The anchors are square, centerd on the grid's points, whatever anchors the grid itself has.
+    The anchors are square, centered on the grid's points, whatever anchors the grid itself has.
     area  (B, 2) height and width px of each image inside the batch; anchors with their center beyond it take no part.
           None: `targets.content` says it, where it is given
 

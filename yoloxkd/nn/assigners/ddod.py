@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yoloxkd.nn.assigners.atss import MARGIN, MIN_UNION
+from yoloxkd.nn.assigners.inside import inside
 from yoloxkd.nn.assigners.match import Match, claimed, eligible, image_parts, no_match
 from yoloxkd.ops.boxes import pairwise_iou, to_distances
 from yoloxkd.ops.losses import full_precision
@@ -54,7 +55,7 @@ def ddod_matches(
         gt = full_precision(targets.boxes[part])
         taken = targets.mask[part].unsqueeze(-1) & usable[part].unsqueeze(1)
         if order == "paper":
-            taken = taken & inside(grid, gt)
+            taken = taken & inside(grid, gt, MARGIN)
         overlap = pairwise_iou(gt, full_precision(boxes[part]), MIN_UNION).masked_fill_(~taken, 0)
         for matches, alpha in zip(parts, ALPHAS, strict=True):
             factor = class_factor(full_precision(logits[part]), targets.labels[part], alpha)
@@ -78,22 +79,6 @@ def class_factor(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
         return x.flatten(0, 1).index_select(0, index).view(images, rows, -1)
 
     return at_labels(factor(by_class)) if classes < rows else factor(at_labels(by_class))
-
-
-def inside(grid: Grid, boxes: Tensor) -> Tensor:
-    """Which locations lie in which boxes (B, G, 4) px, further than `MARGIN` from every side: (B, G, A) bool.
-
-    Row by row and column by column of each level, whose locations form a lattice.
-    """
-    x1, y1, x2, y2 = boxes.unsqueeze(-1).unbind(-2)
-    parts = []
-    for (h, w), here in zip(grid.sizes, grid.slices(), strict=True):
-        points = grid.points[here].to(boxes.dtype).view(h, w, 2)
-        x, y = points[0, :, 0], points[:, 0, 1]
-        columns = torch.minimum(x - x1, x2 - x) > MARGIN
-        lines = torch.minimum(y - y1, y2 - y) > MARGIN
-        parts.append((lines.unsqueeze(-1) & columns.unsqueeze(-2)).flatten(2))
-    return torch.cat(parts, dim=-1)
 
 
 def _match(points: Tensor, quality: Tensor, boxes: Tensor) -> Match:

@@ -10,30 +10,40 @@ from torch import Tensor
 from yoloxkd.nn.assigners.match import Match, image_parts, no_match
 from yoloxkd.ops.boxes import area
 from yoloxkd.ops.losses import full_precision
-from yoloxkd.types import Targets
+from yoloxkd.types import Grid, Targets
 
 LIST_DEVICES = ("cpu",)
 """Where the pairs are listed: elsewhere the host would have to wait for the length of the list, and all are looked at."""
 
 
-def strictly_inside(points: Tensor, boxes: Tensor) -> Tensor:
-    """Which points (A, 2) lie strictly inside boxes (b, r, 4): (b, r, A) bool."""
-    x, y = points.mT.contiguous().to(boxes.dtype)
-    inside: Tensor = x > boxes[..., 0:1]
-    return inside.logical_and_(x < boxes[..., 2:3]).logical_and_(y > boxes[..., 1:2]).logical_and_(y < boxes[..., 3:4])
+def inside(grid: Grid, boxes: Tensor, margin: float = 0.0) -> Tensor:
+    """Which locations lie in which boxes (B, G, 4) px, further than `margin` px from every side: (B, G, A) bool.
+
+    Row by row and column by column of each level, whose locations form a lattice.
+    """
+    x1, y1, x2, y2 = boxes.unsqueeze(-1).unbind(-2)
+    parts = []
+    for (h, w), here in zip(grid.sizes, grid.slices(), strict=True):
+        points = grid.points[here].to(boxes.dtype).view(h, w, 2)
+        x, y = points[0, :, 0], points[:, 0, 1]
+        columns = torch.minimum(x - x1, x2 - x) > margin
+        lines = torch.minimum(y - y1, y2 - y) > margin
+        parts.append((lines.unsqueeze(-1) & columns.unsqueeze(-2)).flatten(2))
+    return torch.cat(parts, dim=-1)
 
 
 @torch.no_grad()
-def smallest_around(points: Tensor, targets: Targets, budget: int | None = None) -> Match:
-    """Each location (A, 2) px answers for the smallest box strictly around it, the lower row among equals."""
+def smallest_around(grid: Grid, targets: Targets, budget: int | None = None) -> Match:
+    """Each location answers for the smallest box strictly around it, the lower row among equals."""
     images, rows = targets.mask.shape
+    locations, device = grid.points.shape[0], grid.points.device
     if rows == 0:
-        return no_match(images, points.shape[0], points.device)
+        return no_match(images, locations, device)
     parts = []
-    for part in image_parts(images, rows * points.shape[0], points.device, budget):
+    for part in image_parts(images, rows * locations, device, budget):
         boxes = full_precision(targets.boxes[part])
         size = area(boxes).masked_fill(~targets.mask[part], torch.inf)
-        least, row = torch.where(strictly_inside(points, boxes), size.unsqueeze(-1), torch.inf).min(dim=1)
+        least, row = torch.where(inside(grid, boxes), size.unsqueeze(-1), torch.inf).min(dim=1)
         fg = least < torch.inf
         parts.append(Match.of(fg, torch.where(fg, row, -1)))
     return Match.joined(parts)
@@ -57,9 +67,9 @@ class InsidePairs:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, points: Tensor, boxes: Tensor, mask: Tensor) -> InsidePairs:
-        """points (A, 2) px, boxes (b, r, 4) px, mask (b, r) bool, boxes that count."""
-        return cls.where(strictly_inside(points, boxes) & mask.unsqueeze(-1))
+    def of(cls, grid: Grid, boxes: Tensor, mask: Tensor) -> InsidePairs:
+        """boxes (b, r, 4) px, mask (b, r) bool, boxes that count."""
+        return cls.where(inside(grid, boxes) & mask.unsqueeze(-1))
 
     @classmethod
     def where(cls, inside: Tensor) -> InsidePairs:

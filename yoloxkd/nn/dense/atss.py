@@ -8,20 +8,16 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import nn
 
 from yoloxkd.nn.assigners.atss import MIN_UNION, TOPK, atss_match, square_anchors
 from yoloxkd.nn.assigners.match import Match, Positives, centerness, dense_labels
 from yoloxkd.nn.dense.dense_detector import Maps, Predictions
-from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
-from yoloxkd.nn.detector import BoxCode
-from yoloxkd.ops.boxes import from_deltas, paired_iou, to_deltas, to_distances
+from yoloxkd.nn.dense.fpn_detector import FPNConfig
+from yoloxkd.nn.dense.square_anchors import BOX_WEIGHT, SquareAnchorDetector, SquareAnchorHead, decode
+from yoloxkd.ops.boxes import paired_iou, to_distances
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
-from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
-
-BOX_WEIGHT = 2.0
-DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
-"""The box code is divided by these: it has about unit variance then."""
+from yoloxkd.types import DenseOutput, Draw, Loss, Losses, Targets, task_losses
 
 
 class ATSSConfig(FPNConfig):
@@ -37,54 +33,34 @@ class ATSSConfig(FPNConfig):
         return "centerness" if value == "centreness" else value
 
 
-class ATSSHead(SharedHead):
-    """The towers and their three 3x3 predictors."""
+class ATSSHead(SquareAnchorHead):
+    """With the predictor of centerness, or IoU."""
 
-    def __init__(self, cfg: ATSSConfig, classes: int, levels: int) -> None:
-        super().__init__(cfg, levels, bias=cfg.groups is None)
-        self.atss_cls = nn.Conv2d(cfg.channels, classes, 3, padding=1)
-        self.atss_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
+    def __init__(self, cfg: ATSSConfig, classes: int) -> None:
+        super().__init__(cfg, classes, bias=cfg.groups is None)
         self.atss_centerness = nn.Conv2d(cfg.channels, 1, 3, padding=1)
         self.initialize(self.atss_cls)
 
 
-class ATSS(FPNDetector):
+class ATSS(SquareAnchorDetector):
     """ATSS on any timm backbone.
 
-    Locations are the corners of the cells, where the anchors have their centers. `box_raw` of the output holds the shift
-    of the center in anchor sides and the logarithm of the size in anchor sides, divided by `DEVIATIONS`. `quality` is the
-    logit of centerness, or of the IoU with the box, as the key `quality` says.
+    `quality` of the output is the logit of centerness, or of the IoU with the box, as the key `quality` says.
     """
 
     Config = ATSSConfig
     family = "atss"
-    quality = "localization"
-    class_predictors = ("head.atss_cls.",)
 
     cfg: ATSSConfig
     head: ATSSHead
 
     def __init__(self, cfg: ATSSConfig, names: Sequence[str]) -> None:
         super().__init__(cfg, names)
-        self.head = ATSSHead(cfg, len(names), len(LEVELS))
-
-    offset = 0.0
-
-    @property
-    def box_code(self) -> BoxCode:
-        return BoxCode("anchors")
+        self.head = ATSSHead(cfg, len(names))
 
     def predict(self, cls: Maps, reg: Maps) -> Predictions:
         head = self.head
-        codes = [full_precision(scale(head.atss_reg(x))) for scale, x in zip(head.scales, reg, strict=True)]
-        return Predictions([head.atss_cls(x) for x in cls], codes, [head.atss_centerness(x) for x in reg])
-
-    def anchors(self, grid: Grid) -> Tensor:
-        return square_anchors(grid.points, grid.point_strides)
-
-    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
-        assert grid.anchors is not None
-        return decode(raw, grid.anchors)
+        return Predictions([head.atss_cls(x) for x in cls], head.codes(reg), [head.atss_centerness(x) for x in reg])
 
     def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
         return atss_match(out.grid, targets).leaving_out(targets, out.grid)
@@ -118,13 +94,3 @@ class ATSS(FPNDetector):
             entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), wanted, reduction="none")
             terms = {"cls": Loss(rows.sum(), count), "box": box, name: Loss(found.total(entropy), count)}
             return task_losses(**terms)
-
-
-def decode(raw: Tensor, anchors: Tensor) -> Tensor:
-    """ATSS's box code (..., N, 4) at anchors (..., N, 4) px -> xyxy px, at least float32."""
-    return from_deltas(full_precision(raw), anchors, DEVIATIONS)
-
-
-def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """The code (..., N, 4) that decodes to boxes (..., N, 4) xyxy px at anchors (..., N, 4) px."""
-    return to_deltas(boxes, anchors, DEVIATIONS)

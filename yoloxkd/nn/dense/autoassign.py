@@ -117,7 +117,7 @@ class AutoAssign(FPNDetector):
 
     def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
         """Positive are the locations inside a box, for the smallest such box; the losses weigh them for every one."""
-        return smallest_around(out.grid.points, targets).leaving_out(targets, out.grid)
+        return smallest_around(out.grid, targets).leaving_out(targets, out.grid)
 
     def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
         """Training losses over the batch, of its boxes with a location inside.
@@ -173,7 +173,7 @@ def box_terms(
         of_rows = []
         for some in row_parts(rows, len(said) * locations, device, budget):
             here, label = boxes[part, some], labels[part, some]
-            pairs = InsidePairs.of(grid.points, here, mask[part, some])
+            pairs = InsidePairs.of(grid, here, mask[part, some])
             lower_share(share[part], best[part], label, pairs)
             arguments = said, seen, grid, here, label, pairs, prior
             once = len(parts) == 1 and some == slice(0, rows)

@@ -13,10 +13,9 @@ from yoloxkd.nn.assigners.atss import MIN_UNION, square_anchors
 from yoloxkd.nn.assigners.ddod import TOPK, Order, ddod_matches
 from yoloxkd.nn.assigners.match import Match, Positives, TwoMatches, dense_labels
 from yoloxkd.nn.deform import SelfOffsetConv
-from yoloxkd.nn.dense.atss import BOX_WEIGHT, decode
 from yoloxkd.nn.dense.dense_detector import Maps, Predictions
-from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
-from yoloxkd.nn.detector import BoxCode
+from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig
+from yoloxkd.nn.dense.square_anchors import BOX_WEIGHT, SquareAnchorDetector, SquareAnchorHead, decode
 from yoloxkd.ops.boxes import paired_iou
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
@@ -36,7 +35,7 @@ class LevelCounts(nn.Module):
     counts  (2, L) int64
     """
 
-    averaged = ("counts",)
+    summed = ("counts",)
 
     def __init__(self, levels: int) -> None:
         super().__init__()
@@ -44,13 +43,13 @@ class LevelCounts(nn.Module):
         self.counts: Tensor
 
     @torch.no_grad()
-    def forward(self, match: TwoMatches, grid: Grid) -> Tensor:
-        """The counts (2, L) with those of a batch. In training mode they are kept."""
-        here = [torch.stack([m.fg[:, part].sum() for part in grid.slices()]) for m in (match, match.box)]
-        counts = self.counts + torch.stack(here)
+    def forward(self, match: TwoMatches, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The counts (2, L) before a batch, and those of the batch. In training mode these are added."""
+        before = self.counts.clone()
+        here = torch.stack([torch.stack([m.fg[:, part].sum() for part in grid.slices()]) for m in (match, match.box)])
         if self.training:
-            self.counts.copy_(counts)
-        return counts
+            self.counts.add_(here)
+        return before, here
 
 
 def level_weights(counts: Tensor, dtype: torch.dtype) -> Tensor:
@@ -59,33 +58,27 @@ def level_weights(counts: Tensor, dtype: torch.dtype) -> Tensor:
     return 2 - (counts - least).to(dtype) / ((most - least).to(dtype) + 1e-10)
 
 
-class DDODHead(SharedHead):
-    """The towers, whose first convolutions are deformable, and their three 3x3 predictors."""
+class DDODHead(SquareAnchorHead):
+    """With towers whose first convolutions are deformable, the predictor of the overlap, and the count of positives."""
 
-    def __init__(self, cfg: DDODConfig, classes: int, levels: int) -> None:
-        super().__init__(cfg, levels, bias=False)
+    def __init__(self, cfg: DDODConfig, classes: int) -> None:
+        super().__init__(cfg, classes, bias=False)
         looking = [SelfOffsetConv(cfg.channels, cfg.channels, 3, bias=False) for _ in range(2)]
         for tower, conv in zip((self.cls_convs, self.reg_convs), looking, strict=True):
             tower[0].conv = conv
-        self.atss_cls = nn.Conv2d(cfg.channels, classes, 3, padding=1)
-        self.atss_reg = nn.Conv2d(cfg.channels, 4, 3, padding=1)
         self.atss_iou = nn.Conv2d(cfg.channels, 1, 3, padding=1)
-        self.positives = LevelCounts(levels)
+        self.positives = LevelCounts(len(LEVELS))
         self.initialize(self.atss_cls)
         for conv in looking:
             conv.look_straight()
 
 
-class DDOD(FPNDetector):
-    """DDOD on any timm backbone.
-
-    Locations, anchors and box code are those of ATSS. `quality` is the logit of the overlap with the object's box.
-    """
+class DDOD(SquareAnchorDetector):
+    """DDOD on any timm backbone. `quality` of the output is the logit of the overlap with the object's box."""
 
     Config = DDODConfig
     family = "ddod"
-    quality = "localization"
-    class_predictors = ("head.atss_cls.",)
+    reads_predictions = True
     run_state = ("head.positives.",)
 
     cfg: DDODConfig
@@ -93,25 +86,11 @@ class DDOD(FPNDetector):
 
     def __init__(self, cfg: DDODConfig, names: Sequence[str]) -> None:
         super().__init__(cfg, names)
-        self.head = DDODHead(cfg, len(names), len(LEVELS))
-
-    offset = 0.0
-
-    @property
-    def box_code(self) -> BoxCode:
-        return BoxCode("anchors")
+        self.head = DDODHead(cfg, len(names))
 
     def predict(self, cls: Maps, reg: Maps) -> Predictions:
         head = self.head
-        codes = [full_precision(scale(head.atss_reg(x))) for scale, x in zip(head.scales, reg, strict=True)]
-        return Predictions([head.atss_cls(x) for x in cls], codes, [head.atss_iou(x) for x in reg])
-
-    def anchors(self, grid: Grid) -> Tensor:
-        return square_anchors(grid.points, grid.point_strides)
-
-    def decode(self, raw: Tensor, grid: Grid) -> Tensor:
-        assert grid.anchors is not None
-        return decode(raw, grid.anchors)
+        return Predictions([head.atss_cls(x) for x in cls], head.codes(reg), [head.atss_iou(x) for x in reg])
 
     def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> TwoMatches:
         """The match of the classes, with that of the boxes beside it."""
@@ -119,7 +98,7 @@ class DDOD(FPNDetector):
         return TwoMatches.beside(classes.leaving_out(targets, out.grid), boxes)
 
     def losses(self, out: DenseOutput, targets: Targets, match: Match) -> Losses:
-        """Training losses over the batch, each location's times the weight of its level.
+        """Training losses over the batch, each level's times its weight: by its positives since training began, the batch's included.
 
         cls  focal loss of every location and class, by the match of the classes. A location in an ignore region or in
              padding (`targets.ignore`, `targets.content`) that is not positive is left out
@@ -130,33 +109,44 @@ class DDOD(FPNDetector):
         assert out.quality is not None
         assert isinstance(match, TwoMatches)
         with torch.autocast(out.quality.device.type, enabled=False):
-            rows, found, wrong, entropy = ddod_terms(out, match, targets, self.head.positives)
-            counts = [part.fg.sum(1).clamp(min=1).sum() for part in (match, match.box)]
+            sums = ddod_terms(out, match, targets)
+            before, here = self.head.positives(match, out.grid)
+            images = [part.fg.sum(1).clamp(min=1).sum() for part in (match, match.box)]
             return task_losses(
-                cls=Loss(rows.sum(), counts[0]),
-                box=Loss(found.total(wrong), counts[1]),
-                iou=Loss(found.total(entropy), counts[1]),
+                **{
+                    name: by_level(sums[name], before[kind], here[kind], images[kind])
+                    for name, kind in (("cls", 0), ("box", 1), ("iou", 1))
+                }
             )
 
 
-def ddod_terms(
-    out: DenseOutput, match: TwoMatches, targets: Targets, positives: LevelCounts
-) -> tuple[Tensor, Positives, Tensor, Tensor]:
-    """The losses of a batch, location by location, times their levels' weights and not yet divided.
+def by_level(sums: Tensor, before: Tensor, here: Tensor, positives: Tensor) -> Loss:
+    """A loss of its sums (L,) over each level, the level's positives (L,) before and in the batch, and what it is divided by."""
+    levels = len(sums)
 
-    -> cls (B, A), the positives of the boxes in S slots, and box and iou (B, S) of these
-    """
+    def of(whole: Tensor) -> Tensor:
+        counts, totals, divisor = whole.split([levels, levels, 1])
+        weights = level_weights(before + counts.detach().long(), totals.dtype)
+        return (weights * totals).sum() / divisor.squeeze()
+
+    finite = 1 + 0 * sums.detach().sum()  # sums that are not finite should be seen
+    return Loss(finite, torch.cat((here.to(sums.dtype), sums, positives.to(sums.dtype).unsqueeze(0))), of=of)
+
+
+def ddod_terms(out: DenseOutput, match: TwoMatches, targets: Targets) -> dict[str, Tensor]:
+    """The losses of a batch summed over each level (L,), neither weighted nor divided."""
     assert out.quality is not None
     grid = out.grid
     rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
-    levels = level_weights(positives(match, grid), rows.dtype).unbind(1)
-    of_level = torch.cat(
-        [w.unsqueeze(1).expand(2, s.stop - s.start) for w, s in zip(levels, grid.slices(), strict=True)], 1
-    )
-    rows = (rows * of_level[0]).masked_fill(match.ignored, 0)
+    rows = rows.masked_fill(match.ignored, 0)
     found = Positives.of(match.box, targets, grid, TOPK)
     predicted = decode(found.at(out.box_raw), square_anchors(found.points, found.strides))
     overlap = paired_iou(predicted.detach(), found.boxes, MIN_UNION)
     entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), overlap, reduction="none")
-    weight = of_level[1][found.cell]
-    return rows, found, BOX_WEIGHT * giou_loss(predicted, found.boxes) * weight, entropy * weight
+    wrong = BOX_WEIGHT * giou_loss(predicted, found.boxes)
+    of_level = [found.used & (found.strides == stride) for stride in grid.strides]
+    return {
+        "cls": torch.stack([rows[:, part].sum() for part in grid.slices()]),
+        "box": torch.stack([wrong.where(level, 0).sum() for level in of_level]),
+        "iou": torch.stack([entropy.where(level, 0).sum() for level in of_level]),
+    }

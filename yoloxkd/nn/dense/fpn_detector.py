@@ -94,6 +94,7 @@ class FPNDetector(DenseDetector):
     """
 
     quality: ClassVar[Quality | None] = None
+    reads_predictions: ClassVar[bool] = False
 
     cfg: FPNConfig
     head: SharedHead
@@ -122,6 +123,7 @@ class FPNDetector(DenseDetector):
             input=cfg.convention(),
             pairs_per_level=PAIRS_PER_LEVEL,
             quality=self.quality,
+            reads_predictions=self.reads_predictions,
         )
 
     @property

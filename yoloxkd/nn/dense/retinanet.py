@@ -16,8 +16,8 @@ from yoloxkd.nn.dense.dense_detector import Maps, Predictions
 from yoloxkd.nn.dense.fpn_detector import FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
 from yoloxkd.ops.boxes import from_deltas, from_distances, to_deltas
-from yoloxkd.ops.losses import focal_loss, full_precision
-from yoloxkd.ops.points import within_content
+from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
+from yoloxkd.ops.points import grid_of, within_content
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
 SCALES = tuple(4 * 2 ** (k / 3) for k in range(3))
@@ -38,6 +38,12 @@ class RetinaNetConfig(FPNConfig):
         "input", description="what the FPN's level of stride 64 reads: the backbone's map of stride 32, or the FPN's"
     )
     relu_before_last: bool = Field(False, description="the coarsest level reads the one before through a ReLU")
+    anchors: Literal["exact", "whole"] = Field(
+        "exact", description="whole: of whole px, row i of n at i (H // n) px, as in torchvision"
+    )
+    box_loss: Literal["l1", "giou"] = Field(
+        "l1", description="of the box codes, or 1 - GIoU of the boxes (torchvision's v2)"
+    )
 
 
 class RetinaNetHead(SharedHead):
@@ -86,8 +92,14 @@ class RetinaNet(FPNDetector):
         head = self.head
         return Predictions([head.retina_cls(x) for x in cls], [full_precision(head.retina_reg(x)) for x in reg])
 
+    def grid(self, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device) -> Grid:
+        if self.cfg.anchors == "exact":
+            return super().grid(sizes, image_size, device)
+        steps = [(image_size[0] // h, image_size[1] // w) for h, w in sizes]
+        return grid_of(sizes, self.spec.strides, device, self.offset, self.per_cell, steps)
+
     def anchors(self, grid: Grid) -> Tensor:
-        return cell_anchors(grid.points, grid.point_strides)
+        return whole_anchors(grid) if self.cfg.anchors == "whole" else cell_anchors(grid.points, grid.point_strides)
 
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         assert grid.anchors is not None
@@ -105,16 +117,19 @@ class RetinaNet(FPNDetector):
         cls  focal loss of every anchor and class, divided by n. Ignored anchors are left out: those whose IoU lies between
              the thresholds, and in an ignore region or in padding (`targets.ignore`, `targets.content`) those that are
              not positive
-        box  sum of the absolute differences of positives' codes, divided by n
+        box  sum of the absolute differences of positives' codes, or 1 - GIoU of their boxes (`box_loss`), divided by n
         """
         assert out.grid.anchors is not None
         with torch.autocast(out.cls_logits.device.type, enabled=False):
             rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
             rows = rows.masked_fill(match.ignored, 0)
-            wanted = to_deltas(matched_boxes(match, targets), out.grid.anchors)
-            wrong = (full_precision(out.box_raw) - wanted).abs().sum(-1).masked_fill(~match.fg, 0)
+            boxes = matched_boxes(match, targets)
+            if self.cfg.box_loss == "giou":
+                wrong = giou_loss(out.boxes, boxes.to(out.boxes.dtype))
+            else:
+                wrong = (full_precision(out.box_raw) - to_deltas(boxes, out.grid.anchors)).abs().sum(-1)
             count = match.fg.sum(1).clamp(min=1).sum()
-            return task_losses(cls=Loss(rows.sum(), count), box=Loss(wrong.sum(), count))
+            return task_losses(cls=Loss(rows.sum(), count), box=Loss(wrong.masked_fill(~match.fg, 0).sum(), count))
 
 
 def cell_anchors(points: Tensor, strides: Tensor) -> Tensor:
@@ -122,3 +137,17 @@ def cell_anchors(points: Tensor, strides: Tensor) -> Tensor:
     half = torch.tensor(SIDES, dtype=points.dtype, device=points.device) / 2
     reach = strides.to(points.dtype).view(-1, len(SIDES), 1) * half
     return from_distances(points, torch.cat((reach, reach), dim=-1).flatten(0, 1))
+
+
+def whole_anchors(grid: Grid) -> Tensor:
+    """As `cell_anchors`, of whole px as torchvision has them: the root of the area is cut to whole px, then half the sides are rounded."""
+    reach = []
+    for (h, w), stride in zip(grid.sizes, grid.strides, strict=True):
+        sizes = [int(stride * scale) for scale in SCALES]
+        half = [
+            (round(size / math.sqrt(ratio) / 2), round(size * math.sqrt(ratio) / 2))
+            for ratio in RATIOS
+            for size in sizes
+        ]
+        reach.append(torch.tensor(half, dtype=grid.points.dtype, device=grid.points.device).repeat(h * w, 2))
+    return from_distances(grid.points, torch.cat(reach))

@@ -252,8 +252,8 @@ def load_into(
 
     allow_class_mismatch  another number of classes: load all but the class predictors; False: a UserError
     keep_classes          False leaves the class predictors out although their shapes may agree (other class names)
-    Raises UserError when shapes differ anywhere else (another architecture), or when less than half of the detector's
-    parameters would be loaded.
+    Raises UserError when shapes differ anywhere else (another architecture), when convolutions are deformable there and not
+    here, or when less than half of the detector's parameters would be loaded.
     """
     own = model.state_dict()
     predictors = [key for key in own if key.startswith(model.class_predictors)]
@@ -261,6 +261,7 @@ def load_into(
     state = {key: value for key, value in state.items() if not key.startswith(model.run_state)}
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
+    _check_deformable(unexpected)
     mismatched = [key for key in own if key in state and own[key].shape != state[key].shape]
     # Another number of classes changes the first dimension of the class predictors and nothing else.
     by_classes = [key for key in mismatched if key in predictors and own[key].shape[1:] == state[key].shape[1:]]
@@ -294,6 +295,18 @@ def load_into(
     check_tensors(own, chosen)
     model.load_state_dict(chosen, strict=False)
     return report
+
+
+def _check_deformable(unexpected: Sequence[str]) -> None:
+    """UserError: a checkpoint has deformable convolutions where the model has plain ones, which would look elsewhere."""
+    places = [key.partition(".conv_offset.")[0] for key in unexpected if ".conv_offset." in key]
+    if not places:
+        return
+    stages = {place.split(".")[2] for place in places if place.startswith("backbone.body.layer")}
+    remedy = f"set student.deformable_stages={len(stages)}" if stages else "choose the model it is of"
+    raise UserError(
+        f"the checkpoint has a deformable convolution at {places[0]}, where the model has a plain one; {remedy}"
+    )
 
 
 def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

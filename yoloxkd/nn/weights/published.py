@@ -15,6 +15,11 @@ def _zoo_file(name: str) -> Published:
     return Published(f"{_OPENMMLAB}/{family}/{quote(known.folder)}/{quote(name)}", name, None, name[-12:-4])
 
 
+def _torchvision_file(name: str) -> Published:
+    """One of torchvision's files, named likewise."""
+    return Published(f"{_TORCHVISION}/{name}", name, None, name[-12:-4])
+
+
 _OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0"
 _TORCHVISION = "https://download.pytorch.org/models"
 _MEGVII = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0"
@@ -51,9 +56,9 @@ PUBLISHED: dict[str, Published] = {
         None,
         "5652330b6ae860043f091b8f550a60c10e1129f416edfdb65c259be6caf355cf",
     ),
-    "fcos-r50@torchvision": Published(
-        f"{_TORCHVISION}/fcos_resnet50_fpn_coco-99b0c9b7.pth", "fcos_resnet50_fpn_coco-99b0c9b7.pth", None, "99b0c9b7"
-    ),
+    "fcos-r50@torchvision": _torchvision_file("fcos_resnet50_fpn_coco-99b0c9b7.pth"),
+    "retinanet-r50@torchvision": _torchvision_file("retinanet_resnet50_fpn_coco-eeacb38b.pth"),
+    "retinanet-r50@torchvision-v2": _torchvision_file("retinanet_resnet50_fpn_v2_coco-5905b1c5.pth"),
     **{model: _zoo_file(name) for model, name in AT_COCO.items()},
 }
 """Architecture name -> its weights trained on COCO (80 classes, in the order of `coco_names.COCO_NAMES`).
