@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help setup check test test-slow bench demo clean
+.PHONY: help setup check test test-slow bench bench-gpu demo clean
 
 help:
 	@echo "make setup   install yoloxkd and its development tools into $(VENV)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test    the test suite, without what is slow"
 	@echo "make test-slow   the tests that train or export for more than a few seconds"
 	@echo "make bench   every claim about speed, measured; writes benchmarks/results.md (about 15 minutes on two cores)"
+	@echo "make bench-gpu   the same for one GPU: steps, distillation, losses, a run (some 8 minutes)"
 
 setup: $(VENV)/.installed
 
@@ -36,6 +37,9 @@ test-slow: setup
 
 bench: setup
 	$(RUN)/python -m benchmarks.run
+
+bench-gpu: setup
+	$(RUN)/python -m benchmarks.gpu
 
 demo: setup
 	$(RUN)/python examples/demo.py

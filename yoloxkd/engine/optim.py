@@ -58,10 +58,14 @@ def sgd(
     weight_decay: float = 5e-4,
     decay: Literal["weights", "all"] = "weights",
     bias_lr: float = 1.0,
+    fused: bool | None = None,
 ) -> torch.optim.SGD:
-    """SGD over all trainable parameters of `modules`; by default the optimizer of the YOLOX release."""
+    """SGD over all trainable parameters of `modules`; by default the optimizer of the YOLOX release.
+
+    `fused` updates all in few kernels, and reads a float16 scaler's verdict on the device; None: as torch chooses.
+    """
     groups = parameter_groups(modules, weight_decay, decay=decay, bias_lr=bias_lr)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0, fused=fused)
 
 
 def yolox_lr(
