@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help setup check test test-slow bench demo docs clean
+.PHONY: help setup check test test-slow bench bench-gpu demo docs clean
 
 help:
 	@echo "make setup   install yoloxkd and its development tools into $(VENV)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow   the tests that train or export for more than a few seconds"
 	@echo "make docs    the documentation as a site, docs/_build/html/index.html"
 	@echo "make bench   every claim about speed, measured; writes benchmarks/results.md (about 15 minutes on two cores)"
+	@echo "make bench-gpu   the same for one GPU: steps, distillation, losses, a run (some 8 minutes)"
 
 setup: $(VENV)/.installed
 
@@ -41,6 +42,9 @@ bench: setup
 docs: setup
 	$(RUN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(RUN)/python -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
+
+bench-gpu: setup
+	$(RUN)/python -m benchmarks.gpu
 
 demo: setup
 	$(RUN)/python examples/demo.py

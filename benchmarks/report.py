@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.timing import Spread
+from yoloxkd.engine.atomic import write_text
 
 FOLDER = Path(os.environ.get("YOLOXKD_BENCH_OUT", Path(__file__).parent / ".rows"))
 COLUMNS = ("what", "measured", "CPU time", "goal", "met", "note")
@@ -58,11 +59,11 @@ def run_script(name: str, title: str, measure: Callable[[bool], Iterable[Row]]) 
     parser.add_argument("--quick", action="store_true", help="a smoke test of a few seconds: the numbers mean nothing")
     quick = parser.parse_args().quick
     rows = []
+    FOLDER.mkdir(parents=True, exist_ok=True)
     for row in measure(quick):
         row.met = None if quick else row.met
         rows.append(row)
         print(f"{row.what}: {' | '.join(c for c in row.cells()[1:] if c)}", flush=True)
+        kept = {"title": title, "quick": quick, "rows": [row.cells() for row in rows], "raw": [asdict(r) for r in rows]}
+        write_text(FOLDER / f"{name}.json", json.dumps(kept, ensure_ascii=False, indent=1))  # it may be cut off
     print(f"\n{title}\n\n{table(row.cells() for row in rows)}")
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    kept = {"title": title, "quick": quick, "rows": [row.cells() for row in rows], "raw": [asdict(r) for r in rows]}
-    (FOLDER / f"{name}.json").write_text(json.dumps(kept, ensure_ascii=False, indent=1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from yoloxkd.config.recipe import OptimSection
+from yoloxkd.engine.device import grad_scaler
 from yoloxkd.engine.optim import sgd
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.nn.dense.dense_detector import DenseDetector
@@ -20,19 +21,32 @@ def total(losses: Losses) -> Tensor:
 
 
 def training_step(
-    student: DenseDetector, batch: Batch, aux: nn.ModuleDict | None = None, lr: float = 1e-5
+    student: DenseDetector,
+    batch: Batch,
+    aux: nn.ModuleDict | None = None,
+    lr: float = 1e-5,
+    amp: torch.dtype | None = None,
 ) -> Callable[[], Losses]:
-    """Forward, losses, backward and the optimizer's step of a student in channels_last, on the same batch again and again."""
-    aux = aux or nn.ModuleDict()
-    student.train().to(memory_format=torch.channels_last)
-    step = TrainStep(student, aux)
-    optimizer = sgd([student, aux], lr, OptimSection())
+    """Forward, losses, backward and the optimizer's step of a student in channels_last, on the same batch again and again.
+
+    Everything is where the batch is; `amp` is the autocast dtype.
+    """
+    aux, device = aux or nn.ModuleDict(), batch.images.device
+    student.train().to(device, memory_format=torch.channels_last)
+    step = TrainStep(student, aux.to(device), amp)
+    optimizer = sgd([student, aux], lr, OptimSection(), fused=True if device.type == "cuda" else None)
+    scaler = grad_scaler(amp, device)
 
     def run() -> Losses:
         losses = step(batch)
         optimizer.zero_grad(set_to_none=True)
-        total(losses).backward()
-        optimizer.step()
+        if scaler is None:
+            total(losses).backward()
+            optimizer.step()
+        else:
+            scaler.scale(total(losses)).backward()
+            scaler.step(optimizer)
+            scaler.update()
         return losses
 
     return run

@@ -30,6 +30,13 @@ PREDICT_CONF = 0.25
 """Least score of detections that a person looks at, by default: those of `predict`."""
 
 
+def corner_factors(like: Tensor, x: float, y: float) -> Tensor:
+    """(4,) x, y, x, y in dtype and on the device of `like`; filled in there, since a copy would wait for the device."""
+    factors = like.new_full((4,), x)
+    factors[1::2].fill_(y)
+    return factors
+
+
 @dataclass(slots=True)
 class Targets:
     """Padded ground truth of a batch. Rows are either real (`mask`), to be ignored (`ignore`), or padding (neither).
@@ -57,7 +64,7 @@ class Targets:
 
     def scaled(self, x: float, y: float) -> Targets:
         """The targets of the same images at `x` times the width and `y` times the height."""
-        factor = self.boxes.new_tensor([x, y, x, y])
+        factor = corner_factors(self.boxes, x, y)
         content = None if self.content is None else self.content * factor
         return replace(self, boxes=self.boxes * factor, content=content)
 
@@ -126,7 +133,7 @@ class Batch:
         images = functional.interpolate(self.images.float(), size=(size, size), mode="bilinear", align_corners=False)
         images = images.round_().clamp_(0, 255).to(self.images.dtype)
         x, y = size / width, size / height
-        content = self.content * self.content.new_tensor([x, y, x, y])
+        content = self.content * corner_factors(self.content, x, y)
         return replace(self, images=images, targets=self.targets.scaled(x, y), content=content)
 
     def pin_memory(self) -> Batch:

@@ -11,8 +11,9 @@ from torch import nn
 
 from yoloxkd.config.recipe import EngineSection
 from yoloxkd.engine.callbacks.finite import FiniteGuard
-from yoloxkd.engine.device import amp_dtype, choose_device, convert_norms, settings
+from yoloxkd.engine.device import amp_dtype, choose_device, chosen_amp, convert_norms, loader_workers, settings
 from yoloxkd.errors import GateError, UserError
+from yoloxkd.kd.functional import importance
 from yoloxkd.nn.backbones.timm_backbone import NORMS, TimmBackbone
 
 
@@ -45,6 +46,35 @@ def test_bf16_on_an_old_gpu_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
         amp_dtype("bf16", torch.device("cuda", 0))
 
 
+def test_what_auto_stands_for(one_gpu: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    for has_bf16, expected in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has_bf16: has)
+        assert chosen_amp("auto", gpu) == expected
+    assert chosen_amp("auto", cpu) == "off"
+    assert amp_dtype("auto", cpu) is None
+    assert chosen_amp("off", gpu) == "off"
+    for cores, workers in ((1, 1), (8, 8), (64, 12)):
+        monkeypatch.setattr("yoloxkd.engine.device.available_cores", lambda cores=cores: cores)
+        assert loader_workers("auto", gpu) == workers
+        assert loader_workers("auto", cpu) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert loader_workers("auto", gpu) == 8  # of 64 cores
+    assert loader_workers(3, gpu) == 3
+
+
+def test_cudnn_times_its_algorithms_where_sizes_are_few(one_gpu: list[Any]) -> None:
+    gpu, cudnn = torch.device("cuda", 0), torch.backends.cudnn
+    before = cudnn.benchmark
+    with settings(EngineSection(), gpu, few_sizes=True):
+        assert cudnn.benchmark
+    with settings(EngineSection(), gpu):
+        assert not cudnn.benchmark
+    with settings(EngineSection(deterministic=True), gpu, few_sizes=True):
+        assert not cudnn.benchmark
+    assert cudnn.benchmark == before
+
+
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet18"])
 def test_synchronized_norms_keep_activations_and_what_is_frozen(name: str) -> None:
     backbone = TimmBackbone(name, frozen_stages=1, norm_eval=False).train()
@@ -63,6 +93,25 @@ def test_synchronized_norms_keep_activations_and_what_is_frozen(name: str) -> No
     assert frozen
     assert {n for n, m in norms.items() if not m.training} == frozen
     assert not any(p.requires_grad for n in frozen for p in norms[n].parameters())
+
+
+def test_a_prediction_that_is_not_a_number_is_chosen_by_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    points = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0)) * 8 + 4
+    low = points - 12 * torch.rand(1, 64, 2, generator=g)
+    predicted = torch.cat((low, low + 24), -1)
+    predicted[0, 20] = torch.nan
+    seen = importance.Predictions(points, torch.rand(1, 64, 2, generator=g), predicted)
+    boxes, labels = torch.tensor([[[4.0, 4, 44, 52]]]), torch.zeros(1, 1, dtype=torch.int64)
+
+    def weights() -> torch.Tensor:
+        return importance.pgd_weights(seen, boxes, labels, labels == 0, xi=(0.8, 0.6), k=5)
+
+    listed = weights()
+    monkeypatch.setattr(importance, "LIST_DEVICES", ())
+    torch.testing.assert_close(weights(), listed)
+    assert (listed > 0).sum() == 10
+    assert not listed[..., 20].any()
 
 
 class Run:

@@ -62,10 +62,10 @@ class Trainer:
         batch: images a step over all devices, or `auto`: as many as fit.
         imgsz: input size in px: a square side, or (short side, long side).
         device: `cpu`, `cuda`, a CUDA index, a `torch.device`. None: CUDA if there is one.
-        amp: `off`, `bf16` or `fp16`.
+        amp: `off`, `bf16`, `fp16` or `auto`. None: auto, which is bf16 or fp16 on CUDA, off on the CPU.
         seed: of initial weights, sample order and augmentation.
         deterministic: the same result every time on CUDA too.
-        workers: loader processes.
+        workers: loader processes. None: by the cores beside a GPU, at most 12; beside a CPU 2.
         out: run folder. None: a new one under `runs/`.
         recipe: recipe name or file. None: the student's own.
         resume: folder or `last.pt` of an interrupted run; beside it only `data`, where the data set has moved.

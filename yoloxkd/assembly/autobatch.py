@@ -104,7 +104,7 @@ def measure(recipe: Recipe, files: CheckpointFiles | None = None) -> Measured:
     data = load_split(find_data(recipe.data), "train")
     refuse_shortage(shortages(data, imgsz=recipe.train.imgsz), lambda line: None)  # the run itself says the warnings
     memory = Memory(device, comm.local_ranks().local_world_size)
-    with comm.single_process(), settings(recipe.engine, device):
+    with comm.single_process(), settings(recipe.engine, device, few_sizes=isinstance(recipe.train.imgsz, int)):
         step, size, student = _trial(recipe, data, device, files)
         least = 1 if takes_one_image(student, size) else 2
         rows = _rows(recipe, data)

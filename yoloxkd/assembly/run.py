@@ -39,7 +39,7 @@ from yoloxkd.engine.callback_list import CallbackList
 from yoloxkd.engine.callbacks.first_weights import FirstWeights
 from yoloxkd.engine.checkpoint import is_own, seed_random
 from yoloxkd.engine.checkpoint_parts import Saved, read_saved
-from yoloxkd.engine.device import choose_device
+from yoloxkd.engine.device import choose_device, loader_workers
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.log import RunLog
@@ -200,7 +200,7 @@ def prepare(
         say_changes(resume.saved, prints, say)
     recipe = with_real_batch(recipe, len(train), world_size(), say)
     check_batch_norm(student, recipe, world_size())
-    train, val, note = with_cache(train, val, recipe.engine.cache, recipe.engine.workers)
+    train, val, note = with_cache(train, val, recipe.engine.cache, loader_workers(recipe.engine.workers, device))
     say(f"data {recipe.data}: {train.summary()}; {val.summary()}")
     if note:
         say(note)
@@ -239,7 +239,7 @@ def _loader(
         augment=recipe.augment,
         seed=recipe.train.seed,
         multiple=math.lcm(*(d.size_multiple for d in detectors)),
-        workers=recipe.engine.workers,
+        workers=loader_workers(recipe.engine.workers, device),
         pad_value=detectors[0].spec.input.pad_value,
         pin_memory=device.type == "cuda",
         rank=rank(),
@@ -318,7 +318,7 @@ def _evaluator(
             batch=max(1, recipe.train.batch // recipe.train.accumulate // rank_and_world_size()[1]),
             rect=recipe.val.rect,
             multiple=model.size_multiple,
-            workers=recipe.engine.workers,
+            workers=loader_workers(recipe.engine.workers, device),
             pad_value=model.spec.input.pad_value,
             pin_memory=device.type == "cuda",
             rank=rank_and_world_size()[0],

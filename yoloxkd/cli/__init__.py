@@ -87,7 +87,9 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, a CUDA index, or one for each process: 0,1. Default: CUDA if any.")
     ] = None,
-    amp: Annotated[str | None, typer.Option(help="off, bf16 or fp16.")] = None,
+    amp: Annotated[
+        str | None, typer.Option(help="off, bf16, fp16 or auto. Default: auto, which is half precision on CUDA.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes initial weights, sample order and augmentation.")] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same result every time on CUDA too; slower.")

@@ -22,7 +22,7 @@ from yoloxkd.config.schedule import ScheduleSection
 from yoloxkd.config.strict import MOST_INT, Strict
 from yoloxkd.types import CONF, IOU, MAX_DET, ImageSize
 
-Amp = Literal["off", "bf16", "fp16"]
+Amp = Literal["auto", "off", "bf16", "fp16"]
 
 MOST_EPOCHS = 100_000
 MOST_BATCH = 65_536
@@ -150,9 +150,13 @@ class EngineSection(Strict):
     """Device, precision and housekeeping; none of it changes the recipe's mathematics."""
 
     device: str = Field("auto", description="auto, cpu, cuda or a CUDA index; 0,1: one for each process")
-    amp: Amp = Field("off", description="autocast dtype; losses stay float32")
-    workers: int = Field(
-        2, ge=0, le=MOST_WORKERS, description="loader processes; samples do not depend on their number"
+    amp: Amp = Field(
+        "auto", description="autocast dtype; losses stay float32. auto: bf16 on a GPU that has it, else fp16; CPU: off"
+    )
+    workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] | Literal["auto"] = Field(
+        "auto",
+        description="loader processes; samples do not depend on their number. auto: as many as cores beside a GPU, at "
+        "most 12; beside a CPU 2",
     )
     cache: Literal["off", "ram", "disk"] = Field(
         "off", description="keep decoded images in memory or in files; samples are the same"
@@ -170,6 +174,14 @@ class EngineSection(Strict):
     @classmethod
     def _yaml_off(cls, value: Any) -> Any:
         return "off" if value is False else value  # YAML reads a bare `off` as False
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        """One sentence instead of one for each member of the union."""
+        if value == "auto" or (type(value) is int and 0 <= value <= MOST_WORKERS):
+            return value
+        raise ValueError(f"should be a whole number from 0 to {MOST_WORKERS}, or auto")
 
     @field_validator("device", mode="before")
     @classmethod

@@ -14,6 +14,11 @@ from yoloxkd.distributed.comm import local_ranks, world_size
 from yoloxkd.errors import UserError
 from yoloxkd.nn.backbones.timm_backbone import TimmBackbone
 
+MOST_WORKERS = 12
+"""Loader processes that "auto" chooses at most: at some 114 mosaics of 640 px a second each they make 1,400."""
+CPU_WORKERS = 2
+"""Those beside a CPU, which the training itself keeps busy."""
+
 
 class SeveralDevices(UserError):
     """Several devices are asked for, and this process is alone: the command line starts one process for each."""
@@ -69,8 +74,32 @@ def _one(name: str) -> torch.device:
     return device
 
 
+def loader_workers(workers: int | str, device: torch.device) -> int:
+    """Loader processes of this process. "auto": beside a GPU as many as it has cores, at most `MOST_WORKERS`; else 2."""
+    if isinstance(workers, int):
+        return workers
+    if device.type != "cuda":
+        return CPU_WORKERS
+    return max(1, min(MOST_WORKERS, available_cores() // local_ranks().local_world_size))
+
+
+def available_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def chosen_amp(amp: str, device: torch.device) -> str:
+    """What "auto" stands for: bf16 on a GPU that computes with it, fp16 on an older one, off on the CPU."""
+    if amp != "auto":
+        return amp
+    if device.type != "cuda":
+        return "off"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """The autocast dtype of a name; None: full precision. UserError: fp16 without CUDA, bf16 on a GPU without it."""
+    amp = chosen_amp(amp, device)
     if amp == "fp16" and device.type != "cuda":
         raise UserError("engine.amp fp16 needs a CUDA device; use bf16 or off on the CPU")
     if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -107,16 +136,18 @@ def convert_norms(detector: nn.Module) -> None:
 
 
 @contextmanager
-def settings(engine: EngineSection, device: torch.device) -> Iterator[None]:
+def settings(engine: EngineSection, device: torch.device, *, few_sizes: bool = False) -> Iterator[None]:
     """The process-wide switches of a run, put back afterwards.
 
-    tf32 is for CUDA's convolutions; matrix products stay float32, since assigners and losses use them.
+    tf32 is for CUDA's convolutions; matrix products stay float32, since assigners and losses use them. With few_sizes of
+    inputs cuDNN times its algorithms for each, unless the results should be deterministic.
     """
     cudnn = torch.backends.cudnn
-    before = (torch.are_deterministic_algorithms_enabled(), cudnn.allow_tf32, cudnn.deterministic)
+    before = (torch.are_deterministic_algorithms_enabled(), cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         cudnn.allow_tf32 = engine.tf32
+        cudnn.benchmark = few_sizes and not engine.deterministic
         if engine.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
             cudnn.deterministic = True
@@ -126,4 +157,4 @@ def settings(engine: EngineSection, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        cudnn.allow_tf32, cudnn.deterministic = before[1:]
+        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before[1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,7 +74,7 @@ class TrainLoop:
             UserError: What the machine or the user must mend. As every error it passes through `on_exception`.
         """
         state = self.state
-        with _signals(self._note_signal), settings(state.recipe.engine, state.device):
+        with _signals(self._note_signal), self._settings():
             try:
                 self.set_up()
                 self._call(lambda callback: callback.on_fit_start(state))
@@ -98,6 +98,10 @@ class TrainLoop:
                     raise sentence from error
                 raise
         return state
+
+    def _settings(self) -> AbstractContextManager[None]:
+        recipe = self.state.recipe
+        return settings(recipe.engine, self.state.device, few_sizes=isinstance(recipe.train.imgsz, int))
 
     def set_up(self) -> None:
         """Everything before the first event of the training; a resumed run is then where it was."""

@@ -7,6 +7,11 @@ import random
 INTERVAL = 10  # iterations between size changes, as in YOLOX
 
 
+def largest_size(*, imgsz: int, steps: tuple[int, int], stride: int) -> int:
+    """The largest input size in px that `size_at` gives."""
+    return imgsz if steps == (0, 0) else stride * max(2, imgsz // stride + steps[1])
+
+
 def size_at(iteration: int, *, imgsz: int, steps: tuple[int, int], stride: int, seed: int) -> int:
     """The input size in px at an iteration: imgsz plus `steps[0]` to `steps[1]` strides, at least two strides.
 

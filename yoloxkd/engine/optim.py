@@ -43,10 +43,13 @@ def parameter_groups(modules: Iterable[nn.Module], optim: OptimSection) -> list[
     ]
 
 
-def sgd(modules: Iterable[nn.Module], lr: float, optim: OptimSection) -> torch.optim.SGD:
-    """SGD over all trainable parameters of `modules`; with `OptimSection()` the optimizer of the YOLOX release."""
+def sgd(modules: Iterable[nn.Module], lr: float, optim: OptimSection, fused: bool | None = None) -> torch.optim.SGD:
+    """SGD over all trainable parameters of `modules`; with `OptimSection()` the optimizer of the YOLOX release.
+
+    `fused` updates all in few kernels, and reads a float16 scaler's verdict on the device; None: as torch chooses.
+    """
     groups, momentum = parameter_groups(modules, optim), optim.momentum
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=optim.nesterov and momentum > 0)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=optim.nesterov and momentum > 0, fused=fused)
 
 
 def yolox_lr(

@@ -98,7 +98,7 @@ def _counted(step: nn.Module, parts: Sequence[Batch], draw: Draw) -> dict[LossNa
     inner = step.module if isinstance(step, nn.parallel.DistributedDataParallel) else step
     assert isinstance(inner, TrainStep)
     sums: dict[LossName, Tensor] = {}
-    with torch.no_grad(), _statistics_kept(inner.detector):
+    with torch.no_grad(), statistics_kept(inner.detector):
         for part in parts:
             for name, count in _counts(inner.counted(part, draw)).items():
                 sums[name] = sums[name] + count if name in sums else count
@@ -117,15 +117,15 @@ def _changing(module: nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
+def statistics_kept(module: nn.Module) -> Iterator[None]:
     """Running statistics as they were before, counters included."""
     buffers = list(module.buffers())
     before = [b.clone() for b in buffers]
     try:
         yield
     finally:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+        with torch.no_grad():
+            torch._foreach_copy_(buffers, before)
 
 
 @torch.no_grad()
@@ -136,5 +136,5 @@ def average_statistics(module: nn.Module) -> None:
     buffers = _changing(module)
     if buffers:
         mean = all_mean(torch.cat([b.flatten() for b in buffers]))
-        for buffer, value in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(value.view_as(buffer))
+        parts = mean.split([b.numel() for b in buffers])
+        torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(parts, buffers, strict=True)])

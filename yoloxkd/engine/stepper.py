@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.distributed.comm import rank_and_world_size
-from yoloxkd.engine.device import amp_dtype, grad_scaler, synchronized_norms
+from yoloxkd.engine.device import amp_dtype, chosen_amp, grad_scaler, synchronized_norms
 from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import State
 from yoloxkd.engine.failures import memory_advice
-from yoloxkd.engine.multiscale import size_at
+from yoloxkd.engine.multiscale import largest_size, size_at
 from yoloxkd.engine.optim import learning_rate, sgd
-from yoloxkd.engine.parallel import average_statistics, gradients, wrapped
+from yoloxkd.engine.parallel import average_statistics, gradients, statistics_kept, wrapped
 from yoloxkd.engine.resume import restore
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.types import Batch, Draw, LossName
+
+REMEDY = "lower --batch or --imgsz, use --amp bf16, or take a batch in parts with train.accumulate"
 
 
 class Stepper:
@@ -40,6 +42,7 @@ class Stepper:
     def __init__(self, state: State) -> None:
         self.state = state
         self.recipe: Recipe = state.recipe
+        self._largest_fits = False  # not tried yet
 
     def set_up(self, resume: Mapping[str, Any] | None = None) -> None:
         """Make optimizer, gradient scaler and averaged weights, after the callbacks have added their losses.
@@ -55,6 +58,8 @@ class Stepper:
             state.callbacks.load_state_dict(resume["run"]["callbacks"])
         state.callbacks.call(lambda callback: callback.on_setup(state))
         amp = amp_dtype(recipe.engine.amp, state.device)
+        if recipe.engine.amp == "auto" and amp is not None:
+            state.say(f"amp auto: {chosen_amp('auto', state.device)} on {state.device}")
         state.detector.to(state.device)
         state.aux.to(state.device)
         if recipe.engine.channels_last:
@@ -62,7 +67,8 @@ class Stepper:
         if recipe.engine.sync_bn:
             synchronized_norms(state.detector, state.device)
         self.step_module = wrapped(TrainStep(state.detector, state.aux, amp))
-        state.optimizer = sgd([state.detector, state.aux], self._learning_rate(0), recipe.optim)
+        fused = True if state.device.type == "cuda" else None
+        state.optimizer = sgd([state.detector, state.aux], self._learning_rate(0), recipe.optim, fused)
         state.scaler = grad_scaler(amp, state.device)
         if recipe.ema.enabled:
             state.ema = ModelEMA(state.detector, decay=recipe.ema.decay, ramp=recipe.ema.ramp)
@@ -78,7 +84,10 @@ class Stepper:
             batch: This process' images of the step, on any device.
         """
         state, recipe = self.state, self.recipe
-        batch = self._resized(batch.to(state.device))
+        batch = batch.to(state.device)
+        if not self._largest_fits:
+            self._try_largest(batch)
+        batch = self._resized(batch)
         state.batch = replace(batch, place=rank_and_world_size())
         state.lr = self._learning_rate(state.iteration)
         assert state.optimizer is not None
@@ -87,7 +96,7 @@ class Stepper:
         state.callbacks.call(lambda callback: callback.on_batch_start(state))
         with memory_advice(
             f"a training step of {recipe.train.batch} images of {batch.images.shape[2]}x{batch.images.shape[3]} px",
-            "lower --batch or --imgsz, use --amp bf16, or take a batch in parts with train.accumulate",
+            REMEDY,
         ):
             state.optimizer.zero_grad(set_to_none=True)
             draw = Draw(recipe.train.seed, state.iteration)
@@ -102,6 +111,27 @@ class Stepper:
         if state.ema:
             state.ema.update(state.detector)
         state.callbacks.call(lambda callback: callback.on_step(state))
+
+    def _try_largest(self, batch: Batch) -> None:
+        """Losses and gradients of a batch at the largest size that multi-scale training draws, of which nothing is kept.
+
+        So a GPU whose memory is too small for it says so before the first step, not after minutes. UserError: it is.
+        """
+        self._largest_fits = True
+        state, recipe = self.state, self.recipe
+        if state.device.type != "cuda" or not isinstance(recipe.train.imgsz, int):
+            return
+        steps, stride = recipe.augment.multiscale, state.detector.size_multiple
+        size = largest_size(imgsz=recipe.train.imgsz, steps=steps, stride=stride)
+        if size <= batch.images.shape[-1]:
+            return
+        batch = replace(batch.resized(size), place=rank_and_world_size())
+        parts = [batch.part(number, state.parts) for number in range(state.parts)]
+        doing = f"a trial step of {recipe.train.batch} images of {size}x{size} px, the largest that multi-scale draws"
+        with memory_advice(doing, f"{REMEDY}, or lower augment.multiscale"), statistics_kept(self.step_module):
+            gradients(self.step_module, parts, Draw(recipe.train.seed), self._backward, lambda part, losses: losses)
+        assert state.optimizer is not None
+        state.optimizer.zero_grad(set_to_none=True)
 
     def _resized(self, batch: Batch) -> Batch:
         """The batch in the size that multi-scale training has now."""

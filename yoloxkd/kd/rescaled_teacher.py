@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yoloxkd.nn.detector import Detector
-from yoloxkd.types import Draw, Losses, RoIOutput, Targets
+from yoloxkd.types import Draw, Losses, RoIOutput, Targets, corner_factors
 
 
 class RescaledTeacher(Detector[Any, Any]):
@@ -63,11 +63,11 @@ class RescaledTeacher(Detector[Any, Any]):
 def brought_back(out: Any, x: float, y: float, image_size: tuple[int, int]) -> Any:
     """An output with every place in it at `x` and `y` times its coordinates, those of an input of image_size (H, W) px."""
     if isinstance(out, RoIOutput):
-        factor = out.proposals.new_tensor([x, y, x, y])
+        factor = corner_factors(out.proposals, x, y)
         stages = tuple(replace(s, boxes=s.boxes * factor, regions=s.regions * factor) for s in out.stages)
         rpn = brought_back(out.rpn, x, y, image_size)
         return replace(out, rpn=rpn, proposals=out.proposals * factor, stages=stages)
-    factor = out.grid.points.new_tensor([x, y, x, y])
+    factor = corner_factors(out.grid.points, x, y)
     anchors = None if out.grid.anchors is None else out.grid.anchors * factor
     grid = replace(out.grid, points=out.grid.points * factor[:2], anchors=anchors)
     return replace(out, boxes=out.boxes * factor.to(out.boxes.dtype), grid=grid, image_size=image_size)

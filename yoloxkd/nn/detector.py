@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from yoloxkd.errors import UserError
+from yoloxkd.ops.constants import constant
 from yoloxkd.ops.nms import NMS
 from yoloxkd.types import Detections, DetectorOutput, Draw, Losses, Tap, Targets
 
@@ -140,8 +140,8 @@ class Detector(nn.Module, ABC, Generic[O, M]):
         if convention.bgr:
             x = x.flip(1)
         if convention.mean != (0.0, 0.0, 0.0) or convention.std != (1.0, 1.0, 1.0):
-            mean = torch.tensor(convention.mean, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
-            std = torch.tensor(convention.std, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+            mean = constant(convention.mean, x.dtype, x.device).view(1, 3, 1, 1)
+            std = constant(convention.std, x.dtype, x.device).view(1, 3, 1, 1)
             x = (x - mean) / std
         return x
 

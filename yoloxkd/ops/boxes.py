@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from yoloxkd.ops.constants import constant
+
 LARGEST_LOG = abs(math.log(16 / 1000))
 """A side decoded from deltas is at most e^this times the anchor's, and at least the inverse (Fast R-CNN's code)."""
 
@@ -98,12 +100,12 @@ def to_deltas(boxes: Tensor, anchors: Tensor, deviations: Sequence[float] = (1.0
     center, side = to_center(anchors).split(2, dim=-1)
     box_center, size = to_center(boxes).split(2, dim=-1)
     code = torch.cat(((box_center - center) / side, (size / side).log()), dim=-1)
-    return code / torch.tensor(deviations, dtype=code.dtype, device=code.device)
+    return code / constant(tuple(deviations), code.dtype, code.device)
 
 
 def from_deltas(code: Tensor, anchors: Tensor, deviations: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """The boxes (..., 4) px of which `code` (..., 4) is the code at anchors (..., 4) px; sides within `LARGEST_LOG`."""
-    code = code * torch.tensor(deviations, dtype=code.dtype, device=code.device)
+    code = code * constant(tuple(deviations), code.dtype, code.device)
     center, side = to_center(anchors).split(2, dim=-1)
     size = code[..., 2:].clamp(-LARGEST_LOG, LARGEST_LOG).exp() * side
     return to_corners(torch.cat((center + code[..., :2] * side, size), dim=-1))

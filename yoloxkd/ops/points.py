@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from yoloxkd.ops.constants import constant
 from yoloxkd.types import Grid
 
 
@@ -67,10 +68,10 @@ def centers_inside(boxes: Tensor, valid: Tensor, grid: Grid) -> Tensor:
     """
     inside, offset = [], grid.offset
     for (h, w), (down, right) in zip(grid.sizes, grid.steps or [(s, s) for s in grid.strides], strict=True):
-        step = torch.tensor([right, down], device=boxes.device, dtype=boxes.dtype)
+        step = constant((right, down), boxes.dtype, boxes.device)
         low = torch.ceil(boxes[..., :2] / step - offset)
         high = torch.floor(boxes[..., 2:] / step - offset) + 1
-        limit = torch.tensor([w, h], device=boxes.device, dtype=boxes.dtype)
+        limit = constant((w, h), boxes.dtype, boxes.device)
         low = torch.minimum(low.clamp(min=0), limit).long()
         high = torch.minimum(high.clamp(min=0), limit).long()
         x1, y1, x2, y2 = *low.unbind(-1), *high.unbind(-1)

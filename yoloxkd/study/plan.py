@@ -66,6 +66,10 @@ class Run:
         return portable(self.recipe) | {"teacher": self.teacher} if self.recipe else {}
 
 
+PRECISION = {"engine.amp": "off"}
+"""What a study's runs compute in unless it says otherwise: the same on every machine, so that they can be compared."""
+
+
 def plan(study: Definition, out: Path, overrides: Mapping[str, Any] | None = None) -> dict[Key, Run]:
     """Every run of the study by its key: the teacher first, then grid by grid, seed by seed, the baseline first.
 
@@ -111,7 +115,7 @@ def _teacher(study: Definition, out: Path, local: dict[str, Any]) -> Run | None:
         student=run.student,
         recipe=run.recipe or study.recipe,
         kd=["none"],
-        sets=study.settings | {"val.split": study.choose} | run.settings | local["sets"],
+        sets=PRECISION | study.settings | {"val.split": study.choose} | run.settings | local["sets"],
         epochs=run.epochs,
         seed=run.seed,
         data=local["data"],
@@ -140,7 +144,13 @@ def _run(study: Definition, key: Key, method: MethodPart, teacher: Run | None, o
         recipe=part.recipe or study.recipe,
         teacher=models,
         kd=method.kd or ["none"],
-        sets=study.settings | {"val.split": study.choose} | sets | part.settings | method.settings | local["sets"],
+        sets=PRECISION
+        | study.settings
+        | {"val.split": study.choose}
+        | sets
+        | part.settings
+        | method.settings
+        | local["sets"],
         epochs=method.epochs or study.epochs,
         seed=key.seed,
         data=local["data"],

@@ -172,7 +172,9 @@ class Runner:
         options: list[Any] = ["--data", like.data, "--split", self.study.report]
         if isinstance(like.train.imgsz, int):  # else the checkpoint's own
             options += ["--imgsz", like.train.imgsz]
-        options += ["--batch", like.train.batch, "--workers", like.engine.workers, "--device", like.engine.device]
+        options += ["--batch", like.train.batch, "--device", like.engine.device]
+        if like.engine.workers != "auto":
+            options += ["--workers", like.engine.workers]
         for key in ("conf", "iou", "max_det", "backend"):
             options += ["--set", f"val.{key}={getattr(like.val, key)}"]
         return [*_program(), "val", run.best, *map(str, options), "--json", str(run.folder / "test.json")]

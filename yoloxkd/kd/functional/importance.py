@@ -74,7 +74,8 @@ def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, .
 
     boxes   (B, G, 4) px
     labels  (B, G) index into the teacher's classes; -1, a class it does not know, has p = 1: localization alone
-    The union is at least 1e-6. A product of zero is -inf. Of several predictions at a location the best one counts.
+    The union is at least 1e-6. A product of zero is -inf, and so is what is not a number. Of several predictions at a
+    location the best one counts.
     """
     assert seen.probability is not None
     assert seen.boxes is not None
@@ -87,14 +88,14 @@ def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, .
 
 
 def _blend(log_p: Tensor, log_iou: Tensor, xi: tuple[float, ...]) -> Tensor:
-    """(...) each -> log of p^(1 - xi) IoU^xi (X, ...)."""
+    """(...) each -> log of p^(1 - xi) IoU^xi (X, ...); -inf for what is not a number."""
     out = []
     for value in xi:
         if value in (0.0, 1.0):  # 0 * log 0 would be NaN where 0^0 is 1
             out.append(log_p if value == 0.0 else log_iou)
         else:
             out.append((1.0 - value) * log_p + value * log_iou)
-    return torch.stack(out)
+    return torch.stack(out).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 @torch.no_grad()
@@ -233,7 +234,7 @@ def _sorted_pairs(owner: Tensor, q: Tensor) -> Tensor:
 def _pair_quality(
     seen: Predictions, boxes: Tensor, labels: Tensor, image: Tensor, row: Tensor, cell: Tensor, xi: tuple[float, ...]
 ) -> Tensor:
-    """`quality` of P pairs of box and location given by index: (X, P); not a number counts as zero quality."""
+    """`quality` of P pairs of box and location given by index: (X, P)."""
     assert seen.probability is not None
     assert seen.boxes is not None
     which = cell[:, None] * seen.per_location + torch.arange(seen.per_location, device=cell.device)
@@ -242,7 +243,7 @@ def _pair_quality(
     p = full_precision(seen.probability[image, which, label.clamp_min(0)])
     log_p = torch.where(label < 0, 1.0, p).log_()
     log_iou = paired_iou(full_precision(boxes)[image, row], full_precision(seen.boxes[image, which]), MIN_UNION).log_()
-    return _blend(log_p, log_iou, xi).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(-1)
+    return _blend(log_p, log_iou, xi).amax(-1)
 
 
 def topk_low(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

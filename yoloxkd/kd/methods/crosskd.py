@@ -122,7 +122,7 @@ class CrossKD(Distiller):
         if self.distributions:
             boxes = localization_divergence(crossed.box_raw[:, part], said.box_raw[:, part], 1.0)
         else:
-            boxes = box_divergence(ours.boxes, theirs.boxes, ours.boxes.new_tensor(level.stride))
+            boxes = box_divergence(ours.boxes, theirs.boxes, ours.boxes.new_full((), level.stride))
         found["boxes"] = boxes.masked_fill(~inside, 0)
         if "quality" in self.weights:
             assert ours.quality is not None

@@ -76,14 +76,16 @@ class MGD(Distiller):
         self.terms = tuple(LossName(self.name, "generated", level.stride) for level in levels)
 
     def compare(self, step: Step[DetectorOutput]) -> Losses:
-        draws = torch.Generator(step.batch.images.device).manual_seed(_mixed(step.seed, step.number))
+        draws = torch.Generator().manual_seed(_mixed(step.seed, step.number))  # the CPU's: devices draw differently
         first, every = step.batch.place
         out: Losses = {}
         for level in self.pairing.levels:
             ours, theirs = step.maps(Tap.NECK, level)
             ours = self.adapters(ours, theirs, Tap.NECK, level)
             size = (theirs.shape[2], theirs.shape[3])
-            drawn = torch.rand(theirs.shape[0] * every, *size, generator=draws, device=ours.device)[first::every]
+            drawn = torch.rand(theirs.shape[0] * every, *size, generator=draws)[first::every]
+            if ours.device.type == "cuda":
+                drawn = drawn.pin_memory().to(ours.device, non_blocking=True)
             excluded = excluded_cells(step.batch, size, step.teacher.image_size)
             visible = (drawn >= self.cfg.mask_ratio).to(ours.dtype)
             found = generated_error(ours, theirs, visible, self.blocks[f"s{level.stride}"], excluded)

@@ -109,7 +109,7 @@ class Response(Distiller):
         if not self.every_class:
             logits, wanted = logits[..., self.ours], wanted[..., self.theirs]
         classes, apart = score_divergence(logits, wanted, self.cfg.power)
-        boxes = box_divergence(ours.boxes, theirs.boxes, apart.new_tensor(level.stride)) * apart
+        boxes = box_divergence(ours.boxes, theirs.boxes, apart.new_full((), level.stride)) * apart
         objectness = None
         if "objectness" in self.weights:
             assert ours.quality is not None

@@ -95,7 +95,7 @@ def near_misses(
 
 def _picture(targets: Targets) -> Tensor | None:
     """(B, 2) height and width px of the images inside the batch; None: padding is not told apart."""
-    return None if targets.content is None else targets.content[:, [3, 2]]
+    return None if targets.content is None else targets.content[:, 2:4].flip(1)
 
 
 def _match(points: Tensor, grid: Grid, boxes: Tensor, mask: Tensor, topk: int, usable: Tensor | None) -> Match:

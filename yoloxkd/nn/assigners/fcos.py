@@ -9,6 +9,7 @@ from torch import Tensor
 
 from yoloxkd.nn.assigners.match import Match, image_parts, no_match
 from yoloxkd.ops.boxes import area, to_distances
+from yoloxkd.ops.constants import constant
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Grid, Targets
 
@@ -38,8 +39,8 @@ def fcos_match(
     points, images, rows = grid.points, *targets.mask.shape
     if rows == 0:
         return no_match(images, points.shape[0], points.device)
-    cells = torch.tensor([part.stop - part.start for part in grid.slices()], device=points.device)
-    limits = torch.tensor(ranges, device=points.device, dtype=torch.float64).to(full_precision(targets.boxes).dtype)
+    cells = constant(tuple(part.stop - part.start for part in grid.slices()), torch.int64, points.device)
+    limits = constant(tuple(map(tuple, ranges)), full_precision(targets.boxes).dtype, points.device)
     limits = limits.repeat_interleave(cells, dim=0, output_size=points.shape[0])
     parts = []
     for part in image_parts(images, rows * points.shape[0], points.device, budget):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from yoloxkd.nn.assigners.match import Match, claimed, no_match
 from yoloxkd.ops.boxes import to_center
+from yoloxkd.ops.constants import constant
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Grid, Targets
 
@@ -31,14 +32,14 @@ def nearest_point_match(grid: Grid, targets: Targets, *, area: Tensor | None = N
         return no_match(images, locations, device)
     center, side = to_center(full_precision(targets.boxes)).split(2, dim=-1)
     side = side.clamp(min=1e-6)
-    strides = torch.tensor(grid.strides, device=device, dtype=side.dtype)
+    strides = constant(grid.strides, side.dtype, device)
     # int() of the release rounds towards zero, which matters below the finest level only
     level = (side / SCALE).log2().sum(-1).div(2).floor()
     level = (level - strides[0].log2()).clamp(0, len(grid.strides) - 1).long()
     stride = strides[level].unsqueeze(-1)
     # of a level: columns and rows of cells, and where its locations begin
-    shape = torch.tensor([(w, h) for h, w in grid.sizes], device=device)[level]
-    start = torch.tensor([part.start for part in grid.slices()], device=device)[level]
+    shape = constant(tuple((w, h) for h, w in grid.sizes), torch.int64, device)[level]
+    start = constant(tuple(part.start for part in grid.slices()), torch.int64, device)[level]
     extent = _extent(targets, area, shape * stride).to(side.dtype)
     last = torch.minimum((extent / stride - grid.offset).ceil().long(), shape) - 1
     # of two places equally near the lower one: ceil(x - 0.5)

@@ -72,8 +72,7 @@ def _near_cells(targets: Targets, grid: Grid) -> tuple[Tensor, Tensor]:
         # Strictly less than 1.5 strides away leaves only the cell under the center and its direct neighbors.
         at = torch.floor(center / stride).unsqueeze(-1) + around
         close = ((at + 0.5) * stride - center.unsqueeze(-1)).abs() < RADIUS * stride
-        limit = torch.tensor([[w], [h]], device=boxes.device)
-        close &= (at >= 0) & (at < limit)
+        close &= (at >= 0) & torch.stack((at[..., 0, :] < w, at[..., 1, :] < h), dim=-2)
         if content is not None:
             close &= (at + 0.5) * stride < content[:, None, 2:, None]
         x, y = at.long().unbind(-2)

@@ -16,6 +16,7 @@ from yoloxkd.nn.dense.dense_detector import Maps, Predictions
 from yoloxkd.nn.dense.fpn_detector import FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
 from yoloxkd.ops.boxes import from_deltas, from_distances, to_deltas
+from yoloxkd.ops.constants import constant
 from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
 from yoloxkd.ops.points import grid_of, within_content
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
@@ -134,7 +135,7 @@ class RetinaNet(FPNDetector):
 
 def cell_anchors(points: Tensor, strides: Tensor) -> Tensor:
     """Anchors (A, 4) px of locations (A, 2) px with strides (A,) px, where each location is there once for each anchor."""
-    half = torch.tensor(SIDES, dtype=points.dtype, device=points.device) / 2
+    half = constant(SIDES, points.dtype, points.device) / 2
     reach = strides.to(points.dtype).view(-1, len(SIDES), 1) * half
     return from_distances(points, torch.cat((reach, reach), dim=-1).flatten(0, 1))
 
@@ -149,5 +150,5 @@ def whole_anchors(grid: Grid) -> Tensor:
             for ratio in RATIOS
             for size in sizes
         ]
-        reach.append(torch.tensor(half, dtype=grid.points.dtype, device=grid.points.device).repeat(h * w, 2))
+        reach.append(constant(tuple(half), grid.points.dtype, grid.points.device).repeat(h * w, 2))
     return from_distances(grid.points, torch.cat(reach))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from yoloxkd.ops.constants import constant
 from yoloxkd.types import Grid
 
 
@@ -20,10 +22,13 @@ def cell_anchors(side: float, ratios: Sequence[float], *, rounded: bool = False)
     Returns:
         (ratios, 4) float64 xyxy px
     """
-    root = torch.tensor(ratios, dtype=torch.float64).sqrt()
-    half = torch.stack((side / root, side * root), dim=-1) / 2
-    anchors = torch.cat((-half, half), dim=-1)
-    return anchors.round() if rounded else anchors
+    return torch.tensor(_corners(side, ratios, rounded), dtype=torch.float64)
+
+
+def _corners(side: float, ratios: Sequence[float], rounded: bool) -> tuple[tuple[float, ...], ...]:
+    halves = [(side / math.sqrt(ratio) / 2, side * math.sqrt(ratio) / 2) for ratio in ratios]
+    corners = [(-w, -h, w, h) for w, h in halves]
+    return tuple(tuple(float(round(x)) if rounded else x for x in corner) for corner in corners)
 
 
 def grid_anchors(
@@ -32,6 +37,6 @@ def grid_anchors(
     """Anchors of side `scale` strides at every cell of a grid with one prediction for each ratio: (A, 4) px."""
     shapes = []
     for (h, w), stride in zip(grid.sizes, grid.strides, strict=True):
-        shapes.append(cell_anchors(scale * stride, ratios, rounded=rounded).repeat(h * w, 1))
-    shape = torch.cat(shapes).to(grid.points.device, dtype)
-    return grid.points.to(dtype).repeat(1, 2) + shape
+        corners = constant(_corners(scale * stride, ratios, rounded), dtype, grid.points.device)
+        shapes.append(corners.repeat(h * w, 1))
+    return grid.points.to(dtype).repeat(1, 2) + torch.cat(shapes)

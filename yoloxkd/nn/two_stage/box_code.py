@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from yoloxkd.ops.boxes import to_center, to_corners
+from yoloxkd.ops.constants import constant
 
 LIMIT = math.log(1000 / 16)
 """Bound of a decoded logarithm of a size, in both directions."""
@@ -19,12 +20,14 @@ def encode(references: Tensor, boxes: Tensor, stds: Sequence[float] = ONES) -> T
     """dx, dy, dw, dh of boxes relative to references, divided by the standard deviations: (..., 4), (..., 4) px -> (..., 4)."""
     from_, to = to_center(references), to_center(boxes)
     shift = (to[..., :2] - from_[..., :2]) / from_[..., 2:]
-    return torch.cat((shift, (to[..., 2:] / from_[..., 2:]).log()), dim=-1) / boxes.new_tensor(stds)
+    return torch.cat((shift, (to[..., 2:] / from_[..., 2:]).log()), dim=-1) / constant(
+        tuple(stds), boxes.dtype, boxes.device
+    )
 
 
 def decode(references: Tensor, deltas: Tensor, stds: Sequence[float] = ONES) -> Tensor:
     """The boxes that `encode` would give these deltas for: (..., 4) px, (..., 4) -> (..., 4) px."""
-    deltas, from_ = deltas * deltas.new_tensor(stds), to_center(references)
+    deltas, from_ = deltas * constant(tuple(stds), deltas.dtype, deltas.device), to_center(references)
     center = from_[..., :2] + deltas[..., :2] * from_[..., 2:]
     size = from_[..., 2:] * deltas[..., 2:].clamp(-LIMIT, LIMIT).exp()
     return to_corners(torch.cat((center, size), dim=-1))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yoloxkd.nn.two_stage.box_code import clip
+from yoloxkd.ops.constants import constant
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import DenseOutput
 
@@ -46,7 +47,7 @@ def propose(rpn: DenseOutput, rule: ProposalRule, areas: Tensor | None = None) -
     logits, boxes = full_precision(rpn.cls_logits)[..., 0], full_precision(rpn.boxes)
     height, width = rpn.image_size
     if areas is None:
-        areas = boxes.new_tensor([[width, height]]).expand(len(boxes), 2)
+        areas = constant(((width, height),), boxes.dtype, boxes.device).expand(len(boxes), 2)
     scores, index, level_of = [], [], []
     for level, part in enumerate(rpn.grid.slices()):
         of_level = logits[:, part]

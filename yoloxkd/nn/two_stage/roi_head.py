@@ -15,6 +15,7 @@ from yoloxkd.nn.two_stage.max_iou import covered, max_iou
 from yoloxkd.nn.two_stage.roi_align import roi_features
 from yoloxkd.nn.two_stage.sampling import Stream, gathered, random_keys, sample, with_boxes
 from yoloxkd.ops.boxes import area
+from yoloxkd.ops.constants import constant
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Draw, Loss, Losses, RoIStage, Targets, task_losses
 
@@ -175,5 +176,5 @@ class RoIHead(nn.Module):
 def input_areas(maps: Maps) -> Tensor:
     """(B, 2) width and height px of the input that maps of strides 4, ... come from."""
     images, _, h, w = maps[0].shape
-    size = torch.tensor([[w * STRIDES[0], h * STRIDES[0]]], device=maps[0].device, dtype=torch.float32)
+    size = constant(((w * STRIDES[0], h * STRIDES[0]),), torch.float32, maps[0].device)
     return size.expand(images, 2)

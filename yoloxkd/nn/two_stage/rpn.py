@@ -15,6 +15,7 @@ from yoloxkd.nn.two_stage.anchors import grid_anchors
 from yoloxkd.nn.two_stage.box_code import decode, encode
 from yoloxkd.nn.two_stage.max_iou import max_iou
 from yoloxkd.nn.two_stage.sampling import sample
+from yoloxkd.ops.constants import constant
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.ops.points import compact, grid_of
 from yoloxkd.types import DenseOutput, Loss, Losses, Targets, task_losses
@@ -108,7 +109,7 @@ def areas(out: DenseOutput, targets: Targets) -> Tensor:
     if targets.content is not None:
         return targets.content[:, 2:]
     height, width = out.image_size
-    return out.grid.points.new_tensor([[width, height]]).expand(len(targets.mask), 2)
+    return constant(((width, height),), out.grid.points.dtype, out.grid.points.device).expand(len(targets.mask), 2)
 
 
 def rpn_losses(out: DenseOutput, targets: Targets, match: Match, rule: RPNRule) -> Losses:
