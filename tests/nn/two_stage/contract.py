@@ -29,11 +29,27 @@ KEYS: dict[str, Any] = {
     "anchor_samples": 32, "region_samples": 24,
 }  # fmt: skip
 """Of a detector small enough for tests."""
+MASK_KEYS: dict[str, Any] = {"mask_hidden": 8, "mask_convs": 1}
+"""Further ones, of detectors with masks."""
 
 
 def narrow_two_stage(kind: type[FasterRCNN], names: list[str], **changes: Any) -> FasterRCNN:
     """A detector of the kind with random weights."""
-    return kind(kind.Config(**(KEYS | changes)), names)
+    masks = MASK_KEYS if "mask_hidden" in kind.Config.model_fields else {}
+    return kind(kind.Config(**(KEYS | masks | changes)), names)
+
+
+def with_masks(targets: Targets, size: int) -> Targets:
+    """The same with ellipses that fill the boxes as masks, in an input of `size` px."""
+    at = torch.arange(size) + 0.5
+    center, half = (
+        (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2,
+        (targets.boxes[..., 2:] - targets.boxes[..., :2]) / 2,
+    )
+    x = ((at - center[..., :1]) / half[..., :1]).square()
+    y = ((at - center[..., 1:]) / half[..., 1:]).square()
+    targets.masks = (y.unsqueeze(-1) + x.unsqueeze(-2) <= 1) & targets.mask[..., None, None]
+    return targets
 
 
 class TwoStageContract:
@@ -46,6 +62,11 @@ class TwoStageContract:
     def _model(self) -> None:
         torch.manual_seed(0)
         self.model = narrow_two_stage(self.kind, NAMES)
+
+    def targets(self, images: int, rows: int) -> Targets:
+        """Random boxes, with masks where the detector trains them."""
+        found = boxes_of(images, rows, self.size)
+        return with_masks(found, self.size) if self.model.spec.masks else found
 
     def forward(self, images: Tensor) -> RoIOutput:
         with torch.no_grad():
@@ -146,7 +167,7 @@ class TwoStageContract:
     @pytest.mark.parametrize("rows", [0, 1, 60])
     def test_losses_with_any_number_of_boxes(self, rows: int) -> None:
         out = self.in_training(pictures(2, self.size, self.size))
-        losses = task(self.model, out, boxes_of(2, rows, self.size))
+        losses = task(self.model, out, self.targets(2, rows))
         assert all(v.ndim == 0 and v.isfinite() and v >= 0 for v in losses.values())
         assert {v.dtype for v in losses.values()} == {torch.float32}
         seen = {name for name, value in losses.items() if value > 0}
@@ -222,7 +243,7 @@ class TwoStageContract:
         assert self.model.candidates(out)[0].isfinite().all()
 
     def test_bf16_autocast(self) -> None:
-        targets = boxes_of(2, 3, self.size)
+        targets = self.targets(2, 3)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = self.in_training(pictures(2, self.size, self.size))
             losses = task(self.model, out, targets)
@@ -249,13 +270,13 @@ class TwoStageContract:
 
     def test_a_step_of_the_engine(self) -> None:
         """The step draws by the batch's place among all images."""
-        targets = boxes_of(2, 3, self.size)
+        targets = self.targets(2, 3)
         content = torch.tensor([[0.0, 0.0, self.size, self.size]] * 2)
         batch = Batch(pictures(2, self.size, self.size), targets, content)
         step = TrainStep(self.model.train(), nn.ModuleDict())
         first = means(step(batch, Draw(0, 1)))
         assert set(first) == {"rpn/cls", "rpn/box"} | {
-            f"{name}/{term}" for name in self.stage_names() for term in ("cls", "box")
+            f"{name}/{term}" for name in self.stage_names() for term in self.stage_terms()
         }
         elsewhere = means(step(Batch(batch.images, targets, content, place=(5, 9)), Draw(0, 1)))
         assert any(not torch.equal(first[name], elsewhere[name]) for name in first)
@@ -274,6 +295,9 @@ class TwoStageContract:
     def test_free_shapes_are_refused(self) -> None:
         with pytest.raises(UserError, match="cannot be exported with free shapes; leave --dynamic out"):
             ExportOptions(self.size, dynamic=True).check(self.model)
+
+    def stage_terms(self) -> tuple[str, ...]:
+        return ("cls", "box", "mask") if self.model.spec.masks else ("cls", "box")
 
     def stage_names(self) -> list[str]:
         count = len(self.model.stage_rules())
