@@ -117,7 +117,9 @@ class Detections:
         offset = np.array([meta.left, meta.top, meta.left, meta.top], dtype=np.float32)
         boxes = (self.boxes - offset) / np.float32(meta.scale)
         limit = np.array([meta.width, meta.height, meta.width, meta.height], dtype=np.float32)
-        masks = self.masks if self.soft_masks is None else self.soft_masks.in_image(boxes, meta)
+        masks = self.masks
+        if self.soft_masks is not None:
+            boxes, masks = self.soft_masks.in_image(boxes, meta)
         return Detections(np.clip(boxes, 0, limit), self.scores, self.labels, self.names, masks)
 
     def as_dicts(self) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ class SoftMasks(Protocol):
 
     def __getitem__(self, rows: Any) -> SoftMasks: ...
 
-    def in_image(self, boxes: np.ndarray, meta: ImageMeta) -> np.ndarray:
-        """(n, H, W) bool of the stored image, where the objects' boxes (n, 4) are in its px."""
+    def in_image(self, boxes: np.ndarray, meta: ImageMeta) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (n, 4) px and masks (n, H, W) bool of the stored image, where the objects' boxes are `boxes` in its px."""
         ...
 
 
@@ -37,8 +37,63 @@ class BoxMasks:
     def __getitem__(self, rows: Any) -> BoxMasks:
         return BoxMasks(self.probability[rows])
 
-    def in_image(self, boxes: np.ndarray, meta: ImageMeta) -> np.ndarray:
-        return paste_masks(self.probability, boxes, meta.height, meta.width)
+    def in_image(self, boxes: np.ndarray, meta: ImageMeta) -> tuple[np.ndarray, np.ndarray]:
+        return boxes, paste_masks(self.probability, boxes, meta.height, meta.width)
+
+
+@dataclass(slots=True)
+class FrameMasks:
+    """Masks on the whole network input, which have no other boxes than what they cover (SOLO, Wang et al. 2020).
+
+    Attributes:
+        probability: (n, h, w) float, 0 to 1
+        size: (H, W) px of the input
+    """
+
+    probability: np.ndarray
+    size: tuple[int, int]
+
+    def __getitem__(self, rows: Any) -> FrameMasks:
+        return FrameMasks(self.probability[rows], self.size)
+
+    def in_image(self, boxes: np.ndarray, meta: ImageMeta) -> tuple[np.ndarray, np.ndarray]:
+        height, width = max(1, round(meta.height * meta.scale)), max(1, round(meta.width * meta.scale))
+        top, left = round(meta.top), round(meta.left)
+        content = (slice(top, top + height), slice(left, left + width))
+        masks = enlarged_masks(self.probability, self.size, content, (meta.height, meta.width))
+        return extents(masks).astype(np.float32), masks
+
+
+def enlarged_masks(
+    probability: np.ndarray, size: tuple[int, int], content: tuple[slice, slice], image: tuple[int, int]
+) -> np.ndarray:
+    """Masks of an input's raster in the stored image: enlarged to the input, cut to its content, resized to the image.
+
+    Args:
+        probability: (n, h, w)
+        size: (H, W) px of the input
+        content: its rows and columns that are image
+        image: (H, W) px of the stored image
+    Returns:
+        (n, H, W) bool
+    """
+    import cv2
+
+    out = np.zeros((len(probability), *image), dtype=bool)
+    for mask, soft in zip(out, probability, strict=True):
+        whole = cv2.resize(soft, size[::-1], interpolation=cv2.INTER_LINEAR)[content]
+        mask[:] = cv2.resize(whole, image[::-1], interpolation=cv2.INTER_LINEAR) > THRESHOLD
+    return out
+
+
+def extents(masks: np.ndarray) -> np.ndarray:
+    """The smallest boxes around masks (n, H, W) bool: (n, 4) px; zeros around nothing."""
+    out = np.zeros((len(masks), 4))
+    for box, mask in zip(out, masks, strict=True):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if len(rows):
+            box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return out
 
 
 def paste_masks(probability: np.ndarray, boxes: np.ndarray, height: int, width: int) -> np.ndarray:

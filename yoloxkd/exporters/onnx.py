@@ -63,6 +63,11 @@ class ExportOptions:
         stride = detector.size_multiple
         if self.imgsz < stride or self.imgsz % stride:
             raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, as the model needs")
+        if detector.spec.box_code.kind == "masks":
+            raise UserError(
+                f"a {detector.family} chooses among whole masks instead of boxes, and cannot be exported yet; "
+                "export a mask-rcnn, or predict with the checkpoint itself"
+            )
         if self.dynamic and not detector.spec.stable_locations:
             raise UserError(
                 f"a {detector.family} has NMS between its two stages, image by image, and cannot be exported with free shapes; "

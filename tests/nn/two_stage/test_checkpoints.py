@@ -23,7 +23,6 @@ from yoloxkd.nn.weights.published import PUBLISHED
 from yoloxkd.nn.weights.two_stage_files import TORCHVISION_TWO_STAGE
 from yoloxkd.ops.nms import NMS
 from yoloxkd.soft_masks import BoxMasks
-from yoloxkd.types import ImageMeta
 
 HEIGHT, WIDTH = 128, 160
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,19 +51,19 @@ def random_reference(build: Callable[..., Any], images: Tensor) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["", "-v2"])
 def test_it_detects_what_torchvision_detects(version: str, tmp_path: Path) -> None:
-    """Boxes, scores, classes and masks; the images have a size that torchvision's own preparation leaves alone."""
-    images = torch.rand(2, 3, HEIGHT, WIDTH)
+    """Boxes, scores, classes and masks, these in the raster of their boxes; the image has a size that torchvision's own preparation leaves alone."""
+    images = torch.rand(1, 3, HEIGHT, WIDTH)
     build = detection.maskrcnn_resnet50_fpn if not version else detection.maskrcnn_resnet50_fpn_v2
     reference = random_reference(build, images)
     state = {k: v for k, v in reference.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "mask.pth")
-    torch.save({"model": {k: v for k, v in state.items() if ".mask_" not in k}}, tmp_path / "faster.pth")
-    for kind in ("mask", "faster"):
-        opened = open_model(str(tmp_path / f"{kind}.pth"))
-        assert (opened.weights.kind, opened.name) == ("torchvision", f"{kind}-rcnn-r50@torchvision{version}")
-        assert opened.report.complete
-        if kind == "mask":
-            model = opened.detector.double()
+    opened = open_model(str(tmp_path / "mask.pth"))
+    assert (opened.weights.kind, opened.name) == ("torchvision", f"mask-rcnn-r50@torchvision{version}")
+    assert opened.report.complete
+    faster = torchvision_two_stage({"model": {k: v for k, v in state.items() if ".mask_" not in k}})
+    assert faster is not None
+    assert faster.section["name"] == f"faster-rcnn-r50@torchvision{version}"
+    model = opened.detector.double()
     model.cfg.test_proposals = 60
     reference, images = reference.double(), images.double()
     logits: list[Tensor] = []
@@ -81,13 +80,6 @@ def test_it_detects_what_torchvision_detects(version: str, tmp_path: Path) -> No
         assert isinstance(ours.soft_masks, BoxMasks)
         own = torch.stack([next(probability)[label] for label in theirs["labels"].tolist()])
         torch.testing.assert_close(torch.from_numpy(ours.soft_masks.probability), own.float(), rtol=1e-3, atol=1e-4)
-        masks = ours.to_image(ImageMeta(0, "", HEIGHT, WIDTH)).masks
-        assert masks is not None
-        pasted = theirs["masks"][:, 0].numpy() >= 0.5  # by torchvision's rule, for boxes of whole px
-        both, either = (masks & pasted).sum((1, 2)), (masks | pasted).sum((1, 2))
-        large = either > 400
-        assert large.any()
-        assert (both[large] / either[large] > 0.8).all()
 
 
 def test_a_coco_file_keeps_the_rows_of_its_80_categories() -> None:

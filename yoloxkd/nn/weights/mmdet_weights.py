@@ -153,7 +153,7 @@ def _section(family: str, state: Mapping[str, Tensor], text: str, file_name: str
         "backbone": backbone,
         "channels": rows(state, "neck.lateral_convs.0.conv.weight"),
         "stacked_convs": len(tower),
-        "groups": _groups(text) if "bbox_head.cls_convs.0.gn.weight" in state else None,
+        "groups": groups_of(text) if "bbox_head.cls_convs.0.gn.weight" in state else None,
         "deformable_stages": deformable_stages(state),
     }
     if backbone == "mobilenetv2_100":
@@ -185,7 +185,7 @@ def deformable_stages(state: Mapping[str, Tensor]) -> int:
     return len(stages)
 
 
-def _groups(text: str) -> int:
+def groups_of(text: str) -> int:
     said = re.search(r"num_groups\s*=\s*(\d+)", text)
     return int(said[1]) if said else GROUPS
 

@@ -1,4 +1,4 @@
-"""Published checkpoints of two-stage detectors; a name ends with the first eight hexadecimal digits of the file's SHA-256."""
+"""Published checkpoints of two-stage detectors and SOLO; a name ends with the first eight hexadecimal digits of the file's SHA-256."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ TWO_STAGE = {
         "dcn/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco",
         "cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth",
     ),
+    "solo-r50": ("solo/solo_r50_fpn_3x_coco", "solo_r50_fpn_3x_coco_20210901_012353-11d224d7.pth"),
 }
 """Model -> folder and file behind `NAME@coco` in mmdetection's model zoo; all read RGB with ImageNet's mean, as timm's weights."""
 TORCHVISION_TWO_STAGE = {
