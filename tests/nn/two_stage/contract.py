@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.losses import means, task
 from tests.nn.contract import NAMES, boxes_of, pictures
+from yoloxkd.data.augment.transforms import letterbox
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import export_checked
+from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 from yoloxkd.nn.two_stage.roi_detector import RoIMatch
-from yoloxkd.types import Batch, Draw, RoIOutput, Targets
+from yoloxkd.ops.nms import NMS
+from yoloxkd.types import Batch, Draw, ImageMeta, RoIOutput, Targets
 
+SCRIPT = Path(__file__).resolve().parents[3] / "export" / "predict.py"
 KEYS: dict[str, Any] = {
     "backbone": "mobilenetv2_035", "backbone_weights": "none", "frozen_stages": 0, "norm_eval": False,
     "channels": 16, "hidden": 24, "train_anchors": 60, "test_anchors": 40, "train_proposals": 50, "test_proposals": 30,
@@ -283,7 +289,12 @@ class TwoStageContract:
 
     @pytest.mark.slow
     def test_export_parity(self, toy: Path, tmp_path: Path) -> None:
-        """A file of fixed shape, with both stages and their NMS inside, passes the gate."""
+        """A file of fixed shape, with both stages, their NMS and the masks inside, passes the gate.
+
+        The file without masks is part of it, and not made again.
+        """
+        if not self.model.spec.masks:
+            pytest.skip("the file of the same detector with masks holds this one's")
         data = load_split(find_data(str(toy)), "val")
         path = export_checked(
             self.model.eval(), tmp_path / "x.onnx", ExportOptions(self.size, nms=True, conf=1e-5), data=data
@@ -291,6 +302,8 @@ class TwoStageContract:
         note = json.loads(path.with_suffix(".parity.json").read_text())
         assert note["passed"]
         assert note["found"]["detections"] > 0
+        assert note["found"]["min_mask_iou"] > 0.99
+        check_file(path, self.model, data.read(0))
 
     def test_free_shapes_are_refused(self) -> None:
         with pytest.raises(UserError, match="cannot be exported with free shapes; leave --dynamic out"):
@@ -302,6 +315,31 @@ class TwoStageContract:
     def stage_names(self) -> list[str]:
         count = len(self.model.stage_rules())
         return ["roi"] if count == 1 else [f"roi{i + 1}" for i in range(count)]
+
+
+def check_file(path: Path, model: Any, image: np.ndarray) -> None:
+    """The runtime and the script beside the package find the masks that the model finds."""
+    square = letterbox(image, (96, 96), model.spec.input.pad_value)[0]
+    meta = ImageMeta(0, "", 96, 96)
+    pixels = torch.from_numpy(square.transpose(2, 0, 1).copy())[None]
+    with torch.no_grad():
+        (wanted,) = model.detect(model(pixels), NMS(conf=1e-5))
+    (found,) = OnnxPredictor(path)(pixels)
+    placed, reference = found.to_image(meta), wanted.to_image(meta)
+    assert len(placed) == len(reference) > 0
+    assert placed.masks is not None
+    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    boxes, scores, _, masks = script.Model(str(path), conf=1e-5).predict_with_masks(square)
+    np.testing.assert_allclose(boxes, placed.boxes, atol=1e-3)
+    np.testing.assert_allclose(scores, placed.scores, atol=1e-6)
+    assert np.array_equal(masks, placed.masks)
+    runs = script.run_lengths(masks[0])
+    inside = np.arange(len(runs["counts"])) % 2 == 1
+    assert np.array_equal(np.repeat(inside, runs["counts"]).reshape(96, 96).T, masks[0])
 
 
 def output_of(out: RoIOutput, part: slice) -> RoIOutput:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +77,7 @@ class SOLO(Detector[SOLOOutput, Match]):
     Config = SOLOConfig
     family = "solo"
     class_predictors = ("mask_head.conv_cls.",)
+    trains_without_masks = False
 
     cfg: SOLOConfig
 
@@ -220,10 +221,9 @@ class SOLO(Detector[SOLOOutput, Match]):
 
 def cell_grid(grids: Sequence[int], image_size: tuple[int, int], device: torch.device) -> Grid:
     """The centers of S x S cells over an input of image_size (H, W) px, for every S of `grids`."""
-    grid = grid_of([(cells, cells) for cells in grids], LEVEL_STRIDES, device, steps=[(1, 1)] * len(grids))
-    side = grid.points.new_tensor(image_size[::-1])
-    cells = torch.cat([side.new_full((n * n, 1), n) for n in grids])
-    return replace(grid, points=grid.points * side / cells, steps=None)
+    height, width = image_size
+    steps = [(height / cells, width / cells) for cells in grids]
+    return grid_of([(cells, cells) for cells in grids], LEVEL_STRIDES, device, steps=steps)
 
 
 def local_maxima(probability: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class CascadeMaskRCNNConfig(CascadeRCNNConfig, _MaskKeys):
     """Keys of Cascade Mask R-CNN."""
 
 
-class _WithMasks(FasterRCNN):
+class MaskDetector(FasterRCNN):
     """What a mask head adds to a two-stage detector."""
 
     cfg: MaskRCNNConfig | CascadeMaskRCNNConfig  # type: ignore[assignment]
@@ -59,23 +59,24 @@ class _WithMasks(FasterRCNN):
         """(B, D, s, s) probability of the masks of boxes (B, D, 4) px with classes (B, D), in the raster of each box."""
         return self.roi_head.mask_probability(out.features, boxes, labels)
 
-    @torch.no_grad()
     def detect(self, out: RoIOutput, nms: NMS) -> list[Detections]:
         """The detections of each image, in px of the network input, with `soft_masks`."""
-        boxes, scores = self.candidates(out)
-        found = nms(boxes.float(), scores.float(), (boxes.shape[1],), self.spec.pairs_per_level)
-        rows = pad_sequence([b for b, _, _ in found], batch_first=True)
-        labels = pad_sequence([k for _, _, k in found], batch_first=True)
-        masks = self.masks(out, rows.to(out.proposals.dtype), labels).float().cpu().numpy()
-        return [
-            Detections(
-                b.cpu().numpy(), s.cpu().numpy(), k.cpu().numpy(), self.names, soft_masks=BoxMasks(mask[: len(b)])
-            )
-            for (b, s, k), mask in zip(found, masks, strict=True)
-        ]
+        return self.masked(out, super().detect(out, nms))
+
+    @torch.no_grad()
+    def masked(self, out: RoIOutput, found: list[Detections]) -> list[Detections]:
+        """The detections of each image with `soft_masks`."""
+        boxes = pad_sequence([torch.from_numpy(one.boxes) for one in found], batch_first=True).to(out.proposals)
+        labels = pad_sequence([torch.from_numpy(one.labels) for one in found], batch_first=True).to(
+            out.proposals.device
+        )
+        masks = self.masks(out, boxes, labels).float().cpu().numpy()
+        for one, mask in zip(found, masks, strict=True):
+            one.soft_masks = BoxMasks(mask[: len(one)])
+        return found
 
 
-class MaskRCNN(_WithMasks):
+class MaskRCNN(MaskDetector):
     """Mask R-CNN on any timm backbone."""
 
     Config = MaskRCNNConfig
@@ -86,7 +87,7 @@ class MaskRCNN(_WithMasks):
         return (StageRule(samples=self.cfg.region_samples, low_quality=True),)
 
 
-class CascadeMaskRCNN(_WithMasks, CascadeRCNN):
+class CascadeMaskRCNN(MaskDetector, CascadeRCNN):
     """Cascade Mask R-CNN on any timm backbone; a detection's mask is the mean of the stages' masks."""
 
     Config = CascadeMaskRCNNConfig
