@@ -73,6 +73,7 @@ class DetectorSpec:
             and the probability of a class is its own times that; "localization": how well the box fits
         reads_predictions: `assign` reads what the network predicts; else the grid and the targets alone
             decide
+        masks: it trains and gives instance masks
     """
 
     names: tuple[str, ...]
@@ -84,6 +85,7 @@ class DetectorSpec:
     pairs_per_level: int | None = None
     quality: Quality | None = None
     reads_predictions: bool = False
+    masks: bool = False
 
 
 class Detector(nn.Module, ABC, Generic[O, M]):
