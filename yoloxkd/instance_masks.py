@@ -6,7 +6,9 @@ Run lengths go down the columns, first the pixels outside; pixel i covers i to i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import cv2
 import numpy as np
 
 _MOST_PX = 1 << 30
@@ -23,6 +25,21 @@ def encode_rle(mask: np.ndarray) -> bytes:
 def encode_rles(masks: np.ndarray) -> list[bytes]:
     """(n, H, W) bool -> n compressed run lengths."""
     return [encode_rle(mask) for mask in masks]
+
+
+def rle_dict(mask: np.ndarray) -> dict[str, Any]:
+    """(H, W) bool -> COCO's segmentation for JSON: {"size": [H, W], "counts": text}."""
+    return {"size": [int(v) for v in mask.shape], "counts": encode_rle(mask).decode()}
+
+
+def crop_rle(part: np.ndarray, left: int, top: int, height: int, width: int) -> dict[str, Any]:
+    """As `rle_dict`, of a mask (height, width) that is `part` (h, w) bool with its corner at (left, top), and empty else."""
+    columns = np.zeros((part.shape[1], height), bool)
+    columns[:, top : top + part.shape[0]] = part.T
+    changes = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False)) + left * height
+    ends = np.unique(np.append(changes, height * width))
+    counts = np.diff(np.concatenate([[0], ends]))
+    return {"size": [height, width], "counts": pack_counts(counts, height, width).decode()}
 
 
 def pack_counts(counts: Sequence[int] | np.ndarray, height: int, width: int) -> bytes:
@@ -119,3 +136,30 @@ def paint_polygons(polygons: Sequence[np.ndarray], out: np.ndarray) -> None:
     parts = [(part.astype(np.float64) - (left, top)).ravel().tolist() for part in polygons]
     packed = coco.merge(coco.frPyObjects(parts, bottom - top, right - left))
     out[top:bottom, left:right] |= coco.decode(packed).view(bool)
+
+
+def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
+    """(H, W) bool -> outlines (p, 2) px of its parts and its holes, which painted as one polygon give the same pixels."""
+    # a quarter of a pixel inside the border: of a bitmap of twice the size the outermost pixels' centers
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return []
+    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.uint8)
+    outlines, _ = cv2.findContours(part.repeat(2, 0).repeat(2, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return [(outline[:, 0].astype(np.float64) + 0.5) / 2 + (columns[0], rows[0]) for outline in outlines]
+
+
+def as_one_polygon(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Polygons (p, 2) joined by lines there and back between their nearest points, which enclose nothing -> (q, 2)."""
+    whole = parts[0]
+    for part in parts[1:]:
+        distance = ((whole[:, None] - part[None]) ** 2).sum(-1)
+        i, j = np.unravel_index(int(distance.argmin()), distance.shape)
+        whole = np.concatenate([whole[: i + 1], part[j:], part[: j + 1], whole[i:]])
+    return whole
+
+
+def segment_line(label: int, polygon: np.ndarray, height: int, width: int) -> str:
+    """A line of YOLO's segments: class and points as fractions of the image, within it, to 1e-7."""
+    points = np.clip(polygon / (width, height), 0, 1)
+    return " ".join([str(label), *(f"{v:.7f}".rstrip("0").rstrip(".") for v in points.ravel().tolist())]) + "\n"

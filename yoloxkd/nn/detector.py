@@ -98,6 +98,8 @@ class Detector(nn.Module, ABC, Generic[O, M]):
     family: ClassVar[str]
     class_predictors: ClassVar[tuple[str, ...]] = ()
     """State-dict prefixes of the layers whose first dimension is the number of classes."""
+    trains_without_masks: ClassVar[bool] = True
+    """Of a detector whose spec has masks: whether it can learn boxes from data that has none."""
     run_state: ClassVar[tuple[str, ...]] = ()
     """State-dict prefixes of what belongs to one training run: neither loaded with weights nor inherited, but resumed."""
 
