@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
 _MOST_PX = 1 << 30
@@ -141,6 +140,8 @@ def paint_polygons(polygons: Sequence[np.ndarray], out: np.ndarray) -> None:
 def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
     """(H, W) bool -> outlines (p, 2) px of its parts and its holes, which painted as one polygon give the same pixels."""
     # a quarter of a pixel inside the border: of a bitmap of twice the size the outermost pixels' centers
+    import cv2  # costs a tenth of a second, and the package's own import should cost none
+
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return []
