@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from yoloxkd.errors import UserError
+from yoloxkd.instance_masks import rle_dict
 from yoloxkd.soft_masks import SoftMasks
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Detections:
         return Detections(np.clip(boxes, 0, limit), self.scores, self.labels, self.names, masks)
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """JSON-ready rows: box, score, label, name."""
+        """JSON-ready rows: box, score, label, name; with masks also mask, as COCO's compressed run lengths and their size."""
         return [
             {
                 "box": [round(float(v), 3) for v in one.box],
@@ -131,6 +132,7 @@ class Detections:
                 "label": one.label,
                 "name": one.name,
             }
+            | ({} if one.mask is None else {"mask": rle_dict(one.mask)})
             for one in self
         ]
 
@@ -184,6 +186,26 @@ class Detections:
         except OSError as error:
             raise UserError(f"could not write {file}: {error.strerror or error}") from error
         return file
+
+    @classmethod
+    def from_supervision(cls, detections: Any, names: Sequence[str] = ()) -> Detections:
+        """A `supervision.Detections`, with its masks, best score first.
+
+        Args:
+            detections: with `class_id` and `confidence`.
+            names: class names by class_id.
+
+        Raises:
+            UserError: it lacks `class_id` or `confidence`.
+        """
+        for key in ("class_id", "confidence"):
+            if getattr(detections, key, None) is None:
+                raise UserError(f"detections of supervision without '{key}' cannot be taken: every object needs one")
+        masks = None if detections.mask is None else np.asarray(detections.mask, bool)
+        labels = np.asarray(detections.class_id, np.int64)
+        boxes = np.asarray(detections.xyxy, np.float32).reshape(-1, 4)
+        scores = np.asarray(detections.confidence, np.float32)
+        return cls.concat([cls(boxes, scores, labels, list(names), masks)])
 
     def to_supervision(self) -> Any:
         """The same as a `supervision.Detections`, class names in its data. UserError: that package is not installed."""

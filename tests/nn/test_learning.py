@@ -44,10 +44,18 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture, objects = shapes.draw("train", number)
         cv2.imwrite(str(folder / "images" / f"{number}.png"), picture[..., ::-1])
         images.append({"id": number, "file_name": f"{number}.png", "width": shapes.SIDE, "height": shapes.SIDE})
-        rows += [(number, label, box) for label, box in objects]
+        rows += [(number, one) for one in objects]
     annotations = [
-        {"id": i, "image_id": n, "category_id": k, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        for i, (n, k, box) in enumerate(rows, 1)
+        {
+            "id": i,
+            "image_id": n,
+            "category_id": one.label,
+            "bbox": one.box,
+            "area": one.box[2] * one.box[3],
+            "iscrowd": 0,
+        }
+        | {"segmentation": {"size": [shapes.SIDE] * 2, "counts": one.counts.decode()}}
+        for i, (n, one) in enumerate(rows, 1)
     ]
     categories = [{"id": k, "name": name} for k, name in enumerate(shapes.CLASSES)]
     value = {"images": images, "annotations": annotations, "categories": categories}
