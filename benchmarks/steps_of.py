@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from yoloxkd.engine.optim import sgd
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.nn.dense.dense_detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.types import Batch, Losses
 
 
@@ -19,7 +20,7 @@ def total(losses: Losses) -> Tensor:
 
 
 def training_step(
-    student: DenseDetector, batch: Batch, aux: nn.ModuleDict | None = None, lr: float = 1e-5
+    student: Detector[Any, Any], batch: Batch, aux: nn.ModuleDict | None = None, lr: float = 1e-5
 ) -> Callable[[], Losses]:
     """Forward, losses, backward and the optimizer's step of a student in channels_last, on the same batch again and again."""
     aux = aux or nn.ModuleDict()
