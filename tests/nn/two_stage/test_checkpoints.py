@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import BatchNorm2d
 from torchvision.models import detection
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from tests.nn.contract import NAMES
 from tests.nn.test_mmdet_weights import their_key
 from tests.nn.two_stage.contract import MASK_KEYS, narrow_two_stage
+from yoloxkd import Detector
 from yoloxkd.assembly.models import open_model, read_weights
 from yoloxkd.errors import UserError
 from yoloxkd.nn import DETECTORS
@@ -28,14 +32,22 @@ HEIGHT, WIDTH = 128, 160
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def on_resnet18(**keys: Any) -> Any:
+    """The parts of maskrcnn_resnet50_fpn on a smaller network."""
+    return detection.MaskRCNN(
+        resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=BatchNorm2d), **keys
+    )
+
+
 def random_reference(build: Callable[..., Any], images: Tensor) -> Any:
     """torchvision's detector with random weights, whose norms have statistics of their own, or maps grow without bound."""
     torch.manual_seed(0)
+    untrained = {} if build is on_resnet18 else {"weights": None, "weights_backbone": None}
     model = build(
-        weights=None, weights_backbone=None, num_classes=len(NAMES) + 1, min_size=HEIGHT, max_size=WIDTH,
-        rpn_post_nms_top_n_test=60, box_detections_per_img=20,
+        num_classes=len(NAMES) + 1, min_size=HEIGHT, max_size=WIDTH, rpn_post_nms_top_n_test=60,
+        box_detections_per_img=20, **untrained,
     )  # fmt: skip
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
     prepared = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
@@ -53,8 +65,7 @@ def random_reference(build: Callable[..., Any], images: Tensor) -> Any:
 def test_it_detects_what_torchvision_detects(version: str, tmp_path: Path) -> None:
     """Boxes, scores, classes and masks, these in the raster of their boxes; the image has a size that torchvision's own preparation leaves alone."""
     images = torch.rand(1, 3, HEIGHT, WIDTH)
-    build = detection.maskrcnn_resnet50_fpn if not version else detection.maskrcnn_resnet50_fpn_v2
-    reference = random_reference(build, images)
+    reference = random_reference(detection.maskrcnn_resnet50_fpn_v2 if version else on_resnet18, images)
     state = {k: v for k, v in reference.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "mask.pth")
     opened = open_model(str(tmp_path / "mask.pth"))
@@ -148,6 +159,11 @@ def test_mmdetections_files_open(family: str, version: int, tmp_path: Path) -> N
         assert torch.equal(ours, value), key
     if model.spec.masks:
         assert {key: opened.weights.section[key] for key in MASK_KEYS} == MASK_KEYS
+        image = np.random.default_rng(0).integers(0, 255, (80, 100, 3), np.uint8)
+        (found,) = Detector(str(tmp_path / "epoch_12.pth")).predict(image, conf=1e-3, imgsz=96)
+        assert found.masks is not None
+        assert found.masks.shape == (len(found), 80, 100)
+        assert len(found) > 0
 
 
 def test_what_mmdetection_has_and_this_package_has_not(tmp_path: Path) -> None:
