@@ -41,12 +41,15 @@ NARROW: dict[str, dict[str, Any]] = {
         "test_proposals": 30,
         "region_samples": 32,
     },
+    "mask": {"mask_hidden": 8, "mask_convs": 1},
 }
 
 
 def narrow_keys(name: str) -> dict[str, Any]:
-    if name.startswith("yolox") or "-rcnn-" in name:
-        return NARROW["yolox" if name.startswith("yolox") else "rcnn"]
+    if name.startswith("yolox"):
+        return NARROW["yolox"]
+    if "-rcnn-" in name:
+        return NARROW["rcnn"] | (NARROW["mask"] if "mask-" in name else {})
     keys = NARROW["fpn"]
     return {k: v for k, v in keys.items() if k != "groups"} if name.startswith("retinanet") else keys
 

@@ -190,7 +190,7 @@ class Grid:
     anchors: Tensor | None = None
     per_cell: int = 1
     offset: float = 0.5
-    steps: tuple[tuple[int, int], ...] | None = None
+    steps: tuple[tuple[float, float], ...] | None = None
 
     def slices(self) -> tuple[slice, ...]:
         """Where each level's predictions are among all."""

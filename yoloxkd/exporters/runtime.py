@@ -12,6 +12,7 @@ import numpy as np
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import RUNTIMES
 from yoloxkd.exporters.metadata import FileMetadata, read_metadata
+from yoloxkd.soft_masks import BoxMasks
 from yoloxkd.types import Detections
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ LEVELS = "levels"
 """Beside the outputs of a file without suppression: how many locations each feature level has, where its rule needs them."""
 WITH_NMS, WITHOUT_NMS = ("boxes", "scores", "labels", "counts"), ("boxes", "scores")
 """Outputs of a file with suppression in the graph, and of one without."""
+MASKS = "masks"
+"""A further output of the former, of a detector of masks."""
 
 
 class OnnxPredictor:
@@ -87,8 +90,8 @@ class OnnxPredictor:
             self._check_baked(known)
 
     def _check_outputs(self) -> None:
-        wanted = WITH_NMS if self.nms else WITHOUT_NMS
-        found = [name for name in self.session.outputs if name in WITH_NMS]
+        wanted = (*WITH_NMS, MASKS) if self.nms and self._known.masks else WITH_NMS if self.nms else WITHOUT_NMS
+        found = [name for name in self.session.outputs if name in (*WITH_NMS, MASKS)]
         if set(found) != set(wanted):  # boxes and scores have other shapes with and without suppression
             raise UserError(
                 f"{self.path} has the outputs {', '.join(found) or 'of another model'}, and its metadata "
@@ -128,14 +131,17 @@ class OnnxPredictor:
         """What `run` gave, as one Detections per image."""
         if self.nms:
             rows = zip(*(outputs[name] for name in WITH_NMS), strict=True)
-            return [self._rows(boxes, scores, labels, int(count)) for boxes, scores, labels, count in rows]
+            found = [self._rows(boxes, scores, labels, int(count)) for boxes, scores, labels, count in rows]
+            for one, masks in zip(found, outputs.get(MASKS, ()), strict=MASKS in outputs):
+                one.soft_masks = BoxMasks(masks[: len(one)])
+            return found
         import torch
 
         from yoloxkd.ops.nms import postprocess
 
         boxes, scores = (torch.from_numpy(outputs[name]) for name in WITHOUT_NMS)
         levels = outputs[LEVELS].tolist() if LEVELS in outputs else ()
-        found = postprocess(
+        kept = postprocess(
             boxes,
             scores,
             conf=self.conf,
@@ -144,7 +150,7 @@ class OnnxPredictor:
             levels=levels,
             pairs_per_level=self._known.pairs_per_level,
         )
-        return [Detections(b.numpy(), s.numpy(), k.numpy(), self.names) for b, s, k in found]
+        return [Detections(b.numpy(), s.numpy(), k.numpy(), self.names) for b, s, k in kept]
 
     def _rows(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, count: int) -> Detections:
         """The real rows of one image. They are best first, so a higher threshold is a shorter list."""

@@ -50,10 +50,11 @@ class BoxCode:
     Attributes:
         kind: "cells": YOLOX's shift of the center in strides and logarithm of the size in strides;
             "distances" to the four sides; "distributions" of these, `bins` logits a side; "anchors": shift
-            and logarithm of the size in anchor sides; "points": shifts of points whose moments are the box
+            and logarithm of the size in anchor sides; "points": shifts of points whose moments are the box;
+            "masks": there is none
     """
 
-    kind: Literal["cells", "distances", "distributions", "anchors", "points"]
+    kind: Literal["cells", "distances", "distributions", "anchors", "points", "masks"]
     bins: int | None = None
 
 
@@ -86,6 +87,11 @@ class DetectorSpec:
     quality: Quality | None = None
     reads_predictions: bool = False
     masks: bool = False
+
+    @property
+    def predicts_for(self) -> str:
+        """What a detector without stable locations gives its predictions to."""
+        return "cells of its own grids" if self.box_code.kind == "masks" else "proposals"
 
 
 class Detector(nn.Module, ABC, Generic[O, M]):

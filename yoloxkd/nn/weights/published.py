@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from yoloxkd.download import Published
 from yoloxkd.nn.weights.mmdet_files import AT_COCO, ZOO
+from yoloxkd.nn.weights.two_stage_files import TORCHVISION_TWO_STAGE, TWO_STAGE
 
 
 def _zoo_file(name: str) -> Published:
@@ -54,7 +55,15 @@ PUBLISHED: dict[str, Published] = {
     "fcos-r50@torchvision": Published(
         f"{_TORCHVISION}/fcos_resnet50_fpn_coco-99b0c9b7.pth", "fcos_resnet50_fpn_coco-99b0c9b7.pth", None, "99b0c9b7"
     ),
+    **{
+        f"{model}@torchvision{version}": Published(f"{_TORCHVISION}/{name}", name, None, name[-12:-4])
+        for (model, version), name in TORCHVISION_TWO_STAGE.items()
+    },
     **{model: _zoo_file(name) for model, name in AT_COCO.items()},
+    **{
+        model: Published(f"{_OPENMMLAB}/{folder}/{quote(name)}", name, None, name[-12:-4])
+        for model, (folder, name) in TWO_STAGE.items()
+    },
 }
 """Architecture name -> its weights trained on COCO (80 classes, in the order of `coco_names.COCO_NAMES`).
 
