@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from yoloxkd.config.augment import Augment
+from yoloxkd.data.check import check_data
 from yoloxkd.data.convert import convert_data
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.loader import Collate, train_loader
 from yoloxkd.data.mask_table import MaskBuilder
 from yoloxkd.data.samples import TrainSamples
+from yoloxkd.data.stats import split_stats
 from yoloxkd.instance_masks import decode_rle, encode_rle, rasterize_polygons, rle_dict
+from yoloxkd.viz.data_sheet import draw_samples
 
 STAR = np.array([[20, 2], [26, 16], [38, 18], [28, 26], [32, 40], [20, 32], [8, 40], [12, 26], [2, 18], [14, 16.0]])
 SIZES = [(120, 160), (160, 110), (96, 96), (140, 200)]
@@ -131,6 +134,19 @@ def test_a_mask_is_its_polygons_or_its_run_lengths(masked: Path) -> None:
     assert some.masks.counts(1) == data.masks.counts(3)
     assert len(data.masks[np.array([2, 0])].polygons(0)) == 1
     assert len(data.faults) == 0
+    assert split_stats(data).masks == 4
+    report = check_data(find_data(masked))[0]
+    assert (report.masks, report.faults.breaking) == (4, set())
+
+
+def test_samples_show_masks(masked: Path, tmp_path: Path) -> None:
+    """The images are black and white, so what has a color is drawn."""
+    colored = []
+    for number, masks in enumerate((False, True)):
+        data = load_split(find_data(masked), "train", masks=masks)
+        sheet = cv2.imread(str(draw_samples(data, tmp_path / f"{number}.png"))).astype(int)
+        colored.append(int((np.ptp(sheet, axis=2) > 60).sum()))
+    assert colored[1] > 3 * colored[0]
 
 
 def test_what_is_wrong_with_masks_is_counted(masked: Path, tmp_path: Path) -> None:

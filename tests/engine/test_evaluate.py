@@ -24,6 +24,7 @@ from yoloxkd.data.samples import letterboxed
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.engine.events import BestEpoch
 from yoloxkd.errors import UserError
+from yoloxkd.metrics.measure import check_choice
 from yoloxkd.nn.dense.yolox import YOLOX
 from yoloxkd.types import Detections, ImageMeta
 
@@ -256,7 +257,9 @@ def test_masks_are_measured_beside_boxes(tmp_path: Path) -> None:
     assert moved.metrics["mask_AP"] < 0.6
     best = BestEpoch.after(None, 0, result.metrics, "mask_AP")
     assert BestEpoch.after(best, 1, moved.metrics, "mask_AP").epoch == 0
-    with pytest.raises(UserError, match="smaller for better models"):
-        BestEpoch.after(best, 1, moved.metrics, "MR")
+    check_choice("mask_AP50", data, masks=True)
+    for name, masks in (("mask_AP", False), ("MR", True), ("maskAP", True)):
+        with pytest.raises(UserError, match=f"val.metric '{name}' cannot choose the best epoch here; "):
+            check_choice(name, data, masks)
     boxes = evaluate(Oracle(data, 96, data.names), eval_loader(data, imgsz=96, batch=2), data)
     assert "mask_AP" not in boxes.metrics

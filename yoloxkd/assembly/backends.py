@@ -98,7 +98,7 @@ class ExportedBackend(Backend):
         self.device = choose_device("cpu" if device in RUNTIMES else device)
         self._runtime = OnnxPredictor(source, runtime=runtime)
         self.names, self.stride, self.imgsz = self._runtime.names, self._runtime.stride, self._runtime.imgsz
-        self.pad_value = self._runtime.pad_value
+        self.pad_value, self.masks = self._runtime.pad_value, self._runtime.masks
         self.precision = self._runtime.metadata.get("precision", "fp32")
 
     def predictor(self, conf: float, iou: float, max_det: int) -> Predictor:

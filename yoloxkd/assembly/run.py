@@ -48,6 +48,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.kd.base import KDConfig, Teacher
 from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.rescaled_teacher import RescaledTeacher
+from yoloxkd.metrics.measure import check_choice
 from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.weights.load import load_checkpoint_file
 from yoloxkd.types import ImageSize
@@ -194,6 +195,7 @@ def prepare(
     student = new_detector(resume.student if resume else recipe.student, spec.names)
     check_size(recipe.train.imgsz, student.size_multiple)
     train, val = load_split_for(student, spec, "train", say), load_split_for(student, spec, recipe.val.split, say)
+    check_choice(recipe.val.metric, val, student.spec.masks)
     refuse_shortage([*shortages(train, imgsz=recipe.train.imgsz), *shortages(val, imgsz=None)], say)
     prints = {"train": fingerprint(train), recipe.val.split: fingerprint(val)}
     if resume is not None:

@@ -50,8 +50,7 @@ from torch import Tensor, nn
 
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.engine.callback_list import CallbackList
-from yoloxkd.errors import UserError
-from yoloxkd.metrics.measure import SMALLER_IS_BETTER, larger_is_better
+from yoloxkd.metrics.measure import larger_is_better
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import TASK, Batch, LossName
 
@@ -76,8 +75,6 @@ class BestEpoch:
     @classmethod
     def after(cls, best: BestEpoch | None, epoch: int, metrics: dict[str, Any], metric: str = "AP") -> BestEpoch:
         """The best epoch when one more is evaluated: the later only where it is better, or where nothing was measured yet."""
-        if metric in SMALLER_IS_BETTER:
-            raise UserError(f"val.metric {metric} is smaller for better models; choose the best epoch by AP")
         value = larger_is_better(metrics, metric, "val.metric")
         if best is None or best.value < 0 or value > best.value:
             return cls(value if value >= 0 else -1.0, epoch, metrics)  # a NaN is nothing measured, too

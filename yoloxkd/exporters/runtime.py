@@ -78,6 +78,7 @@ class OnnxPredictor:
         self.imgsz = known.input_size[0]
         self.dynamic_batch = self.dynamic_size = known.dynamic
         self.nms = known.nms
+        self.masks: bool = known.nms and known.masks
         self._check_outputs()
         self._set(conf, iou, max_det)
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.metrics.coco import COCODetections, coco_metrics
-from yoloxkd.metrics.crowdhuman import crowdhuman_metrics
+from yoloxkd.metrics.coco import METRIC_NAMES, COCODetections, coco_metrics
+from yoloxkd.metrics.crowdhuman import CROWDHUMAN_NAMES, crowdhuman_metrics
 
 MASK = "mask_"
 """What the names of the numbers of masks begin with."""
@@ -47,6 +47,16 @@ def _of_masks(numbers: Mapping[str, float]) -> dict[str, float]:
 def overall(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers over all classes, by name, in their order."""
     return {name: float(value) for name, value in metrics.items() if name != "per_class"}
+
+
+def check_choice(name: str, data: DetectionData, masks: bool) -> None:
+    """UserError: the best epoch cannot be chosen by the number `name` on `data`; `masks`: the model gives masks."""
+    known: tuple[str, ...] = CROWDHUMAN_NAMES if data.format == "crowdhuman" else METRIC_NAMES
+    if masks and data.masks is not None and data.format != "crowdhuman":
+        known += tuple(f"{MASK}{one}" for one in METRIC_NAMES)
+    known = tuple(one for one in known if one not in SMALLER_IS_BETTER)
+    if name not in known:
+        raise UserError(f"val.metric '{name}' cannot choose the best epoch here; {nearest(name, known)}")
 
 
 def larger_is_better(metrics: Mapping[str, Any], name: str, key: str) -> float:

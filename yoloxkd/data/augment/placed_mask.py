@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from yoloxkd.data.dataset import DetectionData
-from yoloxkd.instance_masks import decode_rle, paint_polygons
+from yoloxkd.instance_masks import decode_rle, paint_polygons, rle_extent, unpack_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class PlacedMask:
             high = np.max([part.max(0) for part in self.polygons], axis=0)
             inside = bool((low >= self.cut[:2]).all() and (high <= self.cut[2:]).all())
         elif self.counts:
-            out |= self._warped(out.shape)
+            self._warp(out)
             inside = self.cut == (0.0, 0.0, float(self.size[1]), float(self.size[0]))
         else:
             return
@@ -57,12 +57,22 @@ class PlacedMask:
         moved: np.ndarray = points @ self.matrix[:, :2].T + self.matrix[:, 2]
         return moved
 
-    def _warped(self, size: tuple[int, ...]) -> np.ndarray:
-        """The bitmap of the run lengths as an image of `size` (H, W), at least half covered."""
-        bitmap = decode_rle(self.counts, *self.size).astype(np.uint8) * 255
+    def _warp(self, out: np.ndarray) -> None:
+        """Set the pixels of `out` (H, W) bool that the bitmap of the run lengths covers by half; only its own part is warped."""
+        runs = unpack_counts(self.counts)
+        x1, y1, x2, y2 = rle_extent(runs, self.size[0])
+        reach = self._moved(np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64))
+        limit = (out.shape[1], out.shape[0])
+        left, top = np.clip(np.floor(reach.min(0)), 0, limit).astype(int).tolist()
+        right, bottom = np.clip(np.ceil(reach.max(0)), 0, limit).astype(int).tolist()
+        if right <= left or bottom <= top:
+            return
+        part = decode_rle(runs, *self.size)[y1:y2, x1:x2].astype(np.uint8) * 255
         matrix = self.matrix.copy()
-        matrix[:, 2] += (matrix[:, :2].sum(1) - 1) / 2  # cv2 counts from the middle of the first pixel
-        return np.asarray(cv2.warpAffine(bitmap, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR)) >= 128
+        # cv2 counts from the middle of the first pixel
+        matrix[:, 2] += matrix[:, :2] @ (x1 + 0.5, y1 + 0.5) - 0.5 - (left, top)
+        warped = cv2.warpAffine(part, matrix, (right - left, bottom - top), flags=cv2.INTER_LINEAR)
+        out[top:bottom, left:right] |= np.asarray(warped) >= 128
 
 
 def placed_masks(
