@@ -26,6 +26,7 @@ SCRIPTS = (
     "kd_methods",
     "steps",
     "train_step",
+    "two_stage",
     "coco_eval",
     "data",
     "large_coco",

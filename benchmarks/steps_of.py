@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from yoloxkd.config.recipe import OptimSection
 from yoloxkd.engine.device import grad_scaler
 from yoloxkd.engine.optim import sgd
 from yoloxkd.engine.step import TrainStep
-from yoloxkd.nn.dense.dense_detector import DenseDetector
+from yoloxkd.nn.detector import Detector
 from yoloxkd.types import Batch, Losses
 
 
@@ -21,7 +22,7 @@ def total(losses: Losses) -> Tensor:
 
 
 def training_step(
-    student: DenseDetector,
+    student: Detector[Any, Any],
     batch: Batch,
     aux: nn.ModuleDict | None = None,
     lr: float = 1e-5,

@@ -4,8 +4,8 @@
     python predict.py model.onnx photo.jpg another.png --conf 0.3 --out drawn/ --json detections.json
 
 Prints JSON: for each image its path, size, and detections (box x1 y1 x2 y2 in px of the image, score, label, name),
-best first. Works for files with NMS inside (`yoloxkd export`) and without (`--no-nms`). Copy this file wherever you
-need it.
+best first. A file that gives masks adds to each `mask`, COCO's uncompressed run lengths: {size: [h, w], counts}. Works for
+files with NMS inside (`yoloxkd export`) and without (`--no-nms`). Copy this file wherever you need it.
 """
 
 from __future__ import annotations
@@ -47,16 +47,24 @@ class Model:
 
     def predict(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """image (h, w, 3) uint8 RGB -> boxes (n, 4) xyxy px of the image, scores (n,), labels (n,), best first."""
+        return self.predict_with_masks(image)[:3]
+
+    def predict_with_masks(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """As `predict`, and masks (n, h, w) bool of the image; None: the file gives none."""
         pixels, scale = self.letterbox(image)
         outputs = self.session.run(None, {"images": pixels})
+        soft = None
         if self.nms:
-            boxes, scores, labels, counts = outputs
+            boxes, scores, labels, counts, *masks = outputs
             n = min(int(counts[0]), int((scores[0] >= self.conf).sum()))
             boxes, scores, labels = boxes[0, :n], scores[0, :n], labels[0, :n]
+            soft = masks[0][0, :n] if masks else None
         else:
             boxes, scores, labels = self.suppress(outputs[0][0], outputs[1][0])
         height, width = image.shape[:2]
-        return np.clip(boxes / np.float32(scale), 0, [width, height, width, height]), scores, labels
+        boxes = boxes / np.float32(scale)
+        pasted = None if soft is None else paste_masks(soft, boxes, height, width)
+        return np.clip(boxes, 0, [width, height, width, height]), scores, labels, pasted
 
     def letterbox(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """Fit the image into the input, at the top left -> (1, 3, H, W) float32 RGB 0..255, and scale."""
@@ -101,6 +109,27 @@ class Model:
             chosen.append(best + (end - size) * classes)
         at = np.concatenate(chosen)
         return boxes[at // classes], scores.ravel()[at], at % classes
+
+
+def paste_masks(soft: np.ndarray, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Probabilities (n, s, s) of the cells of boxes (n, 4) px -> (n, height, width) bool, bilinearly at pixel centers."""
+
+    def weights(low: float, high: float, pixels: int, cells: int) -> np.ndarray:
+        at = (np.arange(pixels) + 0.5 - low) / max(high - low, 1e-9) * cells - 0.5
+        return np.clip(1 - np.abs(at[:, None] - np.arange(cells)), 0, None)
+
+    out = np.zeros((len(soft), height, width), bool)
+    for mask, cells, (x1, y1, x2, y2) in zip(out, soft, boxes.astype(np.float64), strict=True):
+        mask[:] = weights(y1, y2, height, len(cells)) @ cells @ weights(x1, x2, width, len(cells)).T >= 0.5
+    return out
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
+    """COCO's uncompressed run lengths: down the columns, first the pixels outside."""
+    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(np.concatenate([[0], ends, [mask.size]])).tolist()
+    return {"size": list(mask.shape), "counts": counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts}
 
 
 def draw(image: np.ndarray, boxes: np.ndarray, captions: list[str]) -> np.ndarray:
@@ -164,8 +193,8 @@ def main() -> None:
             unread += 1
             continue
         image = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-        boxes, scores, labels = model.predict(image)
-        found = [
+        boxes, scores, labels, masks = model.predict_with_masks(image)
+        found: list[dict[str, Any]] = [
             {
                 "box": [round(float(v), 3) for v in box],
                 "score": round(float(score), 6),
@@ -174,9 +203,13 @@ def main() -> None:
             }
             for box, score, label in zip(boxes, scores, labels, strict=True)
         ]
+        for row, mask in zip(found, [] if masks is None else masks, strict=masks is not None):
+            row["mask"] = run_lengths(mask)
         results.append({"image": name, "height": image.shape[0], "width": image.shape[1], "detections": found})
         if target:
             target.parent.mkdir(parents=True, exist_ok=True)
+            for mask in [] if masks is None else masks[::-1]:
+                image[mask] = image[mask] // 2 + np.array([0, 100, 40], np.uint8)
             drawn = draw(image, boxes, [f"{d['name']} {100 * d['score']:.0f}" for d in found])
             target.write_bytes(cv2.imencode(target.suffix, cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1].tobytes())
     text = json.dumps(results, indent=2)

@@ -51,8 +51,8 @@ def nano_weights(shared: Path) -> Path:
     return file
 
 
-def write_toy(folder: Path, *, images: int = 8, size: int = 96, seed: int = 0) -> Path:
-    """A data set of colored rectangles on gray (classes "red" and "blue") in COCO format; returns its YAML."""
+def write_toy(folder: Path, *, images: int = 8, size: int = 96, seed: int = 0, masks: bool = False) -> Path:
+    """A data set of colored rectangles on gray (classes "red" and "blue") in COCO format, with masks or without; its YAML."""
     import json
 
     import cv2
@@ -72,7 +72,8 @@ def write_toy(folder: Path, *, images: int = 8, size: int = 96, seed: int = 0) -
                 x, y = int(random.integers(0, size - w)), int(random.integers(0, size - h))
                 picture[y : y + h, x : x + w] = ((20, 20, 220), (220, 60, 20))[label]  # BGR
                 row = {"id": len(annotations) + 1, "image_id": i + 1, "category_id": (3, 7)[label]}
-                annotations.append(row | {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+                outline = {"segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]} if masks else {}
+                annotations.append(row | {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0} | outline)
             cv2.imwrite(str(folder / "images" / split / f"{i}.png"), picture)
             pictures.append({"id": i + 1, "file_name": f"{i}.png", "width": size, "height": size})
         categories = [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}]

@@ -14,7 +14,7 @@ from benchmarks.scenes import batch_of, detector
 from benchmarks.steps import turn
 from benchmarks.timing import Samples, Spread, alternate, ratio
 
-ALONE = ("kd_losses", "dense_losses", "kd_baselines", "kd_methods", "steps", "start", "growth")
+ALONE = ("kd_losses", "dense_losses", "kd_baselines", "kd_methods", "steps", "start", "growth", "two_stage")
 LONG = ("kd_baselines", "dense_losses")
 BESIDE_PEERS = ("simota", "train_step", "coco_eval")
 NEEDS_BCCD = ("data",)

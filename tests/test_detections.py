@@ -165,6 +165,12 @@ def test_supervision_gets_every_field(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given.confidence.tolist() == found.scores.tolist()
     assert given.class_id.tolist() == [0, 1, 0]
     assert given.data["class_name"].tolist() == ["cat", "dog", "cat"]
+    back = Detections.from_supervision(given, NAMES)
+    for name in ("boxes", "scores", "labels", "masks"):
+        assert np.array_equal(getattr(back, name), getattr(found, name)), name
+    given.confidence = None
+    with pytest.raises(UserError, match="without 'confidence'"):
+        Detections.from_supervision(given)
 
 
 def test_the_example_runs() -> None:

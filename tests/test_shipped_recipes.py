@@ -40,13 +40,36 @@ NARROW: dict[str, dict[str, Any]] = {
         "test_anchors": 40,
         "test_proposals": 30,
         "region_samples": 32,
+        "deformable_stages": 0,
     },
+    "mask": {"mask_hidden": 8, "mask_convs": 1},
 }
+NARROW["solo"] = {
+    k: NARROW["fpn"][k] for k in ("backbone", "backbone_weights", "channels", "groups", "stacked_convs")
+} | {
+    "hidden": 16,
+    "grids": (6, 5, 4, 3, 2),
+}
+"""Keys by the kind of detector."""
+
+
+SIDES = {"pgd-ddod-crowdhuman-r101-r50": (800, 1400), "fgd-faster-rcnn-cityscapes-r101-r50": (1024, 2048)}
+"""Short and long side at most, where they are not 800 and 1333."""
+
+
+def recipes_that_differ() -> list[str]:
+    """Without those of an R-CNN or SOLO that differ from another in the backbone alone, which is the same narrow one here."""
+    twins = ("rcnn-r101", "rcnn-mobilenetv2", "solo-r101", "solo-mobilenetv2")
+    return [name for name in cfg_names("recipes") if name.startswith("fgd-") or not name.endswith(twins)]
 
 
 def narrow_keys(name: str) -> dict[str, Any]:
-    if name.startswith("yolox") or "-rcnn-" in name:
-        return NARROW["yolox"] if name.startswith("yolox") else NARROW["rcnn"] | backbone_of(name)
+    if name.startswith("yolox"):
+        return NARROW["yolox"]
+    if name.startswith("solo"):
+        return NARROW["solo"] | backbone_of(name)
+    if "-rcnn-" in name:
+        return NARROW["rcnn"] | backbone_of(name) | (NARROW["mask"] if "mask-" in name else {})
     keys = NARROW["fpn"] | backbone_of(name)
     return {k: v for k, v in keys.items() if k != "groups"} if name.startswith("retinanet") else keys
 
@@ -82,7 +105,7 @@ class Watch(Callback):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("recipes") / "toy", images=8)
+    return write_toy(tmp_path_factory.mktemp("recipes") / "toy", images=8, masks=True)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +127,7 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", cfg_names("recipes"))
+@pytest.mark.parametrize("name", recipes_that_differ())
 def test_two_steps(name: str, pictures: Path, teacher_file: Callable[[str], Path], tmp_path: Path) -> None:
     recipe = resolve(recipe=name)
     narrow = {f"student.{key}": value for key, value in narrow_keys(recipe.student.name).items()}
@@ -139,18 +162,19 @@ def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
         assert watch.rates == [0, pytest.approx(peak / 4)]
         assert recipe.optim.clip_norm is None
         return
-    two_stages = "-rcnn-" in name
+    two_stages, solo = "-rcnn-" in name, "solo-" in name
     assert (recipe.optim.lr_per_image, recipe.optim.weight_decay) == (0.02 / (16 if two_stages else 32), 1e-4)
     assert watch.rates == [pytest.approx(peak)] * 2  # a tenth of two steps is no warm-up
     assert watch.groups["weights"]["nesterov"] is False
     biases = watch.groups["biases"]
     fcos_of_fgd = name == "fgd-fcos-r101-r50"
     assert (biases["lr_factor"], biases["weight_decay"]) == ((2.0, 0.0) if fcos_of_fgd else (1.0, 1e-4))
-    unclipped = recipe.train.epochs == 36 or two_stages or name.startswith(("retinanet", "reppoints"))
+    unclipped = recipe.train.epochs == 36 or name.startswith(("retinanet", "reppoints"))
+    unclipped |= (two_stages or solo) and not name.startswith("fgd-")
     assert recipe.optim.clip_norm == (None if unclipped else 35)
     assert watch.norms_learn  # an untrained backbone frozen would learn nothing, so it is not
     edge = name.endswith("effnet-lite0")
-    assert recipe.train.imgsz == (640 if edge else (800, 1400) if "crowdhuman" in name else (800, 1333))
+    assert recipe.train.imgsz == (640 if edge else SIDES.get(name, (800, 1333)))
     as_pgds_teachers = recipe.train.epochs == 36 and not two_stages
     many = [480, 960] if as_pgds_teachers else [640, 800] if fcos_of_fgd else []
     assert recipe.augment.short_sides == many
@@ -167,6 +191,11 @@ def as_the_papers(name: str, recipe: Recipe, watch: Watch) -> None:
         ("fgd-retinanet-r101-r50", "retinanet-r50", "retinanet-r101", "37.4", "39.7"),
         ("fgd-retinanet-x101-r50", "retinanet-r50", "retinanet-x101-64x4d", "37.4", "40.7"),
         ("fgd-reppoints-x101-r50", "reppoints-r50", "reppoints-x101-32x4d", "38.6", "42.0"),
+        ("fgd-faster-rcnn-r101-r50", "faster-rcnn-r50", "faster-rcnn-r101", "38.4", "40.5"),
+        ("fgd-faster-rcnn-x101-r50", "faster-rcnn-r50", "cascade-mask-rcnn-x101-32x4d", "38.4", "42.0"),
+        ("fgd-mask-rcnn-x101-r50", "mask-rcnn-r50", "cascade-mask-rcnn-x101-32x4d", "39.2", "42.1"),
+        ("fgd-solo-r101-r50", "solo-r50", "solo-r101", "33.1", "36.0"),
+        ("fgd-faster-rcnn-cityscapes-r101-r50", "faster-rcnn-r50", "faster-rcnn-r101", "40.2", "43.0"),
         ("pgd-ddod-r101-r50", "ddod-r50", "ddod-r101", "42.0", "45.4"),
         ("pgd-ddod-crowdhuman-r101-r50", "ddod-r50", "ddod-r101", "46.0 MR, 88.0 AP, 79.0 JI", "42.8, 90.0, 80.7"),
         ("pgd-autoassign-r101-r50", "autoassign-r50", "autoassign-r101", "40.6", "43.8"),
@@ -185,7 +214,7 @@ def test_a_row_names_its_pair_and_its_figures(
     recipe = resolve(recipe=name)
     method = name.partition("-")[0]
     assert (recipe.student.name, recipe.teacher.models, list(recipe.kd)) == (student, [f"{teacher}@coco"], [method])
-    assert recipe.kd[method].model_dump()["inherit"] == ("yolox" not in name)
+    assert recipe.kd[method].model_dump()["inherit"] == ("yolox" not in name and "-rcnn-x101" not in name)
     first = recipe_file(name).read_text().splitlines()[0]
     assert f"student {baseline}" in first
     assert f"with {method.upper()} {distilled}" in first
@@ -196,6 +225,10 @@ def test_a_row_names_its_pair_and_its_figures(
     [
         ("fgd-fcos-r101-r50", (1.6e-3, 8e-4, 8e-4, 8e-6, 0.8), 24, True, 1 / 3, 35),
         ("fgd-gfl-r101-r50", (1e-3, 5e-4, 5e-4, 5e-6, 0.5), 12, True, 0.001, 35),
+        ("fgd-solo-r101-r50", (1e-3, 5e-4, 5e-4, 5e-6, 0.5), 12, True, 0.001, 35),
+        ("fgd-faster-rcnn-r101-r50", (5e-5, 2.5e-5, 5e-5, 5e-7, 0.5), 24, True, 0.001, 35),
+        ("fgd-mask-rcnn-r101-r50", (5e-5, 2.5e-5, 5e-5, 5e-7, 0.5), 24, True, 0.001, 35),
+        ("fgd-mask-rcnn-x101-r50", (5e-5, 2.5e-5, 5e-5, 5e-7, 0.5), 24, False, 0.001, 35),
         ("fgd-yolox-l-m", (2e-3, 1e-3, 1e-3, 1e-5, 0.5), 300, False, None, None),
     ],
 )
@@ -207,8 +240,8 @@ def test_a_row_of_fgd_is_its_released_configuration(
     keys = recipe.kd["fgd"].model_dump(by_alias=True)
     assert tuple(keys[key] for key in ("alpha", "beta", "gamma", "lambda", "tau")) == weights
     assert (recipe.train.epochs, keys["inherit"], recipe.optim.clip_norm) == (epochs, inherit, clip)
-    images = 64 if "yolox" in name else 16  # of a step, at a rate of 0.01
-    assert recipe.optim.lr_per_image * images == pytest.approx(0.01)
+    images = 64 if "yolox" in name else 16  # of a step
+    assert recipe.optim.lr_per_image * images == pytest.approx(0.02 if "-rcnn-" in name else 0.01)
     assert recipe.optim.momentum == 0.9
     if warmup is None:
         assert recipe.optim.nesterov

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from yoloxkd.errors import UserError
+from yoloxkd.instance_masks import rle_dict
+from yoloxkd.soft_masks import SoftMasks
 
 if TYPE_CHECKING:
     from yoloxkd.types import ImageMeta
@@ -38,6 +40,8 @@ class Detections:
         labels: (n,) int64, index into names.
         names: class names.
         masks: (n, H, W) bool, the pixels of each object in the original image; None: the model gives no masks.
+        soft_masks: masks in the network's own raster, as long as boxes are in px of its input; `to_image` makes
+            `masks` of them.
 
     Example:
         >>> found = Detections(np.array([[0, 0, 9, 9], [2, 2, 5, 5]]), np.array([0.9, 0.4]), np.array([1, 0]), ["cat", "dog"])
@@ -52,6 +56,7 @@ class Detections:
     labels: np.ndarray
     names: list[str] = field(default_factory=list)
     masks: np.ndarray | None = None
+    soft_masks: SoftMasks | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -65,7 +70,8 @@ class Detections:
         elif not isinstance(rows, slice | np.ndarray):
             rows = np.asarray(rows, bool if len(rows) and isinstance(rows[0], bool | np.bool_) else np.int64)
         masks = None if self.masks is None else self.masks[rows]
-        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], self.names, masks)
+        soft = None if self.soft_masks is None else self.soft_masks[rows]
+        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], self.names, masks, soft)
 
     def __iter__(self) -> Iterator[Detection]:
         """Each object with its values, best first."""
@@ -101,21 +107,24 @@ class Detections:
         return joined[np.argsort(-scores, kind="stable")]
 
     def moved(self, scale: float = 1.0, left: float = 0.0, top: float = 0.0) -> Detections:
-        """Boxes times `scale`, then shifted by (left, top) px. UserError: there are masks, which cannot be moved so."""
+        """Boxes times `scale`, then shifted by (left, top) px, without `soft_masks`. UserError: there are `masks`."""
         if self.masks is not None:
             raise UserError("detections with masks cannot be moved to another image size")
         shift = np.array([left, top, left, top], dtype=np.float32)
         return Detections(self.boxes * np.float32(scale) + shift, self.scores, self.labels, self.names)
 
     def to_image(self, meta: ImageMeta) -> Detections:
-        """From px of the network input to px of the stored image, clipped to it; masks, which are whole images, stay."""
+        """From px of the network input to px of the stored image, clipped to it; `soft_masks` become `masks`."""
         offset = np.array([meta.left, meta.top, meta.left, meta.top], dtype=np.float32)
         boxes = (self.boxes - offset) / np.float32(meta.scale)
         limit = np.array([meta.width, meta.height, meta.width, meta.height], dtype=np.float32)
-        return Detections(np.clip(boxes, 0, limit), self.scores, self.labels, self.names, self.masks)
+        masks = self.masks
+        if self.soft_masks is not None:
+            boxes, masks = self.soft_masks.in_image(boxes, meta)
+        return Detections(np.clip(boxes, 0, limit), self.scores, self.labels, self.names, masks)
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """JSON-ready rows: box, score, label, name."""
+        """JSON-ready rows: box, score, label, name; with masks also mask, as COCO's compressed run lengths and their size."""
         return [
             {
                 "box": [round(float(v), 3) for v in one.box],
@@ -123,6 +132,7 @@ class Detections:
                 "label": one.label,
                 "name": one.name,
             }
+            | ({} if one.mask is None else {"mask": rle_dict(one.mask)})
             for one in self
         ]
 
@@ -176,6 +186,26 @@ class Detections:
         except OSError as error:
             raise UserError(f"could not write {file}: {error.strerror or error}") from error
         return file
+
+    @classmethod
+    def from_supervision(cls, detections: Any, names: Sequence[str] = ()) -> Detections:
+        """A `supervision.Detections`, with its masks, best score first.
+
+        Args:
+            detections: with `class_id` and `confidence`.
+            names: class names by class_id.
+
+        Raises:
+            UserError: it lacks `class_id` or `confidence`.
+        """
+        for key in ("class_id", "confidence"):
+            if getattr(detections, key, None) is None:
+                raise UserError(f"detections of supervision without '{key}' cannot be taken: every object needs one")
+        masks = None if detections.mask is None else np.asarray(detections.mask, bool)
+        labels = np.asarray(detections.class_id, np.int64)
+        boxes = np.asarray(detections.xyxy, np.float32).reshape(-1, 4)
+        scores = np.asarray(detections.confidence, np.float32)
+        return cls.concat([cls(boxes, scores, labels, list(names), masks)])
 
     def to_supervision(self) -> Any:
         """The same as a `supervision.Detections`, class names in its data. UserError: that package is not installed."""

@@ -15,6 +15,11 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from yoloxkd.detections import Detections as Detections
+from yoloxkd.losses import TASK as TASK
+from yoloxkd.losses import Loss as Loss
+from yoloxkd.losses import Losses as Losses
+from yoloxkd.losses import LossName as LossName
+from yoloxkd.losses import task_losses as task_losses
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +54,8 @@ class Targets:
         content: (B, 4) xyxy px, the part of the input that is image, from its top left corner: a location
             outside is neither positive nor background. None: padding, if there is any, is background like any
             other
+        masks: (B, G, H, W) bool, px of the network input, rows as `boxes`; of a row that is all False only
+            the box is trained. None: nobody asked for masks
     """
 
     boxes: Tensor
@@ -56,17 +63,27 @@ class Targets:
     mask: Tensor
     ignore: Tensor
     content: Tensor | None = None
+    masks: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Targets:
         """The targets with `function` applied to every tensor: some of the images, another device."""
-        content = None if self.content is None else function(self.content)
-        return Targets(function(self.boxes), function(self.labels), function(self.mask), function(self.ignore), content)
+        required = (function(self.boxes), function(self.labels), function(self.mask), function(self.ignore))
+        return Targets(*required, *(None if x is None else function(x) for x in (self.content, self.masks)))
 
     def scaled(self, x: float, y: float) -> Targets:
         """The targets of the same images at `x` times the width and `y` times the height."""
         factor = corner_factors(self.boxes, x, y)
         content = None if self.content is None else self.content * factor
-        return replace(self, boxes=self.boxes * factor, content=content)
+        masks = None if self.masks is None else _scaled_masks(self.masks, x, y)
+        return replace(self, boxes=self.boxes * factor, content=content, masks=masks)
+
+
+def _scaled_masks(masks: Tensor, x: float, y: float) -> Tensor:
+    from torch.nn import functional
+
+    size = (round(masks.shape[2] * y), round(masks.shape[3] * x))
+    soft = functional.interpolate(masks.flatten(0, 1).unsqueeze(1).float(), size, mode="bilinear")
+    return soft.squeeze(1).unflatten(0, masks.shape[:2]) > 0.5
 
 
 @dataclass(slots=True)
@@ -185,7 +202,7 @@ class Grid:
     anchors: Tensor | None = None
     per_cell: int = 1
     offset: float = 0.5
-    steps: tuple[tuple[int, int], ...] | None = None
+    steps: tuple[tuple[float, float], ...] | None = None
 
     def slices(self) -> tuple[slice, ...]:
         """Where each level's predictions are among all."""
@@ -318,77 +335,6 @@ class RoIOutput:
     @property
     def image_size(self) -> tuple[int, int]:
         return self.rpn.image_size
-
-
-TASK = "task"
-"""The source of a detector's own losses."""
-
-
-class LossName(NamedTuple):
-    """Which loss it is; text only for the screen and for results.csv.
-
-    Attributes:
-        source: `TASK`, or the distiller, with its teacher's number where there are several: "pgd", "pgd@2"
-        term: what it compares
-        level: stride (px) of the feature level; None: of all levels together
-    """
-
-    source: str
-    term: str
-    level: int | None = None
-
-    def __str__(self) -> str:
-        term = self.term if self.source == TASK else f"{self.source}/{self.term}"
-        return term if self.level is None else f"{term}/s{self.level}"
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """A loss of some images that is not divided yet: the engine does that, for it knows the other parts of the batch.
-
-    Attributes:
-        total: scalar: with `count` a sum over these images, else their mean
-        count: scalar without gradient: what these images contribute to the number that the whole batch's sum
-            is divided by
-        least: that number is at least this
-        of: for a loss that is no quotient but a function of sums over the whole batch, such as a channel's
-            variance: takes these sums (n,) to the loss. `count` holds what these images contribute to them,
-            with gradient, and `total` is a factor on the result
-    """
-
-    total: Tensor
-    count: Tensor | None = None
-    least: float = 1.0
-    of: Callable[[Tensor], Tensor] | None = None
-
-    def mean(self) -> Tensor:
-        """The loss where these images are the whole batch."""
-        return self.share(self.count.detach() if self.count is not None else None)
-
-    def share(self, whole: Tensor | None, parts: int = 1, processes: int = 1) -> Tensor:
-        """What these images contribute to the loss of the whole batch.
-
-        Args:
-            whole: the sum of `count` over all parts and processes; None for a mean over images.
-            parts: of the batch of a process; their contributions add up to the loss.
-            processes: whose losses and gradients are averaged.
-        """
-        if self.count is None or whole is None:
-            return self.total / parts if parts > 1 else self.total
-        if self.of is None:
-            return self.total / (whole.clamp(min=self.least) / processes)
-        finite = whole.isfinite().all()  # sums that are not finite teach nothing
-        value = self.of((whole + (self.count - self.count.detach())).where(finite, 1.0)).where(finite, 0.0)
-        # every part sees the value of the whole, and only its own images' gradient
-        return self.total * (value.detach() / parts + (value - value.detach()) * processes)
-
-
-Losses = dict[LossName, Loss]
-
-
-def task_losses(**terms: Loss) -> Losses:
-    """A detector's own losses, from {term: loss}."""
-    return {LossName(TASK, term): loss for term, loss in terms.items()}
 
 
 @runtime_checkable

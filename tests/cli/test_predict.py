@@ -13,8 +13,9 @@ from tests.cli.test_mistakes import refused
 from tests.exporters.tiny import TinyDetector
 from yoloxkd import Detector
 from yoloxkd.cli import run
-from yoloxkd.cli.results import Found, coco_results
+from yoloxkd.cli.results import Found, coco_results, yolo_text
 from yoloxkd.exporters.onnx import ExportOptions, export_onnx
+from yoloxkd.instance_masks import decode_rle, rasterize_polygons
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.types import Detections
 
@@ -93,3 +94,21 @@ def test_the_categories_of_coco_are_its_own() -> None:
     labels = np.array([0, 11, 79])
     found = Detections(np.ones((3, 4), np.float32), np.ones(3, np.float32), labels, list(COCO_NAMES))
     assert [r["category_id"] for r in coco_results([Found("a.jpg", None, (9, 9), found)])] == [1, 13, 90]
+
+
+def test_masks_go_into_every_result() -> None:
+    """Run lengths in JSON and COCO results, segments in YOLO text: all of them give the same pixels."""
+    mask = np.zeros((1, 90, 120), bool)
+    cv2.circle(disc := np.zeros((90, 120), np.uint8), (60, 40), 25, 1, -1)
+    mask[0] = disc > 0
+    mask[0, 35:45, 55:65] = False
+    boxes = np.array([[35, 15, 86, 66]], np.float32)
+    one = Found("a.png", None, (90, 120), Detections(boxes, np.array([0.5]), np.array([1]), ["red", "blue"], mask))
+    for row in (one.row()["detections"][0]["mask"], coco_results([one])[0]["segmentation"]):
+        assert np.array_equal(decode_rle(row["counts"], *row["size"]), mask[0])
+    words = yolo_text(one, scores=True).split()
+    assert (words[0], float(words[-1])) == ("1", 0.5)
+    points = np.array(words[1:-1], np.float64).reshape(-1, 2) * (120, 90)
+    assert np.array_equal(rasterize_polygons([points], 90, 120), mask[0])
+    one.detections.masks = np.zeros_like(mask)  # nothing of an object: the outline of its box
+    assert len(yolo_text(one).split()) == 9

@@ -58,7 +58,7 @@ def by_name(data: DetectionData) -> DetectionData:
     return data
 
 
-@pytest.mark.parametrize("there", sorted(FORMATS))
+@pytest.mark.parametrize("there", [name for name in sorted(FORMATS) if FORMATS[name].write])
 def test_there_and_back(tmp_path: Path, there: str) -> None:
     spec = rich_set(tmp_path / "source", NAMES if there != "crowdhuman" else ["person"])
     one = convert_data(spec, there, tmp_path / "there")

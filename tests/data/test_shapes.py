@@ -13,6 +13,7 @@ from yoloxkd.data import shapes
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.shape_outlines import OUTLINES
 from yoloxkd.errors import UserError
+from yoloxkd.instance_masks import decode_rle, rle_extent, unpack_counts
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -63,15 +64,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
 def test_drawings_span_scales_counts_and_classes() -> None:
     drawn = [shapes.draw("train", n) for n in range(60)]
     counts = [len(objects) for _, objects in drawn]
-    sides = [max(box[2:]) for _, objects in drawn for _, box in objects]
+    sides = [max(one.box[2:]) for _, objects in drawn for one in objects]
     assert min(counts) <= 1
     assert max(counts) >= 15
     assert min(sides) <= 12
     assert max(sides) > shapes.SIDE / 2
-    assert {k for _, objects in drawn for k, _ in objects} == set(range(10))
+    assert {one.label for _, objects in drawn for one in objects} == set(range(10))
     for image, objects in drawn:
         assert (image.shape, image.dtype) == ((shapes.SIDE, shapes.SIDE, 3), np.uint8)
-        for _, (x, y, w, h) in objects:
+        for _, (x, y, w, h), _ in objects:
             assert 0 <= x < x + w <= shapes.SIDE
             assert 0 <= y < y + h <= shapes.SIDE
 
@@ -84,17 +85,20 @@ def test_outlines_fit_the_unit_circle(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(OUTLINES))
 def test_a_box_holds_exactly_the_drawn_pixels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One object on a flat ground: what differs from the ground lies in the box and touches its four sides."""
+    """One object on a flat ground: what differs from the ground is its mask, in a box that it touches at its four sides."""
     label = list(OUTLINES).index(name)
     monkeypatch.setattr(shapes, "_plan", lambda _: [(label, 40.0)])
     monkeypatch.setattr(shapes, "_background", lambda _: np.full((shapes.SIDE, shapes.SIDE, 3), 90, np.float32))
     monkeypatch.setattr(shapes, "_finish", lambda _, canvas: canvas)
-    image, [(found, (x, y, w, h))] = shapes.draw("train", 3)
+    image, [(found, (x, y, w, h), counts)] = shapes.draw("train", 3)
     assert found == label
     changed = np.abs(image - 90).sum(-1) > 60
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
     drawn = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     assert np.abs(drawn - (x, y, x + w, y + h)).max() <= 1
+    mask = decode_rle(counts, shapes.SIDE, shapes.SIDE)
+    assert (mask & changed).sum() > 0.9 * (mask | changed).sum()
+    assert rle_extent(unpack_counts(counts), shapes.SIDE) == (x, y, x + w, y + h)
 
 
 def test_annotations_are_coco(tmp_path: Path) -> None:

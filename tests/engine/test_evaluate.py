@@ -11,15 +11,20 @@ import pytest
 import torch
 from torch import nn
 
+from tests.data.test_masks import write_masks
 from tests.engine.scenes import scene
 from tests.exporters.tiny import TinyDetector
 from yoloxkd.cli.run_tables import metrics_table, write_detections
+from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.formats.coco import read_coco
 from yoloxkd.data.formats.crowdhuman import read_crowdhuman
 from yoloxkd.data.loader import eval_loader
+from yoloxkd.data.samples import letterboxed
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
+from yoloxkd.engine.events import BestEpoch
 from yoloxkd.errors import UserError
+from yoloxkd.metrics.measure import check_choice
 from yoloxkd.nn.dense.yolox import YOLOX
 from yoloxkd.types import Detections, ImageMeta
 
@@ -215,3 +220,46 @@ def test_any_ids_give_the_same_numbers_and_come_back(tmp_path: Path, ids: list[i
     ]
     assert {row["category_id"] for row in result.coco_results()} <= {2**60, -1}
     assert len(result.odgt_results()) == 4
+
+
+class MaskOracle(Oracle):
+    """Gives the masks of the ground truth as well, each moved by `shift` px to the right in the original image."""
+
+    def __init__(self, data: DetectionData, imgsz: int, names: list[str], shift: int = 0) -> None:
+        super().__init__(data, imgsz, names)
+        self.shift = shift
+
+    def __call__(self, images: torch.Tensor) -> list[Detections]:
+        first = self.at
+        found = super().__call__(images)
+        for number, one in enumerate(found, start=first):
+            sample = letterboxed(self.data, number, max(self.data.sizes[number].tolist()), (0, 0, 0))
+            height, width = self.data.sizes[number].tolist()
+            one.masks = np.zeros((len(one), height, width), bool)
+            for mask, source in zip(one.masks, sample.masks or (), strict=True):
+                source.paint(mask)
+                mask[:] = np.roll(mask, self.shift, 1)
+        return found
+
+
+def test_masks_are_measured_beside_boxes(tmp_path: Path) -> None:
+    data = load_split(find_data(write_masks(tmp_path)), "train", masks=True)
+    result = evaluate(MaskOracle(data, 96, data.names), eval_loader(data, imgsz=96, batch=3), data)
+    assert result.metrics["AP"] == pytest.approx(1.0)
+    assert result.metrics["mask_AP"] == pytest.approx(1.0)
+    assert result.metrics["per_class"]["thing"]["mask_AP50"] == pytest.approx(1.0)
+    rows = result.coco_results()
+    assert rows[0]["segmentation"]["size"] == [120, 160]
+    assert "boxes" in metrics_table(result.metrics)
+    assert "masks" in metrics_table(result.metrics)
+    moved = evaluate(MaskOracle(data, 96, data.names, shift=12), eval_loader(data, imgsz=96, batch=3), data)
+    assert moved.metrics["AP"] == pytest.approx(1.0)
+    assert moved.metrics["mask_AP"] < 0.6
+    best = BestEpoch.after(None, 0, result.metrics, "mask_AP")
+    assert BestEpoch.after(best, 1, moved.metrics, "mask_AP").epoch == 0
+    check_choice("mask_AP50", data, masks=True)
+    for name, masks in (("mask_AP", False), ("MR", True), ("maskAP", True)):
+        with pytest.raises(UserError, match=f"val.metric '{name}' cannot choose the best epoch here; "):
+            check_choice(name, data, masks)
+    boxes = evaluate(Oracle(data, 96, data.names), eval_loader(data, imgsz=96, batch=2), data)
+    assert "mask_AP" not in boxes.metrics

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.two_stage.box_code import clip, decode, encode
-from yoloxkd.nn.two_stage.box_head import StageRule, class_of, stage_losses
+from yoloxkd.nn.two_stage.box_head import HeadForm, StageRule, class_of, stage_losses
 from yoloxkd.nn.two_stage.max_iou import max_iou
 from yoloxkd.nn.two_stage.roi_align import roi_features, roi_levels
 from yoloxkd.nn.two_stage.roi_head import RoIHead, assign_regions, best_pairs, sampled_regions
@@ -56,7 +56,7 @@ def rule_of(case: Case) -> StageRule:
 def head_of(case: Case, rules: list[StageRule]) -> RoIHead:
     name = "w__shared_fcs.0.weight" if len(rules) == 1 else "w__bbox_head.0.shared_fcs.0.weight"
     hidden, inputs = case.array(name).shape
-    head = RoIHead(inputs // case.params["size"] ** 2, case.params["C"], rules, hidden=hidden).double()
+    head = RoIHead(inputs // case.params["size"] ** 2, case.params["C"], rules, form=HeadForm(hidden)).double()
     state = {n.removeprefix("w__"): case.tensor(n) for n in case.family("w")}
     head.load_state_dict({n if n.startswith("bbox_head.") else f"bbox_head.0.{n}": t for n, t in state.items()})
     return head

@@ -176,7 +176,9 @@ class Detector:
         data = reference("data", data)
         settings = validate(ValSection, {"split": split} | options, "settings of an evaluation", prefix="val.")
         batch, workers = whole_number("batch", batch, 1, MOST_BATCH), whole_number("workers", workers, 0, MOST_WORKERS)
-        split_data = load_split(find_data(data), split)
+        split_data = load_split(find_data(data), split, masks=self._backend.masks)
+        if self._backend.masks and split_data.masks is None:
+            logger.warning("the split '%s' of %s has no instance masks: boxes alone are measured", split, data)
         refuse_shortage(shortages(split_data, imgsz=None), logger.warning)
         predictor = self._backend.predictor(settings.conf, settings.iou, settings.max_det)
         size = self.size(imgsz, settings.rect)

@@ -116,9 +116,9 @@ def measure(recipe: Recipe, files: CheckpointFiles | None = None) -> Measured:
                 break
             try:
                 if not peaks:
-                    step(_batch(images, size, rows))  # momentum and caches come with the first step
+                    step(_batch(images, size, rows, student.spec.masks))  # momentum and caches come with the first step
                 memory.restart()
-                step(_batch(images, size, rows))
+                step(_batch(images, size, rows, student.spec.masks))
             except UserError as error:
                 if error.__cause__ is None or not is_out_of_memory(error.__cause__):
                     raise
@@ -182,13 +182,15 @@ def _rows(recipe: Recipe, data: DetectionData) -> int:
     return most * ((4 if recipe.augment.mosaic else 1) + (1 if recipe.augment.mixup else 0))
 
 
-def _batch(images: int, size: int, rows: int) -> Batch:
-    """Noise with as many boxes as an image can have."""
+def _batch(images: int, size: int, rows: int, masks: bool = False) -> Batch:
+    """Noise with as many boxes as an image can have, and their masks where the student trains some."""
     g = torch.Generator().manual_seed(0)
     low = torch.rand(images, rows, 2, generator=g) * (size * 0.6)
     high = low + size * (0.05 + 0.35 * torch.rand(images, rows, 2, generator=g))
     mask = torch.ones(images, rows, dtype=torch.bool)
     targets = Targets(torch.cat([low, high], -1), torch.zeros_like(mask, dtype=torch.int64), mask, ~mask)
+    if masks:
+        targets.masks = torch.ones(images, rows, size, size, dtype=torch.bool)
     pixels = torch.randint(0, 256, (images, 3, size, size), generator=g, dtype=torch.uint8)
     return Batch(pixels, targets, torch.tensor([[0.0, 0.0, size, size]]).repeat(images, 1))
 

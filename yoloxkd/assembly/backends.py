@@ -36,6 +36,7 @@ class Backend(ABC):
         imgsz: px, the input size it was trained or exported for.
         pad_value: RGB 0..255 of padding.
         precision: fp32, fp16 or int8.
+        masks: whether it gives instance masks.
     """
 
     exported: ClassVar[bool]
@@ -47,6 +48,7 @@ class Backend(ABC):
     imgsz: ImageSize
     pad_value: tuple[int, int, int]
     precision: str
+    masks: bool = False
 
     @abstractmethod
     def predictor(self, conf: float, iou: float, max_det: int) -> Predictor:
@@ -76,7 +78,7 @@ class TorchBackend(Backend):
         self.file = self._opened.weights.path
         self.names, self.stride = list(detector.names), detector.size_multiple
         self.imgsz = self._opened.weights.imgsz or default_size(self._opened.name)
-        self.pad_value = detector.spec.input.pad_value
+        self.pad_value, self.masks = detector.spec.input.pad_value, detector.spec.masks
 
     def predictor(self, conf: float, iou: float, max_det: int) -> Predictor:
         return TorchPredictor(self._opened.detector, conf=conf, iou=iou, max_det=max_det, device=self.device)
@@ -96,7 +98,7 @@ class ExportedBackend(Backend):
         self.device = choose_device("cpu" if device in RUNTIMES else device)
         self._runtime = OnnxPredictor(source, runtime=runtime)
         self.names, self.stride, self.imgsz = self._runtime.names, self._runtime.stride, self._runtime.imgsz
-        self.pad_value = self._runtime.pad_value
+        self.pad_value, self.masks = self._runtime.pad_value, self._runtime.masks
         self.precision = self._runtime.metadata.get("precision", "fp32")
 
     def predictor(self, conf: float, iou: float, max_det: int) -> Predictor:

@@ -22,8 +22,10 @@ from yoloxkd.errors import UserError, nearest
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.solo.key_map import mmdetection_solo
+from yoloxkd.nn.two_stage.key_map import mmdetection_two_stage, torchvision_two_stage
 from yoloxkd.nn.weights.load import PUBLISHED, LoadReport, load_checkpoint_file, load_into, official_state
-from yoloxkd.nn.weights.mmdet_weights import dense_state
+from yoloxkd.nn.weights.mmdet_weights import DenseState, dense_state
 from yoloxkd.nn.weights.torchvision_weights import torchvision_state
 from yoloxkd.types import ImageSize
 
@@ -160,8 +162,8 @@ def _open(path: Path) -> Weights:
         return Weights(saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest)
     with naming(path):
         yolox = official_state(raw)
-        dense = None if yolox else dense_state(raw, path.name)
-        foreign = None if yolox or dense else torchvision_state(raw, digest)
+        dense = None if yolox else _mmdetection(raw, path.name)
+        foreign = None if yolox or dense else torchvision_state(raw, digest) or torchvision_two_stage(raw, digest)
     if yolox is not None:
         names = _assumed_names(yolox.num_classes)
         return Weights({"name": yolox.architecture}, names, yolox.state, None, yolox.source, path, digest, named=False)
@@ -170,11 +172,18 @@ def _open(path: Path) -> Weights:
     if dense is None:
         raise UserError(
             f"{path} is not a checkpoint of a known detector (ours, Megvii YOLOX, mmdetection YOLOX, FCOS, GFL, ATSS, "
-            "RetinaNet, AutoAssign, DDOD or RepPoints, or torchvision FCOS or RetinaNet)"
+            "RetinaNet, AutoAssign, DDOD, RepPoints, R-CNN or SOLO, or torchvision FCOS, RetinaNet or R-CNN)"
         )
     names = dense.names or _assumed_names(dense.classes)
     named = dense.names is not None
     return Weights(dense.section, names, dense.state, None, kind, path, digest, named)
+
+
+def _mmdetection(raw: Mapping[str, Any], file_name: str) -> DenseState | None:
+    for recognize in (dense_state, mmdetection_two_stage, mmdetection_solo):
+        if (found := recognize(raw, file_name)) is not None:
+            return found
+    return None
 
 
 def _assumed_names(classes: int) -> list[str]:

@@ -28,7 +28,7 @@ from yoloxkd.assembly.run_callbacks import ordered_callbacks
 from yoloxkd.assembly.same_data import data_of_run, say_changes
 from yoloxkd.assembly.teachers import open_teachers
 from yoloxkd.config.recipe import Recipe, Student
-from yoloxkd.data.data_spec import load_split
+from yoloxkd.data.data_spec import DataSpec, load_split
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.fingerprint import fingerprint
 from yoloxkd.data.io.image_caches import with_cache
@@ -48,6 +48,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.kd.base import KDConfig, Teacher
 from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.rescaled_teacher import RescaledTeacher
+from yoloxkd.metrics.measure import check_choice
 from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.weights.load import load_checkpoint_file
 from yoloxkd.types import ImageSize
@@ -193,7 +194,8 @@ def prepare(
     # the student comes first after seeding: its initial weights do not depend on who teaches it
     student = new_detector(resume.student if resume else recipe.student, spec.names)
     check_size(recipe.train.imgsz, student.size_multiple)
-    train, val = load_split(spec, "train"), load_split(spec, recipe.val.split)
+    train, val = load_split_for(student, spec, "train", say), load_split_for(student, spec, recipe.val.split, say)
+    check_choice(recipe.val.metric, val, student.spec.masks)
     refuse_shortage([*shortages(train, imgsz=recipe.train.imgsz), *shortages(val, imgsz=None)], say)
     prints = {"train": fingerprint(train), recipe.val.split: fingerprint(val)}
     if resume is not None:
@@ -228,6 +230,22 @@ def prepare(
     return TrainLoop(state, loader, resume.raw if resume else None)
 
 
+def load_split_for(
+    detector: Detector[Any, Any], spec: DataSpec, split: str, say: Callable[[str], None]
+) -> DetectionData:
+    """A split with what the detector trains on: instance masks where it gives some.
+
+    UserError: it cannot be without masks, and the split has none; where it can, that is said.
+    """
+    data = load_split(spec, split, masks=detector.spec.masks)
+    if detector.spec.masks and data.masks is None:
+        said = f"the split '{split}' of {spec.name} has no instance masks"
+        if not detector.trains_without_masks:
+            raise UserError(f"{said}, and {detector.family} learns from nothing else; use data with masks")
+        say(f"warning: {said}: {detector.family} is trained and measured on its boxes alone")
+    return data
+
+
 def _loader(
     recipe: Recipe, train: DetectionData, detectors: Sequence[Detector[Any, Any]], device: torch.device
 ) -> TrainLoader:
@@ -244,6 +262,7 @@ def _loader(
         pin_memory=device.type == "cuda",
         rank=rank(),
         world=world_size(),
+        masks=detectors[0].spec.masks,
     )
 
 

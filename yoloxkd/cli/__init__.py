@@ -186,9 +186,12 @@ def predict(
     json_file: JsonOption = None,
     coco_file: Annotated[Path | None, typer.Option("--coco", help="Write COCO's result format to this file.")] = None,
     save_txt: Annotated[
-        bool, typer.Option("--save-txt", help="YOLO labels in OUT/labels/: 'class x y w h' a detection.")
+        bool,
+        typer.Option(
+            "--save-txt", help="YOLO labels in OUT/labels/: 'class x y w h' a detection, of a mask its outline."
+        ),
     ] = False,
-    save_conf: Annotated[bool, typer.Option("--save-conf", help="With --save-txt: the score as sixth column.")] = False,
+    save_conf: Annotated[bool, typer.Option("--save-conf", help="With --save-txt: the score as last column.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="End at the first source that cannot be read, exit status 2, no results.")
     ] = False,

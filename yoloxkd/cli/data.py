@@ -51,7 +51,7 @@ def stats(
 @app.command()
 def convert(
     data: DataArgument,
-    to: Annotated[str, typer.Option(help=", ".join(FORMATS) + ".")],
+    to: Annotated[str, typer.Option(help=", ".join(FORMATS) + "; cityscapes is read alone.")],
     output: Annotated[Path, typer.Option(help="Folder to make.")],
     classes: Annotated[str | None, typer.Option(help="Keep these classes only: NAME,NAME,...")] = None,
     link: Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")] = False,

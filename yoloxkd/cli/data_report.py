@@ -43,6 +43,7 @@ def check_report(name: str, limit: int | None, json_file: Path | None, imgsz: in
 
 def _split_lines(report: SplitReport, limit: int | None) -> Iterator[str]:
     ignored = f", {report.ignored} to ignore" if report.ignored else ""
+    ignored += f", {report.masks} masks" if report.masks else ""
     yield f"{report.split}: {report.images} images, {report.boxes} boxes{ignored}"
     for kind, count in report.faults.counts.items():
         yield f"  {'!' if kind in report.faults.breaking else ' '} {count} {kind}"
@@ -61,7 +62,7 @@ def stats_report(name: str, split: str | None, out: Path | None, samples: int, j
     folder = Path("runs") / "data" / Path(name).stem if out is None else out
     splits = spec.splits if split is None else [split]
     _check_stats_folder(spec, folder, [*(f"samples-{one}.png" for one in splits), "chart.png"], json_file)
-    read = [load_split(spec, one) for one in splits]
+    read = [load_split(spec, one, masks=True) for one in splits]
     statistics = [split_stats(data) for data in read]
     for data, stats in zip(read, statistics, strict=True):
         print(stats_text(stats) + ("" if not len(data.faults) else f"\n{data.faults.describe()}"))
@@ -102,6 +103,7 @@ def stats_text(stats: SplitStats) -> str:
     sums = [str(int(n)) for n in (stats.by_class.sum(), *stats.by_class.sum(0))]
     rows.append(["all", *sums, str(stats.images - stats.empty)])
     head = f"{stats.split}: {stats.images} images ({stats.empty} without a box), {stats.ignored} boxes to ignore"
+    head += f", {stats.masks} masks" if stats.masks else ""
     w, h, per = (values[key] for key in ("width", "height", "boxes_per_image"))
     tail = (
         f"images {w['least']:.0f}x{h['least']:.0f} to {w['most']:.0f}x{h['most']:.0f} px, median "

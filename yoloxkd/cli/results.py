@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from yoloxkd.instance_masks import as_one_polygon, mask_polygons, rle_dict, segment_line
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.types import Detections
 
@@ -33,7 +36,8 @@ class Found:
 
 
 def coco_results(found: list[Found]) -> list[dict[str, Any]]:
-    """COCO's result format, a row a detection: image_id, category_id, bbox x y w h px, score; file_name and frame besides.
+    """COCO's result format, a row a detection: image_id, category_id, bbox x y w h px, score; file_name and frame besides; with
+    masks also segmentation, as run lengths.
 
     image_id is the number in the file's name where every one is a number and no two are the same (as COCO's are), else
     the image's place in the list from 1 on. category_id is COCO's for its 80 classes, else the label + 1.
@@ -45,13 +49,16 @@ def coco_results(found: list[Found]) -> list[dict[str, Any]]:
         d = one.detections
         ids = _COCO_IDS if list(d.names) == list(COCO_NAMES) else list(range(1, len(d.names) + 1))
         frame = {} if one.frame is None else {"frame": one.frame}
-        for (x1, y1, x2, y2), score, label in zip(d.boxes.tolist(), d.scores.tolist(), d.labels.tolist(), strict=True):
+        for detection in d:
+            x1, y1, x2, y2 = detection.box.tolist()
+            mask = {} if detection.mask is None else {"segmentation": rle_dict(detection.mask)}
             out.append(
                 {
                     "image_id": number if own else place,
-                    "category_id": ids[label],
+                    "category_id": ids[detection.label],
                     "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
-                    "score": round(score, 6),
+                    "score": round(detection.score, 6),
+                    **mask,
                     "file_name": one.source,
                     **frame,
                 }
@@ -60,10 +67,21 @@ def coco_results(found: list[Found]) -> list[dict[str, Any]]:
 
 
 def yolo_text(found: Found, scores: bool = False) -> str:
-    """A line a detection: label, center x, center y, width, height as parts of the image; with `scores` its score too."""
+    """A line a detection: label, center x, center y, width, height as parts of the image; with `scores` its score too.
+
+    With masks a line is YOLO's segment instead: label, and the points of the mask's outline as parts of the image.
+    """
     height, width = found.size
     d = found.detections
     lines = []
+    if d.masks is not None:
+        for one in d:
+            x1, y1, x2, y2 = one.box.tolist()
+            parts = mask_polygons(one.mask) if one.mask is not None else []
+            polygon = as_one_polygon(parts or [np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])])
+            line = segment_line(one.label, polygon, height, width)
+            lines.append(f"{line[:-1]} {one.score:.6f}\n" if scores else line)
+        return "".join(lines)
     for (x1, y1, x2, y2), score, label in zip(d.boxes.tolist(), d.scores.tolist(), d.labels.tolist(), strict=True):
         numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
         numbers += (score,) if scores else ()

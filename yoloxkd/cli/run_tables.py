@@ -20,7 +20,7 @@ from yoloxkd.data.augment.transforms import largest_input
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.evaluate import EvalResult
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.metrics.measure import overall
+from yoloxkd.metrics.measure import MASK, overall
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.detector import Detector
@@ -40,7 +40,13 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     whole = overall(metrics)
     rows = [[name, *shown(values)] for name, values in metrics["per_class"].items()]
     columns: Mapping[str, float] = next(iter(metrics["per_class"].values()), {})
-    return table(list(whole), [shown(whole)]) + "\n" + table(["class", *columns], rows)
+    masks = {name.removeprefix(MASK): value for name, value in whole.items() if name.startswith(MASK)}
+    boxes = {name: value for name, value in whole.items() if not name.startswith(MASK)}
+    if masks:
+        top = table(["", *boxes], [["boxes", *shown(boxes)], ["masks", *shown(masks)]])
+    else:
+        top = table(list(boxes), [shown(boxes)])
+    return top + "\n" + table(["class", *columns], rows)
 
 
 def check_val_outputs(out: Path | None, json_file: Path | None, inputs: Sequence[str]) -> None:
@@ -63,7 +69,9 @@ def write_detections(folder: Path, result: EvalResult) -> Path:
 
 def val_options(sets: Sequence[str]) -> dict[str, Any]:
     """`val.conf=0.1` texts -> keyword options of `Detector.val`."""
-    return _section_options(sets, "val", [key for key in leaves(ValSection) if key not in ("split", "interval")])
+    return _section_options(
+        sets, "val", [key for key in leaves(ValSection) if key not in ("split", "interval", "metric")]
+    )
 
 
 def export_options(sets: Sequence[str]) -> dict[str, Any]:

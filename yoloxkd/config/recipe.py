@@ -230,6 +230,9 @@ class ValSection(Strict):
         "ratio; sizes of two sides always do so",
     )
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    metric: str = Field(
+        "AP", description="the number over all classes that chooses the best epoch: AP of boxes, mask_AP of masks, ..."
+    )
 
     def every(self, epochs: int) -> int:
         return max(1, epochs // 30) if self.interval is None else self.interval

@@ -16,6 +16,7 @@ FORMATS: Table[Format] = Table(
         "yolo": "yoloxkd.data.formats.yolo:YOLO",
         "voc": "yoloxkd.data.formats.voc:VOC",
         "crowdhuman": "yoloxkd.data.formats.crowdhuman:CROWDHUMAN",
+        "cityscapes": "yoloxkd.data.formats.cityscapes:CITYSCAPES",
     },
 )
 """Annotation format -> its reader and writer."""

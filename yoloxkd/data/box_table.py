@@ -10,6 +10,7 @@ import numpy as np
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.formats.values import NO_ID
 from yoloxkd.data.io.packed_strings import Strings
+from yoloxkd.data.mask_table import MaskBuilder, MaskTable
 from yoloxkd.data.problems import NEARLY_ALL, Faults, Place
 from yoloxkd.errors import UserError
 
@@ -21,6 +22,7 @@ _ROUNDING_PX = 0.5
 _PIXEL = 0.95
 _FEW = 3  # boxes, too few to tell their order by
 _BEYOND_PX = 1.0
+_MASK_PX, _MASK_PART = 2.0, 0.05  # px, and part of the box's sides, by which mask and box may differ: both are rounded
 _MOST_AREA = 2.0
 """An area may be this many times its box's: outlines and boxes are rounded, and some tools count them apart."""
 
@@ -55,6 +57,7 @@ class BoxTable:
     area        (M,) px², NaN: that of the box; None: of all boxes
     written     (M, 4) box as the file writes it, to tell fractions of the image from pixels; None: it writes fractions
     visible, head_boxes  (M, 4) xyxy px, NaN where not annotated; None: nowhere
+    masks       of the boxes; None: nobody asked for them, or there are none
     keep        (M,) bool, rows that are still wanted
     """
 
@@ -71,6 +74,7 @@ class BoxTable:
     written: np.ndarray | None = None
     visible: np.ndarray | None = None
     head_boxes: np.ndarray | None = None
+    masks: MaskTable | None = None
     keep: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +96,14 @@ class BoxTable:
         faults.breaking.add(kind)
         self.count(rows, kind, faults)
 
+    def take_masks(self, masks: MaskBuilder, faults: Faults) -> None:
+        """The masks that a reader gathered, a row a box; what was wrong with them is counted."""
+        self.masks = masks.table()
+        for kind, rows in masks.faults.items():
+            wrong = np.zeros(len(self.keep), bool)
+            wrong[rows] = True
+            self.count(wrong, kind, faults)
+
     def place(self, row: int) -> Place:
         file = self.files[0 if self.file is None else int(self.file[row])]
         note = ""
@@ -109,6 +121,7 @@ class BoxTable:
         whole, clipped, unseen = self._check_boxes(pictures, faults)
         self._check_units(whole, faults)
         areas = self._areas(whole, faults)
+        masks = None if self.masks is None else self._checked_masks(self.masks, whole, pictures, faults)
         if faults.gather:
             self.count(self._repeated(whole), "repeated: the same box of the same class again (kept)", faults)
         kept = np.flatnonzero(self.keep)
@@ -136,6 +149,7 @@ class BoxTable:
             unclipped=whole[kept] if beyond else None,
             visible=None if self.visible is None else self.visible[kept],
             head_boxes=None if self.head_boxes is None else self.head_boxes[kept],
+            masks=None if masks is None else masks[kept],
             unseen=unseen if len(unseen) else None,
         )
 
@@ -193,6 +207,24 @@ class BoxTable:
             wrong = (self.area <= 0) | (self.area > _MOST_AREA * box + 4) | tiny
         self.count(wrong, "areas that the box cannot have, replaced by the box's", faults)
         return np.where(wrong, np.nan, self.area)
+
+    def _checked_masks(
+        self, masks: MaskTable, whole: np.ndarray, pictures: ImageColumns, faults: Faults
+    ) -> MaskTable | None:
+        """Count masks that do not fit their image (left out) or their box (kept), and objects without one; None: all are."""
+        sized = masks.rle_sizes.any(axis=1)
+        other = sized & (masks.rle_sizes != pictures.sizes[self.image]).any(axis=1)
+        self.count(other, "masks whose run lengths are of another size than the image, left out", faults)
+        masks = masks.without(other) if other.any() else masks
+        there = masks.there()
+        if not there.any():
+            return None
+        room = _MASK_PX + _MASK_PART * np.tile(whole[:, 2:] - whole[:, :2], 2)
+        with np.errstate(invalid="ignore"):
+            apart = there & ~(np.abs(masks.extents() - whole) <= room).all(axis=1)
+        self.count(apart, "masks that do not agree with their box (kept)", faults)
+        self.count(~there & ~self.ignore, "objects without a mask, of which the box alone is trained", faults)
+        return masks
 
     def _repeated(self, whole: np.ndarray) -> np.ndarray:
         """(M,) bool: kept rows equal to an earlier one."""

@@ -40,6 +40,7 @@ class SplitReport:
     images: int = 0
     boxes: int = 0
     ignored: int = 0
+    masks: int = 0
     faults: Faults = field(default_factory=lambda: Faults(gather=True, kept=None))
 
     @property
@@ -53,6 +54,7 @@ class SplitReport:
             "images": self.images,
             "boxes": self.boxes,
             "ignored": self.ignored,
+            "masks": self.masks,
             "breaking": self.breaking,
             "faults": {
                 kind: {
@@ -82,12 +84,13 @@ def check_data(
         report = SplitReport(split)
         reports.append(report)
         try:
-            data = load_split(spec, split, report.faults)
+            data = load_split(spec, split, report.faults, masks=True)
         except UserError as error:
             report.faults.refuse(NO_SPLIT, Place(split, note=str(error)), "")
             continue
         report.images, report.ignored = len(data), int(data.crowd.sum())
         report.boxes = len(data.boxes) - report.ignored
+        report.masks = 0 if data.masks is None else int(data.masks.there().sum())
         if len(data):  # else no image can be read, which is told already
             _add_shortages(report, data, imgsz)
         for path, digest in zip(data.paths, _look(data, report.faults, progress), strict=True):

@@ -51,6 +51,9 @@ def convert_data(
     folder is there already or cannot be written, a split cannot be read.
     """
     FORMATS.find(to)
+    if FORMATS[to].write is None:
+        known = ", ".join(name for name in FORMATS if FORMATS[name].write)
+        raise UserError(f"the format {to} is read and not written; choose one of {known}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; give a new --output")
     place = output.resolve()
@@ -88,11 +91,12 @@ def _write(
     content: dict[str, Any] = {"format": to} if to != "yolo" else {}
     lines, used = [], Counter[str]()
     for split in spec.splits:
-        data = select_classes(load_split(spec, split), names)
+        data = select_classes(load_split(spec, split, masks=True), names)
         files = _new_names(data.paths, used if target.one_folder else Counter())
         renamed = sum(Path(path).name != name for path, name in zip(data.paths, files, strict=True))
         for i, name in enumerate(files):
             files[i] = _place(data, i, folder / target.pictures.format(split=split) / name, target, link)
+        assert target.write is not None
         content[split] = target.write(data, files, folder)
         lost = "; ".join(describe_loss(data, target))
         faults = f"; {data.faults.describe()}" if len(data.faults) else ""
@@ -153,6 +157,7 @@ def describe_loss(data: DetectionData, target: Format) -> list[str]:
     beyond = 0 if data.unclipped is None else int((np.abs(data.unclipped - data.boxes).max(1) > 1e-6).sum())
     areas = np.abs((data.boxes[:, 2:] - data.boxes[:, :2]).prod(1) - data.areas) > 1e-6 * np.maximum(data.areas, 1)
     kept_as = " (written as difficult objects)" if "difficult" in target.keeps else " (they become background)"
+    masked = np.zeros(0, bool) if data.masks is None else data.masks.there()
     unseen = 0 if data.unseen is None else len(data.unseen)
     found = {
         "regions": (int(regions.sum()), f"ignore regions{kept_as}"),
@@ -160,12 +165,15 @@ def describe_loss(data: DetectionData, target: Format) -> list[str]:
         "areas": (int(areas.sum()), "areas that are not those of their boxes"),
         "unclipped": (beyond, "boxes cut at the image's border"),
         "visible": (0 if data.visible is None else int(np.isfinite(data.visible).all(1).sum()), "visible boxes"),
+        "masks": (int(masked.sum()), "instance masks"),
         "heads": (0 if data.head_boxes is None else int(np.isfinite(data.head_boxes).all(1).sum()), "head boxes"),
         "names": (len(data.names), "class names, which become 'person'") if data.names != ["person"] else (0, ""),
     }
     lost = [f"{count} {words}" for key, (count, words) in found.items() if count and key not in target.keeps]
     if data.format == "coco" and "numbers" not in target.keeps:
         lost.append("the numbers of images, annotations and categories")
+    if len(masked) and target is FORMATS["yolo"] and not masked[~data.crowd].all():
+        lost.append(f"{int((~masked & ~data.crowd).sum())} objects without a mask get the outline of their box")
     return lost + ([f"{unseen} objects wholly outside their image"] if unseen else [])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,14 @@ def _on_disk(where: str) -> Iterator[None]:
         raise UserError(f"the {where} names {shown(repr(error.filename))}: {error.strerror or error}") from error
 
 
-def load_split(spec: DataSpec, split: str, faults: Faults | None = None) -> DetectionData:
-    """Read one split: train, val or test. UserError: the data set has no such split, or what its reader raises."""
+def load_split(spec: DataSpec, split: str, faults: Faults | None = None, *, masks: bool = False) -> DetectionData:
+    """Read one split: train, val or test; instance masks only where asked for.
+
+    UserError: the data set has no such split, or what its reader raises.
+    """
     if split not in spec.splits:
         raise UserError(f"the data set {spec.name} has no split '{split}'; it has {', '.join(spec.splits)}")
-    source = _source(spec, getattr(spec, split))
+    source = replace(_source(spec, getattr(spec, split)), masks=masks)
     faults = Faults() if faults is None else faults
     with _on_disk(f"data set {spec.name}"):
         if spec.format == "yolo":

@@ -11,6 +11,7 @@ import numpy as np
 
 from yoloxkd.data.io.images import read_image
 from yoloxkd.data.io.packed_strings import Strings, readable
+from yoloxkd.data.mask_table import MaskTable
 from yoloxkd.data.problems import Faults
 
 _BOX_COLUMNS = (
@@ -23,6 +24,7 @@ _BOX_COLUMNS = (
     "unclipped",
     "visible",
     "head_boxes",
+    "masks",
 )
 
 
@@ -60,6 +62,7 @@ class DetectionData:
     unclipped       (M, 4) float64 xyxy px, boxes as annotated, beyond the image's borders
     visible         (M, 4) float64 xyxy px, the part of an object that shows; NaN where it is not annotated
     head_boxes      (M, 4) float64 xyxy px, a person's head, likewise
+    masks           of the boxes; None: nobody asked for them, or the format has none
     unseen          (U, 5) float64: position of the image, and xyxy px as annotated, of objects whose box shows nothing of
                     the image. They are not in `boxes`, but a metric may count them as missed
     """
@@ -84,6 +87,7 @@ class DetectionData:
     unclipped: np.ndarray | None = None
     visible: np.ndarray | None = None
     head_boxes: np.ndarray | None = None
+    masks: MaskTable | None = None
     unseen: np.ndarray | None = None
     cache: ImageCache | None = None
 

@@ -32,11 +32,13 @@ class Collate:
     The batch is as large as its largest sample, up to a multiple of `multiple` px; smaller ones lie at the top left,
     the rest is `pad_value`. With `mask_padding` the targets say where the image ends, so that padding is not trained
     as background.
+    With `masks` the targets have the masks of the boxes, painted here; an object without one has none of its pixels.
     """
 
     multiple: int = 1
     pad_value: Color = GRAY
     mask_padding: bool = False
+    masks: bool = False
 
     def __call__(self, samples: Sequence[Sample | UserError]) -> Batch | UserError:
         good: list[Sample] = []
@@ -64,7 +66,18 @@ class Collate:
         )
         # as it lies in memory the batch is channels_last, which the networks run in
         images = as_tensor(self._images(good)).permute(0, 3, 1, 2)
+        if self.masks:
+            targets.masks = as_tensor(self._masks(good, rows, (images.shape[2], images.shape[3])))
         return Batch(images, targets, content, [sample.meta for sample in good])
+
+    @staticmethod
+    def _masks(samples: Sequence[Sample], rows: int, size: tuple[int, int]) -> np.ndarray:
+        """(B, rows, H, W) bool"""
+        out = np.zeros((len(samples), rows, *size), bool)
+        for sample, of_image in zip(samples, out, strict=True):
+            for mask, painted in zip(sample.masks or (), of_image, strict=False):
+                mask.paint(painted)
+        return out
 
     def _images(self, samples: Sequence[Sample]) -> np.ndarray:
         """(B, H, W, 3) uint8"""
@@ -163,20 +176,22 @@ def train_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world: int = 1,
+    masks: bool = False,
 ) -> Loader:
     """Shuffled, augmented batches; `batch` is per process. Call `set_epoch` before each epoch.
 
     Batches of a pair of sides hold images in landscape or in portrait, their height and width are multiples of
     `multiple`, and their targets say where each image ends. The batches do not depend on `workers`.
+    With `masks` the targets have the masks of `data`.
     UserError: the split has no image, or (while reading) an image is broken.
     """
     if not len(data):
         raise UserError(f"the split '{data.split}' has no image to train on")
     samples = TrainSamples(data, imgsz, augment, seed, pad_value)
     if isinstance(imgsz, int):
-        portrait, collate = None, Collate(pad_value=pad_value)
+        portrait, collate = None, Collate(pad_value=pad_value, masks=masks)
     else:
-        portrait, collate = data.sizes[:, 0] > data.sizes[:, 1], Collate(multiple, pad_value, mask_padding=True)
+        portrait, collate = data.sizes[:, 0] > data.sizes[:, 1], Collate(multiple, pad_value, True, masks)
     order = EpochSampler(len(data), batch, seed, rank, world, portrait)
     return _loader(samples, order, collate, workers, pin_memory, True)
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from yoloxkd.config.augment import Augment
 from yoloxkd.data.augment.mosaic import mixup, mosaic
+from yoloxkd.data.augment.placed_mask import placed_masks
 from yoloxkd.data.augment.transforms import Color, Sample, color, fit_size, flip, letterbox, worth_training
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.io.image_caches import RecentImages
@@ -64,7 +65,7 @@ class TrainSamples(Dataset[Sample | UserError]):
         if rng.random() < self.augment.flip:
             self._flip(sample)
         keep = worth_training(sample.boxes, np.zeros(len(sample.boxes)), sample.crowd)
-        sample.boxes, sample.labels, sample.crowd = sample.boxes[keep], sample.labels[keep], sample.crowd[keep]
+        sample.keep(keep)
         return sample
 
     def _others(self, epoch: int, index: int, rng: np.random.Generator) -> list[int]:
@@ -103,6 +104,8 @@ class TrainSamples(Dataset[Sample | UserError]):
         width, height = int(sample.content[2]), int(sample.content[3])
         part, sample.boxes = flip(sample.image[:height, :width], sample.boxes, width)
         sample.image[:height, :width] = part
+        if sample.masks is not None:
+            sample.masks = [mask.mirrored(width) for mask in sample.masks]
 
 
 @dataclass
@@ -147,4 +150,8 @@ def _placed(data: DetectionData, index: int, image: np.ndarray, scale: float, sh
     boxes, labels, crowd = data.annotations(index)
     content = np.array([0, 0, shown[1], shown[0]], np.float32)
     meta = ImageMeta(int(data.image_ids[index]), data.paths[index], height, width, scale, index=index)
-    return Sample(image, (boxes * scale).astype(np.float32), labels, crowd, content, meta)
+    masks = None
+    if data.masks is not None:
+        matrix = np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]])
+        masks = placed_masks(data, index, matrix, (0.0, 0.0, float(width), float(height)))
+    return Sample(image, (boxes * scale).astype(np.float32), labels, crowd, content, meta, masks)

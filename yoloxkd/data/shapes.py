@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,10 +18,12 @@ import numpy as np
 from yoloxkd.cache_folders import find_kept, make_cache_folder
 from yoloxkd.data.shape_outlines import OUTLINES
 from yoloxkd.errors import UserError
+from yoloxkd.instance_masks import encode_rle
 from yoloxkd.write_image import write_image
 
 SHAPES = "shapes"
-VERSION = 2
+VERSION = 3
+_DRAWING = 2  # the first version whose images are the same
 CLASSES = tuple(OUTLINES)
 COUNTS: Mapping[str, int] = {"train": 800, "val": 150, "test": 150}
 SIDE = 320
@@ -29,6 +31,14 @@ _SMALLEST, _LARGEST, _MOST = 10.0, 0.62 * SIDE, 20
 # An object is annotated when at least this part of it can be seen.
 _VISIBLE = 0.25
 _SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
+
+
+class Shape(NamedTuple):
+    """An object that can be seen: its class, [x, y, width, height] px, and its mask as COCO's compressed run lengths."""
+
+    label: int
+    box: list[int]
+    counts: bytes
 
 
 def shapes_folder() -> Path:
@@ -84,34 +94,42 @@ def _progress(folder: Path, done: int, total: int) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _write(work: Path, split: str, number: int) -> list[tuple[int, list[int]]]:
+def _write(work: Path, split: str, number: int) -> list[Shape]:
     image, objects = draw(split, number)
     file = work / "images" / split / f"{number:05d}.jpg"
     write_image(file, image, [cv2.IMWRITE_JPEG_QUALITY, 90])
     return objects
 
 
-def _coco(split: str, records: list[tuple[int, list[tuple[int, list[int]]]]]) -> dict[str, Any]:
+def _coco(split: str, records: list[tuple[int, list[Shape]]]) -> dict[str, Any]:
     first = _SPLIT_SEEDS[split] * 1_000_000
     images = [{"id": first + n, "file_name": f"{n:05d}.jpg", "height": SIDE, "width": SIDE} for n, _ in records]
-    rows = [(first + n, label, box) for n, objects in records for label, box in objects]
+    rows = [(first + n, one) for n, objects in records for one in objects]
     annotations = [
-        {"id": i, "image_id": n, "category_id": k + 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        for i, (n, k, box) in enumerate(rows, start=1)
+        {
+            "id": i,
+            "image_id": n,
+            "category_id": one.label + 1,
+            "bbox": one.box,
+            "area": one.box[2] * one.box[3],
+            "iscrowd": 0,
+            "segmentation": {"size": [SIDE, SIDE], "counts": one.counts.decode()},
+        }
+        for i, (n, one) in enumerate(rows, start=1)
     ]
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(CLASSES)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def draw(split: str, number: int) -> tuple[np.ndarray, list[tuple[int, list[int]]]]:
-    """One image: uint8 (SIDE, SIDE, 3) RGB, and (label, [x, y, width, height]) of every object that can be seen.
+def draw(split: str, number: int) -> tuple[np.ndarray, list[Shape]]:
+    """One image: uint8 (SIDE, SIDE, 3) RGB, and every object that can be seen.
 
-    A box holds exactly the pixels the object would show with nothing in front of it.
+    Mask and box hold exactly the pixels that the object would show with nothing in front of it.
     """
-    rng = np.random.default_rng((VERSION, _SPLIT_SEEDS[split], number))
+    rng = np.random.default_rng((_DRAWING, _SPLIT_SEEDS[split], number))
     canvas = _background(rng)
     owner = np.zeros((SIDE, SIDE), np.uint8)
-    placed: list[tuple[int, list[int], int]] = []
+    placed: list[tuple[Shape, int]] = []
     for label, radius in _plan(rng):
         center = _free_place(rng, owner, radius)
         mask, left, top = _mask(rng, CLASSES[label], center, radius)
@@ -122,11 +140,13 @@ def draw(split: str, number: int) -> tuple[np.ndarray, list[tuple[int, list[int]
         box = [left + int(columns[0]), top + int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
         view = (slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1]))
         _paint(rng, canvas[view], mask, label)
-        placed.append((label, box, int(solid.sum())))
+        whole = np.zeros((SIDE, SIDE), bool)
+        whole[view] = solid
+        placed.append((Shape(label, box, encode_rle(whole)), int(solid.sum())))
         owner[view][solid] = len(placed)
     seen = np.bincount(owner.ravel(), minlength=len(placed) + 1)[1:]
     objects = [
-        (k, box) for (k, box, area), n in zip(placed, seen, strict=True) if n >= _VISIBLE * area and min(box[2:]) >= 4
+        one for (one, area), n in zip(placed, seen, strict=True) if n >= _VISIBLE * area and min(one.box[2:]) >= 4
     ]
     return _finish(rng, canvas), objects
 

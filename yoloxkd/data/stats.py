@@ -20,6 +20,7 @@ class SplitStats:
     by_class     (K, 3) boxes that are small, medium, large (COCO's limits on the annotated area); none to be ignored
     with_class   (K,) images that hold a class
     per_image    (N,) boxes of each image
+    masks        boxes that have a mask
     sides        (M,) square root of each box's area over its image's area, 0 to 1
     """
 
@@ -33,6 +34,7 @@ class SplitStats:
     per_image: np.ndarray
     sizes: np.ndarray
     sides: np.ndarray
+    masks: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -42,6 +44,7 @@ class SplitStats:
             "without_boxes": self.empty,
             "boxes": int(self.by_class.sum()),
             "ignored": self.ignored,
+            "masks": self.masks,
             "boxes_per_image": _spread(self.per_image),
             "width": _spread(widths),
             "height": _spread(heights),
@@ -81,4 +84,5 @@ def split_stats(data: DetectionData) -> SplitStats:
         per_image=per_image,
         sizes=data.sizes,
         sides=np.sqrt(area),
+        masks=0 if data.masks is None else int(data.masks.there().sum()),
     )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from yoloxkd.data.dataset import DetectionData
 from yoloxkd.distributed.comm import all_or_none, broadcast, gather_to_main
 from yoloxkd.engine.failures import memory_advice
 from yoloxkd.errors import UserError
+from yoloxkd.instance_masks import encode_rles
 from yoloxkd.metrics.coco import COCODetections
 from yoloxkd.metrics.measure import measure
 from yoloxkd.nn.detector import Detector
@@ -106,10 +108,14 @@ class EvalResult:
     def coco_results(self) -> list[dict[str, Any]]:
         """The detections in COCO's result format, with the annotation file's own ids of images and categories."""
         images, categories = self.data.own_image_ids(), self.data.categories()
-        return [
+        rows: list[dict[str, Any]] = [
             {"image_id": images[image], "category_id": categories[label], "bbox": box, "score": score}
             for image, label, box, score in self._rows()
         ]
+        if self.detections.masks is not None:
+            for row, image, counts in zip(rows, self.detections.image_id.tolist(), self.detections.masks, strict=True):
+                row["segmentation"] = {"size": self.data.sizes[image].tolist(), "counts": counts.decode()}
+        return rows
 
     def odgt_results(self) -> list[dict[str, Any]]:
         """The detections in CrowdHuman's result format, an object an image, named by its file without suffix."""
@@ -193,17 +199,19 @@ def _some(names: list[str], shown: int = 8) -> str:
 def _renamed(detections: Detections, image: int, label_of: np.ndarray) -> COCODetections:
     labels = label_of[detections.labels]
     rows = labels >= 0
-    return COCODetections(
-        np.full(int(rows.sum()), image, dtype=np.int64), detections.boxes[rows], detections.scores[rows], labels[rows]
-    )
+    image_id = np.full(int(rows.sum()), image, dtype=np.int64)
+    masks = None if detections.masks is None else encode_rles(detections.masks[rows])
+    return COCODetections(image_id, detections.boxes[rows], detections.scores[rows], labels[rows], masks)
 
 
 def _joined(parts: list[COCODetections]) -> COCODetections:
     if not parts:
         return COCODetections()
+    masks = [p.masks for p in parts if p.masks is not None]
     return COCODetections(
         np.concatenate([p.image_id for p in parts]),
         np.concatenate([p.boxes for p in parts]),
         np.concatenate([p.scores for p in parts]),
         np.concatenate([p.labels for p in parts]),
+        list(chain.from_iterable(masks)) if len(masks) == len(parts) else None,
     )

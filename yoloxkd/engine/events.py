@@ -50,6 +50,7 @@ from torch import Tensor, nn
 
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.engine.callback_list import CallbackList
+from yoloxkd.metrics.measure import larger_is_better
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import TASK, Batch, LossName
 
@@ -62,7 +63,7 @@ class BestEpoch:
     """The epoch whose student is kept in best.pt.
 
     Attributes:
-        value: What the epochs are compared by, 0 to 1: AP. -1 where it could not be measured, which any later evaluation beats.
+        value: What the epochs are compared by, 0 to 1: the number `val.metric`. -1 where it could not be measured, which any later evaluation beats.
         epoch: Number of the epoch, from 0.
         metrics: All numbers of its evaluation, as in metrics.json; empty in a run without an evaluation.
     """
@@ -72,11 +73,11 @@ class BestEpoch:
     metrics: dict[str, Any]
 
     @classmethod
-    def after(cls, best: BestEpoch | None, epoch: int, metrics: dict[str, Any]) -> BestEpoch:
+    def after(cls, best: BestEpoch | None, epoch: int, metrics: dict[str, Any], metric: str = "AP") -> BestEpoch:
         """The best epoch when one more is evaluated: the later only where it is better, or where nothing was measured yet."""
-        ap = float(metrics["AP"])
-        if best is None or best.value < 0 or ap > best.value:
-            return cls(ap if ap >= 0 else -1.0, epoch, metrics)  # a NaN is nothing measured, too
+        value = larger_is_better(metrics, metric, "val.metric")
+        if best is None or best.value < 0 or value > best.value:
+            return cls(value if value >= 0 else -1.0, epoch, metrics)  # a NaN is nothing measured, too
         return best
 
 

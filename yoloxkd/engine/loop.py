@@ -139,7 +139,7 @@ class TrainLoop:
         self._call(lambda callback: callback.on_eval_start(state))
         state.metrics = state.evaluate(state.ema.module if state.ema else state.detector, None)
         state.evaluated = state.epoch
-        state.best = BestEpoch.after(state.best, state.epoch, state.metrics)
+        state.best = BestEpoch.after(state.best, state.epoch, state.metrics, state.recipe.val.metric)
         self._call(lambda callback: callback.on_eval_end(state))
 
     def _call(self, event: Callable[[Callback], None]) -> None:

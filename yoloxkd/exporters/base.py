@@ -30,12 +30,11 @@ class Exportable(nn.Module):
                 module.weight = nn.Parameter(of_samples(module.weight), requires_grad=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        boxes, scores, _ = self.with_levels(images)
+        boxes, scores, _ = self.choices(self.detector(images))
         return boxes, scores
 
-    def with_levels(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        """Boxes and scores as `forward`, and how many of the A locations each feature level has."""
-        out = self.detector(images)
+    def choices(self, out: Any) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Boxes and scores of an output, as `forward`, and how many of the A locations each feature level has."""
         return *self.detector.candidates(out), self.detector.level_sizes(out)
 
 

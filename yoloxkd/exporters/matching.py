@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from yoloxkd.soft_masks import THRESHOLD, BoxMasks, SoftMasks
 from yoloxkd.types import Detections
 
 _NEAR = 1e-3  # how close to the NMS IoU threshold a pair must be for rounding to decide it
@@ -70,6 +71,7 @@ class Comparison:
     borderline   detections of either side that differ because rounding decided, see `compare`
     unmatched    detections of either side without a counterpart within the tolerance, not borderline
     max_score_difference, min_iou, max_box_difference (px)   of pairs, in and outside the tolerance
+    min_mask_iou   likewise, in the raster of the boxes; None: there are no masks
     """
 
     detections: int = 0
@@ -78,6 +80,7 @@ class Comparison:
     max_score_difference: float = 0.0
     min_iou: float = 1.0
     max_box_difference: float = 0.0
+    min_mask_iou: float | None = None
 
 
 def overlaps(a: np.ndarray, b: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -126,13 +129,16 @@ def compare(
     odd_file = set(range(len(file))) - {j for _, j in pairs}
     for i, j in pairs:
         difference = abs(float(model.scores[i]) - float(file.scores[j]))
-        good = difference <= tolerance.score and iou[i, j] > tolerance.iou
+        shared = mask_overlap(model.soft_masks, i, file.soft_masks, j, tolerance.score)
+        good = difference <= tolerance.score and min(iou[i, j], shared) > tolerance.iou
         if not good and _is_tie(model, i, file, j, iou, candidates, settings, tolerance):
             total.borderline += 2
             continue
         total.unmatched += not good
         total.max_score_difference = max(total.max_score_difference, difference)
         total.min_iou = min(total.min_iou, float(iou[i, j]))
+        if model.soft_masks is not None:
+            total.min_mask_iou = min(shared, 1.0 if total.min_mask_iou is None else total.min_mask_iou)
         total.max_box_difference = max(total.max_box_difference, float(np.abs(model.boxes[i] - file.boxes[j]).max()))
     for i in sorted(odd_model):
         ties = [j for j in sorted(odd_file) if _is_tie(model, i, file, j, iou, candidates, settings, tolerance)]
@@ -146,6 +152,19 @@ def compare(
             excused = excused or _at_cut(side, i, candidates, settings, tolerance)
             total.borderline += excused
             total.unmatched += not excused
+
+
+def mask_overlap(model: SoftMasks | None, i: int, file: SoftMasks | None, j: int, slack: float) -> float:
+    """IoU of a mask of either side in the raster of its box, without cells within `slack` of the threshold; 1: there are no masks."""
+    if model is None and file is None:
+        return 1.0
+    if not isinstance(model, BoxMasks) or not isinstance(file, BoxMasks):
+        return 0.0
+    ours, theirs = model.probability[i], file.probability[j]
+    sure = np.abs(ours - THRESHOLD) > slack
+    inside, other = (ours >= THRESHOLD) & sure, (theirs >= THRESHOLD) & sure
+    either = (inside | other).sum()
+    return float((inside & other).sum() / either) if either else 1.0
 
 
 def _pairs(iou: np.ndarray, labels_a: np.ndarray, labels_b: np.ndarray) -> list[tuple[int, int]]:

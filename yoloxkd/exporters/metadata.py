@@ -26,6 +26,7 @@ class FileMetadata(BaseModel):
     pad_value      RGB of letterbox padding
     dynamic        any batch and any size
     nms            suppression is in the graph, with these conf, iou and max_det
+    masks          the file gives masks; not in files of older versions
     pairs_per_level       what goes into NMS. None, as in files without this key: the best class of each location; a
                           number: every class, and so many of the best (location, class) pairs of each level
     strides, predictions_per_cell   a level of stride s has ceil(H / s) ceil(W / s) cells of so many locations each; 0:
@@ -46,6 +47,7 @@ class FileMetadata(BaseModel):
     pairs_per_level: int | None = Field(None, ge=1, le=1_000_000)
     strides: list[Side] = []
     predictions_per_cell: int = Field(1, ge=0, le=1_000)
+    masks: bool = False
 
     @field_validator("names")
     @classmethod

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yoloxkd.exporters.base import Exportable
+from yoloxkd.nn.two_stage.mask_rcnn import MaskDetector
 from yoloxkd.ops.nms import best_pairs, class_aware_nms
 
 _OUT = -1.0  # score of what takes no part: below every score, and below the threshold given to NonMaxSuppression
@@ -57,7 +58,8 @@ class WithSuppression(nn.Module):
 
     forward: images (N, 3, H, W) -> boxes (N, D, 4), scores (N, D), labels (N, D) int64, counts (N,) int64, and what
     they were chosen from: raw boxes (N, A, 4), raw scores (N, A, K). D is `max_det`; rows past the count are zero
-    boxes, zero scores and label -1; rows are best first, the earlier location first among equals.
+    boxes, zero scores and label -1; rows are best first, the earlier location first among equals. A detector of masks
+    gives them after the counts: (N, D, s, s) probabilities of the cells that a box is divided into.
     """
 
     def __init__(self, network: Exportable, *, conf: float, iou: float, max_det: int) -> None:
@@ -65,7 +67,8 @@ class WithSuppression(nn.Module):
         self.network, self.conf, self.iou, self.max_det = network, conf, iou, max_det
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        raw_boxes, scores, levels = self.network.with_levels(images)
+        out = self.network.detector(images)
+        raw_boxes, scores, levels = self.network.choices(out)
         pairs_per_level = self.network.detector.spec.pairs_per_level
         if pairs_per_level is None:
             best, labels = scores.max(dim=2)
@@ -84,11 +87,10 @@ class WithSuppression(nn.Module):
         real = top > _OUT / 2
         spare_boxes, spare_labels = F.pad(boxes, (0, 0, 0, self.max_det)), F.pad(labels, (0, self.max_det))
         found_boxes = spare_boxes.gather(1, at[:, :, None].expand(-1, -1, 4))
-        return (
-            torch.where(real[:, :, None], found_boxes, torch.zeros_like(found_boxes)),
-            torch.where(real, top, torch.zeros_like(top)),
-            torch.where(real, spare_labels.gather(1, at), torch.full_like(at, -1)),
-            real.sum(dim=1),
-            raw_boxes,
-            scores,
-        )
+        found_boxes = torch.where(real[:, :, None], found_boxes, torch.zeros_like(found_boxes))
+        found_labels = torch.where(real, spare_labels.gather(1, at), torch.full_like(at, -1))
+        found = (found_boxes, torch.where(real, top, torch.zeros_like(top)), found_labels, real.sum(dim=1))
+        if isinstance(self.network.detector, MaskDetector):
+            masks = self.network.detector.masks(out, found_boxes, found_labels.clamp(min=0))
+            found = (*found, masks * real[:, :, None, None])  # type: ignore[assignment]
+        return (*found, raw_boxes, scores)

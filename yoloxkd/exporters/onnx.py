@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 OPSET = 18
 NMS_OUTPUTS = ("boxes", "scores", "labels", "counts")
 RAW_OUTPUTS = ("boxes", "scores")
+MASKS = "masks"
+"""After the other outputs of a file with NMS, where the detector gives masks."""
 PROBES = ("raw_boxes", "raw_scores")
 """What suppression chooses from: outputs while the file is being checked, removed before it is given out."""
 
@@ -64,6 +66,15 @@ class ExportOptions:
         stride = detector.size_multiple
         if self.imgsz < stride or self.imgsz % stride:
             raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, as the model needs")
+        if detector.spec.box_code.kind == "masks":
+            raise UserError(
+                f"a {detector.family} chooses among whole masks instead of boxes, and cannot be exported yet; "
+                "export a mask-rcnn, or predict with the checkpoint itself"
+            )
+        if detector.spec.masks and not self.nms:
+            raise UserError(
+                f"a {detector.family} gives masks to what its NMS leaves, and cannot be exported without; leave --no-nms out"
+            )
         if self.dynamic and not detector.spec.stable_locations:
             raise UserError(
                 f"a {detector.family} has NMS between its two stages, image by image, and cannot be exported with free shapes; "
@@ -83,7 +94,8 @@ def export_onnx(
     """Write `detector` as an ONNX file of opset 18, weights inside; returns the path.
 
     Input `images` (N, 3, imgsz, imgsz) float32 RGB 0..255. Outputs with nms: boxes (N, D, 4) xyxy px of the input,
-    scores (N, D), labels (N, D) int64, counts (N,) int64, rows past the count zero and -1; without: boxes (N, A, 4),
+    scores (N, D), labels (N, D) int64, counts (N,) int64, rows past the count zero and -1, and of a detector of masks
+    masks (N, D, s, s), 0 to 1, in the raster of their boxes; without: boxes (N, A, 4),
     scores (N, A, K). source_digest is the SHA-256 of the checkpoint. `probes` adds the outputs raw_boxes and raw_scores
     to a file with nms. The file is not compared with the model here: `exporters.parity.export_checked` does that, and
     it alone makes int8 files.
@@ -132,7 +144,7 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelPr
     outputs: tuple[str, ...] = RAW_OUTPUTS
     if options.nms:
         network = WithSuppression(raw, conf=options.conf, iou=options.iou, max_det=options.max_det)
-        outputs = NMS_OUTPUTS + PROBES
+        outputs = NMS_OUTPUTS + ((MASKS,) if detector.spec.masks else ()) + PROBES
     side = max(options.imgsz, 2 * max(detector.spec.strides)) if options.dynamic else options.imgsz
     sample = torch.full((2 if options.dynamic else 1, 3, side, side), 114.0)
     with _quiet(), torch.no_grad():
@@ -189,6 +201,7 @@ def metadata(detector: Detector[Any, Any], options: ExportOptions, source_digest
         "dynamic": json.dumps(options.dynamic),
         "precision": options.precision,
         "nms": json.dumps(options.nms),
+        "masks": json.dumps(detector.spec.masks),
         "conf": json.dumps(options.conf),
         "iou": json.dumps(options.iou),
         "max_det": json.dumps(options.max_det),

@@ -26,6 +26,7 @@ from yoloxkd.exporters.onnx import PROBES, ExportOptions, described_graph, save_
 from yoloxkd.exporters.parity_report import FP32, TOLERANCES, ParityReport
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.two_stage.mask_rcnn import MaskDetector
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Detections
 
@@ -48,7 +49,7 @@ def check_parity(
     detection whose score is within the tolerance of the threshold may be absent on one side). Where the file shows what
     comes before suppression, the best 100 locations of every image are compared too, their scores of every class.
     """
-    predictor, model = OnnxPredictor(path), _reference(detector)
+    predictor, model = OnnxPredictor(path), _Reference(detector)
     settings = Suppression(predictor.conf, predictor.iou, predictor.max_det, detector.spec.pairs_per_level)
     report = ParityReport(tolerance)
     scores_of_both: list[np.ndarray] = []
@@ -61,7 +62,8 @@ def check_parity(
             raw = _raw(outputs, predictor.nms)
             if raw is not None and detector.spec.stable_locations:
                 scores_of_both += _compare_locations(report, boxes.numpy(), scores.numpy(), raw, size)
-            pairs = zip(_suppressed(boxes, scores, levels, settings), predictor.detections(outputs), strict=True)
+            of_model = model.with_masks(_suppressed(boxes, scores, levels, settings))
+            pairs = zip(of_model, predictor.detections(outputs), strict=True)
             for i, (expected, detections) in enumerate(pairs):
                 candidates = Candidates(boxes[i].numpy(), scores[i].numpy(), size, levels)
                 compare(report.found, expected, detections, candidates, settings, tolerance)
@@ -69,19 +71,21 @@ def check_parity(
     return report
 
 
-def _reference(detector: Detector[Any, Any]) -> Callable[[Tensor], tuple[Tensor, Tensor, tuple[int, ...]]]:
-    """The model as it is, batch norms not folded, float32 on the CPU.
+class _Reference:
+    """The model as it is, batch norms not folded, float32 on the CPU."""
 
-    images -> boxes (B, A, 4), scores (B, A, K), and how many of the A locations each feature level has.
-    """
-    model = copy.deepcopy(detector).cpu().float().eval()
+    def __init__(self, detector: Detector[Any, Any]) -> None:
+        self.model = copy.deepcopy(detector).cpu().float().eval()
 
     @torch.no_grad()
-    def run(images: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        out = model(images)
-        return *model.candidates(out), model.level_sizes(out)
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Boxes (B, A, 4), scores (B, A, K), and how many of the A locations each feature level has."""
+        self.out = self.model(images)
+        return *self.model.candidates(self.out), self.model.level_sizes(self.out)
 
-    return run
+    def with_masks(self, found: list[Detections]) -> list[Detections]:
+        """The detections of the last images with the masks that the model gives them, if it gives any."""
+        return self.model.masked(self.out, found) if isinstance(self.model, MaskDetector) else found
 
 
 def _suppressed(boxes: Tensor, scores: Tensor, levels: tuple[int, ...], settings: Suppression) -> list[Detections]:
@@ -242,7 +246,7 @@ class _Judge:
         settings = Suppression(
             self.options.conf, self.options.iou, self.options.max_det, self.detector.spec.pairs_per_level
         )
-        model = _reference(self.detector)
+        model = _Reference(self.detector)
 
         def detect(images: Tensor) -> list[Detections]:
             return _suppressed(*model(images), settings)

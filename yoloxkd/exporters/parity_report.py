@@ -81,6 +81,8 @@ class ParityReport:
             ("largest score difference", f"{f.max_score_difference:.2g}", f"{t.score:g}"),
             ("smallest IoU", f"{f.min_iou:.5f}", f"above {t.iou:g}"),
         ]
+        if f.min_mask_iou is not None:
+            rows.append(("smallest IoU of masks", f"{f.min_mask_iou:.5f}", f"above {t.iou:g}"))
         if self.locations:
             allowed = (f"{t.score:g}", f"above {t.iou:g}") if single else ("", "")
             rows += [

@@ -12,6 +12,7 @@ import numpy as np
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import RUNTIMES
 from yoloxkd.exporters.metadata import FileMetadata, read_metadata
+from yoloxkd.soft_masks import BoxMasks
 from yoloxkd.types import Detections
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ LEVELS = "levels"
 """Beside the outputs of a file without suppression: how many locations each feature level has, where its rule needs them."""
 WITH_NMS, WITHOUT_NMS = ("boxes", "scores", "labels", "counts"), ("boxes", "scores")
 """Outputs of a file with suppression in the graph, and of one without."""
+MASKS = "masks"
+"""A further output of the former, of a detector of masks."""
 
 
 class OnnxPredictor:
@@ -75,6 +78,7 @@ class OnnxPredictor:
         self.imgsz = file_metadata.input_size[0]
         self.dynamic_batch = self.dynamic_size = file_metadata.dynamic
         self.nms = file_metadata.nms
+        self.masks: bool = file_metadata.nms and file_metadata.masks
         self._check_outputs()
         self._set(conf, iou, max_det)
 
@@ -87,8 +91,10 @@ class OnnxPredictor:
             self._check_baked(file_metadata)
 
     def _check_outputs(self) -> None:
-        promised = WITH_NMS if self.nms else WITHOUT_NMS
-        outputs = [name for name in self.session.outputs if name in WITH_NMS]
+        promised = (
+            (*WITH_NMS, MASKS) if self.nms and self._file_metadata.masks else WITH_NMS if self.nms else WITHOUT_NMS
+        )
+        outputs = [name for name in self.session.outputs if name in (*WITH_NMS, MASKS)]
         if set(outputs) != set(promised):  # boxes and scores have other shapes with and without suppression
             raise UserError(
                 f"{self.path} has the outputs {', '.join(outputs) or 'of another model'}, and its metadata "
@@ -130,7 +136,10 @@ class OnnxPredictor:
         """What `run` gave, as one Detections per image."""
         if self.nms:
             rows = zip(*(outputs[name] for name in WITH_NMS), strict=True)
-            return [self._rows(boxes, scores, labels, int(count)) for boxes, scores, labels, count in rows]
+            found = [self._rows(boxes, scores, labels, int(count)) for boxes, scores, labels, count in rows]
+            for one, masks in zip(found, outputs.get(MASKS, ()), strict=MASKS in outputs):
+                one.soft_masks = BoxMasks(masks[: len(one)])
+            return found
         import torch
 
         from yoloxkd.ops.nms import postprocess

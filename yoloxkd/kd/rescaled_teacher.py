@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.solo.solo import SOLOOutput
 from yoloxkd.types import Draw, Losses, RoIOutput, Targets, corner_factors
 
 
@@ -70,6 +71,8 @@ def brought_back(out: Any, x: float, y: float, image_size: tuple[int, int]) -> A
     factor = corner_factors(out.grid.points, x, y)
     anchors = None if out.grid.anchors is None else out.grid.anchors * factor
     grid = replace(out.grid, points=out.grid.points * factor[:2], anchors=anchors)
+    if isinstance(out, SOLOOutput):  # its boxes follow from its masks
+        return replace(out, grid=grid, image_size=image_size)
     return replace(out, boxes=out.boxes * factor.to(out.boxes.dtype), grid=grid, image_size=image_size)
 
 

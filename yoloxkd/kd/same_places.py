@@ -85,7 +85,7 @@ class SamePlaces(nn.Module):
         for who, spec in (("student", pairing.student), ("teacher", pairing.teacher)):
             if not spec.stable_locations:
                 raise UserError(
-                    f"--kd {method} compares class scores at every location, and the {who} gives them to proposals alone; "
+                    f"--kd {method} compares class scores at every location, and the {who} gives them to {spec.predicts_for} alone; "
                     f"choose a dense {who}, or another --kd"
                 )
         if pairing.teacher_scale != 1:

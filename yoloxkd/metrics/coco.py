@@ -13,6 +13,7 @@ import numpy as np
 from yoloxkd.errors import UserError, nearest
 
 Backend = Literal["hotcoco", "pycocotools"]
+Kind = Literal["bbox", "segm"]
 BACKENDS: tuple[Backend, ...] = ("hotcoco", "pycocotools")
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -30,12 +31,14 @@ class COCODetections:
     boxes     (n, 4) float, xyxy
     scores    (n,) float
     labels    (n,) int64, index into the names given to `coco_metrics`
+    masks     n masks of the original images' size, as COCO's compressed run lengths; None: boxes alone
     """
 
     image_id: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    masks: list[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -47,13 +50,15 @@ def coco_metrics(
     *,
     names: list[str],
     backend: str = "hotcoco",
+    kind: Kind = "bbox",
 ) -> dict[str, Any]:
     """The twelve COCO numbers, 0 to 1, and AP and AP50 of every class.
 
     ground_truth is a COCO dictionary whose category names include `names` (any ids). Keys of the result: AP AP50 AP75
     APs APm APl AR1 AR10 AR100 ARs ARm ARl, and per_class {name: {"AP", "AP50"}}. As in pycocotools, a number with no
     ground truth to measure it on (no large object, a class that does not occur) is -1. No detections at all is a result
-    of 0. The ids are the caller's own: the numbers depend on the order of images and categories alone. UserError: unknown
+    of 0. With `kind` "segm" masks are compared instead of boxes: of the ground truth its
+    `segmentation`; where an object has none, the region of its box is ignored. The ids are the caller's own: the numbers depend on the order of images and categories alone. UserError: unknown
     backend or one that fails, an image id that is not in the ground truth, an id that occurs twice, a name that is not
     among its categories.
     """
@@ -64,9 +69,13 @@ def coco_metrics(
     labels = _labels(ground_truth, names)
     rows = _result_rows(images, labels, detections)
     truth = _by_position(ground_truth, images, categories)
+    results: np.ndarray | list[dict[str, Any]] = rows
+    if kind == "segm":
+        _add_masks(truth, ground_truth, images, categories)
+        results = _mask_rows(truth, rows, detections)
     run = _run_hotcoco if backend == "hotcoco" else _run_pycocotools
     with contextlib.redirect_stdout(io.StringIO()), _failing(backend):
-        category_ids, precision, recall = run(truth, rows)
+        category_ids, precision, recall = run(truth, results, kind)
     return _summarize(precision, recall, labels, category_ids)
 
 
@@ -115,9 +124,8 @@ def _by_position(ground_truth: dict[str, Any], images: dict[Any, int], categorie
 
     Annotations are numbered from 1: pycocotools takes an object with id 0 for one that nothing has matched.
     """
-    known = (a for a in ground_truth["annotations"] if a["image_id"] in images and a["category_id"] in categories)
     annotations = []
-    for number, a in enumerate(known, start=1):
+    for number, a in enumerate(_known(ground_truth, images, categories), start=1):
         x, y, w, h = a["bbox"]
         annotations.append(
             {
@@ -137,6 +145,40 @@ def _by_position(ground_truth: dict[str, Any], images: dict[Any, int], categorie
         "categories": [{"id": place, "name": str(place)} for place in categories.values()],
         "annotations": annotations,
     }
+
+
+def _known(
+    ground_truth: dict[str, Any], images: dict[Any, int], categories: dict[Any, int]
+) -> Iterator[dict[str, Any]]:
+    """The annotations of images and categories that are there."""
+    return (a for a in ground_truth["annotations"] if a["image_id"] in images and a["category_id"] in categories)
+
+
+def _add_masks(
+    truth: dict[str, Any], ground_truth: dict[str, Any], images: dict[Any, int], categories: dict[Any, int]
+) -> None:
+    """Give the annotations of `truth` the masks of those of `ground_truth`; what has none becomes a region to ignore."""
+    for row, a in zip(truth["annotations"], _known(ground_truth, images, categories), strict=True):
+        row["segmentation"] = a.get("segmentation")
+        if not row["segmentation"]:
+            x, y, w, h = row["bbox"]
+            row |= {"segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]], "iscrowd": 1}
+
+
+def _mask_rows(truth: dict[str, Any], rows: np.ndarray, detections: COCODetections) -> list[dict[str, Any]]:
+    """Detections in COCO's result format, with masks instead of boxes."""
+    if detections.masks is None:
+        raise UserError("mask metrics need detections with masks, and these have boxes alone; measure kind 'bbox'")
+    sizes = [[image["height"], image["width"]] for image in truth["images"]]
+    return [
+        {
+            "image_id": int(image),
+            "category_id": int(category),
+            "segmentation": {"size": sizes[int(image) - 1], "counts": counts.decode()},
+            "score": score,
+        }
+        for (image, score, category), counts in zip(rows[:, [0, 5, 6]].tolist(), detections.masks, strict=True)
+    ]
 
 
 @contextlib.contextmanager
@@ -159,17 +201,17 @@ def _failing(backend: str) -> Iterator[None]:
 _Arrays = tuple[list[int], np.ndarray, np.ndarray]
 
 
-def _run_hotcoco(truth: dict[str, Any], rows: np.ndarray) -> _Arrays:
+def _run_hotcoco(truth: dict[str, Any], rows: np.ndarray | list[dict[str, Any]], kind: Kind) -> _Arrays:
     from hotcoco import COCO, COCOeval
 
     data = COCO(truth)
-    evaluator: Any = COCOeval(data, data.load_res(rows), "bbox")
+    evaluator: Any = COCOeval(data, data.load_res(rows if len(rows) else np.zeros((0, 7))), kind)
     evaluator.evaluate()
     evaluator.accumulate()
     return list(evaluator.params.cat_ids), evaluator.eval["precision"], evaluator.eval["recall"]
 
 
-def _run_pycocotools(truth: dict[str, Any], rows: np.ndarray) -> _Arrays:
+def _run_pycocotools(truth: dict[str, Any], rows: np.ndarray | list[dict[str, Any]], kind: Kind) -> _Arrays:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -182,7 +224,7 @@ def _run_pycocotools(truth: dict[str, Any], rows: np.ndarray) -> _Arrays:
         results = COCO()
         results.dataset = {**truth, "annotations": []}
         results.createIndex()
-    evaluator = COCOeval(data, results, "bbox")
+    evaluator = COCOeval(data, results, kind)
     evaluator.evaluate()
     evaluator.accumulate()
     return list(evaluator.params.catIds), evaluator.eval["precision"], evaluator.eval["recall"]

@@ -9,25 +9,62 @@ from typing import Any
 import numpy as np
 
 from yoloxkd.data.dataset import DetectionData
-from yoloxkd.metrics.coco import COCODetections, coco_metrics
-from yoloxkd.metrics.crowdhuman import crowdhuman_metrics
+from yoloxkd.errors import UserError, nearest
+from yoloxkd.metrics.coco import METRIC_NAMES, COCODetections, coco_metrics
+from yoloxkd.metrics.crowdhuman import CROWDHUMAN_NAMES, crowdhuman_metrics
+
+MASK = "mask_"
+"""What the names of the numbers of masks begin with."""
+SMALLER_IS_BETTER = ("MR",)
 
 
 def measure(data: DetectionData, images: list[int], detections: COCODetections, backend: str) -> dict[str, Any]:
     """The numbers of detections on `images`: CrowdHuman's AP, MR and JI for data of that format, else COCO's.
 
+    Where both data and detections have masks, COCO's numbers of these are there too, as mask_AP, mask_AP50 and so on.
     images      positions in the data set; so are the detections' image ids. The data set's own ids do not matter
     `per_class` holds, by class name, some of them. `backend` computes the COCO numbers. UserError: as `coco_metrics`.
     """
     if data.format == "crowdhuman":
         return crowdhuman_metrics(data, images, detections)
     truth = replace(data, image_ids=np.arange(len(data)), category_ids=None).ground_truth()
-    return coco_metrics(_restricted(truth, images), detections, names=data.names, backend=backend)
+    boxes = coco_metrics(_restricted(truth, images), detections, names=data.names, backend=backend)
+    if data.masks is None or detections.masks is None:
+        return boxes
+    for row, segmentation in zip(truth["annotations"], data.masks.segmentations(), strict=True):
+        row["segmentation"] = segmentation
+    masks = coco_metrics(_restricted(truth, images), detections, names=data.names, backend=backend, kind="segm")
+    classes = {
+        name: {**values, **_of_masks(masks["per_class"][name])} for name, values in boxes.pop("per_class").items()
+    }
+    return {**boxes, **_of_masks(overall(masks)), "per_class": classes}
+
+
+def _of_masks(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {f"{MASK}{name}": value for name, value in numbers.items()}
 
 
 def overall(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers over all classes, by name, in their order."""
     return {name: float(value) for name, value in metrics.items() if name != "per_class"}
+
+
+def check_choice(name: str, data: DetectionData, masks: bool) -> None:
+    """UserError: the best epoch cannot be chosen by the number `name` on `data`; `masks`: the model gives masks."""
+    known: tuple[str, ...] = CROWDHUMAN_NAMES if data.format == "crowdhuman" else METRIC_NAMES
+    if masks and data.masks is not None and data.format != "crowdhuman":
+        known += tuple(f"{MASK}{one}" for one in METRIC_NAMES)
+    known = tuple(one for one in known if one not in SMALLER_IS_BETTER)
+    if name not in known:
+        raise UserError(f"val.metric '{name}' cannot choose the best epoch here; {nearest(name, known)}")
+
+
+def larger_is_better(metrics: Mapping[str, Any], name: str, key: str) -> float:
+    """The number `name` that the recipe's `key` watches, turned so that larger is better. UserError: it is not measured."""
+    numbers = overall(metrics)
+    if name not in numbers:
+        raise UserError(f"{key} '{name}' is not measured here; {nearest(name, numbers)}")
+    return -numbers[name] if name in SMALLER_IS_BETTER else numbers[name]
 
 
 def _restricted(ground_truth: dict[str, Any], images: Iterable[int]) -> dict[str, Any]:

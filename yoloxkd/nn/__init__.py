@@ -22,6 +22,9 @@ DETECTORS: Table[type[Detector]] = Table(
         "reppoints": "yoloxkd.nn.dense.reppoints:RepPoints",
         "faster-rcnn": "yoloxkd.nn.two_stage.faster_rcnn:FasterRCNN",
         "cascade-rcnn": "yoloxkd.nn.two_stage.cascade_rcnn:CascadeRCNN",
+        "mask-rcnn": "yoloxkd.nn.two_stage.mask_rcnn:MaskRCNN",
+        "cascade-mask-rcnn": "yoloxkd.nn.two_stage.mask_rcnn:CascadeMaskRCNN",
+        "solo": "yoloxkd.nn.solo.solo:SOLO",
     },
 )
 """Family, the first part of a model's name -> its class."""

@@ -50,10 +50,11 @@ class BoxCode:
     Attributes:
         kind: "cells": YOLOX's shift of the center in strides and logarithm of the size in strides;
             "distances" to the four sides; "distributions" of these, `bins` logits a side; "anchors": shift
-            and logarithm of the size in anchor sides; "points": shifts of points whose moments are the box
+            and logarithm of the size in anchor sides; "points": shifts of points whose moments are the box;
+            "masks": there is none
     """
 
-    kind: Literal["cells", "distances", "distributions", "anchors", "points"]
+    kind: Literal["cells", "distances", "distributions", "anchors", "points", "masks"]
     bins: int | None = None
 
 
@@ -73,6 +74,7 @@ class DetectorSpec:
             and the probability of a class is its own times that; "localization": how well the box fits
         reads_predictions: `assign` reads the output's classes and boxes (and its objectness), which another detector's
             may stand in for; else the grid and the targets alone decide, or what only this family predicts
+        masks: it trains and gives instance masks
     """
 
     names: tuple[str, ...]
@@ -84,6 +86,12 @@ class DetectorSpec:
     pairs_per_level: int | None = None
     quality: Quality | None = None
     reads_predictions: bool = False
+    masks: bool = False
+
+    @property
+    def predicts_for(self) -> str:
+        """What a detector without stable locations gives its predictions to."""
+        return "cells of its own grids" if self.box_code.kind == "masks" else "proposals"
 
 
 class Detector(nn.Module, ABC, Generic[O, M]):
@@ -96,6 +104,8 @@ class Detector(nn.Module, ABC, Generic[O, M]):
     family: ClassVar[str]
     class_predictors: ClassVar[tuple[str, ...]] = ()
     """State-dict prefixes of the layers whose first dimension is the number of classes."""
+    trains_without_masks: ClassVar[bool] = True
+    """Of a detector whose spec has masks: whether it can learn boxes from data that has none."""
     run_state: ClassVar[tuple[str, ...]] = ()
     """State-dict prefixes of what belongs to one training run: neither loaded with weights nor inherited, but resumed."""
 

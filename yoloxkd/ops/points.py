@@ -17,7 +17,7 @@ def grid_of(
     device: torch.device,
     offset: float = 0.5,
     per_cell: int = 1,
-    steps: Sequence[tuple[int, int]] | None = None,
+    steps: Sequence[tuple[float, float]] | None = None,
 ) -> Grid:
     """The grid of levels of sizes L x (h, w) in cells and strides L in px, without anchors; points are float32.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from yoloxkd.viz.charts import legend_name
 
-_METRICS = ("AP", "AP50", "AP75", "AR100", "MR", "JI")
+_METRICS = ("AP", "AP50", "AP75", "AR100", "mask_AP", "MR", "JI")
 
 
 def draw_curves(rows: Sequence[Mapping[str, str]], output: Path) -> Path:

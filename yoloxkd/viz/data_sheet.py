@@ -9,9 +9,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from yoloxkd.data.augment.placed_mask import placed_masks
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.stats import SIZES, SplitStats
-from yoloxkd.drawing import draw_boxes, shortened
+from yoloxkd.drawing import draw_boxes, draw_masks, shortened
 from yoloxkd.write_image import write_image
 
 _PAPER, _GAP = 245, 8
@@ -20,7 +21,7 @@ _MOST_LETTERS = 30  # of a class name under its bar
 
 
 def draw_samples(data: DetectionData, output: Path, count: int = 12, cell: int = 360, columns: int = 4) -> Path:
-    """A sheet of images spread over the split, with boxes and class names; those to be ignored are named so.
+    """A sheet of images spread over the split, with boxes, masks where there are some, and class names; those to be ignored are named so.
 
     OSError: the file cannot be written. UserError: an image cannot be read.
     """
@@ -45,6 +46,13 @@ def _sample(data: DetectionData, index: int, cell: int) -> np.ndarray:
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     boxes, labels, crowd = data.annotations(index)
+    if data.masks is not None:
+        matrix = np.array([[size[0] / picture.shape[1], 0.0, 0.0], [0.0, size[1] / picture.shape[0], 0.0]])
+        masks = np.zeros((len(boxes), size[1], size[0]), bool)
+        whole = (0.0, 0.0, float(picture.shape[1]), float(picture.shape[0]))
+        for painted, mask in zip(masks, placed_masks(data, index, matrix, whole), strict=True):
+            mask.paint(painted)
+        small = draw_masks(small, masks, labels)
     order = np.argsort((boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable")  # small boxes over large ones
     names = [data.names[k] + (" (ignore)" if c else "") for k, c in zip(labels[order], crowd[order], strict=True)]
     return draw_boxes(small, boxes[order] * scale, labels[order], names)

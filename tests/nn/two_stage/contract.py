@@ -3,37 +3,59 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.losses import means, task
 from tests.nn.contract import NAMES, boxes_of, pictures
+from yoloxkd.data.augment.transforms import letterbox
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import export_checked
+from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 from yoloxkd.nn.two_stage.roi_detector import RoIMatch
-from yoloxkd.types import Batch, Draw, RoIOutput, Targets
+from yoloxkd.ops.nms import NMS
+from yoloxkd.types import Batch, Draw, ImageMeta, RoIOutput, Targets
 
+SCRIPT = Path(__file__).resolve().parents[3] / "export" / "predict.py"
 KEYS: dict[str, Any] = {
     "backbone": "mobilenetv2_035", "backbone_weights": "none", "frozen_stages": 0, "norm_eval": False,
     "channels": 16, "hidden": 24, "train_anchors": 60, "test_anchors": 40, "train_proposals": 50, "test_proposals": 30,
     "anchor_samples": 32, "region_samples": 24,
 }  # fmt: skip
 """Of a detector small enough for tests."""
+MASK_KEYS: dict[str, Any] = {"mask_hidden": 8, "mask_convs": 1}
+"""Further ones, of detectors with masks."""
 
 
 def narrow_two_stage(kind: type[FasterRCNN], names: list[str], **changes: Any) -> FasterRCNN:
     """A detector of the kind with random weights."""
-    return kind(kind.Config(**(KEYS | changes)), names)
+    masks = MASK_KEYS if "mask_hidden" in kind.Config.model_fields else {}
+    return kind(kind.Config(**(KEYS | masks | changes)), names)
+
+
+def with_masks(targets: Targets, size: int) -> Targets:
+    """The same with ellipses that fill the boxes as masks, in an input of `size` px."""
+    at = torch.arange(size) + 0.5
+    center, half = (
+        (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2,
+        (targets.boxes[..., 2:] - targets.boxes[..., :2]) / 2,
+    )
+    x = ((at - center[..., :1]) / half[..., :1]).square()
+    y = ((at - center[..., 1:]) / half[..., 1:]).square()
+    targets.masks = (y.unsqueeze(-1) + x.unsqueeze(-2) <= 1) & targets.mask[..., None, None]
+    return targets
 
 
 class TwoStageContract:
@@ -46,6 +68,11 @@ class TwoStageContract:
     def _model(self) -> None:
         torch.manual_seed(0)
         self.model = narrow_two_stage(self.kind, NAMES)
+
+    def targets(self, images: int, rows: int) -> Targets:
+        """Random boxes, with masks where the detector trains them."""
+        found = boxes_of(images, rows, self.size)
+        return with_masks(found, self.size) if self.model.spec.masks else found
 
     def forward(self, images: Tensor) -> RoIOutput:
         with torch.no_grad():
@@ -146,7 +173,7 @@ class TwoStageContract:
     @pytest.mark.parametrize("rows", [0, 1, 60])
     def test_losses_with_any_number_of_boxes(self, rows: int) -> None:
         out = self.in_training(pictures(2, self.size, self.size))
-        losses = task(self.model, out, boxes_of(2, rows, self.size))
+        losses = task(self.model, out, self.targets(2, rows))
         assert all(v.ndim == 0 and v.isfinite() and v >= 0 for v in losses.values())
         assert {v.dtype for v in losses.values()} == {torch.float32}
         seen = {name for name, value in losses.items() if value > 0}
@@ -222,7 +249,7 @@ class TwoStageContract:
         assert self.model.candidates(out)[0].isfinite().all()
 
     def test_bf16_autocast(self) -> None:
-        targets = boxes_of(2, 3, self.size)
+        targets = self.targets(2, 3)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = self.in_training(pictures(2, self.size, self.size))
             losses = task(self.model, out, targets)
@@ -249,20 +276,25 @@ class TwoStageContract:
 
     def test_a_step_of_the_engine(self) -> None:
         """The step draws by the batch's place among all images."""
-        targets = boxes_of(2, 3, self.size)
+        targets = self.targets(2, 3)
         content = torch.tensor([[0.0, 0.0, self.size, self.size]] * 2)
         batch = Batch(pictures(2, self.size, self.size), targets, content)
         step = TrainStep(self.model.train(), nn.ModuleDict())
         first = means(step(batch, Draw(0, 1)))
         assert set(first) == {"rpn/cls", "rpn/box"} | {
-            f"{name}/{term}" for name in self.stage_names() for term in ("cls", "box")
+            f"{name}/{term}" for name in self.stage_names() for term in self.stage_terms()
         }
         elsewhere = means(step(Batch(batch.images, targets, content, place=(5, 9)), Draw(0, 1)))
         assert any(not torch.equal(first[name], elsewhere[name]) for name in first)
 
     @pytest.mark.slow
     def test_export_parity(self, toy: Path, tmp_path: Path) -> None:
-        """A file of fixed shape, with both stages and their NMS inside, passes the gate."""
+        """A file of fixed shape, with both stages, their NMS and the masks inside, passes the gate.
+
+        The file without masks is part of it, and not made again.
+        """
+        if not self.model.spec.masks:
+            pytest.skip("the file of the same detector with masks holds this one's")
         data = load_split(find_data(str(toy)), "val")
         path = export_checked(
             self.model.eval(), tmp_path / "x.onnx", ExportOptions(self.size, nms=True, conf=1e-5), data=data
@@ -270,14 +302,44 @@ class TwoStageContract:
         note = json.loads(path.with_suffix(".parity.json").read_text())
         assert note["passed"]
         assert note["found"]["detections"] > 0
+        assert note["found"]["min_mask_iou"] > 0.99
+        check_file(path, self.model, data.read(0))
 
     def test_free_shapes_are_refused(self) -> None:
         with pytest.raises(UserError, match="cannot be exported with free shapes; leave --dynamic out"):
             ExportOptions(self.size, dynamic=True).check(self.model)
 
+    def stage_terms(self) -> tuple[str, ...]:
+        return ("cls", "box", "mask") if self.model.spec.masks else ("cls", "box")
+
     def stage_names(self) -> list[str]:
         count = len(self.model.stage_rules())
         return ["roi"] if count == 1 else [f"roi{i + 1}" for i in range(count)]
+
+
+def check_file(path: Path, model: Any, image: np.ndarray) -> None:
+    """The runtime and the script beside the package find the masks that the model finds."""
+    square = letterbox(image, (96, 96), model.spec.input.pad_value)[0]
+    meta = ImageMeta(0, "", 96, 96)
+    pixels = torch.from_numpy(square.transpose(2, 0, 1).copy())[None]
+    with torch.no_grad():
+        (wanted,) = model.detect(model(pixels), NMS(conf=1e-5))
+    (found,) = OnnxPredictor(path)(pixels)
+    placed, reference = found.to_image(meta), wanted.to_image(meta)
+    assert len(placed) == len(reference) > 0
+    assert placed.masks is not None
+    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    boxes, scores, _, masks = script.Model(str(path), conf=1e-5).predict_with_masks(square)
+    np.testing.assert_allclose(boxes, placed.boxes, atol=1e-3)
+    np.testing.assert_allclose(scores, placed.scores, atol=1e-6)
+    assert np.array_equal(masks, placed.masks)
+    runs = script.run_lengths(masks[0])
+    inside = np.arange(len(runs["counts"])) % 2 == 1
+    assert np.array_equal(np.repeat(inside, runs["counts"]).reshape(96, 96).T, masks[0])
 
 
 def output_of(out: RoIOutput, part: slice) -> RoIOutput:

@@ -10,12 +10,14 @@ Canvases have a fourth channel that nobody reads: OpenCV warps four channels in 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, compress
 
 import cv2
 import numpy as np
 
 from yoloxkd.config.augment import Augment
+from yoloxkd.data.augment.placed_mask import PlacedMask, placed_masks
 from yoloxkd.data.augment.transforms import (
     Color,
     Sample,
@@ -27,8 +29,8 @@ from yoloxkd.data.augment.transforms import (
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.types import ImageMeta
 
-Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""boxes (n, 4), labels (n,), crowd (n,)."""
+Boxes = tuple[np.ndarray, np.ndarray, np.ndarray, list[PlacedMask] | None]
+"""boxes (n, 4), labels (n,), crowd (n,), masks where the data has them."""
 Rows = tuple[tuple[float, float, float], tuple[float, float, float]]
 """An affine map: x' = a x + b y + c and y' = d x + e y + f, px in coordinates where pixel i covers i to i + 1."""
 
@@ -90,11 +92,11 @@ def mosaic(
     canvas = new_canvas(size, pad_value)
     for tile in tiles:
         draw(data, tile, canvas)
-    boxes, labels, crowd = boxes_of(data, tiles, size)
+    boxes, labels, crowd, masks = boxes_of(data, tiles, size)
     height, width = data.sizes[indices[0]].tolist()
     meta = ImageMeta(int(data.image_ids[indices[0]]), data.paths[indices[0]], height, width, math.nan)
     content = np.array([0, 0, size[1], size[0]], np.float32)
-    return Sample(_three_channels(canvas), boxes, labels, crowd, content, meta)
+    return Sample(_three_channels(canvas), boxes, labels, crowd, content, meta, masks)
 
 
 def mixup(
@@ -114,9 +116,11 @@ def mixup(
     other = new_canvas((height, width), pad_value)
     draw(data, tile, other)
     image = np.asarray(cv2.addWeighted(sample.image, 0.5, _three_channels(other), 0.5, 0))
-    ours, added = (sample.boxes, sample.labels, sample.crowd), boxes_of(data, [tile], (height, width))
-    boxes, labels, crowd = (np.concatenate(pair) for pair in zip(ours, added, strict=True))
-    return Sample(image, boxes, labels, crowd, sample.content, sample.meta)
+    boxes, labels, crowd, masks = boxes_of(data, [tile], (height, width))
+    boxes = np.concatenate([sample.boxes, boxes])
+    labels, crowd = np.concatenate([sample.labels, labels]), np.concatenate([sample.crowd, crowd])
+    masks = None if sample.masks is None or masks is None else sample.masks + masks
+    return replace(sample, image=image, boxes=boxes, labels=labels, crowd=crowd, masks=masks)
 
 
 def draw(data: DetectionData, tile: Tile, canvas: np.ndarray) -> None:
@@ -162,7 +166,11 @@ def boxes_of(data: DetectionData, tiles: list[Tile], size: Size) -> Boxes:
     np.clip(moved, 0, (size[1], size[0]), out=moved)
     upright = np.concatenate([moved.min(1), moved.max(1)], axis=1)
     keep = inside & worth_training(upright, areas, crowd)
-    return upright[keep].astype(np.float32), labels[keep], crowd[keep]
+    masks = None
+    if data.masks is not None:
+        every = (placed_masks(data, tile.index, np.array(tile.matrix), tile.cut) for tile in tiles)
+        masks = list(compress(chain.from_iterable(every), keep))
+    return upright[keep].astype(np.float32), labels[keep], crowd[keep], masks
 
 
 def _after(matrix: Rows, scale: float, left: float, top: float) -> Rows:

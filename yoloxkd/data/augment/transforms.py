@@ -10,12 +10,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from typing import Any
 
 import cv2
 import numpy as np
 
 from yoloxkd.config.augment import Augment
+from yoloxkd.data.augment.placed_mask import PlacedMask
 from yoloxkd.types import ImageMeta, ImageSize
 
 Size = tuple[int, int]
@@ -36,6 +38,7 @@ class Sample:
     crowd    (n,) bool
     content  (4,) float32, xyxy px: the part of the input that is image, not padding
     meta     where the image came from; of a mosaic, its first image, with a scale of NaN
+    masks    of the boxes; None: the data has none, or nobody asked
     """
 
     image: np.ndarray
@@ -44,6 +47,13 @@ class Sample:
     crowd: np.ndarray
     content: np.ndarray
     meta: ImageMeta
+    masks: list[PlacedMask] | None = None
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Only the boxes `rows` (n,) bool from now on."""
+        self.boxes, self.labels, self.crowd = self.boxes[rows], self.labels[rows], self.crowd[rows]
+        if self.masks is not None:
+            self.masks = list(compress(self.masks, rows))
 
 
 def fit(height: int, width: int, size: Size) -> tuple[float, int, int]:

@@ -17,6 +17,7 @@ from yoloxkd.data.formats.values import NO_ID, IdCodes, flags, is_plain, number,
 from yoloxkd.data.io.images import check_images
 from yoloxkd.data.io.json_stream import Rows, json_lists
 from yoloxkd.data.io.text_files import refuse_pointer
+from yoloxkd.data.mask_table import MaskBuilder
 from yoloxkd.data.problems import Faults
 from yoloxkd.errors import UserError
 
@@ -24,7 +25,12 @@ _LISTS = ("images", "annotations", "categories")
 
 
 def read_coco(
-    images: Path, annotations: Path, names: list[str], split: str, faults: Faults | None = None
+    images: Path,
+    annotations: Path,
+    names: list[str],
+    split: str,
+    faults: Faults | None = None,
+    masks: bool = False,
 ) -> DetectionData:
     """One split from a COCO JSON file and its folder of images.
 
@@ -32,13 +38,13 @@ def read_coco(
     whole numbers of any size and sign, or texts; "7" is 7.
     `iscrowd` and `ignore` mark what is to be ignored; `vbox` and `hbox` (xywh px), where there are any, are the visible
     part and the head. Boxes that cannot be trained on are dropped, boxes that stick out of their image are clipped;
-    `faults` counts both. The file is read in blocks: segmentations and captions take no memory.
+    `faults` counts both. The file is read in blocks: captions, and segmentations without `masks`, take no memory.
     UserError: the file is missing, not JSON, or lacks a key; an image has no usable id, size or name, or the id of another;
     none of `names` is among the file's categories; nearly all boxes are fractions, or corners instead of sides; an image
     file is missing, broken or of another size.
     """
     faults = Faults() if faults is None else faults
-    content = _Content(annotations)
+    content = _Content(annotations, masks)
     categories = match_categories(content.categories, names, annotations, content.boxes.category_codes, faults)
     pictures = content.pictures(images, faults)
     if not faults.gather:
@@ -52,10 +58,10 @@ def read_coco(
 class _Content:
     """The three lists of a COCO file as columns."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, masks: bool) -> None:
         self.file = file
         self.categories: list[dict[str, Any]] = []
-        self.boxes = _Columns()
+        self.boxes = _Columns(MaskBuilder() if masks else None)
         self.images = ImageRows(file, self.boxes.image_codes)
         seen = set()
         try:
@@ -101,7 +107,8 @@ class _Content:
 class _Columns:
     """The annotations as columns, gathered portion by portion."""
 
-    def __init__(self) -> None:
+    def __init__(self, masks: MaskBuilder | None) -> None:
+        self.masks = masks
         self.image_codes, self.category_codes = IdCodes(), IdCodes()
         self.count = 0
         self.parts: dict[str, list[np.ndarray]] = {
@@ -134,6 +141,8 @@ class _Columns:
                 found[place] = numbers([row.get(key) for row in values], (4,))
         for name, column in columns.items():
             self.parts[name].append(column)
+        if self.masks is not None:
+            self.masks.add([row.get("segmentation") for row in values])
         self.count += len(values)
 
     def table(
@@ -159,6 +168,8 @@ class _Columns:
             visible=self._extra("vbox"),
             head_boxes=self._extra("hbox"),
         )
+        if self.masks is not None:
+            table.take_masks(self.masks, faults)
         table.count(column["outlined"], "boxes that are missing, taken from the outline", faults)
         table.count(column["unclear"], "whose iscrowd or ignore is neither 0 nor 1, taken as 0", faults)
         if 2 * column["crowd"].sum() > len(table.keep):
@@ -213,7 +224,7 @@ def _positions(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:
-    return read_coco(source.images[0], source.annotations[0], names, split, faults)
+    return read_coco(source.images[0], source.annotations[0], names, split, faults, source.masks)
 
 
 def write_coco(data: DetectionData, files: Sequence[str], folder: Path) -> dict[str, str]:
@@ -233,6 +244,9 @@ def write_coco(data: DetectionData, files: Sequence[str], folder: Path) -> dict[
     if data.difficult is not None:
         for i in np.flatnonzero(data.difficult).tolist():
             content["annotations"][i] |= {"iscrowd": 0, "ignore": 1}
+    if data.masks is not None:
+        for row, segmentation in zip(content["annotations"], data.masks.segmentations(), strict=True):
+            row["segmentation"] = segmentation
     for key, column in (("vbox", data.visible), ("hbox", data.head_boxes)):
         if column is not None:
             xywh = _rounded_xywh(column)
@@ -253,5 +267,5 @@ def _rounded_xywh(boxes: np.ndarray) -> list[list[float]]:
 COCO = Format(
     _read,
     write_coco,
-    keeps=frozenset({"regions", "difficult", "areas", "unclipped", "visible", "heads", "names", "numbers"}),
+    keeps=frozenset({"regions", "difficult", "areas", "unclipped", "visible", "heads", "masks", "names", "numbers"}),
 )

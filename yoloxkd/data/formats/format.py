@@ -20,6 +20,7 @@ class SplitSource:
     annotations  files or folders
     lists        files that name the images of the split
     key_points   [how many, 2 or 3 numbers each] that follow the box on a line; None: nothing is said of any
+    masks        whether instance masks are wanted, where the format has them
     """
 
     root: Path
@@ -27,6 +28,7 @@ class SplitSource:
     annotations: tuple[Path, ...] = ()
     lists: tuple[Path, ...] = ()
     key_points: tuple[int, int] | None = None
+    masks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +41,17 @@ class Format:
     several   keys that may name more than one file or folder
     names     class names of a data YAML that gives none
 
-    write         (the split, its images' names, folder of the data set) -> the split's entry in a data YAML
+    write         (the split, its images' names, folder of the data set) -> the split's entry in a data YAML; None: it is read alone
     images      folder of a split's images
     one_folder    whether all splits share that folder
     keeps         what it can hold beside boxes and classes: regions and difficult (to be ignored), areas, unclipped,
-                  visible, heads, names, numbers
+                  visible, heads, masks, names, numbers
     most_classes  how many classes it can hold
     says_sizes    whether annotations give their image's size
     """
 
     read: Callable[[SplitSource, list[str], str, Faults], DetectionData]
-    write: Callable[[DetectionData, Sequence[str], Path], Any]
+    write: Callable[[DetectionData, Sequence[str], Path], Any] | None
     required: tuple[str, ...] = ("images", "annotations")
     optional: tuple[str, ...] = ()
     several: tuple[str, ...] = ()

@@ -1,7 +1,8 @@
 """YOLO text labels, as Ultralytics lays them out: read into arrays, and written.
 
-A line is `class x y w h`: the class as an index, center and size as fractions of the image. A polygon
-(`class x1 y1 x2 y2 x3 y3 ...`, an oriented box too) counts as the box around it; a score behind it is left out, and so
+A line is `class x y w h`: the class as an index, center and size as fractions of the image. Of a polygon
+(`class x1 y1 x2 y2 x3 y3 ...`, an oriented box too) the box around it counts, and its points are the mask where masks are
+asked for; a score behind it is left out, and so
 are key points where the data YAML announces them. An image without a label file has no object.
 """
 
@@ -21,8 +22,10 @@ from yoloxkd.data.io.images import measure_images
 from yoloxkd.data.io.packed_strings import Strings
 from yoloxkd.data.io.text_files import decode_text
 from yoloxkd.data.io.threads import in_threads
+from yoloxkd.data.mask_table import MaskBuilder, MaskTable
 from yoloxkd.data.problems import Faults, Place
 from yoloxkd.errors import UserError
+from yoloxkd.instance_masks import as_one_polygon, decode_rle, mask_polygons, segment_line
 
 _TOO_LARGE = 2.0
 """A coordinate beyond this is no fraction of an image that a box may stick out of: it is in pixels."""
@@ -36,12 +39,14 @@ def read_yolo(
     root: Path,
     faults: Faults | None = None,
     key_points: tuple[int, int] | None = None,
+    masks: bool = False,
 ) -> DetectionData:
     """One split from image folders or list files and the label files that belong to the images.
 
     labels  folder of the label files, laid out as the image folder; None: beside the images, where the last folder
             `images` of a path becomes `labels`, as Ultralytics has it
     key_points  [how many, 2 or 3 numbers each] that follow the box on a line; they are not read
+    masks  keep the polygons as instance masks
     Sizes come from the images. Lines that cannot be used are dropped and counted with file and line.
     UserError: a place is missing, no image has a label file, the lines have key points that nobody announced, an image is
     missing or broken.
@@ -62,7 +67,7 @@ def read_yolo(
             "put the labels there, or name their folder as 'labels' in the data YAML"
         )
     faults.images_without_file += sum(text is None for text in texts)
-    rows = _Rows(faults, key_points)
+    rows = _Rows(faults, key_points, sizes if masks else None)
     for image, (file, text) in enumerate(zip(files, texts, strict=True)):
         if text:
             rows.add(image, file, text)
@@ -110,8 +115,9 @@ def _unused(files: Sequence[str], faults: Faults) -> None:
 class _Rows:
     """The lines of the label files, gathered file by file."""
 
-    def __init__(self, faults: Faults, key_points: tuple[int, int] | None) -> None:
-        self.faults = faults
+    def __init__(self, faults: Faults, key_points: tuple[int, int] | None, mask_sizes: np.ndarray | None) -> None:
+        """mask_sizes (N, 2) height and width px of the images, where masks are wanted."""
+        self.faults, self.mask_sizes, self.masks = faults, mask_sizes, MaskBuilder()
         self.odd, self.total = OddLines(faults, key_points), 0
         self.values: list[np.ndarray] = []
         self.images: list[np.ndarray] = []
@@ -127,15 +133,21 @@ class _Rows:
             plain = len(values) == len(rows) and all(len(row.split()) == 5 for row in rows)
         except ValueError:
             plain = False
+        polygons: list[np.ndarray | None] = [None] * len(values) if plain else []
         if not plain:
-            values, lines = self._line_by_line(file, rows)
+            values, lines = self._line_by_line(file, rows, polygons)
+        if self.mask_sizes is not None:
+            scale = self.mask_sizes[image][::-1]
+            self.masks.add([None if points is None else (points * scale).ravel().tolist() for points in polygons])
         self.total += sum(bool(row.strip()) for row in rows)
         self.values.append(values)
         self.lines.append(lines)
         self.images.append(np.full(len(values), image))
 
-    def _line_by_line(self, file: str, rows: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Of a file that holds anything else than five numbers a line."""
+    def _line_by_line(
+        self, file: str, rows: Sequence[str], polygons: list[np.ndarray | None]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values and lines of a file that holds anything else than five numbers a line; `polygons` gets theirs."""
         values, lines = [], []
         for number, row in enumerate(rows, start=1):
             if not row.strip():
@@ -144,6 +156,7 @@ class _Rows:
             if found is None:
                 continue
             values.append(found)
+            polygons.append(self.odd.polygon)
             lines.append(number)
         return np.array(values).reshape(-1, 5), np.array(lines, np.int64)
 
@@ -167,6 +180,8 @@ class _Rows:
             files=files,
             file=image,
         )
+        if self.mask_sizes is not None:
+            table.take_masks(self.masks, self.faults)
         in_pixels = np.nan_to_num(np.abs(values[:, 1:]).max(1, initial=0)) > _TOO_LARGE
         table.drop(in_pixels, "whose values are not fractions of the image (0 to 1)", self.faults)
         check_corner_order(table, values[:, 1:] * scale, sizes, "[x center, y center, width, height]", self.faults)
@@ -175,16 +190,23 @@ class _Rows:
 
 def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:
     labels = source.annotations[0] if source.annotations else None
-    return read_yolo(source.images, labels, names, split, source.root, faults, source.key_points)
+    return read_yolo(source.images, labels, names, split, source.root, faults, source.key_points, source.masks)
 
 
 def write_yolo(data: DetectionData, files: Sequence[str], folder: Path) -> str:
-    """A label file under labels/<split> for each image images/<split>/<file>; what is to be ignored is left out."""
+    """A label file under labels/<split> for each image images/<split>/<file>; what is to be ignored is left out.
+
+    With masks a line is the object's one polygon (`as_one_polygon`), that of its box where it has none.
+    """
     labels = folder / "labels" / data.split
     labels.mkdir(parents=True, exist_ok=True)
     scale = data.sizes[:, [1, 0]].astype(np.float64)
     for i, file in enumerate(files):
         boxes, classes, crowd = data.annotations(i)
+        if data.masks is not None:
+            text = _segments(data, i, data.masks)
+            (labels / file).with_suffix(".txt").write_text(text, encoding="utf-8")
+            continue
         low, high = boxes[:, :2] / scale[i], boxes[:, 2:] / scale[i]
         values = np.concatenate([(low + high) / 2, high - low], axis=1)[~crowd].tolist()
         rows = zip(classes[~crowd].tolist(), values, strict=True)
@@ -193,12 +215,29 @@ def write_yolo(data: DetectionData, files: Sequence[str], folder: Path) -> str:
     return f"images/{data.split}"
 
 
+def _segments(data: DetectionData, index: int, masks: MaskTable) -> str:
+    """The lines of an image whose objects have masks."""
+    height, width = data.sizes[index].tolist()
+    lines = []
+    for row in range(int(data.offsets[index]), int(data.offsets[index + 1])):
+        if data.crowd[row]:
+            continue
+        parts = masks.polygons(row)
+        if counts := masks.counts(row):
+            parts = mask_polygons(decode_rle(counts, height, width))
+        if not parts:
+            x1, y1, x2, y2 = data.boxes[row].tolist()
+            parts = [np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])]
+        lines.append(segment_line(int(data.labels[row]), as_one_polygon(parts), height, width))
+    return "".join(lines)
+
+
 YOLO = Format(
     _read,
     write_yolo,
     required=("images",),
     optional=("labels",),
     several=("images",),
-    keeps=frozenset({"names"}),
+    keeps=frozenset({"masks", "names"}),
     says_sizes=False,
 )

@@ -23,10 +23,13 @@ class OddLines:
         self._columns: Counter[int] = Counter()
         self._seen = self._flat = 0  # lines whose points have a visibility, or lie about the middle of their box
         self._first: Place | None = None
+        self.polygon: np.ndarray | None = None
+        """The points (p, 2) of the last line, fractions of the image; None: it had a box."""
 
     @np.errstate(over="ignore", invalid="ignore")
     def box(self, words: Sequence[str], place: Place) -> np.ndarray | None:
         """(5,) class and box of a line, None for one that cannot be used, which is counted."""
+        self.polygon = None
         try:
             values = np.array(words, np.float64)
         except ValueError:
@@ -49,8 +52,8 @@ class OddLines:
             self.faults.add("polygons with a last column of their own, taken for a score and left out", [place])
             values = values[:-1]
         if len(values) > 6 and len(values) % 2:
-            x, y = values[1::2], values[2::2]
-            low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
+            self.polygon = values[1:].reshape(-1, 2)
+            low, high = self.polygon.min(axis=0), self.polygon.max(axis=0)
             return np.array([values[0], *((low + high) / 2), *(high - low)])
         return self._dropped("lines that are not 'class x y w h' or a polygon", place)
 

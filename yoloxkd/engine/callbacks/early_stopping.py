@@ -12,11 +12,9 @@ from yoloxkd.config.strict import Strict
 from yoloxkd.engine.callbacks.named import NamedCallback
 from yoloxkd.engine.checkpoint_parts import Count, Finite, SavedPart, checked_state
 from yoloxkd.engine.events import State
-from yoloxkd.errors import UserError, nearest
-from yoloxkd.metrics.measure import overall
+from yoloxkd.errors import UserError
+from yoloxkd.metrics.measure import larger_is_better
 from yoloxkd.viz.html_report import LossHistory, ReportPart
-
-SMALLER_IS_BETTER = ("MR",)
 
 
 class EarlyStoppingConfig(Strict):
@@ -72,11 +70,8 @@ class EarlyStopping(NamedCallback):
 
     def _value(self, state: State) -> float:
         """The metric, larger is better."""
-        metrics, name = overall(state.metrics), self.cfg.metric
-        if name not in metrics:
-            raise UserError(f"callbacks.early_stopping.metric '{name}' is not measured here; {nearest(name, metrics)}")
-        if metrics[name] < 0:
-            raise UserError(
-                f"callbacks.early_stopping.metric {name} cannot be watched: the validation set has nothing to measure it on"
-            )
-        return -metrics[name] if name in SMALLER_IS_BETTER else metrics[name]
+        name, key = self.cfg.metric, "callbacks.early_stopping.metric"
+        value = larger_is_better(state.metrics, name, key)
+        if state.metrics[name] < 0:
+            raise UserError(f"{key} {name} cannot be watched: the validation set has nothing to measure it on")
+        return value

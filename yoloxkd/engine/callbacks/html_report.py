@@ -112,7 +112,9 @@ def collect(state: State, ended_by: str | None = None) -> Report:
 
 
 def _tiles(state: State, rows: Sequence[Mapping[str, str]], numbers: Mapping[str, float]) -> list[tuple[str, str]]:
-    tiles = [(str(name), _number(numbers[name])) for name in ("AP", "AP50", "AP75", "MR", "JI") if name in numbers]
+    tiles = [
+        (str(name), _number(numbers[name])) for name in ("AP", "AP50", "AP75", "mask_AP", "MR", "JI") if name in numbers
+    ]
     if state.best:
         tiles.append(("best epoch", str(state.best.epoch + 1)))
     tiles.append(("epochs done", f"{rows[-1]['epoch']} / {state.epochs}"))
@@ -128,7 +130,7 @@ def _charts(state: State, rows: Sequence[Mapping[str, str]], history: LossHistor
     task = {str(name): values for name, values in history.losses.items() if name.source == TASK}
     charts = [Chart("Task loss, mean of an epoch", line_chart(epochs, task))]
     measured = {k: [v if v >= 0 else math.nan for v in _column(rows, k)] for k in overall(state.metrics)}
-    shown = {str(k): measured[k] for k in ("AP", "AP50", "AP75", "AR100", "MR", "JI") if k in measured}
+    shown = {str(k): measured[k] for k in ("AP", "AP50", "AP75", "AR100", "mask_AP", "MR", "JI") if k in measured}
     charts.append(Chart(f"Metrics on {state.recipe.val.split}", line_chart(epochs, shown, log=False, from_zero=True)))
     file = state.out / "learning_rate.csv"
     if file.is_file() and (steps := read_learning_rates(file)):

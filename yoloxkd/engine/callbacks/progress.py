@@ -90,7 +90,7 @@ class ProgressReport(Callback):
         parts = [f"epoch {state.epoch + 1}/{state.epochs}", f"{state.images_per_second:.1f} images/s"]
         parts += [f"lr {state.lr:.2e}", _line(state.epoch_losses)]
         if state.evaluated == state.epoch:
-            shown = [name for name in ("AP", "AP50", "MR", "JI") if name in state.metrics]
+            shown = [name for name in ("AP", "AP50", "mask_AP", "MR", "JI") if name in state.metrics]
             parts.append(" ".join(f"{name} {state.metrics[name]:.4f}" for name in shown))
         if state.epoch + 1 < state.epochs and not state.stop:
             parts.append(f"{self._run_left(state, time.perf_counter())} left")

@@ -131,8 +131,8 @@ def check_places(name: str, pairing: Pairing) -> None:
     for who, spec in (("student", pairing.student), ("teacher", pairing.teacher)):
         if not spec.stable_locations:
             raise UserError(
-                f"--kd {name} compares what both predict at the same places, and the {who}'s predictions are of proposals, which "
-                f"are elsewhere at every step; choose another {who}, or a method that compares maps, such as --kd pkd"
+                f"--kd {name} compares what both predict at the same places, and the {who}'s are of {spec.predicts_for}, "
+                f"which are elsewhere; choose another {who}, or a method that compares maps, such as --kd pkd"
             )
     if pairing.teacher_scale != 1:
         raise UserError(

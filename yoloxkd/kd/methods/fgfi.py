@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from yoloxkd.errors import UserError
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
@@ -49,6 +50,11 @@ class FGFI(NeckDistiller):
 
     def __init__(self, cfg: FGFIConfig, pairing: Pairing) -> None:
         super().__init__(cfg, pairing, cfg.adapter, ADAPTER_STD)
+        if pairing.teacher.box_code.kind == "masks":
+            raise UserError(
+                "--kd fgfi compares cells whose anchors fit an object, and this teacher's cells are of its own grids, not of the "
+                "maps; choose another teacher, or another --kd"
+            )
         self.cfg = cfg
         levels = pairing.levels if cfg.alpha > 0 else ()
         self.terms = tuple(LossName(self.name, "near", level.stride) for level in levels)

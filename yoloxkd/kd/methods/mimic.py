@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from yoloxkd.errors import UserError
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.divergence import image_means, squared_errors, weighted_sums
@@ -47,6 +48,11 @@ class Mimic(NeckDistiller):
     def __init__(self, cfg: MimicConfig, pairing: Pairing) -> None:
         super().__init__(cfg, pairing)
         self.cfg = cfg
+        if cfg.regions != "whole" and pairing.student.box_code.kind == "masks":
+            raise UserError(
+                "--kd mimic compares the regions that the student proposes, and this student predicts masks and no boxes; "
+                "choose kd.regions=whole, or another --kd"
+            )
         whole = [LossName(self.name, "map", level.stride) for level in pairing.levels]
         named = whole if cfg.regions == "whole" else [LossName(self.name, "regions")]
         self.terms = tuple(named) if cfg.alpha > 0 else ()

@@ -129,6 +129,11 @@ class PGD(Distiller):
     def __init__(self, cfg: PGDConfig, pairing: Pairing) -> None:
         super().__init__(cfg, pairing)
         for who, spec in (("student", pairing.student), ("teacher", pairing.teacher)):
+            if spec.box_code.kind == "masks":
+                raise UserError(
+                    f"--kd pgd weighs every location of a map by the box predicted there, and the {who} predicts masks and no "
+                    f"boxes; choose a {who} that predicts boxes, or another --kd"
+                )
             if not spec.stable_locations:
                 raise UserError(
                     "--kd pgd weighs every location of a map by the box predicted there, and the second stage of the "

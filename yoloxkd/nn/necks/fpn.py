@@ -57,16 +57,20 @@ class FPN(nn.Module):
 
 
 class PlainConv(nn.Module):
-    """A convolution with bias and nothing after it, under the key `conv`; with `groups` a group norm, `gn`, for the bias."""
+    """A convolution with bias and nothing after it, under the key `conv`; with a group norm, `gn`, or batch norm, `bn`, instead."""
 
-    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int | None = None) -> None:
+    def __init__(
+        self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int | None = None, *, batch_norm: bool = False
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=groups is None)
+        bias = groups is None and not batch_norm
+        self.conv = nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=bias)
         nn.init.xavier_uniform_(self.conv.weight)
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
         self.gn = nn.Identity() if groups is None else GroupNorm(groups, cout)
+        self.bn = nn.BatchNorm2d(cout) if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.gn(self.conv(x))
+        y: Tensor = self.bn(self.gn(self.conv(x)))
         return y

@@ -13,13 +13,14 @@ from yoloxkd.nn.necks.fpn import PlainConv
 class PooledFPN(nn.Module):
     """Feature pyramid (Lin et al. 2017): laterals, addition from coarse to fine, a 3x3 convolution a level.
 
-    Maps with `inputs` channels -> as many maps of `channels` channels. Attribute names are those of mmdetection's keys.
+    Maps with `inputs` channels -> as many maps of `channels` channels; norm: a batch norm behind every convolution.
+    Attribute names are those of mmdetection's keys.
     """
 
-    def __init__(self, inputs: Sequence[int], channels: int) -> None:
+    def __init__(self, inputs: Sequence[int], channels: int, *, norm: bool = False) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(PlainConv(c, channels, 1) for c in inputs)
-        self.fpn_convs = nn.ModuleList(PlainConv(channels, channels, 3) for _ in inputs)
+        self.lateral_convs = nn.ModuleList(PlainConv(c, channels, 1, batch_norm=norm) for c in inputs)
+        self.fpn_convs = nn.ModuleList(PlainConv(channels, channels, 3, batch_norm=norm) for _ in inputs)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         merged = [lateral(x) for lateral, x in zip(self.lateral_convs, maps, strict=True)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.two_stage.box_code import encode
+from yoloxkd.nn.two_stage.conv_blocks import conv_blocks
 from yoloxkd.nn.two_stage.rpn import rows_of
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Loss, Targets
@@ -40,15 +41,31 @@ class StageRule:
     beta: float = 0.0
 
 
-class BoxHead(nn.Module):
-    """Two fully connected layers and two predictors; attributes as mmdetection's keys, the background class last.
+@dataclass(frozen=True, slots=True)
+class HeadForm:
+    """What a box head is made of: `layers` fully connected ones of width `hidden`, after `convs` 3x3 convolutions.
 
-    channels of the pooled maps, `size` cells a side; hidden: width of the fully connected layers
+    norm    batch norm behind the convolutions
     """
 
-    def __init__(self, channels: int, size: int, hidden: int, classes: int, *, agnostic: bool = False) -> None:
+    hidden: int = 1024
+    layers: int = 2
+    convs: int = 0
+    norm: bool = False
+
+
+class BoxHead(nn.Module):
+    """Fully connected layers and two predictors; attributes as mmdetection's keys, the background class last.
+
+    channels of the pooled maps, `size` cells a side
+    """
+
+    def __init__(self, channels: int, size: int, form: HeadForm, classes: int, *, agnostic: bool = False) -> None:
         super().__init__()
-        self.shared_fcs = nn.ModuleList([nn.Linear(channels * size * size, hidden), nn.Linear(hidden, hidden)])
+        hidden = form.hidden
+        self.shared_convs = conv_blocks(channels, channels, form.convs, norm=form.norm)
+        read = [channels * size * size, *[hidden] * (form.layers - 1)]
+        self.shared_fcs = nn.ModuleList(nn.Linear(width, hidden) for width in read)
         self.fc_cls = nn.Linear(hidden, classes + 1)
         self.fc_reg = nn.Linear(hidden, 4 if agnostic else 4 * classes)
         for layer in self.shared_fcs:
@@ -61,7 +78,13 @@ class BoxHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """(B, P, C, s, s) -> class logits (B, P, K + 1) and box code (B, P, 4 K), or (B, P, 4)."""
-        x = pooled.flatten(2)
+        x = pooled
+        if len(self.shared_convs):
+            x = x.flatten(0, 1)
+            for block in self.shared_convs:
+                x = block(x)
+            x = x.unflatten(0, pooled.shape[:2])
+        x = x.flatten(2)
         for layer in self.shared_fcs:
             x = F.relu(layer(x))
         return self.fc_cls(x), self.fc_reg(x)

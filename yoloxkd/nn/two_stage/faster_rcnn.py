@@ -12,7 +12,7 @@ from torch import Tensor
 from yoloxkd.nn.detector import BoxCode, DetectorSpec
 from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
 from yoloxkd.nn.pyramid import PyramidConfig, build_backbone, start_backbone
-from yoloxkd.nn.two_stage.box_head import StageRule
+from yoloxkd.nn.two_stage.box_head import HeadForm, StageRule
 from yoloxkd.nn.two_stage.proposals import ProposalRule, propose
 from yoloxkd.nn.two_stage.roi_detector import RoIDetector, RoIMatch
 from yoloxkd.nn.two_stage.roi_head import STRIDES, Pooling, RoIHead, best_pairs
@@ -36,6 +36,18 @@ class FasterRCNNConfig(PyramidConfig):
     roi_sampling: int = Field(0, ge=0, description="RoIAlign: points a cell and direction; 0: as many as it has pixels")
     roi_aligned: bool = Field(True, description="RoIAlign: shift by half a pixel; false: torchvision's detectors")
     rounded_anchors: bool = Field(False, description="anchors of whole px: torchvision's detectors")
+    rpn_convs: int = Field(1, ge=1, le=64, description="3x3 convolutions of the proposal network")
+    box_convs: int = Field(0, ge=0, le=64, description="3x3 convolutions of the second stage")
+    box_layers: int = Field(2, ge=1, le=64, description="its fully connected layers")
+    head_norm: bool = Field(False, description="batch norm in FPN and second stage: torchvision's second versions")
+
+    def head_form(self) -> HeadForm:
+        """Of the second stage."""
+        return HeadForm(self.hidden, self.box_layers, self.box_convs, self.head_norm)
+
+    def pooling(self) -> Pooling:
+        """Of its box heads."""
+        return Pooling(7, self.roi_sampling, self.roi_aligned)
 
 
 class FasterRCNN(RoIDetector):
@@ -55,15 +67,9 @@ class FasterRCNN(RoIDetector):
     def __init__(self, cfg: FasterRCNNConfig, names: Sequence[str]) -> None:
         super().__init__(cfg, names)
         self.backbone = build_backbone(cfg, STRIDES)
-        self.neck = PooledFPN(self.backbone.channels, cfg.channels)
-        self.rpn_head = RPN(cfg.channels, rounded=cfg.rounded_anchors)
-        self.roi_head = RoIHead(
-            cfg.channels,
-            len(names),
-            self.stage_rules(),
-            hidden=cfg.hidden,
-            pooling=Pooling(7, cfg.roi_sampling, cfg.roi_aligned),
-        )
+        self.neck = PooledFPN(self.backbone.channels, cfg.channels, norm=cfg.head_norm)
+        self.rpn_head = RPN(cfg.channels, rounded=cfg.rounded_anchors, convs=cfg.rpn_convs)
+        self.roi_head = self.build_roi_head(len(names))
         self.spec = DetectorSpec(
             names=tuple(names),
             strides=STRIDES,
@@ -75,6 +81,11 @@ class FasterRCNN(RoIDetector):
             input=cfg.convention(),
             stable_locations=False,
         )
+
+    def build_roi_head(self, classes: int) -> RoIHead:
+        """The second stage."""
+        cfg = self.cfg
+        return RoIHead(cfg.channels, classes, self.stage_rules(), form=cfg.head_form(), pooling=cfg.pooling())
 
     def stage_rules(self) -> tuple[StageRule, ...]:
         """How each stage trains."""

@@ -1,4 +1,4 @@
-"""Instance masks of regions (Mask R-CNN, He et al. 2017): the head, its targets and loss, and masks put into images."""
+"""Instance masks of regions (Mask R-CNN, He et al. 2017): the head, its targets and its loss."""
 
 from __future__ import annotations
 
@@ -6,34 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from yoloxkd.nn.assigners.match import image_parts
 from yoloxkd.nn.two_stage.box_code import clip
+from yoloxkd.nn.two_stage.conv_blocks import conv_blocks
 from yoloxkd.ops.losses import full_precision
-from yoloxkd.types import Loss
+from yoloxkd.types import Loss, Targets
 
 THRESHOLD = 0.5
-"""A pixel or a target cell belongs to the mask from here on."""
-
-
-class PlainBlock(nn.Module):
-    """3x3 convolution with bias and ReLU, under the key `conv`."""
-
-    def __init__(self, cin: int, cout: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(cin, cout, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv(x))
+"""Part of a target cell from which it belongs to the mask."""
+BUDGET = 2**26
+"""Pixels of bitmaps that are floats at once; a larger batch is taken a few images at a time."""
 
 
 class MaskHead(nn.Module):
     """Convolutions, a transposed convolution that doubles the size, and one channel a class; attributes as mmdetection's keys.
 
-    channels: of the pooled maps; hidden: of the head
+    channels: of the pooled maps; hidden: of the head; norm: batch norm behind the convolutions
     """
 
-    def __init__(self, channels: int, classes: int, *, hidden: int = 256, convs: int = 4) -> None:
+    def __init__(self, channels: int, classes: int, *, hidden: int = 256, convs: int = 4, norm: bool = False) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(PlainBlock(channels if i == 0 else hidden, hidden) for i in range(convs))
+        self.convs = conv_blocks(channels, hidden, convs, norm=norm)
         self.upsample = nn.ConvTranspose2d(hidden, hidden, 2, stride=2)
         self.conv_logits = nn.Conv2d(hidden, classes, 1)
         for layer in (self.upsample, self.conv_logits):
@@ -70,6 +63,32 @@ def mask_targets(masks: Tensor, rows: Tensor, boxes: Tensor, size: int) -> Tenso
     return soft[:, 0] >= THRESHOLD
 
 
+@torch.no_grad()
+def sampled_targets(targets: Targets, rows: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Mask targets of sampled regions, and which of them have one: no more bitmaps than `BUDGET` allows are floats at once.
+
+    Args:
+        targets: with or without masks
+        rows: (B, S) int64, the row of `targets` that each region answers for, -1: none
+        boxes: (B, S, 4) px
+        size: cells of a side
+    Returns:
+        (B, S, size, size) bool, (B, S) bool
+    """
+    masks = targets.masks
+    if masks is None or masks.shape[1] == 0:
+        return rows.new_zeros(*rows.shape, size, size, dtype=torch.bool), torch.zeros_like(rows, dtype=torch.bool)
+    count = masks.shape[1]
+    used = (rows >= 0) & masks.flatten(2).any(2).gather(1, rows.clamp(min=0))
+    parts = []
+    for part in image_parts(len(masks), masks[0].numel(), masks.device, BUDGET):
+        some = masks[part]
+        first = torch.arange(len(some), device=rows.device).unsqueeze(1) * count
+        at = (rows[part].clamp(min=0) + first).flatten()
+        parts.append(mask_targets(some.flatten(0, 1), at, boxes[part].flatten(0, 1), size))
+    return torch.cat(parts).unflatten(0, rows.shape), used
+
+
 def own_channel(logits: Tensor, labels: Tensor) -> Tensor:
     """(N, K, s, s) of each region's own class: (N, s, s)."""
     index = labels.view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
@@ -84,24 +103,3 @@ def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor, used: Tensor) -> 
     own = own_channel(full_precision(logits), labels)
     entropy = F.binary_cross_entropy_with_logits(own, targets.to(own.dtype), reduction="none").mean((1, 2))
     return Loss(entropy.masked_fill(~used, 0).sum(), used.sum())
-
-
-def paste_masks(probability: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Masks of boxes put into an image, read bilinearly at pixel centers.
-
-    Args:
-        probability: (N, s, s), 0 to 1
-        boxes: (N, 4) px
-        height, width: px of the image
-    Returns:
-        (N, H, W) bool
-    """
-    boxes = full_precision(boxes)
-    x1, y1, x2, y2 = boxes.split(1, dim=1)
-    y = torch.arange(height, device=boxes.device, dtype=boxes.dtype) + 0.5
-    x = torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5
-    y, x = (y - y1) / (y2 - y1) * 2 - 1, (x - x1) / (x2 - x1) * 2 - 1
-    grid = torch.stack((x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)), dim=-1)
-    grid = torch.where(grid.isfinite(), grid, -2.0)
-    soft = F.grid_sample(probability.to(boxes.dtype).unsqueeze(1), grid, align_corners=False)[:, 0]
-    return soft >= THRESHOLD

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.two_stage.box_code import clip, decode
-from yoloxkd.nn.two_stage.box_head import BoxHead, StageRule, of_class, stage_losses
+from yoloxkd.nn.two_stage.box_head import BoxHead, HeadForm, StageRule, of_class, stage_losses
 from yoloxkd.nn.two_stage.max_iou import covered, max_iou
 from yoloxkd.nn.two_stage.roi_align import roi_features
 from yoloxkd.nn.two_stage.sampling import Stream, gathered, random_keys, sample, with_boxes
@@ -88,7 +88,7 @@ def best_pairs(boxes: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor
 class RoIHead(nn.Module):
     """Box heads, one a stage; each refines the regions of the one before.
 
-    rules: one a stage; hidden: width of the fully connected layers
+    rules: one a stage; form: of the box heads
     """
 
     def __init__(
@@ -97,14 +97,18 @@ class RoIHead(nn.Module):
         classes: int,
         rules: Sequence[StageRule],
         *,
-        hidden: int = 1024,
+        form: HeadForm = HeadForm(),
         pooling: Pooling = Pooling(),
     ) -> None:
         super().__init__()
         self.rules, self.pooling = tuple(rules), pooling
         self.bbox_head = nn.ModuleList(
-            BoxHead(channels, pooling.size, hidden, classes, agnostic=rule.agnostic) for rule in rules
+            BoxHead(channels, pooling.size, form, classes, agnostic=rule.agnostic) for rule in rules
         )
+
+    def stage_name(self, number: int) -> str:
+        """What a stage's losses are called: `roi`, or of a cascade's stages `roi1`, `roi2`, ..."""
+        return "roi" if len(self.rules) == 1 else f"roi{number + 1}"
 
     def pooled(self, maps: Maps, boxes: Tensor, pooling: Pooling) -> Tensor:
         """(B, P, C, s, s) features of regions (B, P, 4) px."""
@@ -166,7 +170,7 @@ class RoIHead(nn.Module):
         terms: dict[str, Loss] = {}
         for number, (rule, some, match) in enumerate(zip(self.rules, regions, matches, strict=True)):
             said = self.roi(maps, some, number)
-            name = "roi" if len(self.rules) == 1 else f"roi{number + 1}"
+            name = self.stage_name(number)
             with torch.autocast(some.device.type, enabled=False):
                 cls, box = stage_losses(said.cls_logits, said.box_raw, said.regions, targets, match, rule)
             terms |= {f"{name}/cls": cls, f"{name}/box": box}

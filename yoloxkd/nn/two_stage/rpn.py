@@ -13,6 +13,7 @@ from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.dense.dense_detector import flat
 from yoloxkd.nn.two_stage.anchors import grid_anchors
 from yoloxkd.nn.two_stage.box_code import decode, encode
+from yoloxkd.nn.two_stage.conv_blocks import conv_blocks
 from yoloxkd.nn.two_stage.max_iou import max_iou
 from yoloxkd.nn.two_stage.sampling import sample
 from yoloxkd.ops.constants import constant
@@ -47,6 +48,7 @@ class RPN(nn.Module):
 
     scale    side of an anchor in strides; ratios: height over width of a cell's anchors
     rounded  anchors have whole px (torchvision)
+    convs    3x3 convolutions; one of them is `rpn_conv` itself
     """
 
     def __init__(
@@ -56,15 +58,18 @@ class RPN(nn.Module):
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         *,
         rounded: bool = False,
+        convs: int = 1,
     ) -> None:
         super().__init__()
         self.scale, self.ratios, self.rounded = scale, tuple(ratios), rounded
-        self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        several = nn.Sequential(*conv_blocks(channels, channels, convs))
+        self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1) if convs == 1 else several
         self.rpn_cls = nn.Conv2d(channels, len(self.ratios), 1)
         self.rpn_reg = nn.Conv2d(channels, 4 * len(self.ratios), 1)
-        for conv in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.get_parameter("bias"))
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.normal_(conv.weight, std=0.01)
+                nn.init.zeros_(conv.get_parameter("bias"))
 
     def forward(self, maps: Sequence[Tensor], image_size: tuple[int, int]) -> DenseOutput:
         """Maps L x (B, C, h, w) of strides 4 to 64 of an input of image_size (H, W) px."""

@@ -132,18 +132,20 @@ def dense_state(raw: Mapping[str, Any], file_name: str = "") -> DenseState | Non
         return None
     _check_supported(family, state)
     meta = raw.get("meta")
-    section = _section(family, state, _config_text(meta), file_name)
+    section = _section(family, state, config_text(meta), file_name)
     if family == "atss":
         section["quality"] = "iou" if overlap else "centerness"
     if not section.get("last_conv", True):  # mmdetection builds and keeps that layer even where no level reads it
         state = {k: v for k, v in state.items() if not k.startswith("backbone.conv2.")}
     classes = _classes(family, state)
-    return DenseState(section, {our_key(k): v for k, v in state.items() if _kept(k)}, classes, _names(meta, classes))
+    return DenseState(
+        section, {our_key(k): v for k, v in state.items() if kept(k)}, classes, class_names(meta, classes)
+    )
 
 
 def _section(family: str, state: Mapping[str, Tensor], text: str, file_name: str) -> dict[str, Any]:
     """The model's name and keys: what the weights tell, then what only the table, the configuration or the name does."""
-    backbone = _backbone(state)
+    backbone = backbone_name(state)
     name = f"{family}-{SHORT.get(backbone, 'r50')}"
     tower = [k for k in state if re.fullmatch(r"bbox_head\.cls_convs\.\d+\.conv\.weight", k)]
     section: dict[str, Any] = {
@@ -151,8 +153,8 @@ def _section(family: str, state: Mapping[str, Tensor], text: str, file_name: str
         "backbone": backbone,
         "channels": rows(state, "neck.lateral_convs.0.conv.weight"),
         "stacked_convs": len(tower),
-        "groups": _groups(text) if "bbox_head.cls_convs.0.gn.weight" in state else None,
-        "deformable_stages": _deformable_stages(state),
+        "groups": groups_of(text) if "bbox_head.cls_convs.0.gn.weight" in state else None,
+        "deformable_stages": deformable_stages(state),
     }
     if backbone == "mobilenetv2_100":
         section["last_conv"] = rows(state, "neck.lateral_convs.2.conv.weight", 1) == MOBILE_LAST
@@ -169,10 +171,10 @@ def _section(family: str, state: Mapping[str, Tensor], text: str, file_name: str
     variant = _fcos_variant(state, text, file_name) if family == "fcos" else {}
     if family == "retinanet":
         variant["relu_before_last"] = _relu_before_last(text)
-    return section | _convention(family, text, file_name) | variant
+    return section | convention(family, text, file_name) | variant
 
 
-def _deformable_stages(state: Mapping[str, Tensor]) -> int:
+def deformable_stages(state: Mapping[str, Tensor]) -> int:
     """How many of a ResNet's stages, from the coarsest, have deformable convolutions."""
     stages = {int(k.split(".")[1].removeprefix("layer")) for k in state if re.match(r"backbone\..*\.conv_offset\.", k)}
     if stages and sorted(stages) != list(range(min(stages), 5)):
@@ -183,7 +185,7 @@ def _deformable_stages(state: Mapping[str, Tensor]) -> int:
     return len(stages)
 
 
-def _groups(text: str) -> int:
+def groups_of(text: str) -> int:
     said = re.search(r"num_groups\s*=\s*(\d+)", text)
     return int(said[1]) if said else GROUPS
 
@@ -227,7 +229,7 @@ def _current(key: str) -> str:
     return f"{place}.{_OTHER_NAMES[part]}{dot}{leaf}" if place == "bbox_head" and part in _OTHER_NAMES else key
 
 
-def _kept(key: str) -> bool:
+def kept(key: str) -> bool:
     """Without constants that mmdetection keeps in its files, and a classifier that no level reads."""
     return not (key.startswith(("bbox_head.integral.", "data_preprocessor.", "backbone.fc.")))
 
@@ -260,7 +262,7 @@ def _check_supported(family: str, state: Mapping[str, Tensor]) -> None:
         raise UserError("the checkpoint's FPN has not the five levels of strides 8 to 128; use one that has")
 
 
-def _backbone(state: Mapping[str, Tensor]) -> str:
+def backbone_name(state: Mapping[str, Tensor]) -> str:
     if "backbone.layer1.0.depthwise_conv.conv.weight" in state:
         if rows(state, "backbone.conv1.conv.weight") == 32:
             return "mobilenetv2_100"
@@ -275,7 +277,7 @@ def _backbone(state: Mapping[str, Tensor]) -> str:
     raise UserError("the checkpoint has a backbone other than ResNet, ResNeXt and MobileNetV2, which is not supported")
 
 
-def _config_text(meta: Any) -> str:
+def config_text(meta: Any) -> str:
     """The configuration as text: `config` in version 2, `cfg` in version 3."""
     if not isinstance(meta, Mapping):
         return ""
@@ -283,7 +285,7 @@ def _config_text(meta: Any) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _convention(family: str, text: str, file_name: str) -> dict[str, Any]:
+def convention(family: str, text: str, file_name: str) -> dict[str, Any]:
     """Style of the ResNet, color order, mean and standard deviation."""
     caffe = bool(re.search(r"style\s*=\s*['\"]caffe['\"]", text)) if text else "caffe" in file_name
     out: dict[str, Any] = {"style": "caffe" if caffe else "pytorch"}
@@ -333,7 +335,7 @@ def _relu_before_last(text: str) -> bool:
     return bool(re.search(r"relu_before_extra_convs\s*=\s*True", text))
 
 
-def _names(meta: Any, classes: int) -> list[str] | None:
+def class_names(meta: Any, classes: int) -> list[str] | None:
     """Class names: `CLASSES` in version 2, `dataset_meta` in version 3."""
     if not isinstance(meta, Mapping):
         return None

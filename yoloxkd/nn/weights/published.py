@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from yoloxkd.download import Published
 from yoloxkd.nn.weights.mmdet_files import AT_COCO, ZOO
+from yoloxkd.nn.weights.two_stage_files import TORCHVISION_TWO_STAGE, TWO_STAGE
 
 
 def _zoo_file(name: str) -> Published:
@@ -59,7 +60,15 @@ PUBLISHED: dict[str, Published] = {
     "fcos-r50@torchvision": _torchvision_file("fcos_resnet50_fpn_coco-99b0c9b7.pth"),
     "retinanet-r50@torchvision": _torchvision_file("retinanet_resnet50_fpn_coco-eeacb38b.pth"),
     "retinanet-r50@torchvision-v2": _torchvision_file("retinanet_resnet50_fpn_v2_coco-5905b1c5.pth"),
+    **{
+        f"{model}@torchvision{version}": _torchvision_file(name)
+        for (model, version), name in TORCHVISION_TWO_STAGE.items()
+    },
     **{model: _zoo_file(name) for model, name in AT_COCO.items()},
+    **{
+        model: Published(f"{_OPENMMLAB}/{folder}/{quote(name)}", name, None, name[-12:-4])
+        for model, (folder, name) in TWO_STAGE.items()
+    },
 }
 """Architecture name -> its weights trained on COCO (80 classes, in the order of `coco_names.COCO_NAMES`).
 

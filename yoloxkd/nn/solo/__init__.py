@@ -1,0 +1,1 @@
+"""SOLO: instance masks by locations."""
