@@ -148,7 +148,6 @@ def test_an_export_equals_its_model_and_is_loaded_once(toy: Path, toy_run: Path,
     detector = Detector(toy_run / "best.pt", "cpu")
     file = detector.export(tmp_path / "x.onnx", verify=str(toy))
     exported = Detector(file)
-    file.unlink()  # every further call works on what is loaded, at any threshold
     assert exported.names == detector.names
     picture = toy.parent / "images" / "val" / "1.png"
     for conf in (0.01, 0.02):
@@ -163,6 +162,7 @@ def test_an_export_equals_its_model_and_is_loaded_once(toy: Path, toy_run: Path,
             exported.val(str(toy), **shape)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="exported file already"):
         exported.export(tmp_path / "y.onnx")
+    file.unlink()  # every further call works on what is loaded, at any threshold
     many, few = exported.predict(picture, conf=0.01)[0], exported.predict(picture, conf=0.05)[0]
     assert len(many) > len(few)
     assert len(few) == int((many.scores >= 0.05).sum())

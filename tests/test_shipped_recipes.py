@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import write_toy
-from tests.nn.fpn import BACKBONE, SHALLOW
+from tests.nn.fpn import BACKBONE
 from yoloxkd import Trainer
 from yoloxkd.assembly.models import build_detector
 from yoloxkd.assembly.recipes import resolve
@@ -21,9 +21,9 @@ from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.engine.events import Callback, State
 
 NARROW: dict[str, dict[str, Any]] = {
-    "yolox": {"width": 0.125, "depth": 0.1},
+    "yolox": {"width": 0.125, "depth": 0.33},
     "fpn": {
-        "backbone": SHALLOW,
+        "backbone": BACKBONE,
         "backbone_weights": "none",
         "channels": 16,
         "groups": 4,
@@ -31,7 +31,7 @@ NARROW: dict[str, dict[str, Any]] = {
         "deformable_stages": 0,
     },
     "rcnn": {
-        "backbone": SHALLOW,
+        "backbone": BACKBONE,
         "backbone_weights": "none",
         "channels": 16,
         "hidden": 24,
@@ -67,16 +67,11 @@ def narrow_keys(name: str) -> dict[str, Any]:
     if name.startswith("yolox"):
         return NARROW["yolox"]
     if name.startswith("solo"):
-        return NARROW["solo"] | backbone_of(name)
+        return NARROW["solo"]
     if "-rcnn-" in name:
-        return NARROW["rcnn"] | backbone_of(name) | (NARROW["mask"] if "mask-" in name else {})
-    keys = NARROW["fpn"] | backbone_of(name)
+        return NARROW["rcnn"] | (NARROW["mask"] if "mask-" in name else {})
+    keys = NARROW["fpn"]
     return {k: v for k, v in keys.items() if k != "groups"} if name.startswith("retinanet") else keys
-
-
-def backbone_of(name: str) -> dict[str, Any]:
-    """Where its own network has keys of its own, a narrow one of that kind."""
-    return {"backbone": BACKBONE} if name.endswith("mobilenetv2") else {}
 
 
 FAST = {"engine.workers": 0, "teacher.min_ap": 0, "callbacks.report": False, "callbacks.plots": False}

@@ -11,13 +11,13 @@ import torch
 
 from tests.conftest import TINY
 from tests.engine.test_runs import rows
-from tests.nn.fpn import SHALLOW
+from tests.nn.fpn import BACKBONE
 from yoloxkd import Trainer
 
 STUDENTS = {
-    "yolox-nano": {"student.width": 0.125, "student.depth": 0.1},
-    "gfl-r50": {
-        "student.backbone": SHALLOW, "student.channels": 16, "student.groups": 4, "student.stacked_convs": 1,
+    "yolox-nano": {"student.width": 0.125},
+    "gfl-mobilenetv2": {
+        "student.backbone": BACKBONE, "student.channels": 16, "student.groups": 4, "student.stacked_convs": 1,
     },
 }  # fmt: skip
 COMMON = {key: value for key, value in TINY.items() if not key.startswith("student.")} | {"ema.enabled": False}
@@ -40,7 +40,7 @@ def test_a_compiled_run_gives_the_same_numbers(
     settings = COMMON | STUDENTS[student]
     runs = [
         Trainer(
-            student=student, teacher=str(toy_run / "best.pt"), kd="pgd", data=str(toy), epochs=1, batch=4, imgsz=64,
+            student=student, teacher=str(toy_run / "best.pt"), kd="pgd", data=str(toy), epochs=1, batch=4, imgsz=96,
             device="cpu", set=settings | {"engine.compile": on}, out=tmp_path / str(on),
         ).fit()
         for on in (False, True)

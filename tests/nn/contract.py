@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from tests.losses import means, task
-from tests.nn import fpn
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import ExportOptions
@@ -58,13 +57,6 @@ class DetectorContract:
     def _model(self) -> None:
         torch.manual_seed(0)
         self.model = self.build(NAMES)
-
-    @pytest.fixture
-    def shallow(self, monkeypatch: pytest.MonkeyPatch) -> DenseDetector:
-        """The detector on a backbone of few operators, which is traced in a third of the time."""
-        monkeypatch.setattr(fpn, "BACKBONE", fpn.SHALLOW)
-        torch.manual_seed(0)
-        return self.build(NAMES)
 
     def forward(self, images: Tensor) -> DenseOutput:
         with torch.no_grad():
@@ -309,8 +301,7 @@ class DetectorContract:
         assert torch.equal(self.forward(images).boxes, before)
 
     @pytest.mark.slow
-    def test_compiles_without_graph_breaks(self, shallow: DenseDetector) -> None:
-        self.model = shallow
+    def test_compiles_without_graph_breaks(self) -> None:
         images = pictures(2, self.size, self.size)
         expected = self.forward(images)
         torch._dynamo.reset()
@@ -323,14 +314,13 @@ class DetectorContract:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("nms", "dynamic"), [(True, True), (True, False), (False, True), (False, False)])
-    def test_export_parity(self, nms: bool, dynamic: bool, shallow: DenseDetector, toy: Path, tmp_path: Path) -> None:
+    def test_export_parity(self, nms: bool, dynamic: bool, toy: Path, tmp_path: Path) -> None:
         """With and without suppression in the graph, of free and of fixed shape; simplified, of known operators."""
         if nms != dynamic and not self.every_export:
             pytest.skip("this family is exported with both and with neither; YOLOX and FCOS in the mixed forms too")
         data = load_split(find_data(str(toy)), "val")
         options = ExportOptions(self.size, nms=nms, dynamic=dynamic, conf=1e-5)
-        model = self.model if self.every_export and not dynamic else shallow
-        path = export_checked(model.eval(), tmp_path / "x.onnx", options, data=data)
+        path = export_checked(self.model.eval(), tmp_path / "x.onnx", options, data=data)
         note = json.loads((tmp_path / "x.parity.json").read_text())
         assert note["passed"]
         assert note["found"]["detections"] > 0

@@ -9,7 +9,7 @@ from yoloxkd.nn.dense.fpn_detector import FPNDetector
 
 BACKBONE = "mobilenetv2_035"
 SHALLOW = "test_resnet"
-"""A fifth of its operators: what exports and compiles takes time for each."""
+"""A backbone of a fifth of its operators."""
 
 
 def narrow(kind: type[FPNDetector], names: int | Sequence[str] = 3, **changes: Any) -> Any:
