@@ -140,14 +140,11 @@ def cell_anchors(points: Tensor, strides: Tensor) -> Tensor:
 
 
 def whole_anchors(grid: Grid) -> Tensor:
-    """As `cell_anchors`, of whole px as torchvision has them: the root of the area is cut to whole px, then half the sides are rounded."""
+    """As `cell_anchors`, of whole px as in torchvision: the root of the area is cut to whole px, then half the sides are rounded."""
     reach = []
     for (h, w), stride in zip(grid.sizes, grid.strides, strict=True):
-        sizes = [int(stride * scale) for scale in SCALES]
-        half = [
-            (round(size / math.sqrt(ratio) / 2), round(size * math.sqrt(ratio) / 2))
-            for ratio in RATIOS
-            for size in sizes
-        ]
-        reach.append(torch.tensor(half, dtype=grid.points.dtype, device=grid.points.device).repeat(h * w, 2))
+        pairs = [(int(stride * scale), math.sqrt(ratio)) for ratio in RATIOS for scale in SCALES]
+        half = [(round(side / root / 2), round(side * root / 2)) for side, root in pairs]
+        of_cell = torch.tensor(half, dtype=grid.points.dtype, device=grid.points.device).repeat(1, 2)
+        reach.append(of_cell.expand(h * w, *of_cell.shape).flatten(0, 1))
     return from_distances(grid.points, torch.cat(reach))
