@@ -141,14 +141,11 @@ def cell_anchors(points: Tensor, strides: Tensor) -> Tensor:
 
 
 def whole_anchors(grid: Grid) -> Tensor:
-    """As `cell_anchors`, of whole px as torchvision has them: the root of the area is cut to whole px, then half the sides are rounded."""
+    """As `cell_anchors`, of whole px as in torchvision: the root of the area is cut to whole px, then half the sides are rounded."""
     reach = []
     for (h, w), stride in zip(grid.sizes, grid.strides, strict=True):
-        sizes = [int(stride * scale) for scale in SCALES]
-        half = [
-            (round(size / math.sqrt(ratio) / 2), round(size * math.sqrt(ratio) / 2))
-            for ratio in RATIOS
-            for size in sizes
-        ]
-        reach.append(constant(tuple(half), grid.points.dtype, grid.points.device).repeat(h * w, 2))
+        pairs = [(int(stride * scale), math.sqrt(ratio)) for ratio in RATIOS for scale in SCALES]
+        half = tuple((round(side / root / 2), round(side * root / 2)) for side, root in pairs)
+        of_cell = constant(half, grid.points.dtype, grid.points.device).repeat(1, 2)
+        reach.append(of_cell.expand(h * w, *of_cell.shape).flatten(0, 1))
     return from_distances(grid.points, torch.cat(reach))
