@@ -126,4 +126,5 @@ def _window(low: float, high: float, limit: int) -> slice:
 def _hat(low: float, high: float, pixels: slice, cells: int) -> np.ndarray:
     """(pixels, cells) bilinear weights of the cells between low and high px at the pixels' centers."""
     at = (np.arange(pixels.start, pixels.stop) + 0.5 - low) / (high - low) * cells - 0.5
-    return np.clip(1 - np.abs(at[:, None] - np.arange(cells)), 0, None)
+    weights: np.ndarray = np.clip(1 - np.abs(at[:, None] - np.arange(cells)), 0, None)
+    return weights

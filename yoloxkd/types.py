@@ -71,7 +71,8 @@ def _scaled_masks(masks: Tensor, x: float, y: float) -> Tensor:
 
     size = (round(masks.shape[2] * y), round(masks.shape[3] * x))
     soft = functional.interpolate(masks.flatten(0, 1).unsqueeze(1).float(), size, mode="bilinear")
-    return soft.squeeze(1).unflatten(0, masks.shape[:2]) > 0.5
+    scaled: Tensor = soft.squeeze(1).unflatten(0, masks.shape[:2]) > 0.5
+    return scaled
 
 
 @dataclass(slots=True)

@@ -59,10 +59,9 @@ class SOLOHead(nn.Module):
         """Mask logits of cells (B, n) int64 of a level: (B, n, h, w), from its features (B, C, h, w)."""
         predictor = self.conv_mask_list[level]
         weight, bias = predictor.get_parameter("weight").flatten(1), predictor.get_parameter("bias")
-        y = full_precision(weight)[cells] @ full_precision(features).flatten(2) + full_precision(bias)[cells].unsqueeze(
-            -1
-        )
-        return y.unflatten(-1, features.shape[-2:])
+        y = full_precision(weight)[cells] @ full_precision(features).flatten(2)
+        logits: Tensor = (y + full_precision(bias)[cells].unsqueeze(-1)).unflatten(-1, features.shape[-2:])
+        return logits
 
 
 def _tower(cin: int, hidden: int, convs: int, groups: int) -> nn.ModuleList:

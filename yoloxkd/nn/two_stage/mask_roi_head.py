@@ -44,8 +44,8 @@ class MaskRoIHead(RoIHead):
     def mask_logits(self, maps: Maps, boxes: Tensor, stage: int = 0) -> Tensor:
         """What a stage's mask head says of regions (B, P, 4) px: (B, P, K, s, s)."""
         pooled = self.pooled(maps, boxes, self.mask_pooling)
-        logits: Tensor = self.mask_head[stage](pooled.flatten(0, 1))
-        return logits.unflatten(0, pooled.shape[:2])
+        logits: Tensor = self.mask_head[stage](pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])
+        return logits
 
     def mask_probability(self, maps: Maps, boxes: Tensor, labels: Tensor) -> Tensor:
         """Mask of each box (B, P, 4) px for its class (B, P), mean of the stages: (B, P, s, s), 0 to 1."""
@@ -53,7 +53,8 @@ class MaskRoIHead(RoIHead):
             own_channel(full_precision(self.mask_logits(maps, boxes, number)).flatten(0, 1), labels.flatten()).sigmoid()
             for number in range(len(self.rules))
         ]
-        return torch.stack(of_stages).mean(0).unflatten(0, labels.shape)
+        mean: Tensor = torch.stack(of_stages).mean(0).unflatten(0, labels.shape)
+        return mean
 
     def losses(self, maps: Maps, targets: Targets, regions: Sequence[Tensor], matches: Sequence[Match]) -> Losses:
         """Those of the boxes, and `roi/mask` (`roi1/mask`, ... of a cascade) of positives whose object has a mask."""
