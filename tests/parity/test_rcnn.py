@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.match import Match
+from yoloxkd.nn.assigners.max_iou import max_iou_match
 from yoloxkd.nn.two_stage.box_code import clip, decode, encode
 from yoloxkd.nn.two_stage.box_head import HeadForm, StageRule, class_of, stage_losses
-from yoloxkd.nn.two_stage.max_iou import max_iou
 from yoloxkd.nn.two_stage.roi_align import roi_features, roi_levels
 from yoloxkd.nn.two_stage.roi_head import RoIHead, assign_regions, best_pairs, sampled_regions
 from yoloxkd.ops.nms import NMS
@@ -98,15 +98,13 @@ def test_rcnn_box_code(case: Case) -> None:
 @pytest.mark.parametrize("budget", [None, 1])
 def test_rcnn_assignment(case: Case, budget: int | None) -> None:
     boxes, p = case.tensor("boxes")[None], case.params
-    match = max_iou(
-        case.tensor("proposals")[None], boxes, torch.ones(boxes.shape[:2], dtype=torch.bool),
-        positive=p["pos_iou_thr"], negative=p["neg_iou_thr"],
-        low_quality=p["min_pos_iou"] if p["match_low_quality"] else None, budget=budget,
+    mask = torch.ones(boxes.shape[:2], dtype=torch.bool)
+    match = max_iou_match(
+        case.tensor("proposals")[None], Targets(boxes, mask.long(), mask, ~mask), positive=p["pos_iou_thr"],
+        negative=p["neg_iou_thr"], claim=p["min_pos_iou"] if p["match_low_quality"] else None, budget=budget,
     )  # fmt: skip
     assert torch.equal(match.gt[0], case.tensor("assigned"))
     assert not match.ignored.any()
-    assert match.score is not None
-    same(match.score[0], case.tensor("max_overlap"))
 
 
 @pytest.mark.parametrize("case", cases("rcnn", "train"))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.assigners.match import Match
+from yoloxkd.nn.assigners.max_iou import max_iou_match
 from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
 from yoloxkd.nn.two_stage.anchors import cell_anchors, grid_anchors
 from yoloxkd.nn.two_stage.box_code import clip, decode, encode
-from yoloxkd.nn.two_stage.max_iou import max_iou
 from yoloxkd.nn.two_stage.proposals import ProposalRule, propose
 from yoloxkd.nn.two_stage.rpn import RPN, STRIDES, RPNRule, assign_anchors, rpn_losses
 from yoloxkd.nn.two_stage.sampling import sample
@@ -71,14 +71,13 @@ def test_rpn_box_code(case: Case) -> None:
 def test_rpn_assignment(case: Case, budget: int | None) -> None:
     boxes, p = case.tensor("boxes"), case.params
     valid = torch.ones(1, len(boxes), dtype=torch.bool)
-    match = max_iou(
-        case.tensor("anchors"), boxes[None], valid, positive=p["pos_iou_thr"], negative=p["neg_iou_thr"],
-        low_quality=p["min_pos_iou"], budget=budget,
+    targets = Targets(boxes[None], valid.long(), valid, ~valid)
+    match = max_iou_match(
+        case.tensor("anchors"), targets, positive=p["pos_iou_thr"], negative=p["neg_iou_thr"], claim=p["min_pos_iou"],
+        budget=budget,
     )  # fmt: skip
     assigned = torch.where(match.ignored, -2, match.gt)[0]
     assert torch.equal(assigned, case.tensor("assigned"))
-    assert match.score is not None
-    same(match.score[0], case.tensor("max_overlap"))
 
 
 def match_of(case: Case, out: DenseOutput, targets: Targets) -> Match:

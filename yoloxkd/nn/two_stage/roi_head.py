@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from yoloxkd.nn.assigners.match import Match
+from yoloxkd.nn.assigners.max_iou import max_iou_match
 from yoloxkd.nn.two_stage.box_code import clip, decode
 from yoloxkd.nn.two_stage.box_head import BoxHead, HeadForm, StageRule, of_class, stage_losses
-from yoloxkd.nn.two_stage.max_iou import covered, max_iou
 from yoloxkd.nn.two_stage.roi_align import roi_features
 from yoloxkd.nn.two_stage.sampling import Stream, gathered, random_keys, sample, with_boxes
 from yoloxkd.ops.boxes import area
@@ -21,6 +21,8 @@ from yoloxkd.types import Draw, Loss, Losses, RoIStage, Targets, task_losses
 
 STRIDES = (4, 8, 16, 32)
 Maps = Sequence[Tensor]
+COVERED = 0.5
+"""A region of which ignore regions cover this share, and that is not positive, is no background."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +39,26 @@ def assign_regions(regions: Tensor, used: Tensor, targets: Targets, rule: StageR
 
     Ignored are slots without a region, regions without area, and those that an ignore region covers by half.
     """
-    match = max_iou(
+    match = max_iou_match(
         regions,
-        targets.boxes,
-        targets.mask,
+        targets,
         positive=rule.iou,
         negative=rule.iou,
-        low_quality=rule.iou if rule.low_quality else None,
-        inside=used & (area(regions) > 0),
+        claim=rule.iou if rule.low_quality else None,
+        usable=used & (area(regions) > 0),
     )
     match.ignored |= covered(regions, targets.boxes, targets.ignore) & ~match.fg
     return match
+
+
+def covered(regions: Tensor, boxes: Tensor, ignore: Tensor) -> Tensor:
+    """Whether an ignore region covers at least half of a region: (B, R, 4) px, (B, G, 4) px, (B, G) bool -> (B, R) bool."""
+    if ignore.shape[1] == 0:
+        return torch.zeros(regions.shape[:2], dtype=torch.bool, device=regions.device)
+    low = torch.maximum(regions[:, :, None, :2], boxes[:, None, :, :2])
+    high = torch.minimum(regions[:, :, None, 2:], boxes[:, None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(-1).masked_fill(~ignore.unsqueeze(1), 0).amax(-1)
+    return shared >= COVERED * area(regions).clamp(min=1e-6)
 
 
 def sampled_regions(

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yoloxkd.nn.assigners.match import Match
+from yoloxkd.nn.assigners.max_iou import max_iou_match
 from yoloxkd.nn.dense.dense_detector import flat
 from yoloxkd.nn.two_stage.anchors import grid_anchors
 from yoloxkd.nn.two_stage.box_code import decode, encode
 from yoloxkd.nn.two_stage.conv_blocks import conv_blocks
-from yoloxkd.nn.two_stage.max_iou import max_iou
 from yoloxkd.nn.two_stage.sampling import sample
 from yoloxkd.ops.constants import constant
 from yoloxkd.ops.losses import full_precision
@@ -28,7 +28,7 @@ STRIDES = (4, 8, 16, 32, 64)
 class RPNRule:
     """How the proposal network trains.
 
-    positive, negative, low_quality   IoU, see `max_iou`
+    positive, negative, low_quality   IoU, see `max_iou_match`
     samples                           anchors of an image, at most `positive_share` of them positive
     beta                              of the smooth L1 loss; 0: L1
     inside                            anchors that reach beyond the picture take no part
@@ -97,14 +97,8 @@ def assign_anchors(out: DenseOutput, targets: Targets, rule: RPNRule, keys: Tens
     if rule.inside:
         limit = areas(out, targets)[:, None]
         inside = (anchors[:, :2] >= 0).all(-1) & (anchors[:, 2:] < limit).all(-1)
-    match = max_iou(
-        anchors,
-        targets.boxes,
-        targets.mask,
-        positive=rule.positive,
-        negative=rule.negative,
-        low_quality=rule.low_quality,
-        inside=inside,
+    match = max_iou_match(
+        anchors, targets, positive=rule.positive, negative=rule.negative, claim=rule.low_quality, usable=inside
     ).leaving_out(targets, out.grid)
     return match if keys is None else sample(match, rule.samples, rule.positive_share, keys)
 
