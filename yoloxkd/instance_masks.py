@@ -160,6 +160,17 @@ def as_one_polygon(parts: Sequence[np.ndarray]) -> np.ndarray:
     return whole
 
 
+def one_outline(parts: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Polygons of an image as one (q, 2) that paints the same pixels; where they overlap the outline is traced anew."""
+    whole = as_one_polygon(parts)
+    if len(parts) == 1:
+        return whole
+    painted = rasterize_polygons(parts, height, width)
+    if np.array_equal(rasterize_polygons([whole], height, width), painted) or not painted.any():
+        return whole
+    return as_one_polygon(mask_polygons(painted))
+
+
 def segment_line(label: int, polygon: np.ndarray, height: int, width: int) -> str:
     """A line of YOLO's segments: class and points as fractions of the image, within it, to 1e-7."""
     points = np.clip(polygon / (width, height), 0, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
-from yoloxkd.instance_masks import pack_counts, rle_extent, unpack_counts
+from yoloxkd.instance_masks import as_one_polygon, mask_polygons, one_outline, pack_counts, rle_extent, unpack_counts
 from yoloxkd.ops.masks import decode_rle, encode_rle, mask_iou, rasterize_polygons
 
 
@@ -50,6 +50,17 @@ def test_polygons_are_painted_as_coco_paints_them() -> None:
         parts = [rng.uniform(low, high, (int(rng.integers(3, 9)), 2)) * (w, h) for _ in range(rng.integers(1, 4))]
         wanted = coco.decode(coco.merge(coco.frPyObjects([p.ravel().tolist() for p in parts], h, w))).astype(bool)
         assert np.array_equal(rasterize_polygons(parts, h, w), wanted)
+
+
+def test_parts_and_holes_become_one_outline() -> None:
+    """Apart, touching, overlapping (where one outline alone would leave a hole), and a random bitmap."""
+    square = np.array([[2, 2], [9, 2], [9, 9], [2, 9.0]])
+    for shift in ((12, 5), (7, 0), (4, 4)):
+        parts = [square, square + shift, square + (20, 20)]
+        outline = one_outline(parts, 40, 50)
+        assert np.array_equal(rasterize_polygons([outline], 40, 50), rasterize_polygons(parts, 40, 50))
+    mask = np.random.default_rng(0).random((30, 40)) < 0.4
+    assert np.array_equal(rasterize_polygons([as_one_polygon(mask_polygons(mask))], 30, 40), mask)
 
 
 def test_the_overlap_of_masks() -> None:

@@ -25,7 +25,7 @@ from yoloxkd.data.io.threads import in_threads
 from yoloxkd.data.mask_table import MaskBuilder, MaskTable
 from yoloxkd.data.problems import Faults, Place
 from yoloxkd.errors import UserError
-from yoloxkd.instance_masks import as_one_polygon, decode_rle, mask_polygons, segment_line
+from yoloxkd.instance_masks import decode_rle, mask_polygons, one_outline, segment_line
 
 _TOO_LARGE = 2.0
 """A coordinate beyond this is no fraction of an image that a box may stick out of: it is in pixels."""
@@ -196,7 +196,7 @@ def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> 
 def write_yolo(data: DetectionData, files: Sequence[str], folder: Path) -> str:
     """A label file under labels/<split> for each image images/<split>/<file>; what is to be ignored is left out.
 
-    With masks a line is the object's one polygon (`as_one_polygon`), that of its box where it has none.
+    With masks a line is the object's one polygon (`one_outline`), that of its box where it has none.
     """
     labels = folder / "labels" / data.split
     labels.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def _segments(data: DetectionData, index: int, masks: MaskTable) -> str:
         if not parts:
             x1, y1, x2, y2 = data.boxes[row].tolist()
             parts = [np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])]
-        lines.append(segment_line(int(data.labels[row]), as_one_polygon(parts), height, width))
+        lines.append(segment_line(int(data.labels[row]), one_outline(parts, height, width), height, width))
     return "".join(lines)
 
 
