@@ -70,7 +70,7 @@ def write_explanation(choice: Choice, page: Path, numbers: Path) -> None:
     head: dict[str, Any] = {"model": dict(zip([m.name for m in models], choice.models, strict=True))}
     head |= {"teacher": choice.teacher, "data": choice.data, "split": choice.split, "imgsz": size}
     write_json(numbers, head | found)  # before the page: it tells the next time that both are this command's
-    title = f"What {', '.join(m.name for m in models)} look{'s' if len(models) == 1 else ''} at"
+    title = f"What {' and '.join(m.name for m in models)} look{'s' if len(models) == 1 else ''} at"
     under = "" if teacher is None else f"taught by {teacher.name}, "
     write_text(page, render_page(ExplainPage(title, f"{under}on {choice.data} {choice.split}", facts, parts=parts)))
     for part in parts:

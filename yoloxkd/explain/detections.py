@@ -83,7 +83,8 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     common = (high - low).clip(0).prod(-1)
     area = [(box[:, 2:] - box[:, :2]).clip(0).prod(-1) for box in (a, b)]
     union: np.ndarray = (area[0][:, None] + area[1][None] - common).clip(1e-9)
-    return common / union
+    overlap: np.ndarray = common / union
+    return overlap
 
 
 def detect_all(

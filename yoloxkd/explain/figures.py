@@ -20,6 +20,8 @@ from yoloxkd.viz.html_report import Chart
 
 Numbers = list[dict[str, Any]]
 _BOXES = "white: ground-truth boxes"
+_BRIGHT = 0.99
+"""Share of the cells of all models up to which the scale of attention goes: a softmax has single cells far above the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,12 @@ def attention_part(subjects: Subjects) -> tuple[Part, Numbers]:
         groups, charts = [], []
         for stride in sorted({level.stride for own in levels.values() for level in own}):
             here = {name: level for name, own in levels.items() for level in own if level.stride == stride}
-            high = max(float(level.spatial.max()) for level in here.values())
+            high = float(np.quantile(np.concatenate([level.spatial.ravel() for level in here.values()]), _BRIGHT))
             panels = [
                 panel(scene, level.spatial, high, _role(subjects, name), _apart(apart.get(name, {}).get(stride)))
                 for name, level in here.items()
             ]
-            unit = "times the level's mean"
+            unit = "times the level's mean, and more"
             groups.append(Panels(f"Spatial attention, stride {stride}", panels, f"{high:.3g}", unit, _BOXES))
             bars = {_role(subjects, name): level.channels.tolist() for name, level in here.items()}
             svg = bar_rows(bars, x_label="channel", y_label="attention (mean 1)")
@@ -116,7 +118,8 @@ def quality_part(subjects: Subjects) -> tuple[Part, Numbers]:
 
 def weights_part(subjects: Subjects, teacher: Model) -> tuple[Part, Numbers]:
     """PGD Figure 1: what each rule would teach of the teacher's maps, and PGD's key regions level by level."""
-    images, numbers = [], []
+    images: list[ImageFigure] = []
+    numbers: Numbers = []
     for scene, outs in zip(subjects.scenes, subjects.outs, strict=True):
         found = foreground_weights(teacher, outs[teacher.name], scene)
         panels = [panel(scene, over_levels(list(w.levels.values())), 1.0, _rule(w.name), _chosen(w)) for w in found]
@@ -183,7 +186,7 @@ def _rule(name: str) -> str:
 
 
 def _chosen(weights: ForegroundWeights) -> str:
-    return f"{sum(weights.chosen.values()):.0f} cells an object, {weights.inside_share:.0%} of its box"
+    return f"{sum(weights.chosen.values()):.0f} cells an object, {weights.inside_share:.0%} of its box's"
 
 
 def _apart(distance: AttentionDistance | None) -> str:

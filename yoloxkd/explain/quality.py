@@ -45,6 +45,6 @@ def quality_maps(model: Model, out: DenseOutput, scene: Scene, xi: float = XI) -
 def over_levels(maps: Sequence[np.ndarray]) -> np.ndarray:
     """The largest value over levels (h, w) of the same image, on the cells of the first, the finest."""
     h, w = maps[0].shape
-    return np.max(
-        [m[np.arange(h)[:, None] * m.shape[0] // h, np.arange(w)[None] * m.shape[1] // w] for m in maps], axis=0
-    )
+    rows, columns = np.arange(h)[:, None], np.arange(w)[None]
+    largest: np.ndarray = np.max([m[rows * m.shape[0] // h, columns * m.shape[1] // w] for m in maps], axis=0)
+    return largest

@@ -84,12 +84,13 @@ class Scene:
     def on_image(self, cells: np.ndarray, height: int, width: int) -> np.ndarray:
         """A level's cells (h, w) as the image without padding has them, each cell a block of equal values: (height, width)."""
         inputs = self.batch.images.shape[-2:]
-        shown = self._extent()[::-1]
+        parts = self._extent()[::-1]
         rows, columns = (
             ((np.arange(side) + 0.5) * (part / side) * (n / whole)).astype(int).clip(0, n - 1)
-            for side, part, n, whole in zip((height, width), shown, cells.shape, inputs, strict=True)
+            for side, part, n, whole in zip((height, width), parts, cells.shape, inputs, strict=True)
         )
-        return cells[rows[:, None], columns[None, :]]
+        shown: np.ndarray = cells[rows[:, None], columns[None, :]]
+        return shown
 
     def targets_of(self, classes: torch.Tensor) -> Targets:
         """The ground truth with labels `classes[label]`; objects whose class is -1 do not count."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from yoloxkd.data.dataset import DetectionData
@@ -17,10 +18,10 @@ from yoloxkd.explain.scene import Model
 from yoloxkd.types import Detections, ImageSize
 from yoloxkd.viz.charts import line_chart
 from yoloxkd.viz.explain_page import ImageFigure, Panel, Panels, Part
-from yoloxkd.viz.heat_maps import data_address, draw_scored, draw_truth, fitted
+from yoloxkd.viz.heat_maps import MOST_CAPTIONS, data_address, draw_scored, draw_truth, fitted
 from yoloxkd.viz.html_report import Chart
 
-_KEY = "blue: ground truth; orange: right detection; red-brown, dashed: false detection; blue dots: missed object; numbers: score in percent"
+_KEY = f"blue: ground truth; orange: right detection; black dashes: false detection; blue dots: missed object; numbers: score in percent, of the best {MOST_CAPTIONS} detections"
 
 
 def detections_part(
@@ -59,11 +60,11 @@ def detections_part(
     rows = [[row["model"], *(str(row[key]) for key in ("right", "false", "missed"))] for row in numbers]
     columns = ("model", "right", "false", "missed objects")
     title = "Detections beside the ground truth (PGD Figure 5)"
-    note = f"Detections and objects in all {len(data)} images of the split."
+    note = f"Detections and objects in the {len(data)} images that were looked at."
     return Part(title, text, columns, rows, note, (), images), numbers
 
 
-def _objects(data: DetectionData, index: int) -> tuple[object, object]:
+def _objects(data: DetectionData, index: int) -> tuple[np.ndarray, np.ndarray]:
     boxes, labels, crowd = data.annotations(index)
     return boxes[~crowd], labels[~crowd]
 
@@ -74,7 +75,7 @@ def _image(
     models: Sequence[Model],
     found: Sequence[Detections],
     scores: Sequence[DetectionScore],
-    objects: tuple[object, object],
+    objects: tuple[np.ndarray, np.ndarray],
 ) -> ImageFigure:
     picture = data.read(index)
     pixels = fitted(picture)

@@ -9,12 +9,14 @@ import numpy as np
 
 from yoloxkd.write_image import encoded
 
-COLORMAP = "cividis"
+COLORMAP = "viridis"
 """Rises in lightness and reads the same for color-blind people; printed in gray it keeps its order."""
 SIDE = 360  # px of the longer side of a panel
 _OPACITY = 0.72
-_TRUTH, _RIGHT, _FALSE = (0, 114, 178), (230, 159, 0), (213, 94, 0)  # blue, orange, vermilion (Okabe and Ito, 2008)
+_TRUTH, _RIGHT = (0, 114, 178), (230, 159, 0)  # blue and orange of Okabe and Ito (2008)
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+MOST_CAPTIONS = 15
+"""Captions of an image, of its best detections: more would hide it."""
 
 
 def panel_size(height: int, width: int) -> tuple[int, int]:
@@ -46,13 +48,13 @@ def heat_map(pixels: np.ndarray, values: np.ndarray, high: float, boxes: np.ndar
     import matplotlib
 
     share = np.nan_to_num(values / high if high > 0 else np.zeros_like(values)).clip(0, 1)
-    color = matplotlib.colormaps[COLORMAP](share)[..., :3] * 255
+    color: np.ndarray = matplotlib.colormaps[COLORMAP](share)[..., :3] * 255
     gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
-    canvas = ((1 - _OPACITY) * gray + _OPACITY * color).round().astype(np.uint8)
+    canvas: np.ndarray = ((1 - _OPACITY) * gray + _OPACITY * color).round().astype(np.uint8)
     for box in boxes:
-        _rectangle(canvas, box, _BLACK, 3)
+        _rectangle(canvas, box, _BLACK, 4)
     for box in boxes:
-        _rectangle(canvas, box, _WHITE, 1)
+        _rectangle(canvas, box, _WHITE, 2)
     return canvas
 
 
@@ -78,7 +80,7 @@ def draw_truth(pixels: np.ndarray, boxes: np.ndarray, names: list[str]) -> np.nd
 def draw_scored(
     pixels: np.ndarray, boxes: np.ndarray, captions: list[str], right: np.ndarray, missed: np.ndarray
 ) -> np.ndarray:
-    """Detections in orange: right ones whole, false ones dashed and dark; objects (m, 4) without one in blue dots."""
+    """Detections, best first: right ones in orange, false ones in black dashes; objects (m, 4) without one in blue dots."""
     canvas = pixels.copy()
     for box in missed:
         _dashed(canvas, box, _TRUTH, 2, 3)
@@ -88,9 +90,9 @@ def draw_scored(
             _rectangle(canvas, boxes[row], _WHITE, 4)
             _rectangle(canvas, boxes[row], _RIGHT, 2)
         else:
-            _dashed(canvas, boxes[row], _FALSE, 2, 9)
-    for row in order:
-        _caption(canvas, boxes[row], captions[row], _RIGHT if right[row] else _FALSE)
+            _dashed(canvas, boxes[row], _BLACK, 2, 9)
+    for row in order[order < MOST_CAPTIONS]:
+        _caption(canvas, boxes[row], captions[row], _RIGHT if right[row] else _BLACK)
     return canvas
 
 
