@@ -14,6 +14,7 @@ import typer
 
 from yoloxkd.cli import data as data_commands
 from yoloxkd.cli import screen
+from yoloxkd.cli.explain_command import explain
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, RUNTIMES
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_commands.app, name="data")
+app.command()(explain)
 
 
 def _models() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -171,6 +171,15 @@ def evaluate(
             result = EvalResult(metrics, detections, list(data.names), len(positions), slowest, data, positions)
     metrics, ids, seconds = broadcast((result.metrics, result.positions, result.seconds) if result else ({}, [], 0.0))
     return result or EvalResult(metrics, COCODetections(), list(data.names), len(ids), seconds, data, ids)
+
+
+def metrics_of(
+    detections: Mapping[int, Detections], names: list[str], data: DetectionData, *, backend: str = "hotcoco"
+) -> dict[str, Any]:
+    """The metrics of detections that a model of these class names gave: {position in `data`: px of the original image}."""
+    label_of = _class_map(names, data.names)
+    positions = sorted(detections)
+    return measure(data, positions, _joined([_renamed(detections[i], i, label_of) for i in positions]), backend)
 
 
 def _predicted(predictor: Predictor, images: Tensor) -> list[Detections]:

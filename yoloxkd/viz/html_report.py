@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -119,12 +120,20 @@ class Report:
 
 def render_report(report: Report) -> str:
     """The page's HTML."""
-    from jinja2 import Environment, StrictUndefined
+    return render("report.html.jinja", r=report)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this folder; texts are escaped, `svg(text)` is put as it is."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    page = files("yoloxkd.viz").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(page).render(r=report, svg=Markup)
+    folder = files("yoloxkd.viz")
+    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(svg=Markup, **values)
 
 
 def inline_image(path: Path, caption: str) -> Picture:
