@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloxkd.api import Detector
+from yoloxkd.assembly.run import newest_run
 from yoloxkd.cli.run_tables import check_val_outputs, metrics_table, val_options, write_detections
 from yoloxkd.cli.tables import table, write_json
 from yoloxkd.errors import UserError
@@ -40,7 +41,7 @@ def evaluate_models(
         )
     check_val_outputs(out, json_file, [data, *models])
     measured: dict[str, dict[str, Any]] = {}
-    for model in models or [None]:
+    for model in models or [str(newest_run())]:
         detector = Detector(model, device or "auto")
         result = detector.evaluate(data, split, batch, imgsz, workers, errors, **options)
         measured[detector.source] = result.metrics

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from yoloxkd.config.strict import Strict
@@ -37,13 +39,16 @@ class KDGradients(NamedCallback):
     Config = KDGradientsConfig
     cfg: KDGradientsConfig
 
+    def __init__(self, config: Strict | None = None, **keys: Any) -> None:
+        super().__init__(config, **keys)
+        self.rows: list[dict[str, str]] = []
+
     def on_fit_start(self, state: State) -> None:
         if state.recipe.engine.compile:
             raise UserError(
                 "callbacks.kd_gradients runs several backward passes on one step, for which a compiled model does not keep "
                 "its values; use --set engine.compile=false, or leave the callback out"
             )
-        self.rows: list[dict[str, str]] = []
         file = state.out / FILE
         if state.iteration and file.is_file():
             rows = read_numbers(file, whole=("step", "epoch"), needed=("norm",))
