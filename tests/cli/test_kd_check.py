@@ -19,11 +19,27 @@ from yoloxkd.errors import GateError, UserError
 @pytest.fixture
 def arguments(toy: Path, toy_run: Path) -> list[str]:
     pair = ["--student", "yolox-nano", "--teacher", str(toy_run / "best.pt"), "--kd", "pgd", "--data", str(toy)]
-    return ["kd-check", *pair, *FAST, "--set", "teacher.min_ap=0.001", "--imgsz", "64", "--batch", "8", "--device", "cpu"]
+    return [
+        "kd-check",
+        *pair,
+        *FAST,
+        "--set",
+        "teacher.min_ap=0.001",
+        "--imgsz",
+        "64",
+        "--batch",
+        "8",
+        "--device",
+        "cpu",
+    ]
 
 
 def test_it_measures_says_and_writes(
-    arguments: list[str], toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    toy_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     more = ["--batches", "1", "--checkpoint", str(toy_run / "best.pt"), "--json", "check.json"]
@@ -40,8 +56,8 @@ def test_it_measures_says_and_writes(
     start, trained = saved["students"]
     losses = start["losses"]
     assert losses["pgd/all"]["gradient_share"] > 0
-    assert losses["all"]["loss_share"] + losses["pgd/all"]["loss_share"] == pytest.approx(1.0)
-    assert trained["losses"]["all"]["loss"] < losses["all"]["loss"]
+    assert losses["task"]["loss_share"] + losses["pgd/all"]["loss_share"] == pytest.approx(1.0)
+    assert trained["losses"]["task"]["loss"] < losses["task"]["loss"]
     # with the teacher's weights nothing is left to pay but the floor, before the factors
     floor, paid = sum(saved["floor"].values()), trained["losses"]["pgd/all"]["loss"]
     assert paid / trained["factors"]["pgd"] == pytest.approx(floor / start["factors"]["pgd"], rel=1e-3)
@@ -75,7 +91,9 @@ def test_what_cannot_be_checked_is_refused_in_a_sentence(
     ship = foreign(toy_run, tmp_path, ["ship", "sail"])
     refused(capsys, [*arguments, "--batches", "0"], "--batches")
     refused(capsys, [*arguments, "--set", "kd.tau=-1"], "kd.tau")
-    refused(capsys, ["kd-check", "--student", "yolox-nano", "--data", "shapes"], "no distillation to check", "--teacher")
+    refused(
+        capsys, ["kd-check", "--student", "yolox-nano", "--data", "shapes"], "no distillation to check", "--teacher"
+    )
     known = [a if a != str(toy_run / "best.pt") else ship for a in arguments]
     refused(capsys, known, "knows none of the classes red, blue", "teacher.min_ap=0")
     changed = [a if a != "pgd" else "ld" for a in arguments]

@@ -21,7 +21,7 @@ from yoloxkd.kd.methods.fgd import FGDConfig
 from yoloxkd.kd.methods.pgd import PGDConfig
 from yoloxkd.kd.rescaled_teacher import RescaledTeacher
 from yoloxkd.nn.detector import Detector
-from yoloxkd.types import TASK, LossName
+from yoloxkd.types import LossName
 
 
 def prepared(
@@ -86,9 +86,7 @@ def test_a_perfect_student_pays_for_its_batch_norms_and_less_so_with_more_images
     teacher = TinyDetector(channels=8)
     cfg = PGDConfig()
     _, distill = prepared(cfg, teacher)
-    few, many = (
-        batch_norm_floor(distill.modules[0], {"pgd": cfg}, [make_batch(images=n, seed=1)], 0) for n in (1, 16)
-    )
+    few, many = (batch_norm_floor(distill.modules[0], {"pgd": cfg}, [make_batch(images=n, seed=1)], 0) for n in (1, 16))
     assert list(few) == list(distill.modules[0].names)
     assert 0 < sum(many.values()) < sum(few.values())
     assert not teacher.training
@@ -115,7 +113,10 @@ def test_the_floor_is_of_the_teacher_s_classes_whatever_the_student_s_are() -> N
 def test_objects_belong_to_the_level_of_their_size() -> None:
     batch = make_batch(images=1, boxes=3)
     batch.targets.boxes[0] = torch.tensor([[0, 0, 60, 60], [0, 0, 130, 120], [0, 0, 9, 9]], dtype=torch.float32)
-    batch.targets.mask[0], batch.targets.ignore[0] = torch.tensor([True, True, False]), torch.tensor([False, False, True])
+    batch.targets.mask[0], batch.targets.ignore[0] = (
+        torch.tensor([True, True, False]),
+        torch.tensor([False, False, True]),
+    )
     assert level_shares_of_objects([batch], [8, 16, 32]) == {8: 0.5, 16: 0.5, 32: 0.0}
 
 
@@ -123,10 +124,16 @@ PGD = LossName("pgd", ALL)
 MAP = Concentration("pgd", "cls", 8, 1.0, 64, 3, 0.1, 0.05)
 
 
-def measured(share: float = 0.5, cosine: float = 0.0, levels: tuple[float, float] = (1.0, 1.0), **keys: Any) -> StudentMeasured:
+def measured(
+    share: float = 0.5, cosine: float = 0.0, levels: tuple[float, float] = (1.0, 1.0), **keys: Any
+) -> StudentMeasured:
     gradients = {TASK_LOSS: LossGradient(10.0, 2.0, 1.0, 1.0), PGD: LossGradient(8.0, 2 * share, share, cosine)}
-    gradients |= {LossName("pgd", "fg", s): LossGradient(4.0, n, n / 2, 0.0) for s, n in zip((8, 16), levels, strict=True)}
-    gradients |= {LossName("pgd", ALL, s): LossGradient(4.0, n, n / 2, 0.0) for s, n in zip((8, 16), levels, strict=True)}
+    gradients |= {
+        LossName("pgd", "fg", s): LossGradient(4.0, n, n / 2, 0.0) for s, n in zip((8, 16), levels, strict=True)
+    }
+    gradients |= {
+        LossName("pgd", ALL, s): LossGradient(4.0, n, n / 2, 0.0) for s, n in zip((8, 16), levels, strict=True)
+    }
     values: dict[str, Any] = {"weights": "start", "factors": {"pgd": 0.2}, "concentration": [MAP]} | keys
     return StudentMeasured(gradients=gradients, **values)
 
@@ -167,4 +174,3 @@ def test_harm_comes_first_and_the_floor_is_a_share_of_what_the_student_pays() ->
     both = found(measured(share=2.0), floor=6.0)
     assert [one.harm for one in both] == [True, False]
     assert floor_share({LossName("pgd", "fg", 8): 2.0}, measured().gradients, "pgd") == 0.5
-    assert LossName(TASK, ALL) == TASK_LOSS

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from yoloxkd.errors import GateError
-from yoloxkd.types import TASK
 
 if TYPE_CHECKING:
     from yoloxkd.assembly.kd_check import KDCheck
@@ -67,6 +66,7 @@ def _losses(check: KDCheck, student: StudentMeasured) -> str:
     """Every loss with its part in the loss and in the gradient."""
     from yoloxkd.cli.tables import table
     from yoloxkd.engine.gradients import ALL
+    from yoloxkd.types import TASK
 
     rows = []
     for name, one in student.gradients.items():

@@ -14,7 +14,8 @@ from yoloxkd.types import TASK, LossName
 
 ALL = "all"
 """The term of a sum: of every term of a source, at one level or at all."""
-TASK_LOSS = LossName(TASK, ALL)
+TASK_LOSS = LossName(TASK, "task")
+"""The sum of the student's own losses."""
 TRUNK = ("backbone", "neck")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from yoloxkd.engine.gradients import TASK_LOSS, LossGradient, average, loss_gradients, trunk
+from yoloxkd.engine.gradients import ALL, TASK_LOSS, LossGradient, average, loss_gradients, trunk
 from yoloxkd.engine.parallel import statistics_kept
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd.check.concentration import Concentration, MapWatch, concentration
@@ -39,7 +39,7 @@ class StudentMeasured:
 
 
 def _is_whole(name: LossName) -> bool:
-    return name.source != TASK and name == LossName(name.source, TASK_LOSS.term)
+    return name.source != TASK and name == LossName(name.source, ALL)
 
 
 def measure_student(

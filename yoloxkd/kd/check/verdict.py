@@ -119,10 +119,11 @@ def _levels(
 ) -> Iterator[Finding]:
     """For methods that weigh their levels."""
     given: list[float] | None = getattr(cfg, "level_weights", None)
-    norms = {stride: student.gradients[LossName(source, ALL, stride)].norm for stride in objects}
-    whole = sum(norms.values())
-    if given is None or whole <= 0 or min(norms.values()) <= 0:
+    known = {stride: student.gradients.get(LossName(source, ALL, stride)) for stride in objects}
+    norms = {stride: one.norm for stride, one in known.items() if one is not None and one.norm > 0}
+    if given is None or len(norms) < len(objects):
         return
+    whole = sum(norms.values())
     stride, gap = max(((s, norm / whole - objects[s]) for s, norm in norms.items()), key=lambda pair: pair[1])
     if gap >= LEVEL_GAP:
         mean = whole / len(norms)
