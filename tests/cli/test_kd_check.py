@@ -63,6 +63,7 @@ def test_it_measures_says_and_writes(
     assert paid / trained["factors"]["pgd"] == pytest.approx(floor / start["factors"]["pgd"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_python_gets_the_numbers_and_a_weight_that_drowns_the_labels_is_harm(toy: Path, toy_run: Path) -> None:
     keys: dict[str, Any] = dict(pair.removeprefix("--set=").split("=", 1) for pair in FAST) | {"kd.weight": 100}
     settings = [f"{key}={value}" for key, value in keys.items()]

@@ -81,6 +81,7 @@ def options(toy: Path, toy_run: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_logging_changes_no_bit_of_the_run_and_goes_on_after_a_resume(toy: Path, toy_run: Path, tmp_path: Path) -> None:
     keys, settings = options(toy, toy_run), TINY | {"kd.auto_iterations": 2}
     Trainer(**keys, set=settings, out=tmp_path / "plain").fit()

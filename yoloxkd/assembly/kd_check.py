@@ -29,6 +29,7 @@ from yoloxkd.kd.teacher_check import known_ap, spelled_as_the_student
 from yoloxkd.types import Batch, LossName
 
 MOST_IMAGES = 16  # of a batch here: so that four of them take two minutes on two cores
+EQUAL = 1e-6  # AP: rounding
 SCALES = (0.5, 1.0, 2.0)
 SCALE_IMAGES = 50
 NOWHERE = Path(os.devnull) / "kd-check"  # no run's folder: nothing is written
@@ -43,7 +44,8 @@ class KDCheck:
         plan: rows of the pairing plan, each teacher's: what, student, teacher, how they are brought together
         images, batches: of each measured batch, and how many
         students: the student at its start, then at the checkpoint if one was given
-        student_ap: AP of the checkpoint on the images that the teacher was measured on; None: none was given
+        student_ap: AP of the checkpoint in the same classes, on the images that the teacher was measured on; None: none
+            was given
         floor: {loss: what a perfect student would pay, after the factor}; empty where it has no meaning
         objects: {stride: share of the objects whose size is that level's}
         findings: the worst first
@@ -132,7 +134,7 @@ def check_distillation(
         if checkpoint is not None:
             report = load_student(state.detector, checkpoint)
             state.say(f"checkpoint {checkpoint}: {report.describe()}")
-            student_ap = float(state.evaluate(state.detector, recipe.teacher.gate_images)["AP"])
+            student_ap = known_ap(state.evaluate(state.detector, recipe.teacher.gate_images), _pairing(distill))
             students.append(measure_student(step, distill, some, seed=seed, weights=checkpoint))
         floor = {
             name: value * students[0].factors[name.source.partition("@")[0]]
@@ -229,7 +231,7 @@ def _batches(loop: TrainLoop, number: int) -> list[Batch]:
 def _worse_teacher(aps: dict[str, float | None], student_ap: float | None, checkpoint: str | None) -> Sequence[Finding]:
     """A teacher that is no better than the checkpoint."""
     known = [ap for ap in aps.values() if ap is not None]
-    if student_ap is None or not known or max(known) > student_ap:
+    if student_ap is None or not known or max(known) > student_ap + EQUAL:
         return []
     what = f"the student at {checkpoint} has AP {student_ap:.3f}, and the best teacher has {max(known):.3f}: choose a better one"
     return [Finding(True, what, "", 1.0)]
