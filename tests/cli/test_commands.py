@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import TINY
 from yoloxkd.cli import run
+from yoloxkd.metrics.coco import ERROR_MEANING
 
 FAST = [f"--set={key}={value}" for key, value in TINY.items()]
 
@@ -54,8 +55,16 @@ def test_train_val_predict_export_without_naming_a_model(
     ok(["export", "--format", "onnx", "--output", "student.onnx"])
     assert "parity" in capsys.readouterr().out
     assert json.loads(Path("student.parity.json").read_text())["passed"] is True
-    ok(["val", "student.onnx", "--data", toy, "--workers", 0, "--json", "onnx.json"])
-    assert json.loads(Path("onnx.json").read_text())["AP"] == pytest.approx(saved["AP"], abs=1e-6)
+    capsys.readouterr()
+    ok(["val", "student.onnx", newest / "best.pt", "--errors", "--data", toy, "--workers", 0, "--json", "both.json"])
+    exported, trained = json.loads(Path("both.json").read_text())
+    assert exported["AP"] == pytest.approx(saved["AP"], abs=1e-6) == trained["AP"]
+    assert list(exported["errors"]) == list(ERROR_MEANING)
+    shown = capsys.readouterr().out.splitlines()
+    errors = shown[next(i for i, line in enumerate(shown) if line.startswith("errors")) + 1]
+    assert [f"({one['count']})" for one in exported["errors"].values()] == errors.split()[2::2]
+    assert run(["val", "student.onnx", str(newest / "best.pt"), "--data", str(toy), "--out", "both"]) == 2
+    assert "--out is the folder of one model's" in capsys.readouterr().err
     ok(["predict", "student.onnx", toy.parent / "images" / "val" / "0.png", "--out", "drawn2"])
 
 

@@ -72,6 +72,7 @@ def test_a_callback_remembers_and_tells(toy: Path, tmp_path: Path) -> None:
     for text in (
         "<h1>yolox-nano, watched</h1>", '<p class="note">somebody looked</p>', "<h2>Looks</h2>", "<h3>How often</h3>",
         "<dt>steps &lt;seen&gt;</dt><dd>6</dd>", "<h3>All losses</h3><svg",
+        "<h3>Errors of the best student (TIDE)</h3>", "<td>on an object of another class</td>",
     ):  # fmt: skip
         assert text in page, text
     assert page.count("<svg") == 4 + 1

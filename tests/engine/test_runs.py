@@ -19,7 +19,7 @@ from tests.engine.runs import StopAt, rows, same
 from yoloxkd import Detector, Trainer
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.errors import GateError, Interrupted
-from yoloxkd.metrics.coco import METRIC_NAMES
+from yoloxkd.metrics.coco import ERROR_MEANING, METRIC_NAMES
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +48,7 @@ def test_the_folder_holds_what_is_promised(toy_run: Path) -> None:
     metrics = json.loads((toy_run / "metrics.json").read_text())
     assert set(METRIC_NAMES) <= set(metrics)
     assert set(metrics["per_class"]) == {"red", "blue"}
+    assert list(metrics["errors"]) == list(ERROR_MEANING)
     recipe = yaml.safe_load((toy_run / "recipe.yaml").read_text())
     assert recipe["student"]["name"] == "yolox-nano"
     assert recipe["student"]["width"] == 0.125

@@ -85,6 +85,19 @@ def test_the_page_links_every_row_to_its_runs_and_says_what_is_missing(study: De
     assert len({len(line.split(",")) for line in table}) == 1
 
 
+def test_error_types_have_a_table_of_their_own(study: Definition) -> None:
+    def errors(cost: float, count: int) -> dict[str, dict[str, float]]:
+        return {"localization": {"AP50": cost, "count": count}, "missed": {"AP50": 0.1, "count": 4}}
+
+    found = [record("none", 0, 0.3, errors=errors(0.2, 7)), record("none", 1, 0.4, errors=errors(0.1, 8))]
+    tables = {"all": rows(study, Grid(), {r.key: r for r in [*found, record("pgd", 0, 0.4)]})}
+    page = markdown(study, tables, {}, None)
+    assert "| method | localization | missed |" in page
+    assert "| `none` | 15.0 (8) | 10.0 (4) |" in page
+    assert "| `pgd` | 15.0" not in page  # of a run that was measured before there were any
+    assert "Error types" not in markdown(study, {"all": rows(study, Grid(), {})}, {}, None)
+
+
 def test_a_grid_with_its_own_baseline_is_compared_with_that(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

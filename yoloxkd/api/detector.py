@@ -151,6 +151,7 @@ class Detector:
         batch: int = 16,
         imgsz: ImageSize | None = None,
         workers: int = 2,
+        errors: bool = False,
         **options: Any,
     ) -> EvalResult:
         """Evaluate on a split of a data set.
@@ -161,6 +162,7 @@ class Detector:
             batch: images a step.
             imgsz: input size in px. None: the model's own.
             workers: loader processes.
+            errors: whether the metrics have the error types, under `errors` (`yoloxkd.metrics.coco.error_types`).
             **options: keys of the recipe's `val` section: conf, iou, max_det, backend, rect, ...
 
         Returns:
@@ -182,7 +184,7 @@ class Detector:
         refuse_shortage(shortages(split_data, imgsz=None), logger.warning)
         predictor = self._backend.predictor(settings.conf, settings.iou, settings.max_det)
         size = self.size(imgsz, settings.rect)
-        return measure_split(predictor, split_data, size, batch, workers, settings)
+        return measure_split(predictor, split_data, size, batch, workers, settings, errors)
 
     def export(
         self,

@@ -28,7 +28,13 @@ def one_input(pixels: np.ndarray, size: ImageSize, predictor: Predictor) -> tupl
 
 
 def measure_split(
-    predictor: Predictor, data: DetectionData, size: ImageSize, batch: int, workers: int, settings: ValSection
+    predictor: Predictor,
+    data: DetectionData,
+    size: ImageSize,
+    batch: int,
+    workers: int,
+    settings: ValSection,
+    errors: bool = False,
 ) -> EvalResult:
     """Metrics and detections of a predictor on a split; one image a step where the file takes no more."""
     one = isinstance(predictor, OnnxPredictor) and not predictor.dynamic_batch
@@ -41,7 +47,7 @@ def measure_split(
         workers=workers,
         pad_value=predictor.pad_value,
     )
-    return evaluate(predictor, loader, data, backend=settings.backend)
+    return evaluate(predictor, loader, data, backend=settings.backend, errors=errors)
 
 
 def default_size(name: str) -> ImageSize:

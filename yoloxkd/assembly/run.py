@@ -327,7 +327,7 @@ def distillation(recipe: Recipe, teachers: Sequence[Opened], say: Callable[[str]
 def _evaluator(
     recipe: Recipe, val: DetectionData, device: torch.device
 ) -> Callable[[Detector[Any, Any], int | None], dict[str, Any]]:
-    """evaluate(model, n): metrics of a model on the first n validation images, or on all."""
+    """evaluate(model, n): metrics of a model on the first n validation images, or on all, then with the error types."""
 
     def run(model: Detector[Any, Any], limit: int | None) -> dict[str, Any]:
         data = val if limit is None else val.head(limit)
@@ -345,6 +345,7 @@ def _evaluator(
         )
         v = recipe.val
         predictor = TorchPredictor(model, conf=v.conf, iou=v.iou, max_det=v.max_det, device=device)
-        return evaluate(predictor, loader, data, backend=v.backend).metrics
+        errors = limit is None and v.backend == "hotcoco"
+        return evaluate(predictor, loader, data, backend=v.backend, errors=errors).metrics
 
     return run

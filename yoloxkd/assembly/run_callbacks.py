@@ -96,7 +96,7 @@ def ordered_callbacks(
         FiniteGuard(recipe.engine.max_nonfinite),
         *named("early_stopping"),
         *others,
-        *named("learning_rate"),
+        *named("learning_rate", "kd_gradients"),
         CsvLog(),
         ProgressReport(console),
         Checkpoints(header),

@@ -13,7 +13,7 @@ os.environ.setdefault("TYPER_USE_RICH", "0")  # plain help: a third of the start
 import typer
 
 from yoloxkd.cli import data as data_commands
-from yoloxkd.cli import screen
+from yoloxkd.cli import kd_checking, screen
 from yoloxkd.cli.explain_command import explain
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
@@ -35,6 +35,7 @@ app = typer.Typer(
 
 app.add_typer(data_commands.app, name="data")
 app.command()(explain)
+app.command("kd-check")(kd_checking.kd_check)
 
 
 def _models() -> list[str]:
@@ -137,7 +138,10 @@ def train(
 
 @app.command()
 def val(
-    model: ModelArgument = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Names, checkpoints, .onnx. Default: best of the newest run."),
+    ] = None,
     data: Annotated[str, typer.Option(help="Data YAML, a name, or 'shapes'.")] = "coco",
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
     batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
@@ -152,24 +156,27 @@ def val(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="val.conf, val.iou, val.max_det, val.rect, val.backend.")
     ] = None,
+    errors: Annotated[
+        bool,
+        typer.Option("--errors", help="Error types (TIDE): what false positives and misses are, and cost in AP50."),
+    ] = False,
 ) -> None:
-    """Measure a model on a data set: the COCO metrics, or CrowdHuman's on data of that format."""
-    from yoloxkd.api import Detector
-    from yoloxkd.cli.run_tables import check_val_outputs, metrics_table, val_options, write_detections
-    from yoloxkd.cli.tables import write_json
+    """Measure models on a data set: the COCO metrics, or CrowdHuman's on data of that format."""
+    from yoloxkd.cli.evaluating import evaluate_models
 
-    options = val_options(set_ or ())
-    check_val_outputs(out, json_file, [data, *([] if model is None else [model])])
-    detector = Detector(model, device or "auto")
-    result = detector.evaluate(data, split, batch, imgsz, workers, **options)
-    shown = {"model": detector.source, "data": data, "split": split, **result.metrics}
-    print(f"{detector.source} on {data} {split}")
-    print(metrics_table(result.metrics))
-    if out is not None:
-        write_json(out / "metrics.json", shown)
-        print(f"written: {out / 'metrics.json'}, {write_detections(out, result)}")
-    if json_file is not None:
-        write_json(json_file, shown)
+    evaluate_models(
+        models or [],
+        data=data,
+        split=split,
+        batch=batch,
+        imgsz=imgsz,
+        device=device,
+        workers=workers,
+        sets=set_ or (),
+        errors=errors,
+        out=out,
+        json_file=json_file,
+    )
 
 
 @app.command()

@@ -27,9 +27,10 @@ class SavedPart(BaseModel):
 
 
 class Measured(SavedPart):
-    """Numbers of an evaluation: any over all classes by name, and those of each class."""
+    """Numbers of an evaluation: any over all classes by name, those of each class, and the error types."""
 
     per_class: dict[str, dict[str, float]]
+    errors: dict[str, dict[str, float | int]] = {}
     __pydantic_extra__: dict[str, float]
 
 

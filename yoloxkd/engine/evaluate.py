@@ -139,12 +139,18 @@ class EvalResult:
 
 
 def evaluate(
-    predictor: Predictor, loader: Iterable[Batch], data: DetectionData, *, backend: str = "hotcoco"
+    predictor: Predictor,
+    loader: Iterable[Batch],
+    data: DetectionData,
+    *,
+    backend: str = "hotcoco",
+    errors: bool = False,
 ) -> EvalResult:
     """Run a predictor over a loader's letterboxed batches and compare with the ground truth of the images it gave.
 
     The model's classes are matched to the data set's by name: detections of a class the data set does not have are
-    dropped, a class the model does not have has no detections. UserError: no class in common.
+    dropped, a class the model does not have has no detections. UserError: no class in common. With `errors` the metrics
+    have the error types as well (`metrics.coco.error_types`).
 
     In a distributed run each process gives every world-th image (`eval_loader` with its rank); they are put in order
     again, so that the numbers are those of one process. Every process gets the metrics, rank zero the detections.
@@ -167,7 +173,7 @@ def evaluate(
             positions = sorted(whole)
             detections = _joined([whole[image] for image in positions])
             slowest = max(spent for _, spent in of_ranks)
-            metrics = measure(data, positions, detections, backend)
+            metrics = measure(data, positions, detections, backend, errors)
             result = EvalResult(metrics, detections, list(data.names), len(positions), slowest, data, positions)
     metrics, ids, seconds = broadcast((result.metrics, result.positions, result.seconds) if result else ({}, [], 0.0))
     return result or EvalResult(metrics, COCODetections(), list(data.names), len(ids), seconds, data, ids)

@@ -28,7 +28,7 @@ Each event calls the callbacks in this order (`assembly.run_callbacks` makes it)
 
 run folder, what is said of the first weights, distillation, guard against non-finite losses, early stopping
                 then the user's objects, in the order they were given
-learning-rate log, results.csv, progress
+learning-rate log, gradient log, results.csv, progress
 checkpoints     after all that may change their own state or `state.stop`, so that last.pt holds their decisions;
                 before an evaluation after the logs, which have written their rows of the epoch by then
 plots, TensorBoard, Weights & Biases, report

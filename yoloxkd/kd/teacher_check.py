@@ -27,7 +27,7 @@ def known_ap(metrics: Mapping[str, Any], pairing: Pairing) -> float:
 
 
 @contextmanager
-def _spelled_as_the_student(detector: Detector[Any, Any], pairing: Pairing) -> Iterator[None]:
+def spelled_as_the_student(detector: Detector[Any, Any], pairing: Pairing) -> Iterator[None]:
     """The pairing overlooks case, spaces, hyphens and underscores of class names, an evaluation does not."""
     before = detector.spec
     names = list(before.names)
@@ -57,7 +57,7 @@ def check_teacher(
         state.say(f"warning: {who}; it knows none of the student's classes, so its AP cannot be measured")
         return None
     images = "all" if gate_images is None else f"at most {gate_images}"
-    with _spelled_as_the_student(teacher.detector, pairing):
+    with spelled_as_the_student(teacher.detector, pairing):
         metrics = state.evaluate(teacher.detector, gate_images)
     ap = known_ap(metrics, pairing)
     if math.isnan(ap) and not math.isnan(float(metrics["AP"])):

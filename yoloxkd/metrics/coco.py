@@ -17,6 +17,26 @@ Kind = Literal["bbox", "segm"]
 BACKENDS: tuple[Backend, ...] = ("hotcoco", "pycocotools")
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
+ERROR_KINDS = {
+    "Cls": "classification",
+    "Loc": "localization",
+    "Both": "both",
+    "Dupe": "duplicate",
+    "Bkg": "background",
+    "Miss": "missed",
+}
+"""Error type by hotcoco's key."""
+ERROR_MEANING = {
+    "classification": "on an object of another class",
+    "localization": "class right, IoU 0.1 to 0.5",
+    "both": "class wrong, IoU 0.1 to 0.5",
+    "duplicate": "on an object that a better detection has found",
+    "background": "IoU below 0.1 with every object",
+    "missed": "object with neither a right detection nor a classification or localization error on it",
+}
+COUNTED_FROM = 0.25  # least score of a counted detection: what `yoloxkd predict` shows
+_MATCH, _BACKGROUND = 0.5, 0.1  # IoU, TIDE section 2.2
+
 # Axes of the evaluators' arrays: precision (IoU thresholds, recalls, classes, areas, caps), recall without the recalls.
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
 _IOU50, _IOU75 = 0, 5
@@ -77,6 +97,42 @@ def coco_metrics(
     with contextlib.redirect_stdout(io.StringIO()), _failing(backend):
         category_ids, precision, recall = run(truth, results, kind)
     return _summarize(precision, recall, labels, category_ids)
+
+
+def error_types(
+    ground_truth: dict[str, Any], detections: COCODetections, *, names: list[str], conf: float = COUNTED_FROM
+) -> dict[str, dict[str, float | int]]:
+    """What is wrong with detections, by the error types of TIDE (Bolya et al., ECCV 2020, section 2.2), at IoU 0.5.
+
+    Args:
+        ground_truth, detections, names: as for `coco_metrics`.
+        conf: least score of a detection that is counted; the cost in AP50 is of all detections.
+
+    Returns:
+        {kind: {"AP50": what AP50 would gain without these errors, 0 to 1; "count": how many there are}}, the kinds of
+        `ERROR_KINDS` in their order. At most 100 detections of an image and class take part, as in the COCO metrics.
+
+    Raises:
+        UserError: as `coco_metrics`.
+    """
+    images = _positions([image["id"] for image in ground_truth["images"]], "images")
+    categories = _positions([c["id"] for c in ground_truth["categories"]], "categories")
+    rows = _result_rows(images, _labels(ground_truth, names), detections)
+    truth = _by_position(ground_truth, images, categories)
+    with contextlib.redirect_stdout(io.StringIO()), _failing("hotcoco"):
+        cost = _tide(truth, rows)["delta_ap"]
+        counts = _tide(truth, rows[rows[:, 5] >= conf])["counts"]
+    return {kind: {"AP50": float(cost[key]), "count": int(counts[key])} for key, kind in ERROR_KINDS.items()}
+
+
+def _tide(truth: dict[str, Any], rows: np.ndarray) -> dict[str, dict[str, Any]]:
+    from hotcoco import COCO, COCOeval
+
+    data = COCO(truth)
+    evaluator: Any = COCOeval(data, data.load_res(rows), "bbox")
+    evaluator.evaluate()
+    found: dict[str, dict[str, Any]] = evaluator.tide_errors(pos_thr=_MATCH, bg_thr=_BACKGROUND)
+    return found
 
 
 def _positions(ids: list[Any], what: str) -> dict[Any, int]:

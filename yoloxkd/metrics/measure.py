@@ -10,7 +10,7 @@ import numpy as np
 
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.metrics.coco import METRIC_NAMES, COCODetections, coco_metrics
+from yoloxkd.metrics.coco import METRIC_NAMES, COCODetections, coco_metrics, error_types
 from yoloxkd.metrics.crowdhuman import CROWDHUMAN_NAMES, crowdhuman_metrics
 
 MASK = "mask_"
@@ -18,26 +18,47 @@ MASK = "mask_"
 SMALLER_IS_BETTER = ("MR",)
 
 
-def measure(data: DetectionData, images: list[int], detections: COCODetections, backend: str) -> dict[str, Any]:
+def measure(
+    data: DetectionData, images: list[int], detections: COCODetections, backend: str, errors: bool = False
+) -> dict[str, Any]:
     """The numbers of detections on `images`: CrowdHuman's AP, MR and JI for data of that format, else COCO's.
 
     Where both data and detections have masks, COCO's numbers of these are there too, as mask_AP, mask_AP50 and so on.
     images      positions in the data set; so are the detections' image ids. The data set's own ids do not matter
+    errors      whether `errors` holds the detections' error types (`coco.error_types`)
     `per_class` holds, by class name, some of them. `backend` computes the COCO numbers. UserError: as `coco_metrics`.
     """
-    if data.format == "crowdhuman":
-        return crowdhuman_metrics(data, images, detections)
-    truth = replace(data, image_ids=np.arange(len(data)), category_ids=None).ground_truth()
-    boxes = coco_metrics(_restricted(truth, images), detections, names=data.names, backend=backend)
-    if data.masks is None or detections.masks is None:
-        return boxes
+    crowdhuman = data.format == "crowdhuman"
+    truth: dict[str, Any] = {}
+    if errors or not crowdhuman:
+        whole = replace(data, image_ids=np.arange(len(data)), category_ids=None).ground_truth()
+        truth = _restricted(whole, images)
+    if crowdhuman:
+        metrics = crowdhuman_metrics(data, images, detections)
+    else:
+        metrics = coco_metrics(truth, detections, names=data.names, backend=backend)
+    if errors:
+        metrics["errors"] = error_types(truth, detections, names=data.names)
+    if crowdhuman or data.masks is None or detections.masks is None:
+        return metrics
+    return _with_masks(metrics, whole, data, images, detections, backend)
+
+
+def _with_masks(
+    metrics: dict[str, Any],
+    truth: dict[str, Any],
+    data: DetectionData,
+    images: list[int],
+    detections: COCODetections,
+    backend: str,
+) -> dict[str, Any]:
+    """The numbers of boxes, and after them those of masks."""
+    assert data.masks is not None
     for row, segmentation in zip(truth["annotations"], data.masks.segmentations(), strict=True):
         row["segmentation"] = segmentation
     masks = coco_metrics(_restricted(truth, images), detections, names=data.names, backend=backend, kind="segm")
-    classes = {
-        name: {**values, **_of_masks(masks["per_class"][name])} for name, values in boxes.pop("per_class").items()
-    }
-    return {**boxes, **_of_masks(overall(masks)), "per_class": classes}
+    classes = {name: {**values, **_of_masks(masks["per_class"][name])} for name, values in metrics["per_class"].items()}
+    return {**metrics, **_of_masks(overall(masks)), "per_class": classes}
 
 
 def _of_masks(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -46,7 +67,7 @@ def _of_masks(numbers: Mapping[str, float]) -> dict[str, float]:
 
 def overall(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers over all classes, by name, in their order."""
-    return {name: float(value) for name, value in metrics.items() if name != "per_class"}
+    return {name: float(value) for name, value in metrics.items() if name not in ("per_class", "errors")}
 
 
 def check_choice(name: str, data: DetectionData, masks: bool) -> None:

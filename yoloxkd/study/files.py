@@ -27,7 +27,10 @@ class RunPart(BaseModel):
 
 
 class Measured(RunPart):
-    """test.json and metrics.json: numbers from 0 to 1, -1 where nothing could be measured or a number is not there."""
+    """test.json and metrics.json: numbers from 0 to 1, -1 where nothing could be measured or a number is not there.
+
+    errors  as `metrics.coco.error_types`; empty where they were not measured
+    """
 
     AP: Measure = -1.0
     AP50: Measure = -1.0
@@ -35,6 +38,7 @@ class Measured(RunPart):
     APs: Measure = -1.0
     APm: Measure = -1.0
     APl: Measure = -1.0
+    errors: dict[str, dict[str, float | int]] = {}
 
     def overall(self) -> dict[str, float]:
         return {name: float(getattr(self, name)) for name in METRICS}

@@ -10,7 +10,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Record:
     cpu_seconds   processor time of the same, loader processes included; None: not known
     step_seconds  median over the epochs of the wall time of a step; None: not known
     link          its folder, relative to the results' folder; None: only a row of summary.csv is known
+    errors        error types on the reported split, as `metrics.coco.error_types`; empty: not known
     """
 
     key: Key
@@ -54,6 +55,7 @@ class Record:
     step_seconds: float | None = None
     chosen: Mapping[str, float | str] | None = None
     link: str | None = None
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def folder_of(results: Path, study: str, key: Key) -> Path:
@@ -177,4 +179,5 @@ def _record(path: Path, results: Path) -> Record:
         about.step_seconds,
         about.chosen,
         path.parent.relative_to(results).as_posix(),
+        about.metrics.errors,
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from yoloxkd.engine.atomic import write_text
+from yoloxkd.metrics.coco import COUNTED_FROM
 from yoloxkd.output_paths import Output, check_folder, check_outputs, head
 from yoloxkd.study.definition import Definition, Grid
 from yoloxkd.study.files import METRICS
@@ -97,8 +98,25 @@ def _grid_lines(study: Definition, title: str, grid: Grid, table: Sequence[Row])
         head = ["method", "seeds", "AP", "gain in AP", *SHOWN[1:], "gain in AP50", "step ms", "CPU s", "wall s"]
         lines += [_line(head), _line(["---"] * len(head))]
         lines += [_line(_cells(study, row)) for row in part]
-        lines.append("")
+        lines += ["", *_error_lines(part)]
     return lines
+
+
+def _error_lines(part: Sequence[Row]) -> list[str]:
+    """A table of the error types of those rows that know them."""
+    known = [row for row in part if row.errors]
+    if not known:
+        return []
+    lines = [
+        "Error types (TIDE): what each costs in AP50 points, and in brackets how many errors, by detections of score "
+        f"{COUNTED_FROM:g} and more; means over the seeds.",
+        "",
+        _line(["method", *known[0].errors]),
+        _line(["---"] * (1 + len(known[0].errors))),
+    ]
+    for row in known:
+        lines.append(_line([f"`{row.method}`", *(f"{100 * a:.1f} ({n:.0f})" for a, n in row.errors.values())]))
+    return [*lines, ""]
 
 
 def _cells(study: Definition, row: Row) -> list[str]:

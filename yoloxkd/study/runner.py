@@ -177,7 +177,7 @@ class Runner:
             options += ["--workers", like.engine.workers]
         for key in ("conf", "iou", "max_det", "backend"):
             options += ["--set", f"val.{key}={getattr(like.val, key)}"]
-        return [*_program(), "val", run.best, *map(str, options), "--json", str(run.folder / "test.json")]
+        return [*_program(), "val", run.best, "--errors", *map(str, options), "--json", str(run.folder / "test.json")]
 
     def _make_untrained(self, run: Run) -> None:
         """A checkpoint of the teacher's architecture with the random weights of a seed that no run has."""

@@ -80,6 +80,15 @@ class Row:
         return self.records[0].epochs if self.records else None
 
     @property
+    def errors(self) -> dict[str, tuple[float, float]]:
+        """By error type: what it costs in AP50 (0 to 1) and the number of errors, means over the seeds that know them."""
+        known = [record.errors for record in self.records if record.errors]
+        return {
+            kind: (spread([e[kind]["AP50"] for e in known]).mean, spread([e[kind]["count"] for e in known]).mean)
+            for kind in (known[0] if known else ())
+        }
+
+    @property
     def step_seconds(self) -> float:
         return spread([r.step_seconds for r in self.records if r.step_seconds is not None]).mean
 

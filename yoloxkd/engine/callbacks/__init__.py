@@ -14,6 +14,7 @@ CALLBACKS: Table[type[NamedCallback]] = Table(
     {
         "early_stopping": "yoloxkd.engine.callbacks.early_stopping:EarlyStopping",
         "learning_rate": "yoloxkd.engine.callbacks.learning_rate:LearningRateLog",
+        "kd_gradients": "yoloxkd.engine.callbacks.kd_gradients:KDGradients",
         "plots": "yoloxkd.engine.callbacks.plots:Plots",
         "tensorboard": "yoloxkd.engine.callbacks.tensorboard:TensorBoard",
         "wandb": "yoloxkd.engine.callbacks.wandb:WeightsAndBiases",

@@ -19,10 +19,20 @@ from yoloxkd.engine.callbacks.run_folder import callback_entries
 from yoloxkd.engine.events import State
 from yoloxkd.engine.provenance import read_environment
 from yoloxkd.errors import UserError
+from yoloxkd.metrics.coco import COUNTED_FROM, ERROR_MEANING
 from yoloxkd.metrics.measure import overall
 from yoloxkd.types import TASK
 from yoloxkd.viz.charts import line_chart
-from yoloxkd.viz.html_report import Chart, ClassRow, LossHistory, Report, inline_image, render_report
+from yoloxkd.viz.html_report import (
+    Card,
+    Chart,
+    ClassRow,
+    LossHistory,
+    Report,
+    Section,
+    inline_image,
+    render_report,
+)
 
 MEANING = {
     "AP": "mean over IoU 0.50 to 0.95",
@@ -99,7 +109,7 @@ def collect(state: State, ended_by: str | None = None) -> Report:
             *(n for part in parts for n in part.notes),
         ],
         charts=_charts(state, rows, history),
-        sections=[section for part in parts for section in part.sections],
+        sections=[*(section for part in parts for section in part.sections), *_errors(state)],
         metrics=[(k, _number(v), MEANING.get(k, "")) for k, v in numbers.items()],
         class_names=list(next(iter(per_class.values()), {})),
         classes=[
@@ -109,6 +119,17 @@ def collect(state: State, ended_by: str | None = None) -> Report:
         environment=_environment(state.out / "environment.json", callback_entries(state)),
         recipe=write_yaml(recipe).rstrip(),
     )
+
+
+def _errors(state: State) -> list[Section]:
+    """The error types of the best student."""
+    errors = state.best.metrics.get("errors") if state.best else None
+    if not errors:
+        return []
+    rows = [[kind, f"{100 * one['AP50']:.1f}", str(one["count"]), ERROR_MEANING[kind]] for kind, one in errors.items()]
+    facts = [("counted", f"detections of score {COUNTED_FROM:g} and more, at IoU 0.5")]
+    columns = ("error", "costs AP50 points", "count", "what it is")
+    return [Section("Errors", [Card("Errors of the best student (TIDE)", facts, columns, rows)])]
 
 
 def _tiles(state: State, rows: Sequence[Mapping[str, str]], numbers: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -1,0 +1,1 @@
+"""Measure what distilling as set would do to a student, before it is done."""
