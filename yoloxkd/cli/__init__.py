@@ -15,6 +15,7 @@ import typer
 from yoloxkd.cli import data as data_commands
 from yoloxkd.cli import kd_checking, screen
 from yoloxkd.cli.explain_command import explain
+from yoloxkd.cli.study_command import study
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, RUNTIMES
@@ -35,6 +36,7 @@ app = typer.Typer(
 
 app.add_typer(data_commands.app, name="data")
 app.command()(explain)
+app.command()(study)
 app.command("kd-check")(kd_checking.kd_check)
 
 
@@ -264,43 +266,6 @@ def export(
         **options,
     )
     print(f"written: {path} ({path.stat().st_size / 1e6:.2f} MB)")
-
-
-@app.command()
-def study(
-    recipe: Annotated[str, typer.Argument(help="Study YAML, or the name of a shipped one.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs. Default: runs/study/NAME.")] = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(help="Folder of kept results: what it knows is not run again. Default: OUT/results."),
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
-    grid: Annotated[list[str] | None, typer.Option(help="Do only the runs of this grid; may be repeated.")] = None,
-    data: Annotated[str | None, typer.Option(help="Where the study's data set is on this machine.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="A checkpoint instead of the study's own teacher.")] = None,
-    device: DeviceOption = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Loader processes of a run.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and what is done, and stop.")] = False,
-    collect: Annotated[
-        bool, typer.Option("--collect", help="Keep what is finished, write the tables, run nothing.")
-    ] = False,
-) -> None:
-    """Train the same students with and without each distiller, over several seeds, and compare."""
-    from yoloxkd.cli.studying import run_study
-
-    run_study(
-        recipe,
-        out=out,
-        results=results,
-        jobs=jobs,
-        grids=grid or (),
-        data=data,
-        teacher=teacher,
-        device=device,
-        workers=workers,
-        dry_run=dry_run,
-        collect=collect,
-    )
 
 
 @app.command()

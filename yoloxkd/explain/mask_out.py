@@ -16,7 +16,7 @@ from yoloxkd.explain.quality import XI, predictions
 from yoloxkd.explain.scene import Model
 from yoloxkd.kd.functional.importance import Predictions, quality
 from yoloxkd.metrics.measure import overall
-from yoloxkd.nn.assigners.inside import strictly_inside
+from yoloxkd.nn.assigners.inside import inside
 from yoloxkd.ops.nms import NMS
 from yoloxkd.types import Batch, DenseOutput, Detections, Targets
 
@@ -54,20 +54,20 @@ def mask_out(model: Model, out: DenseOutput, targets: Targets, labels: Tensor, x
     Example:
         >>> removed = mask_out(model, out, targets, labels) < 1.0  # the best 1 % of PGD Figure 3
     """
-    seen = predictions(model, out)
+    seen, grid = predictions(model, out), out.grid.of_cells()
     assert seen.probability is not None
     assert seen.boxes is not None
     found = []
     for image, rows in enumerate(targets.mask):
         boxes, here = targets.boxes[image, rows][None], slice(image, image + 1)
         one = Predictions(seen.points, seen.probability[here], seen.boxes[here])
-        inside = strictly_inside(seen.points, boxes)[0]
+        within = inside(grid, boxes)[0]
         score = quality(one, boxes, labels[image, rows][None], (xi,))[0, 0]
         order = score.argsort(dim=1, descending=True, stable=True)
         # those inside first, for outside a quality may be higher, and inside it may be zero
-        order = order.gather(1, (~inside).gather(1, order).int().argsort(dim=1, stable=True))
+        order = order.gather(1, (~within).gather(1, order).int().argsort(dim=1, stable=True))
         rank = order.argsort(dim=1).double()
-        least = (100.0 * rank / inside.sum(1, keepdim=True)).masked_fill(~inside, torch.inf)
+        least = (100.0 * rank / within.sum(1, keepdim=True)).masked_fill(~within, torch.inf)
         found.append(torch.cat([least, least.new_full((1, least.shape[1]), torch.inf)]).amin(0))
     return torch.stack(found)
 
