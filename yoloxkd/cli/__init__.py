@@ -35,9 +35,6 @@ app = typer.Typer(
 )
 
 app.add_typer(data_commands.app, name="data")
-app.command()(explain)
-app.command()(study)
-app.command("kd-check")(kd_checking.kd_check)
 
 
 def _models() -> list[str]:
@@ -312,6 +309,11 @@ def models() -> None:
     from yoloxkd.cli.run_tables import models_table
 
     print(models_table())
+
+
+app.command("kd-check")(kd_checking.kd_check)
+app.command()(explain)
+app.command()(study)
 
 
 @app.callback(invoke_without_command=True)
