@@ -127,7 +127,8 @@ def by_level(sums: Tensor, before: Tensor, here: Tensor, positives: Tensor) -> L
     def of(whole: Tensor) -> Tensor:
         counts, totals, divisor = whole.split([levels, levels, 1])
         weights = level_weights(before + counts.detach().long(), totals.dtype)
-        return (weights * totals).sum() / divisor.squeeze()
+        loss: Tensor = (weights * totals).sum() / divisor.squeeze()
+        return loss
 
     finite = 1 + 0 * sums.detach().sum()  # sums that are not finite should be seen
     return Loss(finite, torch.cat((here.to(sums.dtype), sums, positives.to(sums.dtype).unsqueeze(0))), of=of)
