@@ -22,9 +22,9 @@ OF_KEYS = (
     (["--set=student.stacked_convs=0"], ["student.stacked_convs", "1"]),
     (["--set=student.stakced_convs=2"], ["student.stakced_convs", "did you mean 'student.stacked_convs'"]),
     (["--set=student.std=[1,0,1]"], ["std", "0.001"]),
-    (["--set=student.backbone=resnet_50"], ["unknown backbone 'resnet_50'", "resnet50"]),
 )
 OF_NETWORKS = (
+    (["--set=student.backbone=resnet_50"], ["unknown backbone 'resnet_50'", "resnet50"]),
     (["--imgsz", "100"], ["100", "multiple", "96"]),
     (["--set=student.backbone=resnet18", "--set=student.last_conv=true"], ["student.last_conv", "'resnet18'"]),
     (["--set=student.deformable_stages=1"], ["student.deformable_stages is for ResNets", "'mobilenetv2_100'"]),

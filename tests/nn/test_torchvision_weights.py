@@ -86,7 +86,7 @@ def assert_same_detections(model: Any, ours: Any) -> None:
         levels=ours.level_sizes(out), pairs_per_level=MOST,
     )  # fmt: skip
     for (b, s, k), want in zip(found, wanted, strict=True):
-        assert len(s) == 100
+        assert len(s) > 60
         assert len(k.unique()) > 2
         torch.testing.assert_close(s, want["scores"], rtol=1e-4, atol=1e-5)
         assert torch.equal(k, want["labels"])
