@@ -125,10 +125,10 @@ def _read_file(file: str, names: Sequence[str], masks: bool) -> _File:
     owner = np.zeros((height, width), np.int32)
     faults: dict[str, int] = {}
     placed: list[tuple[int, str, bool]] = []
-    for number_, row in enumerate(rows, start=1):
+    for position, row in enumerate(rows, start=1):
         label = row.get("label") if isinstance(row, dict) else None
         if not isinstance(label, str):
-            raise UserError(f"objects[{number_ - 1}] of the annotation file {file} has no 'label'; correct it")
+            raise UserError(f"objects[{position - 1}] of the annotation file {file} has no 'label'; correct it")
         if label.startswith("license plate") or row.get("deleted"):
             continue
         points = _points(row.get("polygon"))
@@ -138,10 +138,10 @@ def _read_file(file: str, names: Sequence[str], masks: bool) -> _File:
             )
             faults[kind] = faults.get(kind, 0) + 1
             continue
-        cv2.fillPoly(owner, [points], number_)
+        cv2.fillPoly(owner, [points], position)
         name = label.removesuffix(_GROUP)
         if name in names:
-            placed.append((number_, name, name != label))
+            placed.append((position, name, name != label))
     objects = [_seen(owner, *one, _points(rows[one[0] - 1]["polygon"]), masks) for one in placed]
     if hidden := sum(one is None for one in objects):
         faults["objects that are wholly hidden, left out"] = hidden
@@ -163,14 +163,14 @@ def _is_short(polygon: Any) -> bool:
 
 
 def _seen(
-    owner: np.ndarray, number_: int, name: str, group: bool, points: np.ndarray | None, masks: bool
+    owner: np.ndarray, position: int, name: str, group: bool, points: np.ndarray | None, masks: bool
 ) -> _Object | None:
     """What shows of an object on the canvas `owner` (H, W) of object numbers; None: nothing."""
     assert points is not None
     height, width = owner.shape
     left, top = np.clip(points.min(0), 0, (width, height)).tolist()
     right, bottom = np.clip(points.max(0) + 1, 0, (width, height)).tolist()
-    part = owner[top:bottom, left:right] == number_
+    part = owner[top:bottom, left:right] == position
     columns, rows = np.flatnonzero(part.any(0)), np.flatnonzero(part.any(1))
     if not len(columns):
         return None

@@ -25,7 +25,7 @@ from yoloxkd.data.io.threads import in_threads
 from yoloxkd.data.mask_table import MaskBuilder, MaskTable
 from yoloxkd.data.problems import Faults, Place
 from yoloxkd.errors import UserError
-from yoloxkd.instance_masks import decode_rle, mask_polygons, one_outline, segment_line
+from yoloxkd.instance_masks import as_one_polygon, decode_rle, mask_polygons, one_outline, segment_line
 
 _TOO_LARGE = 2.0
 """A coordinate beyond this is no fraction of an image that a box may stick out of: it is in pixels."""
@@ -222,13 +222,14 @@ def _segments(data: DetectionData, index: int, masks: MaskTable) -> str:
     for row in range(int(data.offsets[index]), int(data.offsets[index + 1])):
         if data.crowd[row]:
             continue
-        parts = masks.polygons(row)
+        x1, y1, x2, y2 = data.boxes[row].tolist()
+        outline = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
         if counts := masks.counts(row):
-            parts = mask_polygons(decode_rle(counts, height, width))
-        if not parts:
-            x1, y1, x2, y2 = data.boxes[row].tolist()
-            parts = [np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])]
-        lines.append(segment_line(int(data.labels[row]), one_outline(parts, height, width), height, width))
+            if parts := mask_polygons(decode_rle(counts, height, width)):
+                outline = as_one_polygon(parts)
+        elif parts := masks.polygons(row):
+            outline = one_outline(parts, height, width)
+        lines.append(segment_line(int(data.labels[row]), outline, height, width))
     return "".join(lines)
 
 
