@@ -73,7 +73,11 @@ def _losses(check: KDCheck, student: StudentMeasured) -> str:
 
     rows = []
     for name, one in student.gradients.items():
-        if name.level is not None and name.term != ALL and one.norm < SHOWN * student.gradients[LossName(name.source, ALL)].norm:
+        if (
+            name.level is not None
+            and name.term != ALL
+            and one.norm < SHOWN * student.gradients[LossName(name.source, ALL)].norm
+        ):
             continue
         parts = [
             value
