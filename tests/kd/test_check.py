@@ -137,7 +137,11 @@ MAP = Concentration("pgd", "cls", 8, 1.0, 64, 3, 0.1, 0.05)
 
 
 def measured(
-    share: float = 0.5, cosine: float = 0.0, levels: tuple[float, float] = (1.0, 1.0), **keys: Any
+    share: float = 0.5,
+    cosine: float = 0.0,
+    levels: tuple[float, float] = (1.0, 1.0),
+    boxes: float = 0.5,
+    **keys: Any,
 ) -> StudentMeasured:
     gradients = {TASK_LOSS: LossGradient(10.0, 2.0, 1.0, 1.0), PGD: LossGradient(8.0, 2 * share, share, cosine)}
     gradients |= {
@@ -146,6 +150,7 @@ def measured(
     gradients |= {
         LossName("pgd", ALL, s): LossGradient(4.0, n, n / 2, 0.0) for s, n in zip((8, 16), levels, strict=True)
     }
+    gradients[LossName("pgd", "reg_fea")] = LossGradient(1.0, 2 * share * boxes, share * boxes, 0.0)
     values: dict[str, Any] = {"weights": "start", "factors": {"pgd": 0.2}, "concentration": [MAP]} | keys
     return StudentMeasured(gradients=gradients, **values)
 
@@ -169,6 +174,7 @@ def test_a_run_that_looks_well_has_no_findings() -> None:
         (measured(cosine=-0.6), {}, True, "kd.weight=0.02", "against the task's"),
         (measured(levels=(0.1, 0.9)), {"objects": (0.9, 0.1)}, False, "'kd.level_weights=[5, 0.69]'", "90% of the gradient"),
         (measured(concentration=[MAP, Concentration("pgd", "cls", 32, 2.0, 64, 3, 0.7, 0.1)]), {}, False, "kd.tau=2.4", "3 of 64"),
+        (measured(boxes=0.01), {}, False, "kd.gamma=1.9", "box towers make 1.0% of the gradient"),
         (measured(), {"floor": 1.6}, False, "train.batch=16", "would pay 20%"),
         (measured(), {"floor": 6.0}, False, "train.batch=16", "would pay 75%"),
     ],

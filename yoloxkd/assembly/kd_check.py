@@ -133,7 +133,10 @@ def check_distillation(
         students = [measure_student(step, distill, some, seed=seed, weights="start")]
         if checkpoint is not None:
             report = load_student(state.detector, checkpoint)
-            state.say(f"checkpoint {checkpoint}: {report.describe()}")
+            if not report.complete:
+                raise UserError(
+                    f"--checkpoint {checkpoint} is not of this student ({report.describe()}); give weights of it"
+                )
             student_ap = known_ap(state.evaluate(state.detector, recipe.teacher.gate_images), _pairing(distill))
             students.append(measure_student(step, distill, some, seed=seed, weights=checkpoint))
         floor = {

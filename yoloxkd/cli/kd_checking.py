@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from yoloxkd.kd.check.measure import StudentMeasured
 
 
+SHOWN = 0.1
+
+
 def kd_check(
     student: Annotated[str | None, typer.Option(help="Architecture, or checkpoint to start from.")] = None,
     teacher: Annotated[list[str] | None, typer.Option(help="NAME (its published weights) or checkpoint file.")] = None,
@@ -66,10 +69,16 @@ def _losses(check: KDCheck, student: StudentMeasured) -> str:
     """Every loss with its part in the loss and in the gradient."""
     from yoloxkd.cli.tables import table
     from yoloxkd.engine.gradients import ALL
-    from yoloxkd.types import TASK
+    from yoloxkd.types import TASK, LossName
 
     rows = []
     for name, one in student.gradients.items():
+        if (
+            name.level is not None
+            and name.term != ALL
+            and one.norm < SHOWN * student.gradients[LossName(name.source, ALL)].norm
+        ):
+            continue
         parts = [
             value
             for (source, term, level), value in check.floor.items()
@@ -82,7 +91,8 @@ def _losses(check: KDCheck, student: StudentMeasured) -> str:
         )
     factors = ", ".join(f"{method} {factor:.3g}" for method, factor in student.factors.items())
     columns = ["loss", "value", "share of loss", "gradient / task's", "cosine", "floor"]
-    return f"student: {student.weights} (weight of {factors})\n" + table(columns, rows)
+    note = f"single terms of a level are shown from {SHOWN:.0%} of the method's gradient on; --json has them all"
+    return f"student: {student.weights} (weight of {factors})\n" + table(columns, rows) + f"\n{note}"
 
 
 def _concentration(student: StudentMeasured) -> str:
