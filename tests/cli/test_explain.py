@@ -28,6 +28,7 @@ def call(*arguments: object) -> int:
     return run(["explain", *map(str, arguments), "--device", "cpu"])
 
 
+@pytest.mark.slow
 def test_a_page_with_every_figure(here: Path, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shares = ["--mask-out", "--percent", "0,10,100"]
     assert (

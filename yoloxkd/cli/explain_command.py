@@ -17,6 +17,18 @@ _TAUGHT = ("weights", "maps")
 _KD = ("fgd", "pgd")
 
 
+KDOption = Annotated[
+    list[str] | None, typer.Option(help=f"Methods whose maps are shown: {', '.join(DISTILLERS)}. Default: fgd and pgd.")
+]
+PercentOption = Annotated[
+    str | None, typer.Option(help="With --mask-out: the shares removed, 0 to 100. Default: 0,0.5,1,2,5,10,20,50,100.")
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images of the split for detections and --mask-out, from the first. Default: all."),
+]
+
+
 def explain(
     models: Annotated[
         list[str],
@@ -35,22 +47,13 @@ def explain(
     figure: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(FIGURES)}; may be repeated. Default: all but mask-out.")
     ] = None,
-    kd: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Methods whose maps are shown: {', '.join(DISTILLERS)}. Default: fgd and pgd."),
-    ] = None,
+    kd: KDOption = None,
     mask_out: Annotated[
         bool, typer.Option("--mask-out", help="AP without the best predictions inside each box, over the split.")
     ] = False,
-    percent: Annotated[
-        str | None,
-        typer.Option(help="With --mask-out: the shares removed, 0 to 100. Default: 0,0.5,1,2,5,10,20,50,100."),
-    ] = None,
+    percent: PercentOption = None,
     conf: Annotated[float, typer.Option(min=0, max=1, help="Least score of the detections shown.")] = 0.3,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images of the split for detections and --mask-out, from the first. Default: all."),
-    ] = None,
+    limit: LimitOption = None,
     imgsz: Annotated[int | None, typer.Option(help="Input size in px. Default: the first model's.")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or a CUDA index. Default: CUDA when there is one.")

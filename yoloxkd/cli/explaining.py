@@ -94,7 +94,8 @@ def _draw(
             [teacher] if figure == "weights" and teacher is not None else [*models, *([teacher] if teacher else [])]
         ):
             model.check_tower(figure)
-    scenes = [load_scene(data, index, size, models[0].detector) for index in drawn]
+    multiple = max(m.detector.size_multiple for m in [*models, *([teacher] if teacher else [])])
+    scenes = [load_scene(data, index, size, models[0].detector, multiple) for index in drawn]
     subjects = Subjects.seen(models, teacher, scenes)
     some = data if choice.limit is None else data.head(choice.limit)
     everyone = subjects.everyone
@@ -117,10 +118,10 @@ def _draw(
             )
         elif figure == "mask-out":
             part, found = mask_out_part(everyone, some, size, percents)
-        elif teacher is not None:
-            part, found = (
-                weights_part(subjects, teacher) if figure == "weights" else maps_part(subjects, teacher, choice.methods)
-            )
+        else:
+            assert teacher is not None  # else the figure was refused
+            taught = figure == "weights"
+            part, found = weights_part(subjects, teacher) if taught else maps_part(subjects, teacher, choice.methods)
         parts.append(part)
         numbers[figure] = found
     return parts, numbers

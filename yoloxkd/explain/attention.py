@@ -68,7 +68,7 @@ def attention_maps(model: Model, out: DetectorOutput, tau: float | None = None) 
     """
     temperature = published_tau(model.detector.family) if tau is None else tau
     found = []
-    for stride, level in zip(model.detector.spec.strides, out.features, strict=True):
+    for stride, level in zip(model.detector.spec.strides, out.features, strict=False):
         strong = full_precision(level[:1]).abs()
         cells = spatial_attention(strong.mean(1).flatten(1), temperature).unflatten(1, strong.shape[2:])
         channels = channel_attention(strong.mean((2, 3)), temperature)

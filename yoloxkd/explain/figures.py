@@ -186,7 +186,7 @@ def _rule(name: str) -> str:
 
 
 def _chosen(weights: ForegroundWeights) -> str:
-    return f"{sum(weights.chosen.values()):.0f} cells an object, {weights.inside_share:.0%} of its box's"
+    return f"{sum(weights.chosen.values()):.0f} cells an object, {weights.inside_share:.0%} of those in its box"
 
 
 def _apart(distance: AttentionDistance | None) -> str:

@@ -33,7 +33,7 @@ def quality_maps(model: Model, out: DenseOutput, scene: Scene, xi: float = XI) -
     """
     model.check_tower("quality")
     targets = scene.batch.targets
-    labels = model.classes(scene.names)[targets.labels]
+    labels = model.classes(scene.names).to(targets.labels.device)[targets.labels]
     seen = predictions(model, out)
     found = pgd_weights(seen, targets.boxes, labels, targets.mask, xi=(xi,), strategy="quality")[0]
     levels = out.grid.of_cells().by_level(found)

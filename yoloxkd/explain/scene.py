@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from yoloxkd.data.augment.transforms import up_to_multiple
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.loader import Collate
 from yoloxkd.data.samples import EvalSamples
@@ -144,15 +143,20 @@ def _position(data: DetectionData, name: str) -> int:
     )
 
 
-def load_scene(data: DetectionData, index: int, size: ImageSize, detector: Detector[Any, Any]) -> Scene:
-    """An image at the input size `size` px, padded as `detector` wants it. UserError: it cannot be read."""
+def load_scene(
+    data: DetectionData, index: int, size: ImageSize, detector: Detector[Any, Any], multiple: int | None = None
+) -> Scene:
+    """An image at the input size `size` px, padded as `detector` wants it, on its device. UserError: it cannot be read.
+
+    multiple  of px that the sides of an input are, where `size` is a pair; None: the detector's own
+    """
     square = isinstance(size, int)
     pad = detector.spec.input.pad_value
     sample = EvalSamples(data, size, pad, padded=square)[index]
-    batch = Collate(1 if square else up_to_multiple(detector.size_multiple, 32), pad)([sample])
+    batch = Collate(1 if square else multiple or detector.size_multiple, pad)([sample])
     if isinstance(batch, UserError):
         raise batch
-    return Scene(index, Path(data.paths[index]).name, tuple(data.names), batch)
+    return Scene(index, Path(data.paths[index]).name, tuple(data.names), batch.to(next(detector.parameters()).device))
 
 
 @torch.no_grad()

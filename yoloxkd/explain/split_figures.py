@@ -85,7 +85,7 @@ def _image(
         Panel(
             "ground truth",
             data_address(draw_truth(pixels, boxes * scale, [_short(data, k) for k in labels])),
-            f"{len(boxes)} objects",
+            f"{len(boxes)} object{'' if len(boxes) == 1 else 's'}",
         )
     ]
     for model, own, score in zip(models, found, scores, strict=True):

@@ -92,7 +92,7 @@ def _levels(name: str, pairing: Pairing, teacher: Model, step: Step[Any]) -> lis
         levels = list(cfg.level_weights) + [1.0] * len(pairing.levels)
         return PGD(cfg.model_copy(update={"level_weights": levels}), pairing).regions(step)[0]["cls"]
     keys = kd_defaults(name, family) | {"adapter": "1x1"}  # a 3x3 convolution would take time and change no weight
-    maps = _distiller(name, keys, pairing).maps(step)
+    maps = _distiller(name, keys, pairing).to(step.batch.content.device).maps(step)
     return [maps[f"{_NECK_METHODS[name]}, stride {level.stride}"] for level in pairing.levels]
 
 
@@ -116,7 +116,9 @@ def distiller_maps(
     batch = replace(scene.batch, targets=targets)
     match = student.detector.assign(outs[0], targets)
     step: Step[Any] = Step(outs[0], outs[1], batch, match, Pair(student.detector, teacher.detector))
-    maps = _distiller(name, kd_defaults(name, student.detector.family), pairing).eval().maps(step)
+    maps = (
+        _distiller(name, kd_defaults(name, student.detector.family), pairing).eval().to(batch.content.device).maps(step)
+    )
     return {what: values[0].float().cpu().numpy() for what, values in maps.items()}
 
 
