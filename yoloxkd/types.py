@@ -29,11 +29,6 @@ ImageSize = int | tuple[int, int]
 """Size of a network input, px: the side of a square that images are letterboxed into, or (short, long), the sides that an
 image is fitted within with its aspect kept; the input is as large as its largest image then."""
 
-CONF, IOU, MAX_DET = 0.01, 0.65, 300
-"""Of NMS, by default: least score, IoU threshold (both YOLOX's), and most detections an image."""
-PREDICT_CONF = 0.25
-"""Least score of detections that a person looks at, by default: those of `predict`."""
-
 
 def corner_factors(like: Tensor, x: float, y: float) -> Tensor:
     """(4,) x, y, x, y in dtype and on the device of `like`; filled in there, since a copy would wait for the device."""

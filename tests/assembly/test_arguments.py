@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import write_toy
 from tests.fuzz.targets import student_file
 from yoloxkd.api import Detector
 from yoloxkd.cli import run
@@ -58,7 +59,8 @@ def test_the_command_line_too(
     monkeypatch.chdir(model.parent)
     command, option, number = arguments
     write_image(Path("a.png"), np.zeros((64, 64, 3), np.uint8))
-    more = {"val": ["--data", "shapes"], "predict": ["a.png"], "export": []}[command]
+    data = str(write_toy(Path("toy")))
+    more = {"val": ["--data", data], "predict": ["a.png"], "export": []}[command]
     assert run([command, str(model), *more, option, number]) == 2
     said = capsys.readouterr().err.strip()
     assert option.strip("-") in said

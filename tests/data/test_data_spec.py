@@ -69,7 +69,7 @@ def test_numbers_are_names_too(tmp_path: Path) -> None:
         ({"train": ...}, "give at least one of train, val, test"),
         ({"train": "images"}, "train: {images: FOLDER, annotations: FILE}"),
         ({"train": ["images"]}, "train: {images: FOLDER, annotations: FILE}"),
-        ({"format": "csv"}, "format 'csv'; known formats: coco, crowdhuman, voc, yolo"),
+        ({"format": "csv"}, "format 'csv'; known formats: cityscapes, coco, crowdhuman, voc, yolo"),
         ({"format": "yolo"}, r"format yolo, which reads no 'train\.annotations'"),
         ({"train": {"images": ["a", "b"], "annotations": "x"}}, r"'train\.images'.*should be one name, got 2"),
         ({"train": {"images": "a", "annotations": "x", "labels": "y"}}, r"coco, which reads no 'train\.labels'"),

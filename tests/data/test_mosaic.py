@@ -84,7 +84,7 @@ def test_a_pasted_box_lies_where_its_pixels_are(tmp_path: Path, name: str, suffi
     matrix = np.array([[c, s, left], [-s, c, top], [0, 0, 1]])
     canvas = new_canvas((240, 300), BLACK)
     height, width = SIZES[index]
-    boxes, labels, _ = paste(data, index, matrix, canvas, (0, 0, width, height))
+    boxes, labels, *_ = paste(data, index, matrix, canvas, (0, 0, width, height))
     assert labels.tolist() == [index]
     # a pixel counts as painted from half its gray on; sharp corners of turned boxes lose a little more
     tolerance = 1.0 if degrees == 0 else 2.0
@@ -94,10 +94,10 @@ def test_a_pasted_box_lies_where_its_pixels_are(tmp_path: Path, name: str, suffi
 def test_a_cut_limits_pixels_and_boxes(tmp_path: Path) -> None:
     data = painted(tmp_path, ".png")
     canvas = new_canvas((160, 192), BLACK)
-    boxes, _, _ = paste(data, 0, np.eye(3), canvas, (60, 0, 160, 70))
+    boxes, *_ = paste(data, 0, np.eye(3), canvas, (60, 0, 160, 70))
     assert boxes.tolist() == [[60, 40, 110, 70]]
     assert np.abs(extent(canvas, 50) - (60, 40, 110, 70)).max() <= 1
-    boxes, _, _ = paste(data, 0, np.eye(3), canvas, (0, 0, 25, 120))
+    boxes, *_ = paste(data, 0, np.eye(3), canvas, (0, 0, 25, 120))
     assert boxes.shape == (0, 4)
 
 
@@ -106,7 +106,7 @@ def test_a_image_out_of_sight_is_not_even_read(tmp_path: Path) -> None:
     Path(data.paths[0]).unlink()
     canvas = new_canvas((50, 50), BLACK)
     away = np.array([[1.0, 0, 60], [0, 1, 0], [0, 0, 1]])
-    boxes, labels, crowd = paste(data, 0, away, canvas, (0, 0, 160, 120))
+    boxes, labels, crowd, *_ = paste(data, 0, away, canvas, (0, 0, 160, 120))
     assert (boxes.shape, labels.shape, crowd.shape) == ((0, 4), (0,), (0,))
     assert not canvas[..., :3].any()
 

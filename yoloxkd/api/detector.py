@@ -31,8 +31,9 @@ from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.target import export_target
+from yoloxkd.nms_defaults import IOU, MAX_DET, PREDICT_CONF
 from yoloxkd.nn.detector import Detector as Network
-from yoloxkd.types import IOU, MAX_DET, PREDICT_CONF, Detections, ImageSize
+from yoloxkd.types import Detections, ImageSize
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, RUNTIMES
 from yoloxkd.kd import DISTILLERS
+from yoloxkd.nms_defaults import IOU, PREDICT_CONF
 from yoloxkd.nn import DETECTORS
-from yoloxkd.types import IOU, PREDICT_CONF
 from yoloxkd.version import __version__
 
 # typer carries its own click or imports the other: the base class of its public exception is the right one in both

@@ -22,8 +22,8 @@ from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.metrics.measure import overall
+from yoloxkd.nms_defaults import IOU, PREDICT_CONF
 from yoloxkd.output_paths import Output, check_outputs
-from yoloxkd.types import IOU, PREDICT_CONF
 
 
 @dataclass(frozen=True, slots=True)

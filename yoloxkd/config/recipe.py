@@ -20,7 +20,8 @@ from pydantic import (
 from yoloxkd.config.augment import Augment
 from yoloxkd.config.schedule import ScheduleSection
 from yoloxkd.config.strict import MOST_INT, Strict
-from yoloxkd.types import CONF, IOU, MAX_DET, ImageSize
+from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
+from yoloxkd.types import ImageSize
 
 Amp = Literal["auto", "off", "bf16", "fp16"]
 

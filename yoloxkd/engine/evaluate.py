@@ -21,9 +21,10 @@ from yoloxkd.errors import UserError
 from yoloxkd.instance_masks import encode_rles
 from yoloxkd.metrics.coco import COCODetections
 from yoloxkd.metrics.measure import measure
+from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
 from yoloxkd.nn.detector import Detector
 from yoloxkd.ops.nms import NMS
-from yoloxkd.types import CONF, IOU, MAX_DET, Batch, Detections, Predictor
+from yoloxkd.types import Batch, Detections, Predictor
 
 
 class TorchPredictor:

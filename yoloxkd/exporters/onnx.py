@@ -17,9 +17,9 @@ import torch
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.half import to_half
+from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
-from yoloxkd.types import CONF, IOU, MAX_DET
 from yoloxkd.version import __version__
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yoloxkd.types import CONF, IOU, MAX_DET
+from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
 
 _FAR = 1e6  # px; from 80 classes on planes this far apart float64 still gives a coordinate to 2e-8 px
 
