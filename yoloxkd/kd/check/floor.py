@@ -41,7 +41,7 @@ def batch_norm_floor(
     ).to(batches[0].images.device)
     torch.set_rng_state(state)
     out: dict[LossName, float] = dict.fromkeys(losses.names, 0.0)
-    for sign, training in ((1, True), (-1, False)):
+    for sign, training in ((-1, False), (1, True)):  # training mode last: it moves the running statistics
         perfect.train(training)
         for number, batch in enumerate(batches):
             draw = Draw(seed, number)
