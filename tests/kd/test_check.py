@@ -14,9 +14,9 @@ from yoloxkd.engine.gradients import ALL, TASK_LOSS, LossGradient
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd.base import KDConfig, Teacher
 from yoloxkd.kd.check.concentration import Concentration
-from yoloxkd.kd.check.floor import batch_norm_floor, floor_share
+from yoloxkd.kd.check.floor import batch_norm_floor
 from yoloxkd.kd.check.measure import StudentMeasured, measure_student
-from yoloxkd.kd.check.verdict import find, level_shares_of_objects, verdict
+from yoloxkd.kd.check.verdict import find, floor_share, level_shares_of_objects, verdict
 from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.methods.fgd import FGDConfig
 from yoloxkd.kd.methods.pgd import PGDConfig
@@ -175,8 +175,8 @@ def test_a_run_that_looks_well_has_no_findings() -> None:
         (measured(levels=(0.1, 0.9)), {"objects": (0.9, 0.1)}, False, "'kd.level_weights=[5, 0.69]'", "90% of the gradient"),
         (measured(concentration=[MAP, Concentration("pgd", "cls", 32, 2.0, 64, 3, 0.7, 0.1)]), {}, False, "kd.tau=2.4", "3 of 64"),
         (measured(boxes=0.01), {}, False, "kd.gamma=1.9", "box towers make 1.0% of the gradient"),
-        (measured(), {"floor": 1.6}, False, "train.batch=16", "would pay 20%"),
-        (measured(), {"floor": 6.0}, False, "train.batch=16", "would pay 75%"),
+        (measured(), {"floor": 8.0}, False, "train.batch=16", "would pay 20%"),
+        (measured(), {"floor": 30.0}, False, "train.batch=16", "would pay 75%"),
     ],
 )  # fmt: skip
 def test_what_stands_out_is_said_with_the_setting_that_helps(
@@ -189,6 +189,6 @@ def test_what_stands_out_is_said_with_the_setting_that_helps(
 
 
 def test_harm_comes_first_and_the_floor_is_a_share_of_what_the_student_pays() -> None:
-    both = found(measured(share=2.0), floor=6.0)
+    both = found(measured(share=2.0), floor=30.0)
     assert [one.harm for one in both] == [True, False]
-    assert floor_share({LossName("pgd", "fg", 8): 2.0}, measured().gradients, "pgd") == 0.5
+    assert floor_share({LossName("pgd", "fg", 8): 20.0}, measured(), "pgd") == 0.5

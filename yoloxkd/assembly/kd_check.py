@@ -46,7 +46,7 @@ class KDCheck:
         students: the student at its start, then at the checkpoint if one was given
         student_ap: AP of the checkpoint in the same classes, on the images that the teacher was measured on; None: none
             was given
-        floor: {loss: what a perfect student would pay, after the factor}; empty where it has no meaning
+        floor: {loss: what a perfect student would pay, before the factor}; empty where it has no meaning
         objects: {stride: share of the objects whose size is that level's}
         findings: the worst first
     """
@@ -139,11 +139,9 @@ def check_distillation(
                 )
             student_ap = known_ap(state.evaluate(state.detector, recipe.teacher.gate_images), _pairing(distill))
             students.append(measure_student(step, distill, some, seed=seed, weights=checkpoint))
-        floor = {
-            name: value * students[0].factors[name.source.partition("@")[0]]
-            for module in distill.modules
-            for name, value in batch_norm_floor(module, distill.methods, some, seed).items()
-        }
+        floor: dict[LossName, float] = {}
+        for module in distill.modules:
+            floor |= batch_norm_floor(module, distill.methods, some, seed)
     objects = level_shares_of_objects(some, [level.stride for level in _pairing(distill).levels])
     images = len(some[0].images)
     aps = {record.source: record.ap for record in distill.records}

@@ -80,7 +80,7 @@ def _losses(check: KDCheck, student: StudentMeasured) -> str:
         ):
             continue
         parts = [
-            value
+            value * student.factors[source.partition("@")[0]]
             for (source, term, level), value in check.floor.items()
             if source == name.source and name.term in (ALL, term) and name.level in (None, level)
         ]

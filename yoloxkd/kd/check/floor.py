@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -42,7 +41,7 @@ def batch_norm_floor(
     ).to(batches[0].images.device)
     torch.set_rng_state(state)
     out: dict[LossName, float] = dict.fromkeys(losses.names, 0.0)
-    for sign, training in ((1, True), (-1, False)):
+    for sign, training in ((-1, False), (1, True)):  # training mode last: it moves the running statistics
         perfect.train(training)
         for number, batch in enumerate(batches):
             draw = Draw(seed, number)
@@ -82,10 +81,3 @@ def _known(targets: Targets, classes: int) -> Targets:
     """The objects that the teacher has a class for."""
     known = targets.labels < classes
     return replace(targets, labels=targets.labels.where(known, 0), mask=targets.mask & known)
-
-
-def floor_share(floor: Mapping[LossName, float], losses: Mapping[LossName, Any], source: str) -> float:
-    """The floor of a method as a share of its loss at the student's start."""
-    own = sum(value for name, value in floor.items() if name.source == source)
-    whole = sum(losses[name].loss for name in floor if name.source == source)
-    return own / whole if whole > 0 else 0.0

@@ -9,7 +9,6 @@ import torch
 
 from yoloxkd.engine.gradients import ALL
 from yoloxkd.kd.base import KDConfig
-from yoloxkd.kd.check.floor import floor_share
 from yoloxkd.kd.check.measure import StudentMeasured
 from yoloxkd.types import Batch, LossName
 
@@ -60,7 +59,7 @@ def find(
     Args:
         students: the student at its start, then at checkpoints
         methods: {method: its keys}
-        floor: of each loss, after its factor
+        floor: of each loss, before its factor
         objects: {stride: share of the ground truth whose size is that level's}
         images: of a batch norm's batch
     """
@@ -87,6 +86,13 @@ def verdict(findings: Sequence[Finding]) -> str:
     if worst.harm:
         return f"Distilling as set would do harm: {worst.what}.{remedy}"
     return f"Distilling as set does no harm by these numbers, and could teach better: {worst.what}.{remedy}"
+
+
+def floor_share(floor: Mapping[LossName, float], student: StudentMeasured, source: str) -> float:
+    """The floor of a method as a share of what the student pays."""
+    own = sum(value for name, value in floor.items() if name.source == source)
+    paid = student.gradients[LossName(source, ALL)].loss
+    return own * student.factors[source.partition("@")[0]] / paid if paid > 0 else 0.0
 
 
 def level_shares_of_objects(batches: Sequence[Batch], strides: Sequence[int]) -> dict[int, float]:
@@ -170,7 +176,7 @@ def _channels(student: StudentMeasured, source: str, key: str, cfg: KDConfig) ->
 
 
 def _floor(floor: Mapping[LossName, float], start: StudentMeasured, source: str, images: int) -> Iterator[Finding]:
-    share = floor_share(floor, start.gradients, source)
+    share = floor_share(floor, start, source)
     if share >= FLOOR:
         what = (
             f"with batch norms on {images} images a step even a perfect student would pay {share:.0%} of what the student pays "
