@@ -77,6 +77,7 @@ def test_a_layer_kept_in_float_is_not_touched(maker: Int8Quantizer) -> None:
     assert kinds["down.0"] == {onnx.TensorProto.INT8}
 
 
+@pytest.mark.slow
 def test_a_deformable_convolution_has_the_name_of_its_layer(pictures: list[np.ndarray], pixels: Tensor) -> None:
     detector = TinyDetector(["red", "blue"]).eval()
     detector.down[0] = SelfOffsetConv(16, 16, 3, 2, bias=False)
