@@ -60,6 +60,7 @@ def line_chart(
         else:
             axes.set_xscale("symlog", linthresh=1)
             axes.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
+            axes.set_xlim(ticks[0] - 0.05, ticks[-1] * 1.1 + 0.05)
             axes.minorticks_off()
         axes.set_xlabel(x_label, color=_INK)
         axes.set_ylabel(y_label, color=_INK)
