@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from tests.kd.plain_baselines import Terms, code
+from tests.kd.plain_baselines import Terms
 from yoloxkd.kd.base import Step
 
 
@@ -31,6 +31,12 @@ def decoded(region: Tensor, raw: Tensor, label: int, stds: tuple[float, ...]) ->
     x, y, w, h = (region[0] + region[2]) / 2, (region[1] + region[3]) / 2, region[2] - region[0], region[3] - region[1]
     x, y, w, h = x + dx * w, y + dy * h, w * dw.exp(), h * dh.exp()
     return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+
+
+def code(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Shift of the center in region sides and logarithm of the sides; every side counts as at least a pixel."""
+    size, side = ((x[:, 2:] - x[:, :2]).clamp_min(1) for x in (boxes, regions))
+    return torch.cat([((boxes[:, :2] + boxes[:, 2:]) - (regions[:, :2] + regions[:, 2:])) / 2 / side, (size / side).log()], 1)
 
 
 def asked(step: Step[Any], b: int, boxes: Tensor, stage: int, rows: list[int | None]) -> list[Region]:

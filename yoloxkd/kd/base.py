@@ -16,7 +16,6 @@ from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import Batch, DetectorOutput, Losses, LossName, Tap
 
-
 Decay = Literal["none", "linear", "cosine"]
 
 

@@ -269,7 +269,8 @@ class _Means(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         cells, channels = ctx.size
-        return (grads[0] / channels)[:, :, None] + (grads[1] / cells)[:, None]
+        grad: Tensor = (grads[0] / channels)[:, :, None] + (grads[1] / cells)[:, None]
+        return grad
 
 
 def cell_and_channel_means(x: Tensor) -> tuple[Tensor, Tensor]:

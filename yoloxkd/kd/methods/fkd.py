@@ -91,12 +91,16 @@ class FKDBlocks(nn.Module):
             differences["channel"] = parts["channels"](of_channels) - teacher_channels
         if "cells" in parts:
             # as a product with the cells around each: a convolution of one channel is slow
+            kernel = parts["cells"]
             around = F.unfold(of_cells.unflatten(1, size)[:, None], 3, padding=1)
-            cells = F.linear(around.transpose(1, 2), parts["cells"].weight.flatten(1), parts["cells"].bias)
+            cells = F.linear(around.transpose(1, 2), kernel.get_parameter("weight").flatten(1), kernel.get_parameter("bias"))
             differences["spatial"] = cells.squeeze(2) - teacher_cells
         if "relation" in parts:
-            blocks = parts["student"], parts["teacher"]
-            differences["nonlocal"] = related_difference(student, teacher, blocks, parts["relation"], size)
+            blocks, relation = (parts["student"], parts["teacher"]), parts["relation"]
+            assert isinstance(blocks[0], PooledNonLocal)
+            assert isinstance(blocks[1], PooledNonLocal)
+            assert isinstance(relation, nn.Linear)
+            differences["nonlocal"] = related_difference(student, teacher, (blocks[0], blocks[1]), relation, size)
         return differences
 
 

@@ -5,7 +5,7 @@ Where the paper and its published code differ, `docs/method-notes.md` says which
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -30,7 +30,7 @@ from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.neck import TAPS, Branch
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.ops.points import within_content
-from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName, Tap
+from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName
 
 
 class PGDConfig(KDConfig):
