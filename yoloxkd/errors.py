@@ -52,8 +52,10 @@ def nearest(name: str, known: Iterable[str], say_all: int = 12) -> str:
     "did you mean 'yolox-nano'?"
     """
     options = sorted(known)
-    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), options, n=len(options) or 1, cutoff=0.6)
     if close:
-        return f"did you mean '{close[0]}'?"
+        # of a name with two letters exchanged, the one with the same letters
+        best = next((each for each in close if sorted(each) == sorted(str(name))), close[0])
+        return f"did you mean '{best}'?"
     shown = ", ".join(options[:say_all]) + (", ..." if len(options) > say_all else "")
     return f"known: {shown or 'none'}"

@@ -21,7 +21,7 @@ def test_a_row_is_its_recipe_with_another_method(name: str) -> None:
     assert recipe.model_dump(exclude={"kd"}) == like.model_dump(exclude={"kd"})
     assert recipe.teacher.models
     for method, keys in recipe.kd.items():
-        family = recipe.student.name.partition("-")[0]
+        family = recipe.student.name.rpartition("-")[0]
         wanted = DISTILLERS[method].Config.model_validate(kd_defaults(method, family) | row.methods[method])
         assert DISTILLERS[method].Config.model_validate(keys) == wanted
 

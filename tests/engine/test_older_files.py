@@ -29,7 +29,7 @@ DETECTED = {
 LOSSES = {
     "loss": 20.6876, "loss/box": 4.57531, "loss/obj": 5.24014, "loss/cls": 1.22743,
     "loss/fgd/fg/s8": 2.47874, "loss/fgd/global/s16": 0.00682725, "loss/pgd/cls_bg/s32": 0.0548867,
-    "loss/pgd/reg_att/s8": 0.000279317,
+    "loss/pgd/reg_attention/s8": 0.000279317,
 }  # fmt: skip
 """Of the epoch in whose middle the run was interrupted, as version 0.1.0 continued it."""
 

@@ -75,7 +75,7 @@ def test_names_cover_every_method_term_and_level() -> None:
     losses = train(student, module, 1)
     found = [name for name in losses if "/" in name]
     assert found == [*map(str, module.names)]
-    assert {"fgd/fg/s8", "fgd/global/s16", "pgd/cls_att/s8", "pgd/reg_fea/s16"} <= set(found)
+    assert {"fgd/fg/s8", "fgd/global/s16", "pgd/cls_attention/s8", "pgd/reg_fea/s16"} <= set(found)
     assert all(p.grad is not None for p in module.parameters())
 
 

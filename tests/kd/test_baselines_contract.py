@@ -11,7 +11,7 @@ from tests.kd.contract import DistillerContract
 from tests.kd.plain_baselines import PLAIN
 from tests.kd.test_methods import two_gfls
 from yoloxkd.kd.base import Distiller, Pair, Step
-from yoloxkd.kd.functional.relation import PooledNonLocal
+from yoloxkd.kd.functional.relation import PooledNonLocal, related_difference
 from yoloxkd.kd.methods.chen import Chen
 from yoloxkd.kd.methods.defeat import DeFeat
 from yoloxkd.kd.methods.fgfi import FGFI
@@ -117,3 +117,16 @@ def test_statistics_of_a_batch_do_not_enter_the_nonlocal_block() -> None:
     together, alone = block(x, (6, 6)), torch.cat([block(each, (6, 6)) for each in x.split(1)])
     torch.testing.assert_close(together, alone)
     assert not torch.equal(together, x)
+
+
+def test_the_difference_of_two_nonlocal_blocks_is_that_of_their_outputs() -> None:
+    torch.manual_seed(0)
+    student, teacher = (PooledNonLocal(channels, 2, 2).double() for channels in (4, 6))
+    relation = nn.Linear(4, 6).double()
+    for block in (student, teacher):
+        nn.init.normal_(block.scale)
+        nn.init.normal_(block.shift)
+    maps = [torch.randn(3, 30, channels, dtype=torch.float64) for channels in (4, 6)]
+    expected = relation(student(maps[0], (5, 6))) - teacher(maps[1], (5, 6))
+    found = related_difference(maps[0], maps[1], (student, teacher), relation, (5, 6))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

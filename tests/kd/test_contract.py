@@ -56,7 +56,7 @@ class TestFGD(DistillerContract):
 
 class TestPGD(DistillerContract):
     kind = PGD
-    statistics = ("cls_att/", "reg_att/", "neck_att/")
+    statistics = ("cls_attention/", "reg_attention/", "neck_attention/")
 
     def plain(self, method: Distiller, step: Step[DenseOutput]) -> dict[str, Tensor]:
         assert isinstance(method, PGD)

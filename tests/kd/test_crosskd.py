@@ -17,6 +17,7 @@ from tests.nn.fpn import narrow
 from yoloxkd.engine.step import StudentPass
 from yoloxkd.errors import UserError
 from yoloxkd.kd.base import Pair, Step
+from yoloxkd.kd.functional.predictions import box_divergence
 from yoloxkd.kd.methods.crosskd import CrossKD, CrossKDConfig
 from yoloxkd.kd.methods.ld import localization_divergence
 from yoloxkd.kd.pairing import Pairing
@@ -114,8 +115,14 @@ def test_a_teacher_that_sees_another_size() -> None:
     values = found(method, step)
     assert all(value.isfinite() and value > 0 for name, value in values.items() if not name.startswith("boxes"))
     same = replace(step, student=step.teacher, match=method_match(step))
-    zeros = {name: float(value.detach()) for name, value in found(method, same).items()}
-    assert zeros == pytest.approx(dict.fromkeys(zeros, 0), abs=5e-3)  # a box of hardly any area hardly overlaps itself
+    left = found(method, same)
+    boxes, grid = step.teacher.boxes * 2, step.teacher.grid  # px of what the teacher sees
+    for stride, part in zip(grid.strides, grid.slices(), strict=True):
+        # a box below GIoU's least union, 1e-6 of the squared stride, does not overlap itself wholly
+        own = box_divergence(boxes[:, part], boxes[:, part], boxes.new_tensor(stride)).sum() / boxes[..., 0].numel()
+        torch.testing.assert_close(left[f"boxes/s{stride}"], own, rtol=1e-4, atol=1e-6)
+        assert float(left[f"classes/s{stride}"].detach()) == pytest.approx(0, abs=1e-6)
+        assert float(left[f"quality/s{stride}"].detach()) == pytest.approx(0, abs=1e-6)
 
 
 def method_match(step: Step[Any]) -> Any:

@@ -86,6 +86,7 @@ def test_a_teacher_is_checked_in_python_as_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
+        ("fdg", "unknown distiller 'fdg'; did you mean 'fgd'"),
         ("pgdd", "unknown distiller 'pgdd'; did you mean 'pgd'"),
         ("none", "unknown distiller 'none'; known: chen, crosskd, cwd, defeat, fgd, fgfi, .*pgd, pkd, .*tadf$"),
         ("pgd@smal-data", "unknown set of defaults 'pgd@smal-data'; did you mean 'pgd@small-data'"),

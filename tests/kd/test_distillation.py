@@ -261,4 +261,4 @@ def test_self_distillation() -> None:
     callback, state, _ = start(student=TinyDetector(6), teacher=TinyDetector(6))
     assert not any("adapters" in k for k in state.aux.state_dict())
     epoch(callback, state)
-    assert all(v > 0 for k, v in state.epoch_losses.items() if k[:2] == ("pgd", "cls_att"))
+    assert all(v > 0 for k, v in state.epoch_losses.items() if k[:2] == ("pgd", "cls_attention"))

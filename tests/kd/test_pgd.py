@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tests.kd.fakes import TinyDetector, make_batch
 from tests.losses import compared, step_of
+from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.errors import UserError
 from yoloxkd.kd.functional.importance import STRATEGIES
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig, pgd_cls_terms, pgd_reg_terms
@@ -49,7 +51,7 @@ def test_gradcheck(layout: torch.memory_format) -> None:
 
     def total(x: Tensor) -> Tensor:
         cls, reg = pgd_cls_terms(x, t, weight, background, 0.8), pgd_reg_terms(x, t, weight, 0.8)
-        return cls["fg"] + 2 * cls["bg"] + 3 * cls["att"] + 4 * reg["fea"] + 5 * reg["att"]
+        return cls["fg"] + 2 * cls["bg"] + 3 * cls["attention"] + 4 * reg["fea"] + 5 * reg["attention"]
 
     assert torch.autograd.gradcheck(total, s)
 
@@ -72,7 +74,7 @@ def test_images_do_not_see_each_other() -> None:
 
 def test_default_terms() -> None:
     method, found = distil(*pair())
-    names = ("cls_fg", "cls_bg", "cls_att", "reg_fea", "reg_att")
+    names = ("cls_fg", "cls_bg", "cls_attention", "reg_fea", "reg_attention")
     assert set(found) == {f"{n}/s{s}" for n in names for s in (8, 16)}
     assert [str(n._replace(source=TASK)) for n in method.terms] == list(found)
     assert all(v > 0 and v.dtype == torch.float32 for v in found.values())
@@ -102,7 +104,7 @@ def test_weights_follow_alpha_and_the_level() -> None:
         torch.testing.assert_close(raised[f"{term}/s8"], plain[f"{term}/s8"])
     for term in ("cls_fg", "cls_bg", "reg_fea"):  # beta and gamma follow alpha unless they are given
         torch.testing.assert_close(doubled[f"{term}/s8"], 2 * plain[f"{term}/s8"])
-    for term in ("cls_att", "reg_att"):
+    for term in ("cls_attention", "reg_attention"):
         torch.testing.assert_close(doubled[f"{term}/s8"], plain[f"{term}/s8"])
 
 
@@ -178,7 +180,7 @@ def test_no_boxes_leaves_background_and_attention() -> None:
     batch.targets.mask[:] = False
     _, found = distil(*pair(), batch=batch)
     for name, value in found.items():
-        assert (float(value.detach()) > 0) == name.startswith(("cls_bg", "cls_att")), name
+        assert (float(value.detach()) > 0) == name.startswith(("cls_bg", "cls_attention")), name
 
 
 def test_too_few_level_weights_are_named() -> None:
@@ -192,7 +194,18 @@ def test_float16_maps_with_large_values_stay_finite() -> None:
     weight = torch.rand(1, 160, 160)
     terms = pgd_cls_terms(s, t, weight, 1 - weight, 0.8) | pgd_reg_terms(s, t, weight, 0.8)
     assert all(v.isfinite() and v.dtype == torch.float32 for v in terms.values())
-    weights = {"fg": 0.16, "bg": 0.08, "att": 8e-4, "fea": 0.064}
+    weights = {"fg": 0.16, "bg": 0.08, "attention": 8e-4, "fea": 0.064}
     sum(terms[k] * w for k, w in weights.items()).backward()
     assert s.grad is not None
     assert s.grad.isfinite().all()
+
+
+def test_columns_of_earlier_versions_have_todays_names(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("epoch,loss/pgd@2/cls_att/s8,loss/pgd/neck_att/s16,loss/box\n1,2,3,4\n")
+    (row,) = read_rows(tmp_path / "results.csv")
+    assert row == {
+        "epoch": "1",
+        "loss/pgd@2/cls_attention/s8": "2",
+        "loss/pgd/neck_attention/s16": "3",
+        "loss/box": "4",
+    }

@@ -56,7 +56,7 @@ def test_the_log_and_the_table_name_every_teacher(whole: Path) -> None:
     assert "this teacher's: blue" in log
     assert "this teacher's: red" in log
     terms = [name for name in rows(whole)[0] if name.startswith("loss/")]
-    for name in ("pgd@1/cls_att/s8", "pgd@2/cls_att/s8", "mgd@1/generated/s16", "mgd@2/generated/s16"):
+    for name in ("pgd@1/cls_attention/s8", "pgd@2/cls_attention/s8", "mgd@1/generated/s16", "mgd@2/generated/s16"):
         assert f"loss/{name}" in terms
 
 

@@ -88,7 +88,7 @@ def test_terms_of_all_teachers_are_named_weighted_and_trained() -> None:
     callback, state, said = run(teachers, {"fgd": FGDConfig(), "pgd": PGDConfig()})
     assert list(state.aux) == ["kd@1", "kd@2"]
     names = [name for module in callback.modules for name in module.names]
-    assert {"fgd@1/fg/s8", "fgd@2/fg/s8", "pgd@2/cls_att/s16"} <= {*map(str, names)}
+    assert {"fgd@1/fg/s8", "fgd@2/fg/s8", "pgd@2/cls_attention/s16"} <= {*map(str, names)}
     assert {*map(str, by_term(dict.fromkeys(names, 1.0)))} >= {"fgd@1/fg", "fgd@2/fg"}
     text = "\n".join(said)
     assert "teacher @2 of 2: b.pt, weight 0.5" in text

@@ -191,7 +191,7 @@ class Blocks:
         block, batch = self.nonlocals[side], self.case.params["bn"] == "batch"
         if batch and len(x) == 1:
             return block(x, self.size)
-        read = block.read(x, self.size).transpose(1, 2)
+        read = torch.bmm(*block.read(x, self.size)).transpose(1, 2)
         mean, var = (self.x[f"nl_{side}_bn_{n}"].clone() for n in ("mean", "var"))
         return x + F.batch_norm(read, mean, var, block.scale, block.shift, training=batch).transpose(1, 2)
 

@@ -27,8 +27,8 @@ def totals(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, dict
     student, teacher, mask_cls, mask_reg, mask_bg = inputs(case, dtype)
     cls = pgd_cls_terms(student, teacher, mask_cls, mask_bg, p["temp"])
     reg = pgd_reg_terms(student, teacher, mask_reg, p["temp"])
-    cls_total = p["level_weight"] * (p["alpha"] * cls["fg"] + p["beta"] * cls["bg"]) + p["delta"] * cls["att"]
-    return student, cls_total, p["gamma"] * reg["fea"] + p["delta"] * reg["att"], cls, reg
+    cls_total = p["level_weight"] * (p["alpha"] * cls["fg"] + p["beta"] * cls["bg"]) + p["delta"] * cls["attention"]
+    return student, cls_total, p["gamma"] * reg["fea"] + p["delta"] * reg["attention"], cls, reg
 
 
 @pytest.mark.parametrize("case", cases("pgd_losses"))
@@ -43,9 +43,9 @@ def test_attentions(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("pgd_losses"))
 def test_batch_is_the_mean_of_its_images(case: Case) -> None:
     student, cls_total, reg_total, cls, reg = totals(case, torch.float64)
-    for ours, theirs in (("fg", "cls_fg"), ("bg", "cls_bg"), ("att", "cls_att")):
+    for ours, theirs in (("fg", "cls_fg"), ("bg", "cls_bg"), ("attention", "cls_att")):
         close(cls[ours], case.tensor(f"{theirs}_each").mean(), 1e-9)
-    for ours, theirs in (("fea", "reg_fea"), ("att", "reg_att")):
+    for ours, theirs in (("fea", "reg_fea"), ("attention", "reg_att")):
         close(reg[ours], case.tensor(f"{theirs}_each").mean(), 1e-9)
     close(cls_total, case.tensor("cls_total_mean"), 1e-9)
     close(reg_total, case.tensor("reg_total_mean"), 1e-9)

@@ -61,7 +61,7 @@ KDOption = Annotated[
     list[str] | None,
     typer.Option(
         help=f"none, {', '.join(DISTILLERS)}, or METHOD@SET; may be repeated. Default: pgd with a teacher. "
-        "tadf, chen and mimic are readings: their papers are of two-stage detectors."
+        "tadf, chen and mimic are readings of papers without code; docs/method-notes.md lists their unchecked weights."
     ),
 ]
 ResumeOption = Annotated[

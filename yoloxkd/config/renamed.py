@@ -1,4 +1,4 @@
-"""Recipe keys of earlier versions, read under their old spelling with a note."""
+"""Recipe keys and names of losses of earlier versions, read under their old spelling; of keys with a note."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ RENAMED = {
 }
 """Old dotted key -> the key of this version. The old ones go with version 0.3."""
 OLD_FIELDS = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in RENAMED.items()}
+
+RENAMED_TERMS = {f"{branch}_att": f"{branch}_attention" for branch in ("cls", "reg", "neck")}
+"""Old term of a loss -> the term of this version, in results.csv and in last.pt."""
+
+
+def current_column(name: str) -> str:
+    """The column of this version for one of a results.csv."""
+    return "/".join(RENAMED_TERMS.get(part, part) for part in name.split("/"))
 
 
 def current_key(dotted: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from yoloxkd.config.renamed import RENAMED_TERMS, current_column
 from yoloxkd.engine.checkpoint import random_state, restore_random_state
 from yoloxkd.engine.events import BestEpoch, State
 from yoloxkd.errors import UserError
@@ -76,9 +77,12 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
     state.images_per_second = saved.get("images_per_second", 0.0)
     sums = run["sums"]
     if isinstance(sums, dict):  # version 0.1.0
-        sums = [[*state.loss_name(text), value] for text, value in sums.items()]
+        sums = [[*state.loss_name(current_column(text)), value] for text, value in sums.items()]
     like = next(state.detector.parameters())
-    state.sums = {LossName(*name): like.new_tensor(value) for *name, value in sums}
+    state.sums = {
+        LossName(source, RENAMED_TERMS.get(term, term), level): like.new_tensor(value)
+        for source, term, level, value in sums
+    }
     try:
         restore_random_state(run["rng"])
     except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:  # what the generators raise

@@ -16,6 +16,8 @@ from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import Batch, DetectorOutput, Losses, LossName, Tap
 
+Decay = Literal["none", "linear", "cosine"]
+
 
 class KDConfig(Strict):
     """Keys that every distillation method has."""
@@ -27,7 +29,7 @@ class KDConfig(Strict):
     auto_iterations: int = Field(100, ge=1, description="with weight auto: iterations measured, then fixed")
     warmup: float = Field(0.0, ge=0, description="epochs (or part of one) over which the factor grows linearly")
     stop_epoch: int | None = Field(None, ge=0, description="distil the first so many epochs only; None: all")
-    decay: Literal["none", "linear", "cosine"] = Field("none", description="how the factor falls to decay_floor")
+    decay: Decay = Field("none", description="how the factor falls to decay_floor")
     decay_floor: float = Field(0.0, ge=0, lt=1, description="what decay leaves of the factor")
     decay_epochs: float | None = Field(
         None, gt=0, description="epochs after which decay has reached its floor; None: when the distillation ends"

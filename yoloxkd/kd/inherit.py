@@ -21,16 +21,16 @@ def inherit_from(teacher: Detector[Any, Any], student: Detector[Any, Any]) -> li
     beside it, whose output it has statistics of; a class predictor only when both detectors have the same class names.
     """
     own = dict(student.named_modules())
-    theirs = dict(teacher.named_modules())
-    names = [n for n in own if _tensors(own[n]) and n in theirs and not _in_backbone(n, own)]
+    teacher_modules = dict(teacher.named_modules())
+    names = [n for n in own if _tensors(own[n]) and n in teacher_modules and not _in_backbone(n, own)]
     names = [n for n in names if not f"{n}.".startswith(student.run_state)]
     if list(student.names) != list(teacher.names):
         names = [n for n in names if not _predicts_class(n, own[n], student)]
-    agree = {n for n in names if _shapes(own[n]) == _shapes(theirs[n])}
+    agree = {n for n in names if _shapes(own[n]) == _shapes(teacher_modules[n])}
     taken = [n for n in names if n in agree and (not isinstance(own[n], NORMS) or _siblings(n, own) <= agree)]
     for name in taken:
         for key, value in _tensors(own[name]).items():
-            value.copy_(_tensors(theirs[name])[key])
+            value.copy_(_tensors(teacher_modules[name])[key])
     return taken
 
 

@@ -1,10 +1,10 @@
-"""What methods on the neck's maps have in common: adapted maps level by level, objects that count, cells that do not."""
+"""Base classes of methods on maps: adapted maps level by level, objects that count, cells that do not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -13,7 +13,51 @@ from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.functional.masks import CellSize, cell_size, excluded_cells
 from yoloxkd.kd.functional.precision import full_precision
 from yoloxkd.kd.pairing import LevelPair, Pairing
-from yoloxkd.types import DetectorOutput, Grid, RoIOutput, Tap
+from yoloxkd.types import DetectorOutput, Grid, LossName, RoIOutput, Tap
+
+Branch = Literal["neck", "cls", "reg"]
+TAPS: dict[Branch, Tap] = {"neck": Tap.NECK, "cls": Tap.CLS, "reg": Tap.REG}
+
+
+class BranchMaps(NamedTuple):
+    """What a term of a `BranchDistiller` compares.
+
+    term              its name
+    student, teacher  (B, C, h, w), the student's after its adapter
+    excluded          (B, h, w) bool, cells of padding and ignore regions
+    """
+
+    term: LossName
+    student: Tensor
+    teacher: Tensor
+    excluded: Tensor
+
+
+class BranchDistiller(Distiller):
+    """A method with a term for each of the chosen branches at each level.
+
+    Args:
+        weight: of all terms; with 0 there is none.
+    """
+
+    def __init__(self, cfg: KDConfig, pairing: Pairing, branches: Sequence[Branch], weight: float) -> None:
+        super().__init__(cfg, pairing)
+        self.branches: tuple[Branch, ...] = tuple(dict.fromkeys(branches))
+        taps = [TAPS[branch] for branch in self.branches]
+        self.needs = frozenset(taps)
+        self.adapters = Adapters(pairing, taps)
+        named = [LossName(self.name, branch, level.stride) for level in pairing.levels for branch in self.branches]
+        self.terms = tuple(named) if weight > 0 else ()
+
+    def branch_maps(self, step: Step[Any]) -> Iterator[BranchMaps]:
+        """The pairs of maps, level by level."""
+        for level in self.pairing.levels:
+            for branch in self.branches:
+                tap = TAPS[branch]
+                student, teacher = step.maps(tap, level)
+                excluded = excluded_cells(step.batch, (teacher.shape[2], teacher.shape[3]), step.teacher.image_size)
+                adapted = self.adapters(student, teacher, tap, level)
+                yield BranchMaps(LossName(self.name, branch, level.stride), adapted, teacher, excluded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +97,12 @@ class NeckDistiller(Distiller):
         """The paired levels, finest first."""
         finest = step.teacher.features[0].shape[2:]
         for level in self.pairing.levels:
-            ours, theirs = step.maps(Tap.NECK, level)
-            size, image_size = (theirs.shape[2], theirs.shape[3]), step.teacher.image_size
+            student_map, teacher_map = step.maps(Tap.NECK, level)
+            size, image_size = (teacher_map.shape[2], teacher_map.shape[3]), step.teacher.image_size
             yield NeckLevel(
                 level,
-                self.adapters(ours, theirs, Tap.NECK, level),
-                full_precision(theirs),
+                self.adapters(student_map, teacher_map, Tap.NECK, level),
+                full_precision(teacher_map),
                 size,
                 cell_size(level.stride, (finest[0], finest[1]), self.pairing.teacher.strides[0], image_size),
                 excluded_cells(step.batch, size, image_size),

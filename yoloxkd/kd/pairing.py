@@ -51,20 +51,20 @@ class Pairing:
         cls, student: Detector[Any, Any], teacher: Detector[Any, Any], nominal_size: int | None = None
     ) -> Pairing:
         """Pair two detectors; UserError when they have no stride in common."""
-        ours, theirs = student.spec, teacher.spec
-        levels = _paired(ours.strides, theirs.strides)
+        student_spec, teacher_spec = student.spec, teacher.spec
+        levels = _paired(student_spec.strides, teacher_spec.strides)
         if not levels:
             raise UserError(
-                f"student and teacher have no stride in common (student {list(ours.strides)}, teacher "
-                f"{list(theirs.strides)}), so no feature level can be distilled; "
+                f"student and teacher have no stride in common (student {list(student_spec.strides)}, teacher "
+                f"{list(teacher_spec.strides)}), so no feature level can be distilled; "
                 "choose a teacher with one of the student's strides"
             )
         return cls(
             levels=levels,
-            student=ours,
-            teacher=theirs,
-            classes=match_classes(ours.names, theirs.names),
-            taught=torch.ones(len(ours.names), dtype=torch.bool),
+            student=student_spec,
+            teacher=teacher_spec,
+            classes=match_classes(student_spec.names, teacher_spec.names),
+            taught=torch.ones(len(student_spec.names), dtype=torch.bool),
             nominal_size=nominal_size,
             teacher_scale=teacher.scale if isinstance(teacher, RescaledTeacher) else 1.0,
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from yoloxkd.config.load import shown
+from yoloxkd.config.renamed import current_column
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.errors import UserError
@@ -19,7 +20,8 @@ _REMEDY = "put the file back as it was, or move it away to begin a new one"
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """The rows of a results.csv, as text: a whole number as `epoch`, and numbers or nothing. UserError: it is none."""
-    return read_numbers(path, whole=("epoch",))
+    rows = read_numbers(path, whole=("epoch",))
+    return [{current_column(name): value for name, value in row.items()} for row in rows]
 
 
 def read_table(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, str]]]:

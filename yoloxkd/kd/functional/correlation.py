@@ -62,8 +62,8 @@ def channel_moments(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor
         teacher: (B, C, h, w), without gradient.
         counted: (B, h, w) bool, cells that count.
     """
-    ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
-    moments: Tensor = _Moments.apply(ours, theirs, counted.flatten(1).to(ours.dtype))
+    student_map, teacher_map = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
+    moments: Tensor = _Moments.apply(student_map, teacher_map, counted.flatten(1).to(student_map.dtype))
     return moments
 
 

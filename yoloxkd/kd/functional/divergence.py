@@ -17,6 +17,8 @@ LEAST_WEIGHT = 1e-6
 """A sum of weights below it counts as no weight at all."""
 LEAST_PROBABILITY = 1e-30
 """Of a class, and of its absence, where a logarithm is taken."""
+EPSILON = 1e-7
+"""The same of probabilities that are known as such, whose complement is rounded."""
 
 
 class _ClassDivergence(Function):
@@ -62,22 +64,27 @@ def class_divergence(
     It is the binary cross entropy with the teacher's probability as target, less the teacher's own entropy: the same
     gradient, and zero for a student that says what its teacher says.
     """
-    ours, theirs = full_precision(student), full_precision(teacher).detach()
-    own, other = (None if x is None else full_precision(x) for x in (objectness, teacher_objectness))
-    found: Tensor = _ClassDivergence.apply(ours, own, theirs, None if other is None else other.detach())
-    return found
+    logits = full_precision(student), full_precision(teacher).detach()
+    quality, teacher_quality = (None if x is None else full_precision(x) for x in (objectness, teacher_objectness))
+    if teacher_quality is not None:
+        teacher_quality = teacher_quality.detach()
+    result: Tensor = _ClassDivergence.apply(logits[0], quality, logits[1], teacher_quality)
+    return result
 
 
 @without_autocast
-def region_divergence(student: Tensor, teacher: Tensor, chosen: Tensor, tau: float = 1.0) -> Tensor:
-    """tau² times the mean over chosen regions of KL(teacher's || student's) of softmaxes; 0 without any. DeFeat's head term.
+def bernoulli_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher's || student's) of each probability and its complement: (...) each -> (...)."""
+    (p, q), (p_t, q_t) = ((x.clamp_min(EPSILON), (1 - x).clamp_min(EPSILON)) for x in (student, teacher.detach()))
+    return p_t * (p_t / p).log() + q_t * (q_t / q).log()
 
-    student, teacher  (..., R, K + 1) class logits of the same regions, background last; chosen (..., R) bool
-    """
-    ours = (full_precision(student) / tau).log_softmax(-1)
-    theirs = (full_precision(teacher).detach() / tau).log_softmax(-1)
-    rows = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-    return rows.masked_fill(~chosen, 0.0).sum() * (tau * tau) / chosen.sum().clamp_min(1)
+
+@without_autocast
+def softmax_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
+    """tau² KL(teacher's || student's) of softmaxes over classes: logits (..., K) each -> (...). DeFeat's head term."""
+    log_student = (full_precision(student) / tau).log_softmax(-1)
+    log_teacher = (full_precision(teacher).detach() / tau).log_softmax(-1)
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1) * (tau * tau)
 
 
 @without_autocast

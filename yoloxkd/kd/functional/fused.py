@@ -106,8 +106,8 @@ def pooled(x: Tensor, weight: Tensor) -> Tensor:
 
     A bias beside `weight` would change nothing.
     """
-    found: Tensor = _Pooled.apply(x, weight)
-    return found
+    result: Tensor = _Pooled.apply(x, weight)
+    return result
 
 
 class _ShiftedError(Function):
@@ -127,8 +127,8 @@ class _ShiftedError(Function):
 
 def shifted_error(student: Tensor, teacher: Tensor, shift: Tensor) -> Tensor:
     """Sum of (S - T + shift)²: student, teacher (B, C, N), shift (B, C, 1) or (B, C, N) -> scalar."""
-    found: Tensor = _ShiftedError.apply(student, teacher, shift)
-    return found
+    result: Tensor = _ShiftedError.apply(student, teacher, shift)
+    return result
 
 
 class _CellError(Function):
@@ -147,8 +147,8 @@ class _CellError(Function):
 
 def cell_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Sum over channels of (S - T)² at each cell: student, teacher (B, C, ...) -> (B, ...)."""
-    found: Tensor = _CellError.apply(student, teacher)
-    return found
+    result: Tensor = _CellError.apply(student, teacher)
+    return result
 
 
 class _LocalErrorAndAttention(Function):
@@ -231,5 +231,49 @@ def local_error_and_attention(student: Tensor, teacher: Tensor, tau: float) -> t
 
 def local_error_attention_and_strength(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
     """The same, and the mean of |S| over channels, (B, N)."""
-    found: tuple[Tensor, Tensor, Tensor] = _LocalErrorAndAttention.apply(student, teacher, tau, True)
-    return found
+    result: tuple[Tensor, Tensor, Tensor] = _LocalErrorAndAttention.apply(student, teacher, tau, True)
+    return result
+
+
+class _WeightedSquares(Function):
+    """The gradient is linear in what comes in for each image, so that the forward pass writes down its map."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cells: Tensor, channels: Tensor | None) -> Tensor:
+        pull = x * cells[:, :, None]
+        if channels is not None:
+            pull.mul_(channels[:, None])
+        ctx.save_for_backward(pull)
+        return torch.bmm(pull.flatten(1)[:, None], x.flatten(1)[:, :, None]).flatten()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (pull,) = ctx.saved_tensors
+        return pull * (2 * grads[0])[:, None, None], None, None
+
+
+def weighted_squares(x: Tensor, cells: Tensor, channels: Tensor | None = None) -> Tensor:
+    """Sum of weighted squares of each image: x (B, N, C), weights (B, N) and (B, C) without gradient -> (B,)."""
+    total: Tensor = _WeightedSquares.apply(x, cells, channels)
+    return total
+
+
+class _Means(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.size = x.shape[1:]
+        return x.mean(2), x.mean(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        cells, channels = ctx.size
+        grad: Tensor = (grads[0] / channels)[:, :, None] + (grads[1] / cells)[:, None]
+        return grad
+
+
+def cell_and_channel_means(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the channels of each cell, and over the cells of each channel: (B, N, C) -> (B, N), (B, C)."""
+    means: tuple[Tensor, Tensor] = _Means.apply(x)
+    return means

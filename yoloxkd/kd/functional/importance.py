@@ -131,12 +131,12 @@ def pgd_weights(
     pairs = boxes.shape[0] * len(xi) * points.shape[0] * seen.per_location
     goes = box_parts(boxes.shape[1], pairs, boxes.device, PAIR_BUDGET)
     for part in goes:
-        chosen = boxes[:, part], labels[:, part], rows[:, part]
+        some = boxes[:, part], labels[:, part], rows[:, part]
         if strategy in ("box", "box-gauss", "centre"):
-            found = _by_geometry(points, chosen[0], chosen[2], strategy)[None]
+            importance = _by_geometry(points, some[0], some[2], strategy)[None]
         else:
-            found = _by_quality(seen, points, *chosen, xi, k, strategy, order, eps, det_eps)
-        out = torch.maximum(out, found)
+            importance = _by_quality(seen, points, *some, xi, k, strategy, order, eps, det_eps)
+        out = torch.maximum(out, importance)
     return out
 
 

@@ -17,7 +17,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.kd.functional.importance import touched_by_any
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.ops.boxes import paired_giou
+from yoloxkd.ops.boxes import paired_giou, to_center
 from yoloxkd.ops.points import within_content
 from yoloxkd.types import Batch, DenseOutput, Grid
 
@@ -61,10 +61,10 @@ def score_divergence(logits: Tensor, wanted: Tensor, power: float = 1.0) -> tupl
     Returns:
         The sums (...), and the largest |sigmoid(z) - q| over classes (...), without gradient.
     """
-    found: tuple[Tensor, Tensor] = _ScoreDivergence.apply(
+    result: tuple[Tensor, Tensor] = _ScoreDivergence.apply(
         full_precision(logits), full_precision(wanted).detach(), power
     )
-    return found
+    return result
 
 
 @without_autocast
@@ -72,6 +72,18 @@ def box_divergence(student: Tensor, teacher: Tensor, strides: Tensor) -> Tensor:
     """1 - GIoU of boxes paired row by row, in strides: (..., N, 4) px each and (N,) px -> (..., N)."""
     scale = strides.unsqueeze(-1)
     return 1 - paired_giou(full_precision(student) / scale, full_precision(teacher).detach() / scale)
+
+
+@without_autocast
+def box_code(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Shift of the center and logarithm of the sides, in anchor sides: (..., 4) px each -> (..., 4).
+
+    A side counts as at least a pixel.
+    """
+    center, side = to_center(full_precision(boxes)).split(2, -1)
+    of, unit = to_center(full_precision(anchors)).split(2, -1)
+    unit = unit.clamp_min(1.0)
+    return torch.cat([(center - of) / unit, (side.clamp_min(1.0) / unit).log()], -1)
 
 
 @without_autocast
@@ -87,7 +99,7 @@ def counted_locations(grid: Grid, batch: Batch) -> Tensor:
     return within_content(grid.points, batch.content) & ~ignored
 
 
-class Said(NamedTuple):
+class LevelPredictions(NamedTuple):
     """What a detector predicts at N places.
 
     logits (B, N, K) whose sigmoids are the class probabilities; boxes (B, N, 4) px; quality (B, N) logits or None
@@ -98,7 +110,7 @@ class Said(NamedTuple):
     quality: Tensor | None
 
     @classmethod
-    def at(cls, out: DenseOutput, part: slice, objectness: bool, per_cell: int) -> Said:
+    def at(cls, out: DenseOutput, part: slice, objectness: bool, per_cell: int) -> LevelPredictions:
         """The predictions of a level.
 
         Args:
@@ -111,10 +123,10 @@ class Said(NamedTuple):
         if objectness:
             assert quality is not None
             logits = joint_logits(logits, quality)
-        said = cls(logits, boxes, quality)
-        return said if per_cell == out.grid.per_cell else said.most_probable(out.grid.per_cell)
+        predictions = cls(logits, boxes, quality)
+        return predictions if per_cell == out.grid.per_cell else predictions.most_probable(out.grid.per_cell)
 
-    def most_probable(self, per_cell: int) -> Said:
+    def most_probable(self, per_cell: int) -> LevelPredictions:
         """Of the `per_cell` predictions side by side that are of one cell, the one with the largest class probability."""
         best = self.logits.detach().amax(-1).unflatten(1, (-1, per_cell)).argmax(-1)
         index = best + torch.arange(best.shape[1], device=best.device) * per_cell
@@ -123,7 +135,7 @@ class Said(NamedTuple):
             return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
 
         quality = None if self.quality is None else self.quality.gather(1, index)
-        return Said(chosen(self.logits), chosen(self.boxes), quality)
+        return LevelPredictions(chosen(self.logits), chosen(self.boxes), quality)
 
 
 def check_places(name: str, pairing: Pairing) -> None:

@@ -34,15 +34,15 @@ def best_boxes(boxes: Tensor, scores: Tensor, k: int, iou: float, least_side: fl
     """
     boxes = full_precision(boxes)
     large = (boxes[..., 2:] - boxes[..., :2] > least_side).all(-1)
-    left = full_precision(scores).masked_fill(~large, -torch.inf)
-    found, used = [], []
+    remaining = full_precision(scores).masked_fill(~large, -torch.inf)
+    indices, used = [], []
     for _ in range(k):
-        best, index = left.max(1, keepdim=True)
+        best, index = remaining.max(1, keepdim=True)
         box = boxes.gather(1, index[..., None].expand(-1, -1, 4))
-        left = left.masked_fill(paired_iou(box, boxes) > iou, -torch.inf).scatter(1, index, -torch.inf)
-        found.append(index)
+        remaining = remaining.masked_fill(paired_iou(box, boxes) > iou, -torch.inf).scatter(1, index, -torch.inf)
+        indices.append(index)
         used.append(best > -torch.inf)
-    return torch.cat(found, 1), torch.cat(used, 1)
+    return torch.cat(indices, 1), torch.cat(used, 1)
 
 
 def region_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:

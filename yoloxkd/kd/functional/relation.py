@@ -37,8 +37,10 @@ def relation_error(student: Tensor, teacher: Tensor, used: Tensor) -> Tensor:
 
     student, teacher (B, k, D) features of the same regions, used (B, k) bool -> (B,); 0 with fewer than three regions
     """
-    ours, theirs = relative_distances(student, used), relative_distances(teacher.detach(), used)
-    error = F.smooth_l1_loss(ours, theirs, reduction="none").sum((1, 2)) / _pairs(used).sum((1, 2)).clamp_min(1)
+    distances = [relative_distances(x, used) for x in (student, teacher.detach())]
+    error = F.smooth_l1_loss(distances[0], distances[1], reduction="none").sum((1, 2)) / _pairs(used).sum(
+        (1, 2)
+    ).clamp_min(1)
     return error.masked_fill(used.sum(1) < FEWEST, 0.0).to(full_precision(student).dtype)
 
 
@@ -65,22 +67,59 @@ class PooledNonLocal(nn.Module):
         self.scale, self.shift = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
         self.pool = pool
 
-    def read(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
-        """What the cells read, before it is normalized: (B, h w, C), size (h, w) -> (B, h w, C)."""
+    def read(self, rows: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What the cells read, before it is normalized, as two factors: (B, h w, inner) and (B, inner, C).
+
+        Args:
+            rows: (B, h w, C), cells of a map.
+            size: (h, w).
+        """
         h, w = size
-        pool = (min(self.pool, h), min(self.pool, w))
-
-        def pooled(x: Tensor) -> Tensor:
-            return F.max_pool2d(x.transpose(1, 2).unflatten(2, size), pool).flatten(2)
-
-        phi, g = pooled(self.phi(rows)), pooled(self.g(rows))
+        stacked = F.linear(rows, torch.cat([self.phi.weight, self.g.weight]), torch.cat([self.phi.bias, self.g.bias]))
+        pooled = F.max_pool2d(stacked.transpose(1, 2).unflatten(2, size), (min(self.pool, h), min(self.pool, w)))
+        phi, g = pooled.flatten(2).chunk(2, 1)
         mixed = torch.bmm(phi, g.transpose(1, 2)) / phi.shape[2]
-        read: Tensor = self.out(torch.bmm(self.theta(rows), mixed))
-        return read
+        return self.theta(rows), mixed @ self.out.weight.t()
+
+    def added(self, rows: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What the block adds to the cells beside `shift`: two factors, (B, h w, inner) and (B, inner, C); arguments of `read`.
+
+        Mean and variance of what is read follow from those of theta, which has fewer channels.
+        """
+        theta, values = self.read(rows, size)
+        centered = theta - theta.mean(1, keepdim=True)
+        covariance = torch.bmm(centered.transpose(1, 2), centered) / theta.shape[1]
+        variance = (values * torch.bmm(covariance, values)).sum(1, keepdim=True).clamp_min(0)
+        return centered, values * ((variance + NORM_EPS).rsqrt() * self.scale)
 
     def forward(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
         """Cells of a map in rows (B, h w, C), and its size (h, w) -> (B, h w, C)."""
-        read = self.read(rows, size)
-        variance, mean = torch.var_mean(read, 1, correction=0, keepdim=True)
-        factor = (variance + NORM_EPS).rsqrt() * self.scale
-        return torch.addcmul(rows + (self.shift - mean * factor), read, factor)
+        return torch.baddbmm(rows + self.shift, *self.added(rows, size))
+
+
+def related_difference(
+    student: Tensor,
+    teacher: Tensor,
+    blocks: tuple[PooledNonLocal, PooledNonLocal],
+    relation: nn.Linear,
+    size: tuple[int, int],
+) -> Tensor:
+    """The student's cells after its block and `relation`, less the teacher's after its own: (B, h w, C).
+
+    Written out, so that neither block's output is made: relation(S + shift + A B) - (T + shift' + A' B').
+
+    Args:
+        student, teacher: (B, h w, C), cells of maps in rows.
+        blocks: the student's and the teacher's.
+        size: (h, w).
+    """
+    student_block, teacher_block = blocks
+    weight = relation.weight
+    cells, values = student_block.added(student, size)
+    teacher_cells, teacher_values = teacher_block.added(teacher, size)
+    constant = relation.bias + weight @ student_block.shift - teacher_block.shift
+    return torch.baddbmm(
+        F.linear(student, weight, constant) - teacher,
+        torch.cat([cells, teacher_cells], 2),
+        torch.cat([values @ weight.t(), -teacher_values], 1),
+    )

@@ -6,24 +6,23 @@ compared with what the teacher predicts, so that the student's own predictors fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from yoloxkd.errors import UserError
 from yoloxkd.kd.adapters import Adapters
 from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.predictions import Said, box_divergence, counted_locations, score_divergence
+from yoloxkd.kd.functional.predictions import LevelPredictions, box_divergence, counted_locations, score_divergence
 from yoloxkd.kd.methods.ld import localization_divergence
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.kd.rescaled_teacher import unwrapped
+from yoloxkd.kd.second_pass import finite_gradient, frozen_statistics
 from yoloxkd.nn.dense.dense_detector import DenseDetector, Maps
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import DenseOutput, Loss, Losses, LossName, Tap
@@ -77,16 +76,18 @@ class CrossKD(Distiller):
         teacher = _entered(step.models.teacher)
         crossed = self._crossed(step, teacher)
         # of a teacher that sees another size, in px of what it sees, as those of the crossed predictions are
-        said = replace(step.teacher, boxes=teacher.decode(step.teacher.box_raw, crossed.grid), grid=crossed.grid)
+        teacher_output = replace(
+            step.teacher, boxes=teacher.decode(step.teacher.box_raw, crossed.grid), grid=crossed.grid
+        )
         counted = counted_locations(step.teacher.grid, step.batch)
         levels = [(level, crossed.grid.slices()[level.teacher]) for level in self.pairing.levels]
         foreground = [self._foreground(step, level) & counted[:, part] for level, part in levels]
         count = torch.stack([cells.sum() for cells in foreground]).sum()
         out: Losses = {}
         for (level, part), inside in zip(levels, foreground, strict=True):
-            found = self._terms(crossed, said, level, part, inside)
+            terms = self._terms(crossed, teacher_output, level, part, inside)
             for term, weight in self.weights.items():
-                total = found[term].masked_fill(~counted[:, part], 0).sum()
+                total = terms[term].masked_fill(~counted[:, part], 0).sum()
                 out[LossName(self.name, term, level.stride)] = Loss(total * weight, count)
         return out
 
@@ -95,45 +96,54 @@ class CrossKD(Distiller):
         position = self.cfg.position
         ends: list[Maps] = []
         for tap in (Tap.CLS, Tap.REG):
-            ours = _further(step.models.student, tap, getattr(step.student, tap), position)
+            student_maps = _further(step.models.student, tap, getattr(step.student, tap), position)
             maps: list[Tensor] = list(getattr(step.teacher, tap))
             for level in self.pairing.levels:
-                maps[level.teacher] = self.adapters(ours[level.student], maps[level.teacher], tap, level)
+                maps[level.teacher] = self.adapters(student_maps[level.student], maps[level.teacher], tap, level)
             ends.append(teacher.tower(tap, tuple(maps), position))
         return teacher.assemble(teacher.predict(*ends), step.teacher.image_size)
 
     def _foreground(self, step: Step[DenseOutput], level: LevelPair) -> Tensor:
         """(B, N) bool: the teacher's predictions of a level in cells where the student has a positive."""
-        ours, theirs = step.student.grid, step.teacher.grid
-        cells = step.match.fg[:, ours.slices()[level.student]].unflatten(1, (*ours.sizes[level.student], ours.per_cell))
+        student_grid, teacher_grid = step.student.grid, step.teacher.grid
+        size = (*student_grid.sizes[level.student], student_grid.per_cell)
+        cells = step.match.fg[:, student_grid.slices()[level.student]].unflatten(1, size)
         inside: Tensor = cells.any(-1)
-        if ours.sizes[level.student] != theirs.sizes[level.teacher]:
-            size = theirs.sizes[level.teacher]
-            inside = F.interpolate(inside[:, None].float(), size=size, mode="nearest-exact").squeeze(1) > 0
-        return inside.flatten(1).repeat_interleave(theirs.per_cell, 1)
+        if student_grid.sizes[level.student] != teacher_grid.sizes[level.teacher]:
+            inside = (
+                F.interpolate(
+                    inside[:, None].float(), size=teacher_grid.sizes[level.teacher], mode="nearest-exact"
+                ).squeeze(1)
+                > 0
+            )
+        return inside.flatten(1).repeat_interleave(teacher_grid.per_cell, 1)
 
     def _terms(
-        self, crossed: DenseOutput, said: DenseOutput, level: LevelPair, part: slice, inside: Tensor
+        self, crossed: DenseOutput, teacher_output: DenseOutput, level: LevelPair, part: slice, inside: Tensor
     ) -> dict[str, Tensor]:
         """Values (B, N) of a level before their weights."""
-        objectness, per_cell = self.pairing.teacher.quality == "objectness", said.grid.per_cell
-        ours, theirs = (Said.at(out, part, objectness, per_cell) for out in (crossed, said))
-        found = {"classes": score_divergence(ours.logits, theirs.logits.sigmoid(), self.cfg.power)[0]}
+        objectness, per_cell = self.pairing.teacher.quality == "objectness", teacher_output.grid.per_cell
+        outputs = crossed, teacher_output
+        crossed_level, teacher_level = (LevelPredictions.at(out, part, objectness, per_cell) for out in outputs)
+        terms = {"classes": score_divergence(crossed_level.logits, teacher_level.logits.sigmoid(), self.cfg.power)[0]}
         if self.distributions:
-            boxes = localization_divergence(crossed.box_raw[:, part], said.box_raw[:, part], 1.0)
+            boxes = localization_divergence(crossed.box_raw[:, part], teacher_output.box_raw[:, part], 1.0)
         else:
-            boxes = box_divergence(ours.boxes, theirs.boxes, ours.boxes.new_full((), level.stride))
-        found["boxes"] = boxes.masked_fill(~inside, 0)
+            stride = crossed_level.boxes.new_full((), level.stride)
+            boxes = box_divergence(crossed_level.boxes, teacher_level.boxes, stride)
+        terms["boxes"] = boxes.masked_fill(~inside, 0)
         if "quality" in self.weights:
-            assert ours.quality is not None
-            assert theirs.quality is not None
-            wanted = theirs.quality.sigmoid()
+            assert crossed_level.quality is not None
+            assert teacher_level.quality is not None
+            target = teacher_level.quality.sigmoid()
             if objectness:
-                found["quality"], _ = score_divergence(ours.quality.unsqueeze(-1), wanted.unsqueeze(-1), self.cfg.power)
+                terms["quality"], _ = score_divergence(
+                    crossed_level.quality.unsqueeze(-1), target.unsqueeze(-1), self.cfg.power
+                )
             else:
-                entropy = F.binary_cross_entropy_with_logits(ours.quality, wanted, reduction="none")
-                found["quality"] = entropy.masked_fill(~inside, 0)
-        return found
+                entropy = F.binary_cross_entropy_with_logits(crossed_level.quality, target, reduction="none")
+                terms["quality"] = entropy.masked_fill(~inside, 0)
+        return terms
 
 
 def _entered(detector: Detector[Any, Any]) -> DenseDetector:
@@ -151,28 +161,6 @@ def _further(student: Detector[Any, Any], tap: Tap, maps: Maps, position: int) -
     """The student's maps after `position` blocks of a tower, from those after one."""
     if position == 1:
         return maps
-    with _statistics_as_they_are(student):
+    with frozen_statistics(student):
         out = _entered(student).tower(tap, maps, 1, position)
-    return tuple(_finite_gradient(x) for x in out)
-
-
-def _finite_gradient(x: Tensor) -> Tensor:
-    """The same map; what a term that is left out of a step would still send back (0 times infinity) is cut."""
-    if not x.requires_grad:
-        return x
-    alias = x.view_as(x)
-    alias.register_hook(lambda gradient: torch.nan_to_num(gradient, 0.0, 0.0, 0.0))
-    return alias
-
-
-@contextmanager
-def _statistics_as_they_are(module: nn.Module) -> Iterator[None]:
-    """Batch norms in training mode normalize by the batch without taking it into their running statistics again."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
+    return tuple(finite_gradient(x) for x in out)

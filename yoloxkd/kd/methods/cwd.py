@@ -8,14 +8,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from yoloxkd.kd.adapters import Adapters
-from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.masks import excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
-from yoloxkd.kd.methods.pgd import TAPS, Branch
+from yoloxkd.kd.neck import Branch, BranchDistiller
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.types import DetectorOutput, Loss, Losses, LossName
+from yoloxkd.types import DetectorOutput, Loss, Losses
 
 OUT_OF_SIGHT = -1e4
 """Takes the place of a cell that does not count: no probability, and finite even where no cell counts."""
@@ -30,7 +28,8 @@ class CWDConfig(KDConfig):
     alpha: float = published("cwd", "alpha", ge=0, description="weight of the divergence, on every level")
     branches: list[Branch] = published("cwd", "branches", min_length=1, description="maps that are distilled")
     normalize: bool = Field(
-        False, description="bring every channel of an image to deviation 1 in both maps first, as YOLO recipes do"
+        False,
+        description="bring every channel to deviation 1 in each image of both maps first; YOLO recipes: in each batch",
     )
 
 
@@ -42,12 +41,11 @@ def channel_divergence(student: Tensor, teacher: Tensor, tau: float, excluded: T
         student, teacher: (B, C, h, w); a channel's distribution is the softmax of its cells / tau
         excluded: (B, h, w) bool, cells that belong to no distribution
     """
-    ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
+    maps = [full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)]
     if excluded is not None:
-        hidden = excluded.flatten(1)[:, None]
-        ours, theirs = ours.masked_fill(hidden, OUT_OF_SIGHT * tau), theirs.masked_fill(hidden, OUT_OF_SIGHT * tau)
-    ours, theirs = (ours / tau).log_softmax(2), (theirs / tau).log_softmax(2)
-    divergence = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+        maps = [x.masked_fill(excluded.flatten(1)[:, None], OUT_OF_SIGHT * tau) for x in maps]
+    log_student, log_teacher = ((x / tau).log_softmax(2) for x in maps)
+    divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
     return divergence * (tau * tau / (student.shape[0] * student.shape[1]))
 
 
@@ -65,32 +63,20 @@ def normalized(x: Tensor, excluded: Tensor | None = None) -> Tensor:
     return centered * (variance + EPS).rsqrt()
 
 
-class CWD(Distiller):
+class CWD(BranchDistiller):
     """CWD on every paired level of the chosen maps."""
 
     Config = CWDConfig
     name: ClassVar[str] = "cwd"
 
     def __init__(self, cfg: CWDConfig, pairing: Pairing) -> None:
-        super().__init__(cfg, pairing)
+        super().__init__(cfg, pairing, cfg.branches, cfg.alpha)
         self.cfg = cfg
-        self.branches: tuple[Branch, ...] = tuple(dict.fromkeys(cfg.branches))
-        taps = [TAPS[branch] for branch in self.branches]
-        self.needs = frozenset(taps)
-        self.adapters = Adapters(pairing, taps)
-        named = [LossName(self.name, branch, level.stride) for level in pairing.levels for branch in self.branches]
-        self.terms = tuple(named) if cfg.alpha > 0 else ()
 
     def compare(self, step: Step[DetectorOutput]) -> Losses:
         out: Losses = {}
-        for level in self.pairing.levels:
-            for branch in self.branches:
-                tap = TAPS[branch]
-                ours, theirs = step.maps(tap, level)
-                ours = self.adapters(ours, theirs, tap, level)
-                excluded = excluded_cells(step.batch, (theirs.shape[2], theirs.shape[3]), step.teacher.image_size)
-                if self.cfg.normalize:
-                    ours, theirs = normalized(ours, excluded), normalized(theirs, excluded)
-                found = channel_divergence(ours, theirs, self.cfg.tau, excluded)
-                out[LossName(self.name, branch, level.stride)] = Loss(found * self.cfg.alpha)
+        for term, student, teacher, excluded in self.branch_maps(step):
+            if self.cfg.normalize:
+                student, teacher = normalized(student, excluded), normalized(teacher, excluded)
+            out[term] = Loss(channel_divergence(student, teacher, self.cfg.tau, excluded) * self.cfg.alpha)
         return out

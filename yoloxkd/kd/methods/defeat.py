@@ -1,23 +1,24 @@
 """DeFeat (Guo et al., CVPR 2021): the neck's maps in objects and around them, weighed apart.
 
-The paper distils the heads of two-stage detectors so as well, positive and negative regions apart: `region_divergence`
-has that term, and this package does not serve it, for it needs both heads on the same regions.
+Of two detectors in two stages the heads too: classes of positive and of negative regions, weighed apart.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from yoloxkd.kd.adapters import AdapterKind
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.divergence import image_means, squared_errors, weighted_sums
+from yoloxkd.kd.functional.divergence import image_means, softmax_divergence, squared_errors, weighted_sums
 from yoloxkd.kd.functional.masks import box_levels, marked_cells, whole_cells
 from yoloxkd.kd.methods.fgfi import ADAPTER_STD, LEVEL_BASE
 from yoloxkd.kd.neck import NeckDistiller, NeckLevel
 from yoloxkd.kd.pairing import Pairing
+from yoloxkd.kd.same_places import in_two_stages
+from yoloxkd.kd.same_regions import SameRegions, TrainedRegions, region_means
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName
 
 Assign = Literal["size", "all"]
@@ -32,10 +33,23 @@ class DeFeatConfig(KDConfig):
         "defeat", "assign", description="levels on which an object is foreground: the one of its size, or all"
     )
     adapter: AdapterKind = published("defeat", "adapter", description="1x1 where channels differ, or 3x3 everywhere")
+    head_alpha: float = published(
+        "defeat",
+        "head_alpha",
+        ge=0,
+        description="weight of the classes of positive regions, where both have two stages",
+    )
+    head_beta: float = published(
+        "defeat", "head_beta", ge=0, description="weight of the classes of negative regions, likewise"
+    )
+    head_tau: float = published("defeat", "head_tau", gt=0, description="temperature of the regions' classes")
 
 
 class DeFeat(NeckDistiller):
-    """DeFeat on the neck; the weights are shared out among the paired levels."""
+    """DeFeat on the neck, whose weights are shared out among the paired levels, and on the heads of two-stage detectors.
+
+    `head_fg` and `head_bg` are of the regions that the student trains on: the mean over the stages of a cascade.
+    """
 
     Config = DeFeatConfig
     name: ClassVar[str] = "defeat"
@@ -44,17 +58,27 @@ class DeFeat(NeckDistiller):
         super().__init__(cfg, pairing, cfg.adapter, ADAPTER_STD)
         self.cfg = cfg
         self.weights = {term: weight for term, weight in (("fg", cfg.alpha), ("bg", cfg.beta)) if weight > 0}
-        self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
+        neck = [LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights]
+        heads = (("head_fg", cfg.head_alpha), ("head_bg", cfg.head_beta)) if in_two_stages(pairing) else ()
+        self.head_weights = {term: weight for term, weight in heads if weight > 0}
+        self.terms = (*neck, *(LossName(self.name, term) for term in self.head_weights))
+        self.heads = SameRegions(pairing, self.name) if self.head_weights else None
 
-    def compare(self, step: Step[DetectorOutput]) -> Losses:
+    def compare(self, step: Step[Any]) -> Losses:
         out: Losses = {}
         for i, level in enumerate(self.levels(step)):
             share = len(self.pairing.levels) * level.teacher.shape[1]
             masks, error = self._masks(step, level, i), squared_errors(level.student, level.teacher)
             for term, weight in self.weights.items():
-                found = image_means(*weighted_sums(error, masks[term]))
-                out[LossName(self.name, term, level.pair.stride)] = Loss(found * (weight / share))
+                mean = image_means(*weighted_sums(error, masks[term]))
+                out[LossName(self.name, term, level.pair.stride)] = Loss(mean * (weight / share))
+        if self.heads is not None:
+            out |= self.heads.losses(self.name, self.head_weights, step, self._head)
         return out
+
+    def _head(self, stage: TrainedRegions) -> dict[str, Tensor]:
+        rows = softmax_divergence(stage.predictions.student, stage.predictions.teacher, self.cfg.head_tau)
+        return {"head_fg": region_means(rows, stage.positive), "head_bg": region_means(rows, stage.negative)}
 
     def maps(self, step: Step[DetectorOutput]) -> dict[str, Tensor]:
         """Foreground and background."""
@@ -70,11 +94,11 @@ class DeFeat(NeckDistiller):
 
         Objects that another teacher answers for are neither.
         """
-        boxes, everyone, own = step.batch.targets.boxes, step.batch.targets.mask, self.objects(step)
+        boxes, objects, taught = step.batch.targets.boxes, step.batch.targets.mask, self.objects(step)
         if self.cfg.assign == "size":
             here = box_levels(boxes, len(self.pairing.levels), LEVEL_BASE * self.pairing.levels[0].stride) == index
-            everyone, own = everyone & here, own & here
+            objects, taught = objects & here, taught & here
         cells, _ = whole_cells(boxes, level.size, level.cell)
-        foreground = marked_cells(cells, own, level.size)
-        marked = foreground if self.answers_for_all else marked_cells(cells, everyone, level.size)
+        foreground = marked_cells(cells, taught, level.size)
+        marked = foreground if self.answers_for_all else marked_cells(cells, objects, level.size)
         return {"fg": foreground & ~level.excluded, "bg": ~(marked | level.excluded)}

@@ -92,10 +92,10 @@ def fgd_focal_terms(
         foreground, background: (B, h, w) of `fgd_masks`
         spatial, channel: without one, cells or channels weigh alike and that attention is not imitated
     """
-    ours, theirs = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
-    images = ours.shape[0]
-    a_teacher, p_teacher = _attention(theirs, tau, spatial, channel)
-    seen = differences(ours, theirs, a_teacher)
+    student_map, teacher_map = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
+    images = student_map.shape[0]
+    a_teacher, p_teacher = _attention(teacher_map, tau, spatial, channel)
+    seen = differences(student_map, teacher_map, a_teacher)
     error = seen.error
     foreground, background = foreground.flatten(1).to(error.dtype), background.flatten(1).to(error.dtype)
     attention = error.new_zeros(())
@@ -111,17 +111,17 @@ def fgd_focal_terms(
     }
     if context is not None:
         shift = (context[0](student) - context[1](teacher.detach())).flatten(1)
-        terms["global"] = seen.shifted(shift, ours.shape[2]) / images
+        terms["global"] = seen.shifted(shift, student_map.shape[2]) / images
     return terms
 
 
-def _attention(theirs: Tensor, tau: float, spatial: bool, channel: bool) -> tuple[Tensor, Tensor | None]:
+def _attention(teacher_map: Tensor, tau: float, spatial: bool, channel: bool) -> tuple[Tensor, Tensor | None]:
     """The teacher's attention (B, C) over channels, ones without, and (B, N) over cells, None without: of a map (B, C, N)."""
     if not (spatial or channel):
-        return theirs.new_ones(theirs.shape[:2]), None
-    strong = theirs.abs()
-    a_teacher = channel_attention(strong.mean(2), tau) if channel else theirs.new_ones(theirs.shape[:2])
-    return a_teacher, spatial_attention(strong.mean(1), tau) if spatial else None
+        return teacher_map.new_ones(teacher_map.shape[:2]), None
+    strength = teacher_map.abs()
+    a_teacher = channel_attention(strength.mean(2), tau) if channel else teacher_map.new_ones(teacher_map.shape[:2])
+    return a_teacher, spatial_attention(strength.mean(1), tau) if spatial else None
 
 
 class GlobalContext(nn.Module):
@@ -216,47 +216,47 @@ class FGD(Distiller):
         share = self._area_ratio(step.student.image_size)
         out: Losses = {}
         for level in self.pairing.levels:
-            found = self._level(step, level)
+            terms = self._level(step, level)
             for term, weight in self.weights.items():
-                out[LossName(self.name, term, level.stride)] = Loss(found[term] * (weight / share))
+                out[LossName(self.name, term, level.stride)] = Loss(terms[term] * (weight / share))
         return out
 
     def maps(self, step: Step[DetectorOutput]) -> dict[str, Tensor]:
         """Foreground and background weights, and the teacher's spatial attention."""
         out: dict[str, Tensor] = {}
         for level in self.pairing.levels:
-            theirs = full_precision(step.maps(Tap.NECK, level)[1])
-            size = (theirs.shape[2], theirs.shape[3])
+            teacher_map = full_precision(step.maps(Tap.NECK, level)[1])
+            size = (teacher_map.shape[2], teacher_map.shape[3])
             foreground, background = self._masks(step, size)
-            attention = spatial_attention(theirs.abs().mean(1).flatten(1), self.cfg.tau).unflatten(1, size)
+            attention = spatial_attention(teacher_map.abs().mean(1).flatten(1), self.cfg.tau).unflatten(1, size)
             named = {"foreground": foreground, "background": background, "attention": attention}
             out |= {f"{what}, stride {level.stride}": value for what, value in named.items()}
         return out
 
     def _level(self, step: Step[DetectorOutput], level: LevelPair) -> dict[str, Tensor]:
         """The terms of one level before their weights."""
-        ours, theirs = step.maps(Tap.NECK, level)
-        ours = self.adapters(ours, theirs, Tap.NECK, level)
-        theirs = full_precision(theirs)
-        found: dict[str, Tensor] = {}
+        student_map, teacher_map = step.maps(Tap.NECK, level)
+        student_map = self.adapters(student_map, teacher_map, Tap.NECK, level)
+        teacher_map = full_precision(teacher_map)
+        terms: dict[str, Tensor] = {}
         key = f"s{level.stride}"
         blocks = (self.student_blocks[key], self.teacher_blocks[key]) if "global" in self.weights else None
         if self.weights.keys() - {"global"}:
-            size = (theirs.shape[2], theirs.shape[3])
+            size = (teacher_map.shape[2], teacher_map.shape[3])
             masks = self._masks(step, size)
             cfg = self.cfg
-            found = fgd_focal_terms(
-                ours,
-                theirs,
+            terms = fgd_focal_terms(
+                student_map,
+                teacher_map,
                 *masks,
                 cfg.tau,
                 spatial=cfg.spatial_attention,
                 channel=cfg.channel_attention,
                 context=blocks if cfg.relation == "gc" else None,
             )
-        if blocks is not None and "global" not in found:
-            found["global"] = fgd_relation(ours, theirs, *blocks)
-        return found
+        if blocks is not None and "global" not in terms:
+            terms["global"] = fgd_relation(student_map, teacher_map, *blocks)
+        return terms
 
     def _masks(self, step: Step[DetectorOutput], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Foreground and background weights (B, h, w) of a map of the teacher's."""

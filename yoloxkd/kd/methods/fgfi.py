@@ -63,18 +63,18 @@ class FGFI(NeckDistiller):
         levels = list(self.levels(step))
         out: Losses = {}
         for level, weight in zip(levels, self._near(step, levels), strict=True):
-            found = (
+            error = (
                 image_means(*weighted_sums(squared_errors(level.student, level.teacher), weight))
                 / level.teacher.shape[1]
             )
-            out[LossName(self.name, "near", level.pair.stride)] = Loss(found * self.cfg.alpha)
+            out[LossName(self.name, "near", level.pair.stride)] = Loss(error * self.cfg.alpha)
         return out
 
     def maps(self, step: Step[DetectorOutput]) -> dict[str, Tensor]:
         """The chosen cells."""
         levels = list(self.levels(step))
-        found = zip(levels, self._near(step, levels), strict=True)
-        return {f"near an object, stride {level.pair.stride}": near.float() for level, near in found}
+        pairs = zip(levels, self._near(step, levels), strict=True)
+        return {f"near an object, stride {level.pair.stride}": near.float() for level, near in pairs}
 
     def _near(self, step: Step[DetectorOutput], levels: list[NeckLevel]) -> list[Tensor]:
         """The chosen cells of each level: (B, h, w) bool."""
@@ -84,14 +84,14 @@ class FGFI(NeckDistiller):
         if self.cfg.scope == "all":
             near = anchors_near_boxes(anchors, boxes, rows, self.cfg.threshold)
         else:
-            own = box_levels(boxes, len(levels), LEVEL_BASE * self.pairing.levels[0].stride)
+            box_level = box_levels(boxes, len(levels), LEVEL_BASE * self.pairing.levels[0].stride)
             parts = []
             for i, part in enumerate(grid.slices()):
-                here = rows & (own == i) if self.cfg.scope == "size" else rows
+                here = rows & (box_level == i) if self.cfg.scope == "size" else rows
                 parts.append(anchors_near_boxes(anchors[part], boxes, here, self.cfg.threshold))
             near = torch.cat(parts, 1)
-        found = zip(levels, grid.by_level(near), strict=True)
-        return [near.any(-1) & ~level.excluded for level, near in found]
+        pairs = zip(levels, grid.by_level(near), strict=True)
+        return [near.any(-1) & ~level.excluded for level, near in pairs]
 
     def _anchors(self, grid: Grid, levels: list[NeckLevel]) -> Tensor:
         """(A, 4) px: a square at every location."""

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yoloxkd.kd.adapters import match_size
@@ -13,9 +14,10 @@ from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.attention import channel_attention, spatial_attention
 from yoloxkd.kd.functional.divergence import root
+from yoloxkd.kd.functional.fused import cell_and_channel_means, weighted_squares
 from yoloxkd.kd.functional.masks import excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
-from yoloxkd.kd.functional.relation import PooledNonLocal
+from yoloxkd.kd.functional.relation import PooledNonLocal, related_difference
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
@@ -43,17 +45,15 @@ def fkd_attention(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor,
 
     student, teacher (B, N, C), cells of maps in rows. FKD eq. (1) to (4).
     """
-    ours, theirs = (full_precision(x).abs() for x in (student, teacher))
-    cells = (spatial_attention(ours.mean(2), tau) + spatial_attention(theirs.mean(2), tau)) / 2
-    return cells, (channel_attention(ours.mean(1), tau) + channel_attention(theirs.mean(1), tau)) / 2
+    student_map, teacher_map = (full_precision(x).abs() for x in (student, teacher))
+    cells = (spatial_attention(student_map.mean(2), tau) + spatial_attention(teacher_map.mean(2), tau)) / 2
+    return cells, (channel_attention(student_map.mean(1), tau) + channel_attention(teacher_map.mean(1), tau)) / 2
 
 
 @without_autocast
 def attended_norm(difference: Tensor, cells: Tensor, channels: Tensor | None = None) -> Tensor:
     """Root of the weighted sum of squares of each image: (B, N, C), weights (B, N) and (B, C) -> (B,)."""
-    squares = difference.square()
-    error = squares.sum(2) if channels is None else torch.bmm(squares, channels[..., None]).squeeze(2)
-    return root((error * cells).sum(1))
+    return root(weighted_squares(difference, cells, channels))
 
 
 class FKDBlocks(nn.Module):
@@ -82,17 +82,28 @@ class FKDBlocks(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         """Cells of both maps in rows (B, h w, C), and their size (h, w) -> the difference of each term."""
-        parts, found = self.parts, {}
+        parts, differences = self.parts, {}
         if "map" in parts:
-            found["feat"] = parts["map"](student) - teacher
+            differences["feat"] = parts["map"](student) - teacher
+        of_cells, of_channels = cell_and_channel_means(student)
+        teacher_cells, teacher_channels = cell_and_channel_means(teacher)
         if "channels" in parts:
-            found["channel"] = parts["channels"](student.mean(1)) - teacher.mean(1)
+            differences["channel"] = parts["channels"](of_channels) - teacher_channels
         if "cells" in parts:
-            cells = parts["cells"](student.mean(2).unflatten(1, size)[:, None])
-            found["spatial"] = cells.flatten(1) - teacher.mean(2)
+            # as a product with the cells around each: a convolution of one channel is slow
+            kernel = parts["cells"]
+            around = F.unfold(of_cells.unflatten(1, size)[:, None], 3, padding=1)
+            cells = F.linear(
+                around.transpose(1, 2), kernel.get_parameter("weight").flatten(1), kernel.get_parameter("bias")
+            )
+            differences["spatial"] = cells.squeeze(2) - teacher_cells
         if "relation" in parts:
-            found["nonlocal"] = parts["relation"](parts["student"](student, size)) - parts["teacher"](teacher, size)
-        return found
+            blocks, relation = (parts["student"], parts["teacher"]), parts["relation"]
+            assert isinstance(blocks[0], PooledNonLocal)
+            assert isinstance(blocks[1], PooledNonLocal)
+            assert isinstance(relation, nn.Linear)
+            differences["nonlocal"] = related_difference(student, teacher, (blocks[0], blocks[1]), relation, size)
+        return differences
 
 
 class FKD(Distiller):
@@ -105,8 +116,8 @@ class FKD(Distiller):
         super().__init__(cfg, pairing)
         self.cfg = cfg
         self.needs = frozenset({Tap.NECK})
-        wanted = {"feat": cfg.alpha, "channel": cfg.beta, "spatial": cfg.gamma, "nonlocal": cfg.delta}
-        self.weights = {term: weight for term, weight in wanted.items() if weight > 0}
+        weights = {"feat": cfg.alpha, "channel": cfg.beta, "spatial": cfg.gamma, "nonlocal": cfg.delta}
+        self.weights = {term: weight for term, weight in weights.items() if weight > 0}
         self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
         self.blocks = nn.ModuleDict(
             {
@@ -125,30 +136,32 @@ class FKD(Distiller):
     @without_autocast
     def _level(self, step: Step[DetectorOutput], level: LevelPair) -> dict[str, Tensor]:
         """The terms of a level before their weights, (B,) each."""
-        ours, theirs = step.maps(Tap.NECK, level)
-        size, cfg = (theirs.shape[2], theirs.shape[3]), self.cfg
-        theirs = _rows(theirs.detach())
-        ours = _rows(match_size(ours, size))
-        differences: dict[str, Tensor] = self.blocks[f"s{level.stride}"](ours, theirs, size)
-        found = {term: root(x.square().flatten(1).sum(1)) for term, x in differences.items() if term != "feat"}
+        student_map, teacher_map = step.maps(Tap.NECK, level)
+        size, cfg = (teacher_map.shape[2], teacher_map.shape[3]), self.cfg
+        teacher_map = _rows(teacher_map.detach())
+        student_map = _rows(match_size(student_map, size))
+        differences: dict[str, Tensor] = self.blocks[f"s{level.stride}"](student_map, teacher_map, size)
+        norms = {
+            term: torch.linalg.vector_norm(x.flatten(1), dim=1) for term, x in differences.items() if term != "feat"
+        }
         if "feat" in differences:
             # channels that differ have no attention in common, so that of the adapted map is taken then
-            alike = ours.shape[2] == theirs.shape[2]
-            attending = ours if alike else differences["feat"].detach() + theirs
-            cells, channels = fkd_attention(attending, theirs, cfg.tau)
+            alike = student_map.shape[2] == teacher_map.shape[2]
+            attending = student_map if alike else differences["feat"].detach() + teacher_map
+            cells, channels = fkd_attention(attending, teacher_map, cfg.tau)
             cells = cells.masked_fill(excluded_cells(step.batch, size, step.teacher.image_size).flatten(1), 0.0)
-            found["feat"] = attended_norm(differences["feat"], cells, channels if cfg.channel_mask else None)
-        return found
+            norms["feat"] = attended_norm(differences["feat"], cells, channels if cfg.channel_mask else None)
+        return norms
 
     def maps(self, step: Step[DetectorOutput]) -> dict[str, Tensor]:
         """The attention that both have together."""
         out = {}
         for level in self.pairing.levels:
-            ours, theirs = step.maps(Tap.NECK, level)
-            ours = match_size(ours, (theirs.shape[2], theirs.shape[3]))
-            strong = (_rows(x).abs().mean(2) for x in (ours, theirs))
-            cells = torch.stack([spatial_attention(x, self.cfg.tau) for x in strong]).mean(0)
-            out[f"attention, stride {level.stride}"] = cells.unflatten(1, theirs.shape[2:])
+            student_map, teacher_map = step.maps(Tap.NECK, level)
+            student_map = match_size(student_map, (teacher_map.shape[2], teacher_map.shape[3]))
+            strength = (_rows(x).abs().mean(2) for x in (student_map, teacher_map))
+            cells = torch.stack([spatial_attention(x, self.cfg.tau) for x in strength]).mean(0)
+            out[f"attention, stride {level.stride}"] = cells.unflatten(1, teacher_map.shape[2:])
         return out
 
 

@@ -1,7 +1,7 @@
 """Feature-Richness Score (FRS, Du et al., NeurIPS 2021): maps and classes where the teacher sees any object.
 
-The score of a location is the teacher's largest class probability there; no ground truth is read. The two-stage form, by
-the proposal networks' objectness, is not served.
+The score of a location is the teacher's largest class probability there; no ground truth is read. Of two detectors in
+two stages it is the objectness of the teacher's proposal network.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class FRS(NeckDistiller):
         places = self.places(step)
         score = self._score(step, places)
         richness = places.grid.by_level(score)
-        rows = places.grid.by_level(places.divergence())
+        divergences = places.grid.by_level(places.divergence())
         out: Losses = {}
-        for level, weight, divergence in zip(self.levels(step), richness, rows, strict=True):
+        for level, weight, divergence in zip(self.levels(step), richness, divergences, strict=True):
             cells = weight.amax(-1)
             if "feat" in self.weights:
-                found = image_means(*weighted_sums(squared_errors(level.student, level.teacher), cells))
-                out[LossName(self.name, "feat", level.pair.stride)] = Loss(found * self.weights["feat"])
+                mean = image_means(*weighted_sums(squared_errors(level.student, level.teacher), cells))
+                out[LossName(self.name, "feat", level.pair.stride)] = Loss(mean * self.weights["feat"])
             if "cls" in self.weights:
-                found = image_means(*weighted_sums(divergence.sum(-1), cells))
-                out[LossName(self.name, "cls", level.pair.stride)] = Loss(found * self.weights["cls"])
+                mean = image_means(*weighted_sums(divergence.sum(-1), cells))
+                out[LossName(self.name, "cls", level.pair.stride)] = Loss(mean * self.weights["cls"])
         return out
 
     def maps(self, step: Step[DenseOutput]) -> dict[str, Tensor]:

@@ -1,11 +1,12 @@
 """General Instance Distillation (GID, Dai et al., CVPR 2021): regions on which student and teacher disagree.
 
-Their features, the distances between them, and what both answer there; no ground truth is read.
+Their features, the distances between them, and what both answer there; no ground truth is read. Of two detectors in two
+stages the regions and answers are the proposal networks', and both heads are asked about these regions.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +15,18 @@ from torch import Tensor
 
 from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
+from yoloxkd.kd.functional.divergence import softmax_divergence
 from yoloxkd.kd.functional.masks import MIN_UNION
-from yoloxkd.kd.functional.precision import full_precision, without_autocast
+from yoloxkd.kd.functional.precision import full_precision
+from yoloxkd.kd.functional.predictions import box_code
 from yoloxkd.kd.functional.regions import best_boxes, pooled_regions, region_levels
 from yoloxkd.kd.functional.relation import relation_error
 from yoloxkd.kd.neck import NeckDistiller
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.kd.same_places import Places, SamePlaces
+from yoloxkd.kd.same_places import Places, SamePlaces, in_two_stages
+from yoloxkd.kd.same_regions import RegionPredictions, SameRegions
 from yoloxkd.nn.assigners.atss import square_anchors
-from yoloxkd.ops.boxes import pairwise_iou, to_center
+from yoloxkd.ops.boxes import pairwise_iou
 from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName
 
 CANDIDATES = 3000
@@ -65,23 +69,12 @@ def matched_anchors(anchors: Tensor, boxes: Tensor, used: Tensor) -> Tensor:
     return ((overlap >= MATCHED) | ((overlap == best) & (best > 0))).any(1)
 
 
-@without_autocast
-def box_code(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Shift of the center and logarithm of the sides, in anchor sides: (B, N, 4), (N, 4) px -> (B, N, 4).
-
-    A side counts as at least a pixel.
-    """
-    center, side = to_center(full_precision(boxes)).split(2, -1)
-    of, unit = to_center(full_precision(anchors)).split(2, -1)
-    return torch.cat([(center - of) / unit, (side.clamp_min(1.0) / unit).log()], -1)
-
-
 class GID(NeckDistiller):
-    """GID on the neck and on the predictions of a dense detector. Its terms are of all levels together.
+    """GID on the neck and on the predictions of a dense detector, or of a proposal network and a head. Terms are of all levels.
 
-    Attributes:
-        feature, relation: of the instances' pooled features
-        cls, box: of the predictions whose anchors answer for an instance
+    feature, relation   of the instances' pooled features
+    cls, box            of the predictions whose anchors answer for an instance
+    head_cls, head_box  of the first box head's answers about the instances, with the weights of `cls` and `box`
     """
 
     Config = GIDConfig
@@ -91,20 +84,27 @@ class GID(NeckDistiller):
         super().__init__(cfg, pairing)
         self.cfg = cfg
         self.places = SamePlaces(pairing, self.name)
-        wanted = {"feature": cfg.alpha, "relation": cfg.relation, "cls": cfg.cls, "box": cfg.box}
-        self.weights = {term: weight for term, weight in wanted.items() if weight > 0}
+        weights = {"feature": cfg.alpha, "relation": cfg.relation, "cls": cfg.cls, "box": cfg.box}
+        if in_two_stages(pairing):
+            weights |= {"head_cls": cfg.cls, "head_box": cfg.box}
+        self.weights = {term: weight for term, weight in weights.items() if weight > 0}
+        self.heads = (
+            SameRegions(pairing, self.name) if "head_cls" in self.weights or "head_box" in self.weights else None
+        )
         self.terms = tuple(LossName(self.name, term) for term in self.weights)
 
-    def compare(self, step: Step[DenseOutput]) -> Losses:
+    def compare(self, step: Step[Any]) -> Losses:
         places = self.places(step)
         counted = places.counted(step.batch)
         boxes, used = self.instances(step, places, counted)
-        found: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         if self.weights.keys() & {"feature", "relation"}:
-            found |= self._features(step, boxes, used)
+            terms |= self._features(step, boxes, used)
         if self.weights.keys() & {"cls", "box"}:
-            found |= self._responses(places, boxes, used, counted)
-        return {LossName(self.name, term): Loss(found[term].mean() * w) for term, w in self.weights.items()}
+            terms |= self._responses(places, boxes, used, counted)
+        if self.heads is not None:
+            terms |= self._heads(self.heads(step, boxes), used)
+        return {LossName(self.name, term): Loss(terms[term].mean() * w) for term, w in self.weights.items()}
 
     @torch.no_grad()
     def instances(self, step: Step[DenseOutput], places: Places, counted: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,26 +132,37 @@ class GID(NeckDistiller):
         levels = list(self.levels(step))
         level = region_levels(boxes, [each.pair.stride for each in levels])
         cells, excluded = [each.cell for each in levels], [each.excluded for each in levels]
-        ours, theirs = (
+        student_features, teacher_features = (
             pooled_regions(maps, cells, boxes, level, used, bins=BINS, samples=SAMPLES, excluded=excluded)
             for maps in ([each.student for each in levels], [each.teacher for each in levels])
         )
-        error = (ours - theirs).square().sum((1, 2, 3))
+        error = (student_features - teacher_features).square().sum((1, 2, 3))
         return {
-            "feature": error / (used.sum(1) * ours.shape[2]).clamp_min(1),
-            "relation": relation_error(ours.flatten(2), theirs.flatten(2), used),
+            "feature": error / (used.sum(1) * student_features.shape[2]).clamp_min(1),
+            "relation": relation_error(student_features.flatten(2), teacher_features.flatten(2), used),
+        }
+
+    def _heads(self, predictions: RegionPredictions, used: Tensor) -> dict[str, Tensor]:
+        """Of the class that the teacher finds most probable, the box: (B,) each."""
+        count = used.sum(1).clamp_min(1)
+        student, teacher = predictions.codes()
+        errors = F.smooth_l1_loss(student, teacher, reduction="none", beta=self.cfg.beta).sum(-1)
+        classes = softmax_divergence(predictions.student, predictions.teacher)
+        return {
+            "head_cls": classes.masked_fill(~used, 0.0).sum(1) / count,
+            "head_box": errors.masked_fill(~used, 0.0).sum(1) / count,
         }
 
     def _responses(self, places: Places, boxes: Tensor, used: Tensor, counted: Tensor) -> dict[str, Tensor]:
         anchors = anchors_of(places.grid)
         answering = matched_anchors(anchors, boxes, used) & counted
         count = answering.sum(1).clamp_min(1)
-        rows = places.divergence()
+        divergence = places.divergence()
         code = [box_code(side.boxes, anchors) for side in (places.student, places.teacher)]
-        wrong = F.smooth_l1_loss(code[0], code[1].detach(), reduction="none", beta=self.cfg.beta).sum(-1)
+        errors = F.smooth_l1_loss(code[0], code[1].detach(), reduction="none", beta=self.cfg.beta).sum(-1)
         return {
-            "cls": rows.masked_fill(~answering, 0.0).sum(1) / count,
-            "box": wrong.masked_fill(~answering, 0.0).sum(1) / count,
+            "cls": divergence.masked_fill(~answering, 0.0).sum(1) / count,
+            "box": errors.masked_fill(~answering, 0.0).sum(1) / count,
         }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from yoloxkd.errors import UserError
 from yoloxkd.kd.base import Distiller, KDConfig, Step
-from yoloxkd.kd.functional.predictions import Said, check_places
+from yoloxkd.kd.functional.predictions import LevelPredictions, check_places
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.types import DenseOutput, Losses, Tap
 
@@ -82,11 +82,12 @@ class LAD(Distiller):
         """
         slices, per_cell = teacher.grid.slices(), student.grid.per_cell
         by_stride = {level.student: slices[level.teacher] for level in self.pairing.levels}
-        said = [Said.at(teacher, by_stride[i], self.joint, per_cell) for i in range(len(student.grid.strides))]
-        sure = [torch.full_like(s.logits[..., 0], CERTAIN) if s.quality is None else s.quality for s in said]
+        levels = range(len(student.grid.strides))
+        predictions = [LevelPredictions.at(teacher, by_stride[i], self.joint, per_cell) for i in levels]
+        sure = [torch.full_like(s.logits[..., 0], CERTAIN) if s.quality is None else s.quality for s in predictions]
         return replace(
             student,
-            cls_logits=torch.cat([s.logits for s in said], 1)[..., self.classes],
-            boxes=torch.cat([s.boxes for s in said], 1),
+            cls_logits=torch.cat([s.logits for s in predictions], 1)[..., self.classes],
+            boxes=torch.cat([s.boxes for s in predictions], 1),
             quality=torch.cat(sure, 1),
         )

@@ -47,9 +47,9 @@ def localization_divergence(student: Tensor, teacher: Tensor, tau: float) -> Ten
     student, teacher (..., 4 n) logits of n bins for left, top, right and bottom -> (...). The paper sums over bins; the
     published code takes the mean, and its weights belong to that.
     """
-    ours = (full_precision(student).unflatten(-1, (4, -1)) / tau).log_softmax(-1)
-    theirs = (full_precision(teacher).detach().unflatten(-1, (4, -1)) / tau).log_softmax(-1)
-    return F.kl_div(ours, theirs, reduction="none", log_target=True).mean((-1, -2)) * (tau * tau)
+    log_student = (full_precision(student).unflatten(-1, (4, -1)) / tau).log_softmax(-1)
+    log_teacher = (full_precision(teacher).detach().unflatten(-1, (4, -1)) / tau).log_softmax(-1)
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).mean((-1, -2)) * (tau * tau)
 
 
 @without_autocast
@@ -59,9 +59,9 @@ def class_divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     student, teacher (..., K) logits -> (...). The detectors' own probabilities are sigmoids; the published code takes
     the softmax all the same.
     """
-    ours = (full_precision(student) / tau).log_softmax(-1)
-    theirs = (full_precision(teacher).detach() / tau).log_softmax(-1)
-    return F.kl_div(ours, theirs, reduction="none", log_target=True).mean(-1) * (tau * tau)
+    log_student = (full_precision(student) / tau).log_softmax(-1)
+    log_teacher = (full_precision(teacher).detach() / tau).log_softmax(-1)
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).mean(-1) * (tau * tau)
 
 
 class LD(Distiller):
@@ -103,29 +103,32 @@ class LD(Distiller):
         known = pairing.classes >= 0
         if cfg.delta > 0 and int(known.sum()) < 2:
             raise UserError("kd.delta distils class probabilities, and the teacher knows fewer than two of the classes")
-        self.register_buffer("ours", known.nonzero()[:, 0], persistent=False)
-        self.register_buffer("theirs", pairing.classes[known], persistent=False)
-        self.ours: Tensor
-        self.theirs: Tensor
+        self.register_buffer("student_classes", known.nonzero()[:, 0], persistent=False)
+        self.register_buffer("teacher_classes", pairing.classes[known], persistent=False)
+        self.student_classes: Tensor
+        self.teacher_classes: Tensor
 
     def compare(self, step: Step[DenseOutput]) -> Losses:
         student, teacher, batch = step.student, step.teacher, step.batch
-        found = Positives.of(step.match, batch.targets, student.grid, TOPK * len(student.grid.strides))
+        positives = Positives.of(step.match, batch.targets, student.grid, TOPK * len(student.grid.strides))
         boxes = self._beside(teacher.box_raw, student, teacher)
         terms: Losses = {}
         if "main" in self.weights:
-            sides = localization_divergence(found.at(student.box_raw), found.at(boxes), self.cfg.tau)
-            sure = found.at(student.cls_logits.detach()).sigmoid().amax(-1)
-            weighted = (sides * sure).masked_fill(~found.used, 0)
-            terms |= self._by_level("main", weighted, found.strides)
+            sides = localization_divergence(positives.at(student.box_raw), positives.at(boxes), self.cfg.tau)
+            confidence = positives.at(student.cls_logits.detach()).sigmoid().amax(-1)
+            weighted = (sides * confidence).masked_fill(~positives.used, 0)
+            terms |= self._by_level("main", weighted, positives.strides)
         if "valuable" in self.weights:
             valuable = localization_divergence(student.box_raw, boxes, self.cfg.tau) * self._valuable(student, batch)
             terms |= self._by_level("valuable", valuable, student.grid.point_strides.expand_as(valuable))
         if "classes" in self.weights:
             logits = self._beside(teacher.cls_logits, student, teacher)
-            ours, theirs = found.at(student.cls_logits)[..., self.ours], found.at(logits)[..., self.theirs]
-            divergence = class_divergence(ours, theirs, self.cfg.tau_cls).masked_fill(~found.used, 0)
-            terms |= self._by_level("classes", divergence, found.strides, found.used)
+            student_logits = positives.at(student.cls_logits)[..., self.student_classes]
+            teacher_logits = positives.at(logits)[..., self.teacher_classes]
+            divergence = class_divergence(student_logits, teacher_logits, self.cfg.tau_cls).masked_fill(
+                ~positives.used, 0
+            )
+            terms |= self._by_level("classes", divergence, positives.strides, positives.used)
         return terms
 
     def _by_level(self, term: str, values: Tensor, strides: Tensor, count: Tensor | None = None) -> Losses:
@@ -150,8 +153,8 @@ class LD(Distiller):
 
     def _beside(self, values: Tensor, student: DenseOutput, teacher: DenseOutput) -> Tensor:
         """What the teacher says (B, teacher's A, R) at the student's locations (B, A, R); zero on unpaired levels."""
-        theirs = teacher.grid.slices()
-        by_level = {level.student: values[:, theirs[level.teacher]] for level in self.pairing.levels}
+        slices = teacher.grid.slices()
+        by_level = {level.student: values[:, slices[level.teacher]] for level in self.pairing.levels}
         empty = torch.zeros_like(values[:, :1])
         parts = enumerate(student.grid.slices())
         return torch.cat([by_level.get(i, empty.expand(-1, part.stop - part.start, -1)) for i, part in parts], 1)

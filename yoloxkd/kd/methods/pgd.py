@@ -5,7 +5,7 @@ Where the paper and its published code differ, `docs/method-notes.md` says which
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -27,12 +27,10 @@ from yoloxkd.kd.functional.importance import (
     touched_by_any,
 )
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
+from yoloxkd.kd.neck import TAPS, Branch
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.ops.points import within_content
-from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName, Tap
-
-Branch = Literal["neck", "cls", "reg"]
-TAPS: dict[Branch, Tap] = {"neck": Tap.NECK, "cls": Tap.CLS, "reg": Tap.REG}
+from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName
 
 
 class PGDConfig(KDConfig):
@@ -72,40 +70,40 @@ class PGDConfig(KDConfig):
 def pgd_cls_terms(
     student: Tensor, teacher: Tensor, weight: Tensor, background: Tensor, tau: float
 ) -> dict[str, Tensor]:
-    """Terms fg, bg and att of a classification (or neck) map before their weights, averaged over images.
+    """Terms fg, bg and attention of a classification (or neck) map before their weights, averaged over images.
 
     student, teacher    (B, C, h, w)
     weight, background  (B, h, w), each divided here by the number of its non-zero cells, image by image
-    PGD eq. (5) and (8) with the normalizations of the published code: att sums the spatial part over cells, and
+    PGD eq. (5) and (8) with the normalizations of the published code: attention sums the spatial part over cells, and
     averages the channel part over cells.
     """
-    ours, theirs = _cells(student), _cells(teacher.detach())
-    error, distance, strength = local_error_attention_and_strength(ours, theirs, tau)
+    student_map, teacher_map = _cells(student), _cells(teacher.detach())
+    error, distance, strength = local_error_attention_and_strength(student_map, teacher_map, tau)
     images, cells = error.shape
-    p_teacher = spatial_attention(theirs.abs().mean(2), tau)
+    p_teacher = spatial_attention(teacher_map.abs().mean(2), tau)
     spatial = (p_teacher - spatial_attention(strength, tau)).abs().sum()
     error = error * p_teacher
     return {
         "fg": (_shared(weight, error) * error).sum() / images,
         "bg": (_shared(background, error) * error).sum() / images,
-        "att": (spatial + distance.sum() / cells) / images,
+        "attention": (spatial + distance.sum() / cells) / images,
     }
 
 
 @without_autocast
 def pgd_reg_terms(student: Tensor, teacher: Tensor, weight: Tensor, tau: float) -> dict[str, Tensor]:
-    """Terms fea and att of a regression map before their weights, averaged over all images of the batch.
+    """Terms fea and attention of a regression map before their weights, averaged over all images of the batch.
 
     student, teacher (B, C, h, w); weight (B, h, w)
-    PGD eq. (6) and (9) with the normalizations of the published code: fea is the mean over channels, att the sum, and
+    PGD eq. (6) and (9) with the normalizations of the published code: fea is the mean over channels, attention the sum, and
     both are means over the cells of an image with a weight; an image without such cells counts as 0.
     """
-    ours, theirs = _cells(student), _cells(teacher.detach())
-    error, distance = local_error_and_attention(ours, theirs, tau)
-    images, _, channels = ours.shape
+    student_map, teacher_map = _cells(student), _cells(teacher.detach())
+    error, distance = local_error_and_attention(student_map, teacher_map, tau)
+    images, _, channels = student_map.shape
     return {
         "fea": (_shared(weight, error) * error).sum() / (images * channels),
-        "att": (_shared(weight != 0, error) * distance).sum() / images,
+        "attention": (_shared(weight != 0, error) * distance).sum() / images,
     }
 
 
@@ -151,8 +149,8 @@ class PGD(Distiller):
         self.adapters = Adapters(pairing, taps)
         beta = cfg.alpha / 2 if cfg.beta is None else cfg.beta
         gamma = 1.6 * cfg.alpha if cfg.gamma is None else cfg.gamma
-        dense = {"fg": cfg.alpha, "bg": beta, "att": cfg.delta}
-        wanted = {"neck": dense, "cls": dense, "reg": {"fea": gamma, "att": cfg.delta}}
+        dense = {"fg": cfg.alpha, "bg": beta, "attention": cfg.delta}
+        wanted = {"neck": dense, "cls": dense, "reg": {"fea": gamma, "attention": cfg.delta}}
         self.weights = {b: {t: w for t, w in wanted[b].items() if w > 0} for b in self.branches}
         self.terms = tuple(
             LossName(self.name, f"{branch}_{term}", level.stride)
@@ -170,11 +168,11 @@ class PGD(Distiller):
         out: Losses = {}
         for i, level in enumerate(self.pairing.levels):
             for branch in self.branches:
-                found = self._level(branch, level, step, weights[branch][i], background[i])
+                terms = self._level(branch, level, step, weights[branch][i], background[i])
                 factor = 1.0 if branch == "reg" else self.cfg.level_weights[i]
                 for term, weight in self.weights[branch].items():
-                    scale = weight if term == "att" else weight * factor
-                    out[LossName(self.name, f"{branch}_{term}", level.stride)] = Loss(found[term] * scale)
+                    scale = weight if term == "attention" else weight * factor
+                    out[LossName(self.name, f"{branch}_{term}", level.stride)] = Loss(terms[term] * scale)
         return out
 
     def maps(self, step: Step[DenseOutput]) -> dict[str, Tensor]:
@@ -208,7 +206,7 @@ class PGD(Distiller):
         counted = within_content(seen.points, batch.content) & ~ignored
         xi = tuple(cfg.xi_reg if branch == "reg" else cfg.xi_cls for branch in self.branches)
         values = tuple(dict.fromkeys(xi))
-        found = pgd_weights(
+        importance = pgd_weights(
             seen,
             targets.boxes,
             self.classes.to(targets.labels.device)[targets.labels],
@@ -219,10 +217,10 @@ class PGD(Distiller):
             order=cfg.order,
             eps=cfg.covariance_eps,
         )
-        found = found * counted
+        importance = importance * counted
         plain = counted & ~inside_any(seen.points, targets.boxes, targets.mask)
-        by_branch = {b: _by_level(found[values.index(x)], grid) for b, x in zip(self.branches, xi, strict=True)}
-        return by_branch, _by_level(plain.to(found.dtype), grid)
+        by_branch = {b: _by_level(importance[values.index(x)], grid) for b, x in zip(self.branches, xi, strict=True)}
+        return by_branch, _by_level(plain.to(importance.dtype), grid)
 
     def _level(
         self,
@@ -233,11 +231,11 @@ class PGD(Distiller):
         background: Tensor,
     ) -> dict[str, Tensor]:
         tap = TAPS[branch]
-        ours, theirs = step.maps(tap, level)
-        ours = self.adapters(ours, theirs, tap, level)
+        student_map, teacher_map = step.maps(tap, level)
+        student_map = self.adapters(student_map, teacher_map, tap, level)
         if branch == "reg":
-            return pgd_reg_terms(ours, theirs, weight, self.cfg.tau)
-        return pgd_cls_terms(ours, theirs, weight, background, self.cfg.tau)
+            return pgd_reg_terms(student_map, teacher_map, weight, self.cfg.tau)
+        return pgd_cls_terms(student_map, teacher_map, weight, background, self.cfg.tau)
 
 
 def _by_level(values: Tensor, grid: Grid) -> list[Tensor]:

@@ -11,14 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from yoloxkd.kd.adapters import Adapters
-from yoloxkd.kd.base import Distiller, KDConfig, Step
+from yoloxkd.kd.base import KDConfig, Step
 from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.correlation import channel_moments, correlation_loss
-from yoloxkd.kd.functional.masks import excluded_cells
-from yoloxkd.kd.methods.pgd import TAPS, Branch
+from yoloxkd.kd.neck import Branch, BranchDistiller
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.types import DetectorOutput, Loss, Losses, LossName
+from yoloxkd.types import DetectorOutput, Loss, Losses
 
 
 class PKDConfig(KDConfig):
@@ -32,7 +30,7 @@ def _as(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda moments: correlation_loss(moments).to(dtype)
 
 
-class PKD(Distiller):
+class PKD(BranchDistiller):
     """PKD on every paired level of the chosen maps.
 
     A channel's mean and deviation are those of the whole batch of the step, over its parts and processes; cells of padding
@@ -44,24 +42,12 @@ class PKD(Distiller):
     counted = True
 
     def __init__(self, cfg: PKDConfig, pairing: Pairing) -> None:
-        super().__init__(cfg, pairing)
+        super().__init__(cfg, pairing, cfg.branches, cfg.alpha)
         self.cfg = cfg
-        self.branches: tuple[Branch, ...] = tuple(dict.fromkeys(cfg.branches))
-        taps = [TAPS[branch] for branch in self.branches]
-        self.needs = frozenset(taps)
-        self.adapters = Adapters(pairing, taps)
-        named = [LossName(self.name, branch, level.stride) for level in pairing.levels for branch in self.branches]
-        self.terms = tuple(named) if cfg.alpha > 0 else ()
 
     def compare(self, step: Step[DetectorOutput]) -> Losses:
         out: Losses = {}
-        for level in self.pairing.levels:
-            for branch in self.branches:
-                tap = TAPS[branch]
-                ours, theirs = step.maps(tap, level)
-                ours = self.adapters(ours, theirs, tap, level)
-                excluded = excluded_cells(step.batch, (theirs.shape[2], theirs.shape[3]), step.teacher.image_size)
-                moments = channel_moments(ours, theirs, ~excluded)
-                weight = ours.new_full((), self.cfg.alpha)
-                out[LossName(self.name, branch, level.stride)] = Loss(weight, moments, of=_as(ours.dtype))
+        for term, student, teacher, excluded in self.branch_maps(step):
+            moments = channel_moments(student, teacher, ~excluded)
+            out[term] = Loss(student.new_full((), self.cfg.alpha), moments, of=_as(student.dtype))
         return out

@@ -14,7 +14,13 @@ from torch import Tensor
 from yoloxkd.errors import UserError
 from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.defaults import published
-from yoloxkd.kd.functional.predictions import Said, box_divergence, check_places, counted_locations, score_divergence
+from yoloxkd.kd.functional.predictions import (
+    LevelPredictions,
+    box_divergence,
+    check_places,
+    counted_locations,
+    score_divergence,
+)
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName, Tap
 
@@ -73,54 +79,56 @@ class Response(Distiller):
         self.weights = {term: weight for term, weight in weights.items() if weight > 0}
         self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
         self.every_class = torch.equal(pairing.classes, torch.arange(len(pairing.teacher.names))) and bool(shared.all())
-        self.register_buffer("ours", shared.nonzero()[:, 0], persistent=False)
-        self.register_buffer("theirs", pairing.classes[shared], persistent=False)
-        self.ours: Tensor
-        self.theirs: Tensor
+        self.register_buffer("student_classes", shared.nonzero()[:, 0], persistent=False)
+        self.register_buffer("teacher_classes", pairing.classes[shared], persistent=False)
+        self.student_classes: Tensor
+        self.teacher_classes: Tensor
 
     def compare(self, step: Step[DenseOutput]) -> Losses:
         counted = counted_locations(step.student.grid, step.batch)
         positives = step.match.fg.sum(1).clamp(min=1).sum()
         out: Losses = {}
         for level in self.pairing.levels:
-            found = self._compare(step, level)
-            here = self._cells(counted, level, step.student.grid, found.apart.shape[1])
+            compared = self._compare(step, level)
+            counts = self._cells(counted, level, step.student.grid, compared.apart.shape[1])
             for term, weight in self.weights.items():
-                total = getattr(found, term).masked_fill(~here, 0).sum() * weight
+                total = getattr(compared, term).masked_fill(~counts, 0).sum() * weight
                 out[LossName(self.name, term, level.stride)] = Loss(total, positives)
         return out
 
     def maps(self, step: Step[DenseOutput]) -> dict[str, Tensor]:
         """Where the two disagree."""
-        found = {}
+        differences = {}
         for level in self.pairing.levels:
             h, w = step.student.grid.sizes[level.student]
             apart = self._compare(step, level).apart
-            found[f"difference, stride {level.stride}"] = apart.unflatten(1, (h, w, -1)).amax(-1)
-        return found
+            differences[f"difference, stride {level.stride}"] = apart.unflatten(1, (h, w, -1)).amax(-1)
+        return differences
 
     def _compare(self, step: Step[DenseOutput], level: LevelPair) -> Compared:
         spec, grids = self.pairing, (step.student.grid, step.teacher.grid)
         per_cell = grids[0].per_cell if grids[0].per_cell == grids[1].per_cell else 1
-        ours = Said.at(step.student, grids[0].slices()[level.student], spec.student.quality == "objectness", per_cell)
-        theirs = Said.at(step.teacher, grids[1].slices()[level.teacher], spec.teacher.quality == "objectness", per_cell)
-        probability = theirs.logits.sigmoid()
-        logits, wanted = ours.logits, probability
+        with_objectness = [side.quality == "objectness" for side in (spec.student, spec.teacher)]
+        parts = grids[0].slices()[level.student], grids[1].slices()[level.teacher]
+        student = LevelPredictions.at(step.student, parts[0], with_objectness[0], per_cell)
+        teacher = LevelPredictions.at(step.teacher, parts[1], with_objectness[1], per_cell)
+        probability = teacher.logits.sigmoid()
+        logits, targets = student.logits, probability
         if not self.every_class:
-            logits, wanted = logits[..., self.ours], wanted[..., self.theirs]
-        classes, apart = score_divergence(logits, wanted, self.cfg.power)
-        boxes = box_divergence(ours.boxes, theirs.boxes, apart.new_full((), level.stride)) * apart
+            logits, targets = logits[..., self.student_classes], targets[..., self.teacher_classes]
+        classes, apart = score_divergence(logits, targets, self.cfg.power)
+        boxes = box_divergence(student.boxes, teacher.boxes, apart.new_full((), level.stride)) * apart
         objectness = None
         if "objectness" in self.weights:
-            assert ours.quality is not None
-            if spec.teacher.quality == "objectness" and theirs.quality is not None:
-                target = theirs.quality.sigmoid()
+            assert student.quality is not None
+            if spec.teacher.quality == "objectness" and teacher.quality is not None:
+                target = teacher.quality.sigmoid()
             else:
                 target = probability.amax(-1)
-            objectness, _ = score_divergence(ours.quality.unsqueeze(-1), target.unsqueeze(-1), self.cfg.power)
+            objectness, _ = score_divergence(student.quality.unsqueeze(-1), target.unsqueeze(-1), self.cfg.power)
         return Compared(classes, boxes, objectness, apart)
 
     def _cells(self, counted: Tensor, level: LevelPair, grid: Grid, compared: int) -> Tensor:
         """(B, A) of the student's predictions -> (B, N) of what is compared at a level: all of them, or one a cell."""
-        here = counted[:, grid.slices()[level.student]]
-        return here if here.shape[1] == compared else here[:, :: grid.per_cell]
+        counts = counted[:, grid.slices()[level.student]]
+        return counts if counts.shape[1] == compared else counts[:, :: grid.per_cell]
