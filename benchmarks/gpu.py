@@ -22,17 +22,17 @@ from benchmarks.peers import use_peers
 from benchmarks.report import Row, run_script
 from benchmarks.roofline import step_flops
 from benchmarks.scenes import batch_of, dense_output, detector, targets_of
-from benchmarks.steps_of import training_step
+from benchmarks.steps_of import total, training_step
 from benchmarks.timing import Spread
 from benchmarks.train_step import official_step
-from tests.losses import compared
+from tests.losses import step_of
 from yoloxkd import Trainer
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.base import Distiller
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn.assigners.simota import simota
-from yoloxkd.types import Batch, DenseOutput
+from yoloxkd.nn.dense.dense_detector import DenseDetector
+from yoloxkd.types import Batch, DenseOutput, Tap
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -163,29 +163,30 @@ def distilled_steps(quick: bool) -> Iterator[Row]:
             at_most=1.10,
             note=f"{ms(found)} / ({ms(plain)} + {ms(alone)}) ms, {peak_memory()}",
         )
-        yield from loss_alone(name, method, teacher, batch, plain, size, quick)
+        yield from loss_alone(name, teacher, batch, plain, size, quick)
 
 
 def loss_alone(
-    name: str, method: Distiller, teacher: Any, batch: Batch, step: list[float], size: int, quick: bool
+    name: str, teacher: DenseDetector, batch: Batch, plain: list[float], size: int, quick: bool
 ) -> Iterator[Row]:
     """A method's losses with their backward pass, over the student's step."""
-    width = teacher.spec.channels["features"][8]
+    width = teacher.spec.channels[Tap.NECK][8]
     student, other = (moved(dense_output(len(batch.images), size, seed, width)) for seed in (0, 1))
     method = DISTILLERS[name](DISTILLERS[name].Config(), Pairing.between(teacher, teacher)).to(DEVICE)
     maps = [m for tap in method.needs for m in getattr(student, tap)]
     for m in maps:
         m.requires_grad_()
 
+    step = step_of(student, other, batch, teacher)
+
     def run() -> None:
-        losses = compared(method, student, other, batch, teacher)
-        torch.autograd.grad(torch.stack(list(losses.values())).sum(), maps)
+        torch.autograd.grad(total(method.compare(step)), maps)
 
     found = timed(run, 2 if quick else 20)
     floor = 3 * sum(m.numel() * m.element_size() for m in maps)
     yield Row(
         f"{name}: its losses alone / the student's step, {width} channels",
-        Spread.of([a / b for a, b in zip(found, step, strict=True)]),
+        Spread.of([a / b for a, b in zip(found, plain, strict=True)]),
         at_most=0.05,
         note=f"{ms(found)} ms; {floor / 1e9:.2f} GB: both maps read, a gradient written",
     )

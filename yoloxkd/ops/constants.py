@@ -26,8 +26,3 @@ def constant(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tens
 def _kept(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # one made in inference mode could not be used in training
         return torch.tensor(numbers, dtype=dtype, device=device)
-
-
-def forget_constants() -> None:
-    """Free what is kept."""
-    _kept.cache_clear()
