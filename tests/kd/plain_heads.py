@@ -36,7 +36,9 @@ def decoded(region: Tensor, raw: Tensor, label: int, stds: tuple[float, ...]) ->
 def code(boxes: Tensor, regions: Tensor) -> Tensor:
     """Shift of the center in region sides and logarithm of the sides; every side counts as at least a pixel."""
     size, side = ((x[:, 2:] - x[:, :2]).clamp_min(1) for x in (boxes, regions))
-    return torch.cat([((boxes[:, :2] + boxes[:, 2:]) - (regions[:, :2] + regions[:, 2:])) / 2 / side, (size / side).log()], 1)
+    return torch.cat(
+        [((boxes[:, :2] + boxes[:, 2:]) - (regions[:, :2] + regions[:, 2:])) / 2 / side, (size / side).log()], 1
+    )
 
 
 def asked(step: Step[Any], b: int, boxes: Tensor, stage: int, rows: list[int | None]) -> list[Region]:

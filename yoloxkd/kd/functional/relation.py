@@ -38,7 +38,9 @@ def relation_error(student: Tensor, teacher: Tensor, used: Tensor) -> Tensor:
     student, teacher (B, k, D) features of the same regions, used (B, k) bool -> (B,); 0 with fewer than three regions
     """
     distances = [relative_distances(x, used) for x in (student, teacher.detach())]
-    error = F.smooth_l1_loss(distances[0], distances[1], reduction="none").sum((1, 2)) / _pairs(used).sum((1, 2)).clamp_min(1)
+    error = F.smooth_l1_loss(distances[0], distances[1], reduction="none").sum((1, 2)) / _pairs(used).sum(
+        (1, 2)
+    ).clamp_min(1)
     return error.masked_fill(used.sum(1) < FEWEST, 0.0).to(full_precision(student).dtype)
 
 

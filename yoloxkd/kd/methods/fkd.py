@@ -93,7 +93,9 @@ class FKDBlocks(nn.Module):
             # as a product with the cells around each: a convolution of one channel is slow
             kernel = parts["cells"]
             around = F.unfold(of_cells.unflatten(1, size)[:, None], 3, padding=1)
-            cells = F.linear(around.transpose(1, 2), kernel.get_parameter("weight").flatten(1), kernel.get_parameter("bias"))
+            cells = F.linear(
+                around.transpose(1, 2), kernel.get_parameter("weight").flatten(1), kernel.get_parameter("bias")
+            )
             differences["spatial"] = cells.squeeze(2) - teacher_cells
         if "relation" in parts:
             blocks, relation = (parts["student"], parts["teacher"]), parts["relation"]

@@ -77,7 +77,9 @@ class LAD(Distiller):
         """The teacher's predictions in the student's order of levels and classes."""
         slices, per_cell = teacher.grid.slices(), student.grid.per_cell
         by_stride = {level.student: slices[level.teacher] for level in self.pairing.levels}
-        predictions = [LevelPredictions.at(teacher, by_stride[i], False, per_cell) for i in range(len(student.grid.strides))]
+        predictions = [
+            LevelPredictions.at(teacher, by_stride[i], False, per_cell) for i in range(len(student.grid.strides))
+        ]
         sure = [torch.full_like(s.logits[..., 0], CERTAIN) if s.quality is None else s.quality for s in predictions]
         return replace(
             student,
