@@ -62,7 +62,7 @@ def inside_by_object(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
 
 def pgd_cls_by_image(s: Tensor, t: Tensor, weight: Tensor, background: Tensor, tau: float) -> dict[str, Tensor]:
     """Terms of a classification map (B, C, h, w) with weights (B, h, w)."""
-    totals: dict[str, list[Tensor]] = {"fg": [], "bg": [], "att": []}
+    totals: dict[str, list[Tensor]] = {"fg": [], "bg": [], "attention": []}
     for b in range(len(s)):
         cells = s.shape[2] * s.shape[3]
         p = [cells * torch.softmax((f[b].abs().mean(0) / tau).flatten(), 0).view(s.shape[2:]) for f in (s, t)]
@@ -70,19 +70,19 @@ def pgd_cls_by_image(s: Tensor, t: Tensor, weight: Tensor, background: Tensor, t
         error = p[1] * (a[1] * (t[b] - s[b]) ** 2).sum(0)
         totals["fg"].append((weight[b] / max(int((weight[b] != 0).sum()), 1) * error).sum())
         totals["bg"].append((background[b] / max(int((background[b] != 0).sum()), 1) * error).sum())
-        totals["att"].append((p[1] - p[0]).abs().sum() + (a[1] - a[0]).abs().sum(0).mean())
+        totals["attention"].append((p[1] - p[0]).abs().sum() + (a[1] - a[0]).abs().sum(0).mean())
     return {k: torch.stack(v).mean() for k, v in totals.items()}
 
 
 def pgd_reg_by_image(s: Tensor, t: Tensor, weight: Tensor, tau: float) -> dict[str, Tensor]:
     """Terms of a regression map."""
-    totals: dict[str, list[Tensor]] = {"fea": [], "att": []}
+    totals: dict[str, list[Tensor]] = {"fea": [], "attention": []}
     for b in range(len(s)):
         count = max(int((weight[b] != 0).sum()), 1)
         a = [s.shape[1] * torch.softmax(f[b].abs() / tau, 0) for f in (s, t)]
         error = (a[1] * (t[b] - s[b]) ** 2).mean(0)
         totals["fea"].append((weight[b] / count * error).sum())
-        totals["att"].append(((weight[b] != 0) * (a[1] - a[0]).abs().sum(0)).sum() / count)
+        totals["attention"].append(((weight[b] != 0) * (a[1] - a[0]).abs().sum(0)).sum() / count)
     return {k: torch.stack(v).mean() for k, v in totals.items()}
 
 
@@ -165,6 +165,6 @@ def pgd_by_object(
         reg = pgd_reg_by_image(s_reg, t_reg, of_reg, cfg.tau)
         for branch, terms in (("cls", cls), ("reg", reg)):
             for term, value in terms.items():
-                level_weight = cfg.level_weights[i] if branch == "cls" and term != "att" else 1.0
+                level_weight = cfg.level_weights[i] if branch == "cls" and term != "attention" else 1.0
                 out[f"{branch}_{term}/s{level.stride}"] = value * method.weights[branch][term] * level_weight
     return out
