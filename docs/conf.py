@@ -21,7 +21,7 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build", "results/*/**"]
 nitpicky = False
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "html_image"]
 default_role = "code"  # single backquotes in docstrings
 myst_heading_anchors = 4  # links to a heading, as in `runs.md#resuming`
 
@@ -78,7 +78,8 @@ def _from_the_repository(app: Sphinx, docname: str, source: list[str]) -> None:
     text = (ROOT / place).read_text("utf-8")
     folder = (ROOT / place).parent
     text += _recipe_table() if docname == "recipes" else ""
-    source[0] = re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lambda link: f"]({_linked(link[1], folder)})", text)
+    link = re.compile(r"(?<!!)(\[[^\]]*\])\((?![a-z]+:|#)([^)\s]+)\)")  # no images: those lie beside the pages
+    source[0] = link.sub(lambda found: f"{found[1]}({_linked(found[2], folder)})", text)
 
 
 def setup(app: Sphinx) -> None:
