@@ -30,6 +30,7 @@ def maps(*shape: int, count: int = 2) -> list[Tensor]:
 
 def gfl(reg_max: int = 8, names: tuple[str, ...] = ("cat", "dog", "bird")) -> GFL:
     keys: dict[str, Any] = {"backbone": "resnet18", "backbone_weights": "none", "channels": 8, "groups": 2}
+    keys |= {"frozen_stages": 0, "norm_eval": False}
     return GFL(GFL.Config(**keys, stacked_convs=1, reg_max=reg_max), names).eval()
 
 
