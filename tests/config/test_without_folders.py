@@ -31,7 +31,10 @@ def test_an_absolute_path_becomes_its_name(text: str, expected: str) -> None:
 
 
 def test_containers_and_known_paths() -> None:
-    assert without_folders({"a": ["/x/y/z.pt", 3, None], "b": ("/x/y/z.pt",)}) == {"a": ["z.pt", 3, None], "b": ("z.pt",)}
+    assert without_folders({"a": ["/x/y/z.pt", 3, None], "b": ("/x/y/z.pt",)}) == {
+        "a": ["z.pt", 3, None],
+        "b": ("z.pt",),
+    }
     told = "stopped; continue with --resume /tmp/a <b> & c, its /tmp/a <b> & c/last.pt"
     assert without_folders(told, ["/tmp/a <b> & c", "/"]) == (
         "stopped; continue with --resume a <b> & c, its a <b> & c/last.pt"

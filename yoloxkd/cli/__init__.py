@@ -319,7 +319,9 @@ app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the versions that a bug report needs.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the versions that a bug report needs.")] = False,
+) -> None:
     if version:
         print("\n".join(version_lines()))
         raise typer.Exit

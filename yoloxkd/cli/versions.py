@@ -22,4 +22,9 @@ def version_of(package: str) -> str:
 def version_lines() -> list[str]:
     """`yoloxkd X`, then a line for each of `MATTER`, for Python and for the platform."""
     packages = [f"{name} {version_of(name)}" for name in MATTER]
-    return [f"yoloxkd {__version__}", *packages, f"python {platform.python_version()}", f"platform {platform.platform()}"]
+    return [
+        f"yoloxkd {__version__}",
+        *packages,
+        f"python {platform.python_version()}",
+        f"platform {platform.platform()}",
+    ]
