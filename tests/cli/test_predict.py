@@ -58,7 +58,8 @@ def test_a_folder_of_images_and_a_video(
     expected = Detector(model).predict(folder / "000000139.png")[0]
     assert rows[0]["detections"] == expected.as_dicts()
     assert len(expected) > 0
-    places = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    said = capsys.readouterr().out
+    places = [line.split()[0] for line in said.splitlines()]
     assert places == ["1/3", "2/3", "3/3"]
     written = cv2.VideoCapture(str(out / "clip.mp4"))
     assert (written.get(cv2.CAP_PROP_FRAME_COUNT), written.get(cv2.CAP_PROP_FPS)) == (6, 12)
@@ -75,7 +76,7 @@ def test_a_folder_of_images_and_a_video(
     box = [(cx - w / 2) * 120, (cy - h / 2) * 90, (cx + w / 2) * 120, (cy + h / 2) * 90]
     assert box == pytest.approx(expected.boxes[0].tolist(), abs=1e-3)
     assert (out / "labels" / "clip_000005.txt").is_file()
-    assert "6 frames" in capsys.readouterr().out
+    assert "6 frames" in said
 
 
 def test_globs_keep_the_numbers_of_coco_images_and_videos_can_be_cut(

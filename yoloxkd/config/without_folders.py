@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Value = TypeVar("Value")
 
@@ -34,7 +34,7 @@ def without_folders(value: Value, known: Sequence[str] = ()) -> Value:
     elif isinstance(value, list | tuple):
         parts = [without_folders(each, known) for each in value]
         result = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return result
+    return cast("Value", result)
 
 
 def command_without_folders(command: str) -> str:
