@@ -300,6 +300,7 @@ def test_the_report_is_one_file_with_everything(logged: Path) -> None:
     assert "did not finish" not in text
     assert page.tags.count("svg") == 4 + 1 + 4  # training, where the loss comes from, FGD's four terms
     assert page.tags.count("img") == 1
+    assert "to watch there: results.csv, a row an epoch, report.html at " in (logged / "train.log").read_text()
     for words in ("distilled by FGD", "1x1 adapter", "stride 32", "fgd: fg", ">red<", ">blue<", "3 / 3", "augment:"):
         assert words in text, words
 
