@@ -82,6 +82,7 @@ def test_predict_takes_files_arrays_and_one_of_them(toy: Path, toy_run: Path) ->
     for other in many:
         assert isinstance(other, Detections)
         assert np.array_equal(other.boxes, one[0].boxes)
+        assert np.array_equal(other.plot(), one[0].plot(array))
     assert len(one[0]) > 0
     assert (np.diff(one[0].scores) <= 0).all()
     assert one[0].boxes.min() >= 0

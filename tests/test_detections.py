@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import yoloxkd
 import yoloxkd.detections
 from yoloxkd import Detection, Detections, UserError
+from yoloxkd.api.given_image import with_origin
 from yoloxkd.drawing import class_color
 from yoloxkd.types import ImageMeta
+from yoloxkd.write_image import write_image
 
 NAMES = ["cat", "dog"]
 
@@ -184,3 +190,35 @@ def test_everything_a_user_needs_is_in_the_package_and_costs_no_torch() -> None:
     script += "assert all(getattr(yoloxkd, name) is not None for name in yoloxkd.__all__)\n"
     script += "assert set(yoloxkd.__all__) <= set(dir(yoloxkd))"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_drawn_without_the_image_where_it_is_known(tmp_path: Path) -> None:
+    array = np.full((24, 32, 3), 90, np.uint8)
+    file = tmp_path / "photo.png"
+    write_image(file, array)
+    for given in (array, str(file), file, Image.fromarray(array), torch.from_numpy(array.transpose(2, 0, 1).copy())):
+        (_, origin), *_ = with_origin([given])
+        assert origin.image is given  # no copy is held
+        found = dataclasses.replace(three(), image=origin)
+        assert np.array_equal(found.plot(), three().plot(array))
+        assert np.array_equal(found[:1].plot(), three()[:1].plot(array))
+        assert found.save(tmp_path / "drawn.png").is_file()
+        assert Detections.concat([found, found]).image is origin
+        assert Detections.concat([found, found.moved(left=4)]).image is None
+        again = pickle.loads(pickle.dumps(found))
+        if isinstance(given, str | Path):
+            assert np.array_equal(again.plot(), found.plot())
+        else:
+            with pytest.raises(UserError, match="came without the pixels"):
+                again.plot()
+    with pytest.raises(UserError, match=r"do not know their image: plot\(image\)"):
+        three().plot()
+
+
+def test_the_origin_of_each_image_given() -> None:
+    batch = np.zeros((2, 8, 9, 3), np.uint8)
+    for given in (batch, list(batch), iter(batch)):
+        origins = [origin.image for _, origin in with_origin(given)]
+        assert [np.shares_memory(one, batch[i]) for i, one in enumerate(origins)] == [True, True]
+    (_, origin), *_ = with_origin(batch[1])
+    assert np.shares_memory(origin.image, batch[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +42,7 @@ class Detections:
         masks: (n, H, W) bool, the pixels of each object in the original image; None: the model gives no masks.
         soft_masks: masks in the network's own raster, as long as boxes are in px of its input; `to_image` makes
             `masks` of them.
+        image: reads the image that was detected on, (H, W, 3) uint8 RGB; None: it is not known. Equality leaves it out.
 
     Example:
         >>> found = Detections(np.array([[0, 0, 9, 9], [2, 2, 5, 5]]), np.array([0.9, 0.4]), np.array([1, 0]), ["cat", "dog"])
@@ -57,6 +58,7 @@ class Detections:
     names: list[str] = field(default_factory=list)
     masks: np.ndarray | None = None
     soft_masks: SoftMasks | None = None
+    image: Callable[[], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -71,7 +73,7 @@ class Detections:
             rows = np.asarray(rows, bool if len(rows) and isinstance(rows[0], bool | np.bool_) else np.int64)
         masks = None if self.masks is None else self.masks[rows]
         soft = None if self.soft_masks is None else self.soft_masks[rows]
-        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], self.names, masks, soft)
+        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], self.names, masks, soft, self.image)
 
     def __iter__(self) -> Iterator[Detection]:
         """Each object with its values, best first."""
@@ -103,11 +105,12 @@ class Detections:
             np.concatenate([part.labels for part in parts]),
             parts[0].names,
             np.concatenate(masks) if masks else None,
+            image=parts[0].image if all(part.image for part in parts) else None,  # a tile's image is not the whole one
         )
         return joined[np.argsort(-scores, kind="stable")]
 
     def moved(self, scale: float = 1.0, left: float = 0.0, top: float = 0.0) -> Detections:
-        """Boxes times `scale`, then shifted by (left, top) px, without `soft_masks`. UserError: there are `masks`."""
+        """Boxes times `scale`, then shifted by (left, top) px, without `soft_masks` and `image`. UserError: there are `masks`."""
         if self.masks is not None:
             raise UserError("detections with masks cannot be moved to another image size")
         shift = np.array([left, top, left, top], dtype=np.float32)
@@ -136,19 +139,26 @@ class Detections:
             for one in self
         ]
 
-    def plot(self, image: np.ndarray) -> np.ndarray:
+    def plot(self, image: np.ndarray | None = None) -> np.ndarray:
         """Draw every box (and mask) with its class name and its score in percent; better ones over worse ones.
 
         Args:
-            image: (H, W, 3) uint8 RGB, the image that was detected on.
+            image: (H, W, 3) uint8 RGB to draw on. None: the image that was detected on, which `Detector.predict` notes.
 
         Returns:
             A drawn copy.
 
         Raises:
-            UserError: the image is of another kind, or not as large as the masks.
+            UserError: the image is of another kind, not as large as the masks, or not known.
         """
         from yoloxkd.drawing import draw_boxes, draw_masks, shortened
+
+        if image is None:
+            if self.image is None:
+                raise UserError(
+                    "plot draws on a uint8 RGB array of shape (h, w, 3); these detections do not know their image: plot(image)"
+                )
+            image = self.image()
 
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -165,10 +175,10 @@ class Detections:
 
         Args:
             path: the file; its folder is made.
-            image: (H, W, 3) uint8 RGB, needed for an image.
+            image: as of `plot`.
 
         Raises:
-            UserError: an image without `image`, an unknown suffix, or a file that cannot be written.
+            UserError: an image to draw on is not known, an unknown suffix, or a file that cannot be written.
         """
         from yoloxkd.write_image import write_image
 
@@ -179,7 +189,7 @@ class Detections:
             file.parent.mkdir(parents=True, exist_ok=True)
             if file.suffix.lower() == ".json":
                 file.write_text(json.dumps(self.as_dicts(), indent=1) + "\n", encoding="utf-8")
-            elif image is None:
+            elif image is None and self.image is None:
                 raise UserError(f"{file}: give .json for the rows, or the image to draw on: save(path, image)")
             else:
                 write_image(file, self.plot(image))

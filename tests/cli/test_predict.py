@@ -12,7 +12,7 @@ import pytest
 from tests.cli.test_mistakes import refused
 from tests.exporters.tiny import TinyDetector
 from yoloxkd import Detector
-from yoloxkd.cli import run
+from yoloxkd.cli import frame_progress, run
 from yoloxkd.cli.results import Found, coco_results, yolo_text
 from yoloxkd.exporters.onnx import ExportOptions, export_onnx
 from yoloxkd.instance_masks import decode_rle, rasterize_polygons
@@ -58,6 +58,9 @@ def test_a_folder_of_images_and_a_video(
     expected = Detector(model).predict(folder / "000000139.png")[0]
     assert rows[0]["detections"] == expected.as_dicts()
     assert len(expected) > 0
+    said = capsys.readouterr().out
+    places = [line.split()[0] for line in said.splitlines()]
+    assert places == ["1/3", "2/3", "3/3"]
     written = cv2.VideoCapture(str(out / "clip.mp4"))
     assert (written.get(cv2.CAP_PROP_FRAME_COUNT), written.get(cv2.CAP_PROP_FPS)) == (6, 12)
     plain = cv2.VideoCapture(str(folder / "clip.mp4")).read()[1].astype(int)
@@ -73,7 +76,7 @@ def test_a_folder_of_images_and_a_video(
     box = [(cx - w / 2) * 120, (cy - h / 2) * 90, (cx + w / 2) * 120, (cy + h / 2) * 90]
     assert box == pytest.approx(expected.boxes[0].tolist(), abs=1e-3)
     assert (out / "labels" / "clip_000005.txt").is_file()
-    assert "6 frames" in capsys.readouterr().out
+    assert "6 frames" in said
 
 
 def test_globs_keep_the_numbers_of_coco_images_and_videos_can_be_cut(
@@ -112,3 +115,17 @@ def test_masks_go_into_every_result() -> None:
     assert np.array_equal(rasterize_polygons([points], 90, 120), mask[0])
     one.detections.masks = np.zeros_like(mask)  # nothing of an object: the outline of its box
     assert len(yolo_text(one).split()) == 9
+
+
+def test_progress_through_a_video(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["predict", str(model), str(folder / "clip.mp4"), "--out", str(tmp_path / "out")]
+    assert run(arguments) == 0
+    assert capsys.readouterr().err == ""  # nothing of a short one
+    monkeypatch.setattr(frame_progress, "PLAIN_SECONDS", 0.0)
+    assert run([*arguments, "--max-frames", "4"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert "clip.mp4: frame 2 of 4, " in lines[1]
+    assert lines[-1].endswith("frames/s, 0:00 left")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import platform
 import re
 import sys
 from html.parser import HTMLParser
@@ -33,6 +34,7 @@ from yoloxkd.errors import Interrupted, UserError
 from yoloxkd.types import TASK, LossName
 
 OPTIONS: dict[str, Any] = {"student": "yolox-nano", "batch": 8, "imgsz": 64, "device": "cpu"}
+HOST = "the-training-machine-7"
 STEPS = 3  # batches of 8 in the toy's 24 images
 
 
@@ -79,6 +81,7 @@ def logged(toy: Path, toy_run: Path, wandb: FakeWandb, tmp_path_factory: pytest.
     keys |= {"callbacks.tensorboard.every": 2, "callbacks.wandb": {"every": 2, "tags": ["x"]}}
     keys |= {"student.width": 0.25, "val.interval": 1, "callbacks.early_stopping": True}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platform, "node", lambda: HOST)
         patch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
         run = {"data": str(toy), "epochs": 3, "teacher": str(toy_run / "best.pt"), "kd": "fgd", "set": keys, "out": out}
         with pytest.raises(Interrupted):
@@ -297,8 +300,21 @@ def test_the_report_is_one_file_with_everything(logged: Path) -> None:
     assert "did not finish" not in text
     assert page.tags.count("svg") == 4 + 1 + 4  # training, where the loss comes from, FGD's four terms
     assert page.tags.count("img") == 1
+    assert "to watch there: results.csv, a row an epoch, report.html at " in (logged / "train.log").read_text()
     for words in ("distilled by FGD", "1x1 adapter", "stride 32", "fgd: fg", ">red<", ">blue<", "3 / 3", "augment:"):
         assert words in text, words
+
+
+def test_what_is_for_others_tells_nothing_of_the_machine(logged: Path, toy: Path, toy_run: Path) -> None:
+    told = [str(p) for p in (logged.parent, toy.parent, toy_run.parent, Path.cwd(), Path.home())] + [HOST]
+    saved = torch.load(logged / "best.pt", weights_only=True)
+    assert saved["recipe"]["data"] == "data.yaml"
+    assert saved["recipe"]["teacher"]["models"] == ["best.pt"]
+    for name in ("best.pt", "report.html"):
+        data = (logged / name).read_bytes()
+        assert [text for text in told if text.encode() in data] == [], name
+    for name, text in (("last.pt", str(toy)), ("environment.json", HOST), ("recipe.yaml", str(toy))):
+        assert text.encode() in (logged / name).read_bytes(), name  # a resume needs them
 
 
 def test_a_report_and_plots_that_fail_are_warnings(logged: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from tests.exporters.conftest import CONF, MAX_DET, SIZE
+from tests.exporters.conftest import CONF, MAX_DET, SIZE, exported
 from tests.exporters.tiny import TinyDetector
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.half import to_half
@@ -144,6 +146,18 @@ def test_metadata_says_how_to_use_the_file(nms_file: Path) -> None:
     assert "RGB 0..255" in meta["input"]
     assert meta["precision"] == "fp32"
     assert meta["yoloxkd_version"]
+
+
+def test_a_file_tells_nothing_of_the_machine(
+    detector: TinyDetector, half_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((platform, "node"), (socket, "gethostname")):
+        monkeypatch.setattr(module, name, lambda: "the-training-machine-7")
+    monkeypatch.chdir(tmp_path)
+    told = ["the-training-machine-7", str(Path.home()), str(Path(torch.__file__).parent), str(Path(__file__).parent)]
+    for file in (exported(detector, tmp_path, "raw", nms=False), half_file):
+        data = file.read_bytes()
+        assert [text for text in [*told, str(file.parent)] if text.encode() in data] == [], file.name
 
 
 def test_the_model_is_not_changed(tmp_path: Path) -> None:

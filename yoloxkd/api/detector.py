@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from yoloxkd.api.given_image import with_origin
 from yoloxkd.api.trainer import FitResult, Trainer
 from yoloxkd.assembly.arguments import device_name, fraction, reference, whole_number, whole_size
 from yoloxkd.assembly.backends import open_backend
@@ -22,7 +23,6 @@ from yoloxkd.config.recipe import MOST_BATCH, MOST_WORKERS, ValSection
 from yoloxkd.data.augment.transforms import up_to_multiple
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.dataset import DetectionData
-from yoloxkd.data.io.given_images import given_images
 from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.engine.evaluate import EvalResult
 from yoloxkd.errors import UserError
@@ -88,7 +88,8 @@ class Detector:
             imgsz: input size in px. None: the model's own.
 
         Returns:
-            Detections of each image, boxes in px of that image. No image gives an empty list.
+            Detections of each image, boxes in px of that image; they know where it is, for `plot()` and `save(path)`. No
+            image gives an empty list.
 
         Raises:
             UserError: an image cannot be read, or the model cannot take inputs of this size.
@@ -100,9 +101,10 @@ class Detector:
         predictor = self._backend.predictor(fraction("conf", conf), fraction("iou", iou), MAX_DET)
         size = self.size(imgsz)
         detections = []
-        for pixels in given_images(images):
+        for pixels, origin in with_origin(images):
             tensor, meta = one_input(pixels, size, predictor)
             detections.append(predictor(tensor)[0].to_image(meta))
+            detections[-1].image = origin
         return detections
 
     def __call__(

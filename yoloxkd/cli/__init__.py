@@ -14,15 +14,16 @@ import typer
 
 from yoloxkd.cli import data as data_commands
 from yoloxkd.cli import kd_checking, screen
+from yoloxkd.cli.doctor_command import doctor
 from yoloxkd.cli.explain_command import explain
 from yoloxkd.cli.study_command import study
+from yoloxkd.cli.versions import version_lines
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, RUNTIMES
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.nms_defaults import IOU, PREDICT_CONF
 from yoloxkd.nn import DETECTORS
-from yoloxkd.version import __version__
 
 # typer carries its own click or imports the other: the base class of its public exception is the right one in both
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -314,12 +315,15 @@ def models() -> None:
 app.command("kd-check")(kd_checking.kd_check)
 app.command()(explain)
 app.command()(study)
+app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the versions that a bug report needs.")] = False,
+) -> None:
     if version:
-        print(__version__)
+        print("\n".join(version_lines()))
         raise typer.Exit
 
 

@@ -18,6 +18,7 @@ from yoloxkd.api import Detector
 from yoloxkd.assembly.arguments import fraction
 from yoloxkd.assembly.run import newest_run
 from yoloxkd.cli.drawn_files import DIGESTS, VideoFile, read_digests, text_digest, write_image_file
+from yoloxkd.cli.frame_progress import FrameProgress
 from yoloxkd.cli.prediction_paths import Target, check_targets, free_targets, split_model
 from yoloxkd.cli.results import Found, coco_results, yolo_text
 from yoloxkd.cli.sources import Unreadable, find_sources, opened
@@ -113,18 +114,21 @@ def _digests_kept(run: _Run) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Run:
-    """What has been found so far, the sources that could not be read, and the digests of the label files written."""
+    """What has been found so far, the sources that could not be read, the digests of the label files written, and which
+    of how many sources is being done."""
 
     detect: Callable[[np.ndarray], Detections]
     wanted: Wanted
     found: list[Found] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
+    place: str = ""
 
     def all(self, targets: Sequence[Target]) -> None:
         done = 0
         try:
-            for target in targets:
+            for number, target in enumerate(targets, start=1):
+                self.place = f"{number}/{len(targets)} " if len(targets) > 1 else ""
                 self._one(target, alone=len(targets) == 1)
                 done += 1
         except KeyboardInterrupt:
@@ -171,16 +175,18 @@ class _Run:
         seconds = time.perf_counter() - started
         write_image_file(target.file, found.plot(pixels))
         self._keep(Found(str(path), None, (pixels.shape[0], pixels.shape[1]), found), target)
-        print(f"{path}: {_counted([found])} ({1000 * seconds:.0f} ms) -> {target.file}", flush=True)
+        print(f"{self.place}{path}: {_counted([found])} ({1000 * seconds:.0f} ms) -> {target.file}", flush=True)
 
     def _video(self, target: Target) -> None:
         """Every frame of a video or camera; a camera runs until `max_frames` or Ctrl-C."""
         seconds, first = 0.0, len(self.found)
         file: VideoFile | None = None
+        progress: FrameProgress | None = None
         camera = target.source.kind == "camera"
         label = f"camera{target.source.path}" if camera else str(target.source.path)
         try:
             with opened(target.source, self.wanted.max_frames) as stream:
+                progress = FrameProgress(f"{self.place}{label}", stream.count)
                 for number, pixels in enumerate(stream.frames):
                     size = (pixels.shape[0], pixels.shape[1])
                     file = file or VideoFile(target.file, stream.fps, size)
@@ -189,17 +195,21 @@ class _Run:
                     seconds += time.perf_counter() - started
                     file.write(here.plot(pixels))
                     self._keep(Found(label, number, size, here), target)
+                    progress(number + 1)
         except KeyboardInterrupt:
             if not camera:
                 raise
         finally:
+            if progress is not None:
+                progress.clear()
             if file is not None:
                 file.close()
                 here_found = self.found[first:]
                 each = 1000 * seconds / max(len(here_found), 1)
                 listed = _counted([one.detections for one in here_found])
                 print(
-                    f"{label}: {len(here_found)} frames, {listed} ({each:.0f} ms a frame) -> {target.file}", flush=True
+                    f"{self.place}{label}: {len(here_found)} frames, {listed} ({each:.0f} ms a frame) -> {target.file}",
+                    flush=True,
                 )
 
     def _keep(self, one: Found, target: Target) -> None:

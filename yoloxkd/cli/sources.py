@@ -84,9 +84,13 @@ def _inside(folder: Path) -> list[Path]:
 
 @dataclass(slots=True)
 class Stream:
-    """An opened video or camera: frames a second, and its frames as (h, w, 3) uint8 RGB, one at a time."""
+    """An opened video or camera: frames a second, and its frames as (h, w, 3) uint8 RGB, one at a time.
+
+    count: how many there will be, by the file's own account; 0: not known
+    """
 
     fps: float
+    count: int
     frames: Iterator[np.ndarray]
 
 
@@ -108,7 +112,9 @@ def opened(source: Source, limit: int | None) -> Iterator[Stream]:
             )
             raise Unreadable(f"{what}; {'is it connected?' if camera else 'convert it, or take it out of the sources'}")
         fps = float(capture.get(cv2.CAP_PROP_FPS))
-        yield Stream(fps if 0 < fps < 1000 else FALLBACK_FPS, _frames(capture, source, first, limit))
+        length = 0 if camera else max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        count = min(length or limit, limit) if limit else length
+        yield Stream(fps if 0 < fps < 1000 else FALLBACK_FPS, count, _frames(capture, source, first, limit))
 
 
 def _frames(capture: Any, source: Source, frame: Any, limit: int | None) -> Iterator[np.ndarray]:

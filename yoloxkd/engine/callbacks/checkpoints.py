@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yoloxkd.config.without_folders import without_folders
 from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.resume import run_state
@@ -20,7 +21,8 @@ class Checkpoints(Callback):
     last.pt  after every epoch, at an interruption, and before an evaluation: one that fails costs no step, and a resumed
              run begins with it
     best.pt  whenever `state.best` is another epoch: validation AP has improved; or there is no AP yet (-1, NaN), and there
-             was an evaluation. A run that was never evaluated leaves its last student
+             was an evaluation. A run that was never evaluated leaves its last student. It is meant for others, so its
+             recipe has the names of files without their folders
 
     Args:
         header: What identifies the model: architecture, class names, input size, resolved recipe, package version.
@@ -76,7 +78,7 @@ class Checkpoints(Callback):
         if best is None or best.epoch == self.epoch_of_file:
             return
         model = state.ema.module if state.ema else state.detector
-        value = self.header | {"kind": "student", "model": _on_cpu(model.state_dict())}
+        value = without_folders(self.header) | {"kind": "student", "model": _on_cpu(model.state_dict())}
         save_checkpoint(value | {"epoch": best.epoch + 1, "metrics": best.metrics}, state.out / "best.pt")
         self.epoch_of_file = best.epoch
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from yoloxkd.config.load import write_yaml
 from yoloxkd.config.strict import Strict
+from yoloxkd.config.without_folders import command_without_folders, without_folders
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.engine.callbacks.learning_rate import read_learning_rates
@@ -51,6 +53,8 @@ MEANING = {
     "JI": "Jaccard index",
 }
 
+_OF_THE_MACHINE = ("host", "folder")
+
 
 class ReportConfig(Strict):
     """The report has no settings; `callbacks.report: false` leaves it out."""
@@ -58,6 +62,8 @@ class ReportConfig(Strict):
 
 class HtmlReport(NamedCallback):
     """Recipe, curves, numbers by class, images, environment and what callbacks add in one self-contained file.
+
+    It is meant for others: no absolute path and no name of the machine is on it.
 
     Written when the run ends, also by an interruption or an error, and whenever callbacks.plots has drawn. A report that
     cannot be written is a warning: the trained student matters more.
@@ -100,9 +106,9 @@ def collect(state: State, ended_by: str | None = None) -> Report:
     parts = [part for callback in state.callbacks if (part := callback.report(state, history))]
     numbers = overall(state.best.metrics) if state.best else {}
     per_class = state.best.metrics.get("per_class", {}) if state.best else {}
-    return Report(
+    report = Report(
         title=", ".join([recipe["student"]["name"], *(part.title for part in parts if part.title)]),
-        subtitle=f"{recipe['data']} · {state.out.resolve()}",
+        subtitle=f"{without_folders(recipe['data'])} · {state.out.resolve().name}",
         tiles=_tiles(state, rows, numbers),
         notes=[
             *([f"This run did not finish: {ended_by}"] if ended_by else []),
@@ -117,8 +123,23 @@ def collect(state: State, ended_by: str | None = None) -> Report:
         ],
         pictures=_pictures(state.out / "plots"),
         environment=_environment(state.out / "environment.json", callback_entries(state)),
-        recipe=write_yaml(recipe).rstrip(),
+        recipe=write_yaml(without_folders(recipe)).rstrip(),
     )
+    given = [state.recipe.data, state.recipe.student.weights, *state.recipe.teacher.models]
+    return _for_others(report, [str(Path.cwd()), str(state.out), str(state.out.resolve()), *filter(None, given)])
+
+
+def _for_others(report: Report, known: Sequence[str]) -> Report:
+    """The page with the names of files alone in its texts. `known`: paths that they may hold (see `without_folders`)."""
+    known = [path for path in known if Path(path).is_absolute()]
+    sections = []
+    for section in report.sections:
+        cards = [
+            Card(*without_folders((card.title, card.facts, card.columns, card.rows), known)) for card in section.cards
+        ]
+        sections.append(replace(section, cards=cards))
+    notes, environment = without_folders((report.notes, report.environment), known)
+    return replace(report, notes=notes, environment=environment, sections=sections)
 
 
 def _errors(state: State) -> list[Section]:
@@ -176,8 +197,10 @@ def _environment(file: Path, shown_elsewhere: Collection[str]) -> list[tuple[str
         about = read_environment(file)
     except UserError as error:  # changed while the run went on; the rest of the page is worth having
         return [("not shown", str(error))]
-    others = (about.model_extra or {}).items()
-    shown = [(k.replace("_", " "), str(v)) for k, v in others if k not in shown_elsewhere and v is not None]
+    others = {k: v for k, v in (about.model_extra or {}).items() if k not in (*_OF_THE_MACHINE, *shown_elsewhere)}
+    if command := others.get("command"):
+        others["command"] = command_without_folders(str(command))
+    shown = [(k.replace("_", " "), str(v)) for k, v in others.items() if v is not None]
     if git := about.git:
         changed = git.changed
         state = "state unknown" if changed is None else f"{len(changed)} changed files" if changed else "clean"

@@ -41,6 +41,8 @@ class RunFolder(Callback):
         write_text(state.out / "recipe.yaml", self.recipe_text)
         _write(file, about)
         state.say(f"run folder: {state.out}")  # the first line since the folder is there: train.log begins with it
+        report = ", report.html at every drawing and at the end" if state.recipe.callbacks.get("report") else ""
+        state.say(f"to watch there: results.csv, a row an epoch{report}")
 
     def on_fit_end(self, state: State) -> None:
         _write(state.out / "environment.json", self.about | callback_entries(state, self.taken) | {"finished": now()})
