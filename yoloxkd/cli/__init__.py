@@ -13,10 +13,10 @@ os.environ.setdefault("TYPER_USE_RICH", "0")  # plain help: a third of the start
 import typer
 
 from yoloxkd.cli import data as data_commands
-from yoloxkd.cli import screen
+from yoloxkd.cli import screen, verifying
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
-from yoloxkd.exporters import EXPORTERS, RUNTIMES
+from yoloxkd.exporters import EXPORTERS, RUNTIMES, check_format
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.nn import DETECTORS
 from yoloxkd.types import IOU, PREDICT_CONF
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_commands.app, name="data")
+app.command()(verifying.verify)
 
 
 def _models() -> list[str]:
@@ -219,6 +220,7 @@ def export(
     nms: Annotated[
         bool, typer.Option("--nms/--no-nms", help="Decoding and NMS in the graph, or decoding only.")
     ] = True,
+    outputs: Annotated[str | None, typer.Option(help="detections, locations (--no-nms), or raw: head tensors.")] = None,
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Any batch size, height and width (multiples of the stride).")
     ] = False,
@@ -236,8 +238,7 @@ def export(
     ] = None,
 ) -> None:
     """Export a model and prove that the file detects the same."""
-    if format_ not in EXPORTERS:
-        EXPORTERS.find(format_)
+    check_format(format_)
     from yoloxkd.api import Detector
     from yoloxkd.cli.run_tables import export_options
 
@@ -245,6 +246,7 @@ def export(
     path = Detector(model, "cpu").export(
         output,
         nms=nms,
+        outputs=outputs,
         dynamic=dynamic,
         imgsz=imgsz,
         half=half,
