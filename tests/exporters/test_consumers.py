@@ -22,7 +22,7 @@ from yoloxkd.types import Detections
 
 EXPORT = Path(__file__).resolve().parents[2] / "export"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-CONF = 0.2
+CONF = 0.05
 pytestmark = pytest.mark.slow
 
 

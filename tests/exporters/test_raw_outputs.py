@@ -90,50 +90,87 @@ def file(graph: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Path]]:
-    """Detectors of the other box codes with files of any size."""
-    folder = tmp_path_factory.mktemp("mixed")
-    options = ExportOptions(SIZE, conf=0.05, dynamic=True, **RAW)
-    made = {}
-    for name, kind, keys in (
-        ("gfl", GFL, {}),
-        ("retinanet", RetinaNet, {"anchors": "whole"}),
-        ("fcos", FCOS, {"score": "root", "norm_on_bbox": False}),
-    ):
-        detector = lively(narrow(kind, backbone=SHALLOW, stacked_convs=1, **keys))
-        made[name] = detector, export_onnx(detector, folder / f"{name}.onnx", options)
-    return made
+def gfl() -> GFL:
+    detector: GFL = lively(narrow(GFL, backbone=SHALLOW, stacked_convs=1))
+    return detector
+
+
+FAMILIES = [
+    (YOLOX, {"depth": 0.33, "width": 0.0625, "depthwise": True}),
+    (FCOS, {}),
+    (FCOS, {"norm_on_bbox": False, "points": "corner", "score": "root"}),
+    (ATSS, {}),
+    (DDOD, {}),
+    (GFL, {"reg_max": 7}),
+    (RetinaNet, {}),
+    (RetinaNet, {"anchors": "whole"}),
+    (AutoAssign, {}),
+]
+HEIGHT, WIDTH = 64, 96
+
+
+def tensors_of(kind: Any, keys: dict[str, Any], pixels: Tensor) -> tuple[Any, dict[str, np.ndarray], Tensor]:
+    """A detector, its raw tensors of one image, and the image."""
+    made = YOLOX(kind.Config(**keys), ["a", "b"]) if kind is YOLOX else narrow(kind, backbone=SHALLOW, **keys)
+    detector = lively(made)
+    images = torch.nn.functional.interpolate(pixels[:1].float(), (HEIGHT, WIDTH))
+    with torch.no_grad():
+        tensors = RawHead(Exportable(detector))(images)
+    names = describe_head(detector).tensors()
+    return detector, {n: t.numpy() for n, t in zip(names, tensors, strict=True)}, images
+
+
+def assert_candidates(detector: Any, images: Tensor, boxes: np.ndarray, scores: np.ndarray) -> None:
+    with torch.no_grad():
+        expected_boxes, expected_scores = detector.candidates(detector(images))
+    assert expected_scores.std() > 1e-3
+    np.testing.assert_allclose(boxes, expected_boxes[0], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(scores, expected_scores[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("kind", "keys"),
-    [
-        (YOLOX, {"depth": 0.33, "width": 0.0625, "depthwise": True}),
-        (FCOS, {}),
-        (FCOS, {"norm_on_bbox": False, "points": "corner", "score": "root"}),
-        (ATSS, {}),
-        (DDOD, {}),
-        (GFL, {"reg_max": 7}),
-        (RetinaNet, {}),
-        (RetinaNet, {"anchors": "whole"}),
-        (AutoAssign, {}),
-    ],
-    ids=lambda v: v.family if isinstance(v, type) else " ".join(map(str, v.values())),
+    ("kind", "keys"), FAMILIES, ids=lambda v: v.family if isinstance(v, type) else " ".join(map(str, v.values()))
 )
-def test_the_described_tensors_decode_to_the_models_candidates(kind: Any, keys: dict[str, Any], pixels: Tensor) -> None:
-    made = YOLOX(kind.Config(**keys), ["a", "b"]) if kind is YOLOX else narrow(kind, backbone=SHALLOW, **keys)
-    detector = lively(made)
-    images = torch.nn.functional.interpolate(pixels[:2].float(), (64, 96))
+def test_package_and_script_decode_to_the_models_candidates(
+    kind: Any,
+    keys: dict[str, Any],
+    pixels: Tensor,
+    script: ModuleType,  # noqa: F811
+) -> None:
+    detector, outputs, images = tensors_of(kind, keys, pixels)
     head = describe_head(detector)
-    with torch.no_grad():
-        tensors = RawHead(Exportable(detector))(images)
-        boxes, scores = detector.candidates(detector(images))
-    outputs = {name: tensor.numpy() for name, tensor in zip(head.tensors(), tensors, strict=True)}
-    found_boxes, found_scores = head.locations(outputs, (64, 96), len(detector.names), Path("x"))
-    assert found_boxes.dtype == found_scores.dtype == np.float32
-    assert scores.std() > 1e-3
-    np.testing.assert_allclose(found_boxes, boxes, rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(found_scores, scores, atol=1e-5)
+    boxes, scores = head.locations(outputs, (HEIGHT, WIDTH), len(detector.names), Path("x"))
+    assert boxes.dtype == scores.dtype == np.float32
+    assert_candidates(detector, images, boxes[0], scores[0])
+    model = script.Model.__new__(script.Model)
+    model.height, model.width, model.names = HEIGHT, WIDTH, detector.names
+    assert_candidates(detector, images, *model.decode(head.model_dump(), outputs))
+
+
+@pytest.mark.skipif(NODE is None, reason="there is no node")
+def test_the_page_decodes_to_the_models_candidates(pixels: Tensor, tmp_path: Path) -> None:
+    cases, expected = [], []
+    for kind, keys in FAMILIES:
+        detector, outputs, images = tensors_of(kind, keys, pixels)
+        tensors = {n: {"data": x.ravel().tolist(), "dims": x.shape} for n, x in outputs.items()}
+        head = describe_head(detector).model_dump()
+        metadata = {"headMaps": head, "names": detector.names, "height": HEIGHT, "width": WIDTH}
+        cases.append([tensors, metadata])
+        expected.append((detector, images))
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    (tmp_path / "run.mjs").write_text(
+        f"""
+        import {{ readFileSync }} from "node:fs";
+        import {{ decode }} from "{WEB}/head_maps.js";
+        const cases = JSON.parse(readFileSync("{tmp_path}/cases.json"));
+        const found = cases.map(([tensors, metadata]) => decode(tensors, metadata));
+        console.log(JSON.stringify(found.map(({{ boxes, scores }}) => [Array.from(boxes), Array.from(scores)])));
+        """
+    )
+    done = subprocess.run([str(NODE), str(tmp_path / "run.mjs")], capture_output=True, text=True, check=True)
+    for (boxes, scores), (detector, images) in zip(json.loads(done.stdout), expected, strict=True):
+        rows = np.array(boxes, np.float64).reshape(-1, 4), np.array(scores).reshape(-1, len(detector.names))
+        assert_candidates(detector, images, *rows)
 
 
 def test_tensors_end_with_the_predictors(file: Path, graph: onnx.ModelProto) -> None:
@@ -163,23 +200,12 @@ def test_the_gate_tells_another_decoding(file: Path, plain: Plain, pixels: Tenso
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gfl", "retinanet", "fcos"])
-def test_dynamic_files_of_other_box_codes(
-    name: str,
-    mixed: dict[str, tuple[Any, Path]],
-    pixels: Tensor,
-    script: ModuleType,  # noqa: F811
-) -> None:
-    detector, path = mixed[name]
-    wide = torch.nn.functional.interpolate(pixels.float(), (64, 96)).to(torch.uint8)
-    report = check_parity(detector, path, [pixels, wide])
+def test_a_file_of_any_size_and_shared_towers(gfl: GFL, pixels: Tensor, tmp_path: Path) -> None:
+    path = export_onnx(gfl, tmp_path / "x.onnx", ExportOptions(SIZE, conf=0.05, dynamic=True, **RAW))
+    wide = torch.nn.functional.interpolate(pixels.float(), (HEIGHT, WIDTH)).to(torch.uint8)
+    report = check_parity(gfl, path, [pixels, wide])
     assert report.faults() == []
     assert report.found.detections > 10
-    expected = TorchPredictor(detector, 0.3, 0.65, 100)(pixels[:1])[0]
-    boxes, scores, labels = script.Model(str(path), conf=0.3).predict(pixels[0].permute(1, 2, 0).numpy())
-    assert labels.tolist() == expected.labels[: len(labels)].tolist()
-    np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
-    np.testing.assert_allclose(boxes, expected.boxes.clip(0, SIZE), atol=5e-3)
 
 
 def test_the_script_finds_what_the_model_finds(
@@ -193,48 +219,6 @@ def test_the_script_finds_what_the_model_finds(
     assert labels.tolist() == expected.labels.tolist()
     np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
     np.testing.assert_allclose(boxes, expected.boxes.clip(0, SIZE), atol=5e-3)
-
-
-def decoded_by_the_page(path: Path, pixels: Tensor, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    predictor = OnnxPredictor(path, threads=1)
-    outputs = predictor.run(pixels.numpy())
-    numbers = {n: {"data": outputs[n].ravel().tolist(), "dims": outputs[n].shape} for n in predictor.session.outputs}
-    (folder / "outputs.json").write_text(json.dumps(numbers))
-    (folder / "run.mjs").write_text(
-        f"""
-        import {{ readFileSync }} from "node:fs";
-        import {{ decode }} from "{WEB}/head_maps.js";
-        import {{ readMetadata }} from "{WEB}/metadata.js";
-        const metadata = readMetadata(readFileSync("{path}"));
-        const {{ boxes, scores }} = decode(JSON.parse(readFileSync("{folder}/outputs.json")), metadata);
-        console.log(JSON.stringify([Array.from(boxes), Array.from(scores)]));
-        """
-    )
-    done = subprocess.run([str(NODE), str(folder / "run.mjs")], capture_output=True, text=True, check=True)
-    boxes, scores = json.loads(done.stdout)
-    return np.array(boxes).reshape(1, -1, 4), np.array(scores).reshape(1, -1, len(predictor.names))
-
-
-@pytest.mark.skipif(NODE is None, reason="there is no node")
-def test_the_page_decodes_as_the_package(file: Path, pixels: Tensor, tmp_path: Path) -> None:
-    assert_decoded_alike(file, pixels[:1], tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(NODE is None, reason="there is no node")
-@pytest.mark.parametrize("name", ["gfl", "retinanet", "fcos"])
-def test_the_page_decodes_other_box_codes(
-    name: str, mixed: dict[str, tuple[Any, Path]], pixels: Tensor, tmp_path: Path
-) -> None:
-    assert_decoded_alike(mixed[name][1], pixels[:1], tmp_path)
-
-
-def assert_decoded_alike(path: Path, pixels: Tensor, folder: Path) -> None:
-    predictor = OnnxPredictor(path, threads=1)
-    boxes, scores = predictor.locations(predictor.run(pixels.numpy()))
-    page_boxes, page_scores = decoded_by_the_page(path, pixels, folder)
-    np.testing.assert_allclose(page_boxes, boxes, rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(page_scores, scores, atol=1e-5)
 
 
 def test_fp16_tensors_are_given_out_in_float32(graph: onnx.ModelProto, file: Path, pixels: Tensor) -> None:
@@ -254,10 +238,9 @@ def test_int8_gives_each_tensor_one_scale(graph: onnx.ModelProto, pixels: Tensor
 
 
 @pytest.mark.slow
-def test_int8_of_shared_towers(mixed: dict[str, tuple[Any, Path]], pixels: Tensor) -> None:
+def test_int8_of_shared_towers(gfl: GFL, pixels: Tensor) -> None:
     """The factor of each level lies between predictor and output; a layer kept in float is so on every level."""
-    detector, _ = mixed["gfl"]
-    graph = described_graph(detector, ExportOptions(SIZE, **RAW))
+    graph = described_graph(gfl, ExportOptions(SIZE, **RAW))
     maker = Int8Quantizer(graph, [image[None].numpy() for image in pixels], Quantization())
     assert scales_of_outputs(maker.make()) == {output.name: 1 for output in graph.graph.output}
     made = maker.make(["head.gfl_cls"])

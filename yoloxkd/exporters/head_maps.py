@@ -94,7 +94,7 @@ class HeadMaps(BaseModel):
 
         scores = _sigmoid(rows(level.classes, classes))
         if level.quality is not None and self.score != "class":
-            scores = scores * _sigmoid(rows(level.quality, 1))
+            scores *= _sigmoid(rows(level.quality, 1))
         code = rows(level.boxes, 4 * (self.bins or 1))
         boxes = self._boxes(code, level, self._points(level, (h, w), size).repeat(n, axis=0))
         return boxes.astype(np.float32), np.sqrt(scores) if self.score == "root" else scores
@@ -128,5 +128,8 @@ class HeadMaps(BaseModel):
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    y: np.ndarray = 1 / (1 + np.exp(-np.clip(x, -80, 80)))
-    return y
+    """1 / (1 + e^-x), in one temporary: of many classes this is what decoding takes time for."""
+    y: np.ndarray = np.clip(x, -80, 80)
+    np.exp(np.negative(y, out=y), out=y)
+    y += 1
+    return np.reciprocal(y, out=y)
