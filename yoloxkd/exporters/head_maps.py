@@ -132,4 +132,5 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     y: np.ndarray = np.clip(x, -80, 80)
     np.exp(np.negative(y, out=y), out=y)
     y += 1
-    return np.reciprocal(y, out=y)
+    np.reciprocal(y, out=y)
+    return y
