@@ -5,7 +5,8 @@
 
 Prints JSON: for each image its path, size, and detections (box x1 y1 x2 y2 in px of the image, score, label, name),
 best first. A file that gives masks adds to each `mask`, COCO's uncompressed run lengths: {size: [h, w], counts}. Works for
-files with NMS inside (`yoloxkd export`) and without (`--no-nms`). Copy this file wherever you need it.
+files with NMS inside (`yoloxkd export`), without (`--no-nms`) and of raw outputs (`--outputs raw`). Copy this file
+wherever you need it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Model:
             self.pairs_per_level: int | None = json.loads(meta.get("pairs_per_level", "null"))
             self.per_cell = json.loads(meta.get("predictions_per_cell", "1"))
             self.strides: list[int] = json.loads(meta["strides"])
+            self.head: dict[str, Any] | None = json.loads(meta.get("head_maps", "null"))
         except KeyError as error:
             raise SystemExit(f"{path} has no metadata {error}: it was not written by `yoloxkd export`") from None
         if self.nms and conf < lowest:
@@ -59,6 +61,9 @@ class Model:
             n = min(int(counts[0]), int((scores[0] >= self.conf).sum()))
             boxes, scores, labels = boxes[0, :n], scores[0, :n], labels[0, :n]
             soft = masks[0][0, :n] if masks else None
+        elif self.head is not None:
+            names = [output.name for output in self.session.get_outputs()]
+            boxes, scores, labels = self.suppress(*self.decode(self.head, dict(zip(names, outputs, strict=True))))
         else:
             boxes, scores, labels = self.suppress(outputs[0][0], outputs[1][0])
         height, width = image.shape[:2]
@@ -75,6 +80,45 @@ class Model:
         canvas[:] = self.pad_value
         canvas[:new_h, :new_w] = cv2.resize(image, (new_w, new_h))
         return canvas.transpose(2, 0, 1)[None].astype(np.float32), scale
+
+    def decode(self, head: dict[str, Any], outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Raw tensors of the first image -> boxes (A, 4) xyxy px of the input, scores (A, K)."""
+        boxes, scores = [], []
+        for level in head["levels"]:
+            n, stride, unit = max(len(level["anchors"]), 1), level["stride"], np.float32(level["unit"])
+            h, w = -(-self.height // stride), -(-self.width // stride)
+
+            def rows(name: str, channels: int, n: int = n, h: int = h, w: int = w) -> np.ndarray:
+                """(1, n channels, h, w) -> (h w n, channels)"""
+                if outputs[name].shape != (1, n * channels, h, w):
+                    raise SystemExit(f"{name} has the shape {outputs[name].shape}, not {(1, n * channels, h, w)}")
+                return outputs[name].reshape(n, channels, h, w).transpose(2, 3, 0, 1).reshape(-1, channels)
+
+            score = sigmoid(rows(level["classes"], len(self.names)))
+            if head["score"] != "class":
+                score = score * sigmoid(rows(level["quality"], 1))
+            scores.append(np.sqrt(score) if head["score"] == "root" else score)
+            down, right = (stride, stride) if head["step"] == "stride" else (self.height // h, self.width // w)
+            y, x = ((np.arange(cells) + head["offset"]) * step for cells, step in ((h, down), (w, right)))
+            points = np.stack(np.broadcast_arrays(x, y[:, None]), -1).reshape(-1, 2).repeat(n, 0)
+            code = rows(level["boxes"], 4 * (head["bins"] or 1))
+            if head["box_code"] in ("distances", "distributions"):
+                if head["bins"]:
+                    bins = code.reshape(-1, 4, head["bins"])
+                    share = np.exp(bins - bins.max(-1, keepdims=True))
+                    code = share @ np.arange(head["bins"]) / share.sum(-1)
+                low, high = points - code[:, :2] * unit, points + code[:, 2:] * unit
+            else:
+                if head["box_code"] == "cells":
+                    center, side = points + (code[:, :2] - 0.5) * unit, np.exp(np.minimum(code[:, 2:], 80)) * unit
+                else:
+                    anchors = np.tile(np.array(level["anchors"]), (h * w, 1))
+                    code, size = code * head["deviations"], anchors[:, 2:] - anchors[:, :2]
+                    center = points + (anchors[:, :2] + anchors[:, 2:]) / 2 + code[:, :2] * size
+                    side = np.exp(np.clip(code[:, 2:], -head["largest_log"], head["largest_log"])) * size
+                low, high = center - side / 2, center + side / 2
+            boxes.append(np.concatenate([low, high], -1).astype(np.float32))
+        return np.concatenate(boxes), np.concatenate(scores)
 
     def suppress(self, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each location its best class or every class, as the file says; of overlapping boxes of one class the best."""
@@ -109,6 +153,12 @@ class Model:
             chosen.append(best + (end - size) * classes)
         at = np.concatenate(chosen)
         return boxes[at // classes], scores.ravel()[at], at % classes
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-x)"""
+    y: np.ndarray = 1 / (1 + np.exp(-np.clip(x, -80, 80)))
+    return y
 
 
 def paste_masks(soft: np.ndarray, boxes: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -38,6 +38,7 @@ struct Settings {
     size_t pairs_per_level;  // 0: of each location the best class; else every class, so many pairs of each level
     size_t per_cell;         // locations of a cell; 0: they lie in no cells and are one level
     std::vector<int> strides;
+    json head;  // of a file of raw outputs: its tensors, and how they are decoded
 };
 
 static Image read_image(const std::string& path) {
@@ -64,6 +65,7 @@ static Settings read_settings(const Ort::Session& session, const std::string& pa
     s.pairs_per_level = pairs.is_null() ? 0 : pairs.get<size_t>();
     s.per_cell = get("predictions_per_cell", 1);
     s.strides = get("strides").get<std::vector<int>>();
+    if (get("head_maps", 0).is_object()) s.head = get("head_maps");
     if (s.nms && conf < s.conf)
         throw std::runtime_error(path + " holds its own NMS, which drops scores below " + std::to_string(s.conf));
     s.conf = conf;
@@ -172,11 +174,97 @@ static std::vector<Detection> suppress(std::vector<Detection> found, const Setti
     return kept;
 }
 
+static float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+
+// A box code around a location -> x1 y1 x2 y2 px.
+static std::array<float, 4> box_of(std::vector<float> code, float x, float y, const json& anchor, float unit,
+                                   const json& head) {
+    std::string kind = head["box_code"];
+    if (kind == "distances" || kind == "distributions") {
+        size_t bins = head["bins"].is_null() ? 0 : head["bins"].get<size_t>();
+        for (size_t side = 0; bins && side < 4; ++side) {  // mean of a distribution over 0 .. bins - 1
+            auto first = code.begin() + side * bins;
+            float largest = *std::max_element(first, first + bins), sum = 0, mean = 0;
+            for (size_t i = 0; i < bins; ++i) {
+                float share = std::exp(first[i] - largest);
+                sum += share;
+                mean += share * i;
+            }
+            code[side] = mean / sum;
+        }
+        return {x - code[0] * unit, y - code[1] * unit, x + code[2] * unit, y + code[3] * unit};
+    }
+    float center_x, center_y, width, height;
+    if (kind == "cells") {
+        center_x = x + (code[0] - 0.5f) * unit, center_y = y + (code[1] - 0.5f) * unit;
+        width = std::exp(code[2]) * unit, height = std::exp(code[3]) * unit;
+    } else {
+        std::array<float, 4> a = anchor.get<std::array<float, 4>>();
+        float limit = head["largest_log"], w = a[2] - a[0], h = a[3] - a[1];
+        for (size_t i = 0; i < 4; ++i) code[i] *= head["deviations"][i].get<float>();
+        center_x = x + (a[0] + a[2]) / 2 + code[0] * w, center_y = y + (a[1] + a[3]) / 2 + code[1] * h;
+        width = std::exp(std::clamp(code[2], -limit, limit)) * w;
+        height = std::exp(std::clamp(code[3], -limit, limit)) * h;
+    }
+    return {center_x - width / 2, center_y - height / 2, center_x + width / 2, center_y + height / 2};
+}
+
+// Runs a file of raw outputs: boxes (A, 4) px of the input and scores (A, K) of all locations.
+static void decode(Ort::Session& session, Ort::Value& input, const Settings& s, std::vector<float>& boxes,
+                   std::vector<float>& scores) {
+    const json& head = s.head;
+    size_t classes = s.names.size(), channels = 4 * (head["bins"].is_null() ? 1 : head["bins"].get<size_t>());
+    bool strides = head["step"] == "stride", product = head["score"] != "class", root = head["score"] == "root";
+    std::vector<std::string> tensors;
+    for (const json& level : head["levels"]) {
+        std::vector<std::string> wanted{level["classes"].get<std::string>(), level["boxes"].get<std::string>()};
+        if (product) wanted.push_back(level["quality"].get<std::string>());
+        tensors.insert(tensors.end(), wanted.begin(), wanted.end());
+    }
+    std::vector<const char*> names;
+    for (const std::string& name : tensors) names.push_back(name.c_str());
+    const char* inputs[] = {"images"};
+    std::vector<Ort::Value> out = session.Run({}, inputs, &input, 1, names.data(), names.size());
+    size_t next = 0;
+    for (const json& level : head["levels"]) {
+        const json& anchors = level["anchors"];
+        size_t n = std::max<size_t>(anchors.size(), 1), stride = level["stride"];
+        size_t h = (s.height + stride - 1) / stride, w = (s.width + stride - 1) / stride;
+        float down = strides ? stride : s.height / h, right = strides ? stride : s.width / w;
+        float offset = head["offset"], unit = level["unit"];
+        auto tensor = [&](size_t of_each) {
+            std::vector<int64_t> shape{1, int64_t(n * of_each), int64_t(h), int64_t(w)};
+            if (out[next].GetTensorTypeAndShapeInfo().GetShape() != shape)
+                throw std::runtime_error(std::string(names[next]) + " has not the shape that the metadata promises");
+            return out[next++].GetTensorData<float>();
+        };
+        const float *logits = tensor(classes), *codes = tensor(channels), *quality = product ? tensor(1) : nullptr;
+        for (size_t cell = 0; cell < h * w; ++cell)
+            for (size_t k = 0; k < n; ++k) {
+                std::vector<float> code(channels);
+                for (size_t i = 0; i < channels; ++i) code[i] = codes[(k * channels + i) * h * w + cell];
+                float x = (cell % w + offset) * right, y = (cell / w + offset) * down;
+                for (float v : box_of(code, x, y, anchors.empty() ? json() : anchors[k], unit, head)) boxes.push_back(v);
+                float factor = quality ? sigmoid(quality[k * h * w + cell]) : 1;
+                for (size_t label = 0; label < classes; ++label) {
+                    float score = sigmoid(logits[(k * classes + label) * h * w + cell]) * factor;
+                    scores.push_back(root ? std::sqrt(score) : score);
+                }
+            }
+    }
+}
+
 static std::vector<Detection> detect(Ort::Session& session, const Settings& s, std::vector<float>& planes) {
     std::array<int64_t, 4> shape{1, 3, s.height, s.width};
     Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     Ort::Value input = Ort::Value::CreateTensor<float>(memory, planes.data(), planes.size(), shape.data(), shape.size());
     const char* inputs[] = {"images"};
+    if (!s.head.is_null()) {
+        std::vector<float> decoded_boxes, decoded_scores;
+        decode(session, input, s, decoded_boxes, decoded_scores);
+        size_t classes = s.names.size();
+        return suppress(choose(decoded_boxes.data(), decoded_scores.data(), decoded_boxes.size() / 4, classes, s), s);
+    }
     const char* outputs[] = {"boxes", "scores", "labels", "counts"};
     std::vector<Ort::Value> out = session.Run({}, inputs, &input, 1, outputs, s.nms ? 4 : 2);
     const float *boxes = out[0].GetTensorData<float>(), *scores = out[1].GetTensorData<float>();

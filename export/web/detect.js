@@ -1,4 +1,5 @@
 // A picture into the network's input, its outputs into detections: the rule of predict.py.
+import { decode } from "./head_maps.js";
 
 /** Where in `from` pixels each of `to` pixels lies: bilinear, pixel centres at half. */
 function steps(from, to) {
@@ -102,7 +103,10 @@ export async function detect(ort, session, metadata, image, conf) {
       label: Number(out.labels.data[i]),
     })).filter((d) => d.score >= conf);
   } else {
-    found = suppress(choose(out.boxes.data, out.scores.data, metadata, conf), metadata);
+    const { boxes, scores } = metadata.headMaps
+      ? decode(out, metadata)
+      : { boxes: out.boxes.data, scores: out.scores.data };
+    found = suppress(choose(boxes, scores, metadata, conf), metadata);
   }
   const limits = [image.width, image.height, image.width, image.height];
   return found.map((d) => ({

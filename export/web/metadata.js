@@ -28,7 +28,7 @@ function* fields(bytes) {
   }
 }
 
-/** Uint8Array of a file -> {names, height, width, padValue, nms, conf, iou, maxDet, pairsPerLevel, perCell, strides}. */
+/** Uint8Array of a file -> {names, height, width, padValue, nms, conf, iou, maxDet, pairsPerLevel, perCell, strides, headMaps}. */
 export function readMetadata(bytes) {
   const text = new TextDecoder();
   const found = {};
@@ -48,5 +48,6 @@ export function readMetadata(bytes) {
     conf: get("conf"), iou: get("iou"), maxDet: get("max_det"), strides: get("strides"),
     // not there in files of an older version
     pairsPerLevel: get("pairs_per_level", null), perCell: get("predictions_per_cell", 1),
+    headMaps: get("head_maps", null), // of files of raw outputs alone
   };
 }

@@ -10,12 +10,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.cli.test_mistakes import refused
+from yoloxkd.errors import UserError
+from yoloxkd.exporters import NEEDED, check_format
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--format", "coreml"], ["unknown export format 'coreml'", "known: onnx"]),
+        (["--format", "coreml"], ["unknown export format 'coreml'", "formats: onnx (installed)", "openvino ("]),
+        (["--outputs", "boxes"], ["unknown outputs 'boxes'", "raw"]),
+        (["--outputs", "detections", "--no-nms"], ["--outputs detections", "--no-nms"]),
         (["--int8"], ["--int8 needs --calib"]),
         (["--int8", "--calib", "EMPTY"], ["--calib", "EMPTY", "no image"]),
         (["--int8", "--calib", "nowhere"], ["unknown data set 'nowhere'"]),
@@ -72,3 +76,10 @@ def test_an_onnx_file_that_is_not_ours(capsys: pytest.CaptureFixture[str], tmp_p
 def test_an_export_is_not_exported_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_text("not a graph")
     refused(capsys, ["export", tmp_path / "x.onnx"], "x.onnx")
+
+
+def test_a_format_that_lacks_a_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NEEDED, "onnx", (("no_such_module",), "pip install it"))
+    words = r"'onnx' lacks no_such_module; formats: onnx \(not installed: pip install it\); .* onnxruntime \(installed"
+    with pytest.raises(UserError, match=words):
+        check_format("onnx")

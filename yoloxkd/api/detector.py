@@ -28,8 +28,11 @@ from yoloxkd.engine.evaluate import EvalResult
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS
 from yoloxkd.exporters.calibration import calibration_images
-from yoloxkd.exporters.onnx import ExportOptions
+from yoloxkd.exporters.matching import Suppression
+from yoloxkd.exporters.onnx import ExportOptions, chosen_outputs
 from yoloxkd.exporters.parity import Int8Recipe
+from yoloxkd.exporters.parity_report import TOLERANCES
+from yoloxkd.exporters.runner import check_runner, refuse_difference
 from yoloxkd.exporters.target import export_target
 from yoloxkd.nms_defaults import IOU, MAX_DET, PREDICT_CONF
 from yoloxkd.nn.detector import Detector as Network
@@ -201,6 +204,7 @@ class Detector:
         verify: str | None = None,
         format: str = "onnx",
         say: Callable[[str], None] | None = print,
+        outputs: str | None = None,
         **options: Any,
     ) -> Path:
         """Write a file that is proven to detect what this model detects.
@@ -216,6 +220,8 @@ class Detector:
             verify: data set whose validation images the two are compared on. None: the run's own, else `shapes`.
             format: a name in `yoloxkd.exporters.EXPORTERS`.
             say: takes each line of the comparison; None: nobody does.
+            outputs: what the file gives: `detections` (after NMS), `locations` (boxes and scores before it) or `raw` (the
+                head's own tensors, level by level). None: as `nms` says.
             **options: of int8, as in `config.quantization.Quantization`: method, float_layers, sensitivity, ...
 
         Returns:
@@ -231,22 +237,70 @@ class Detector:
         opened = self._backend.opened(" already; export needs the checkpoint it came from")
         path = None if path is None else reference("the file to export to", path)
         target = export_target(path, self.source, opened.weights.path)
+        size = self._square(imgsz)
+        recipe = self._int8_recipe(int8, calib, size, options)
+        outputs = chosen_outputs(outputs, nms)
+        nms, raw = outputs == "detections", outputs == "raw"
+        return EXPORTERS.find(format)(
+            opened.detector.cpu(),
+            target,
+            ExportOptions(imgsz=size, nms=nms, raw=raw, dynamic=dynamic, half=half, int8=int8),
+            data=self._verification(verify),
+            int8=recipe,
+            source_digest=opened.weights.digest,
+            say=say,
+        )
+
+    def verify(
+        self,
+        runner: str,
+        data: str | None = None,
+        imgsz: ImageSize | None = None,
+        precision: str = "fp32",
+        conf: float = PREDICT_CONF,
+        iou: float = IOU,
+        max_det: int = MAX_DET,
+        say: Callable[[str], None] | None = print,
+    ) -> None:
+        """Compare a program around an engine built elsewhere with this model, by the gate of exported files.
+
+        Args:
+            runner: command that takes image files and prints the JSON of `export/predict.py`.
+            data: data set whose validation images both are run on. None: the run's own, else `shapes`.
+            imgsz: px, the engine's input size. None: the model's own.
+            precision: whose tolerance holds: fp32, fp16 or int8.
+            conf: the runner's least score.
+            iou: the runner's IoU threshold of NMS.
+            max_det: the runner's largest number of detections of an image.
+            say: takes the table of the comparison; None: nobody does.
+
+        Raises:
+            GateError: they differ.
+            UserError: this is an exported file, or the command fails or prints something else.
+
+        Example:
+            >>> Detector("best.pt").verify("python export/predict.py best.onnx", data="my.yaml")
+        """
+        opened = self._backend.opened("; verify compares with the checkpoint it came from")
+        if precision not in TOLERANCES:
+            raise UserError(f"unknown precision '{precision}'; known: {', '.join(TOLERANCES)}")
+        pairs = opened.detector.spec.pairs_per_level
+        settings = Suppression(fraction("conf", conf), fraction("iou", iou), max_det, pairs)
+        images, size = self._verification(data), self._square(imgsz)
+        network = opened.detector.cpu()
+        report = check_runner(network, runner, images, imgsz=size, precision=precision, settings=settings)
+        refuse_difference(report, runner)
+        if say is not None:
+            say(report.table())
+
+    def _square(self, imgsz: ImageSize | None) -> int:
         size = self.size(imgsz)
         if isinstance(size, tuple):
             raise UserError(
                 f"{self.source} was trained at a short side of {size[0]} and a long side of {size[1]} px, and an exported "
                 f"file is meant for one square size: give --imgsz N, such as {up_to_multiple(size[0], self.stride)}"
             )
-        recipe = self._int8_recipe(int8, calib, size, options)
-        return EXPORTERS.find(format)(
-            opened.detector.cpu(),
-            target,
-            ExportOptions(imgsz=size, nms=nms, dynamic=dynamic, half=half, int8=int8),
-            data=self._verification(verify),
-            int8=recipe,
-            source_digest=opened.weights.digest,
-            say=say,
-        )
+        return size
 
     def size(self, imgsz: ImageSize | None = None, rect: bool = False) -> ImageSize:
         """Input size of a prediction.

@@ -13,14 +13,14 @@ os.environ.setdefault("TYPER_USE_RICH", "0")  # plain help: a third of the start
 import typer
 
 from yoloxkd.cli import data as data_commands
-from yoloxkd.cli import kd_checking, screen
+from yoloxkd.cli import kd_checking, screen, verifying
 from yoloxkd.cli.doctor_command import doctor
 from yoloxkd.cli.explain_command import explain
 from yoloxkd.cli.study_command import study
 from yoloxkd.cli.versions import version_lines
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
-from yoloxkd.exporters import EXPORTERS, RUNTIMES
+from yoloxkd.exporters import EXPORTERS, RUNTIMES, check_format
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.nms_defaults import IOU, PREDICT_CONF
 from yoloxkd.nn import DETECTORS
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_commands.app, name="data")
+app.command()(verifying.verify)
 
 
 def _models() -> list[str]:
@@ -228,6 +229,7 @@ def export(
     nms: Annotated[
         bool, typer.Option("--nms/--no-nms", help="Decoding and NMS in the graph, or decoding only.")
     ] = True,
+    outputs: Annotated[str | None, typer.Option(help="detections, locations (--no-nms), or raw: head tensors.")] = None,
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Any batch size, height and width (multiples of the stride).")
     ] = False,
@@ -245,8 +247,7 @@ def export(
     ] = None,
 ) -> None:
     """Export a model and prove that the file detects the same."""
-    if format_ not in EXPORTERS:
-        EXPORTERS.find(format_)
+    check_format(format_)
     from yoloxkd.api import Detector
     from yoloxkd.cli.run_tables import export_options
 
@@ -254,6 +255,7 @@ def export(
     path = Detector(model, "cpu").export(
         output,
         nms=nms,
+        outputs=outputs,
         dynamic=dynamic,
         imgsz=imgsz,
         half=half,

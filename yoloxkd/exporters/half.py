@@ -86,11 +86,12 @@ def _constants_to_half(node: Any) -> None:
 
 
 def _float_for_the_rest(graph: Any, value: Any, network: set[Any]) -> None:
-    """Readers of an fp16 value that lie outside the network get it cast back to float32."""
+    """Readers of an fp16 value that lie outside the network, the graph's outputs too, get it cast back to float32."""
     from onnxscript import ir
 
     readers = [(node, at) for node, at in value.uses() if node not in network]
-    if not readers:
+    places = [at for at, output in enumerate(graph.outputs) if output is value]
+    if not readers and not places:
         return
     cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{value.name}_to_float")
     cast.outputs[0].name, cast.outputs[0].dtype = f"{value.name}_float", ir.DataType.FLOAT
@@ -98,6 +99,9 @@ def _float_for_the_rest(graph: Any, value: Any, network: set[Any]) -> None:
     graph.insert_after(value.producer(), cast)
     for node, at in readers:
         node.replace_input_with(at, cast.outputs[0])
+    for at in places:
+        value.name, cast.outputs[0].name = f"{value.name}_half", value.name
+        graph.outputs[at] = cast.outputs[0]
 
 
 def _drop_unused(graph: Any) -> None:

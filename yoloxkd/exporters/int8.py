@@ -28,7 +28,7 @@ class Int8Quantizer:
     """Calibrated once, then as many int8 variants of one graph as wanted.
 
     layers  names of the convolutions that may be int8, in the graph's order: all but the predictors, from which on
-            (box decoding, scores, suppression) everything stays float32
+            (box decoding, scores, suppression) everything stays float32; of a raw graph, the predictors too
 
     model is a float32 graph of ours with input `images`; images are (1, 3, H, W) arrays, RGB 0..255, letterboxed.
     """
@@ -37,12 +37,15 @@ class Int8Quantizer:
         self.settings = settings
         with tempfile.TemporaryDirectory(prefix="yoloxkd-int8-") as folder, _quiet():
             self._model = _prepared(model, Path(folder))
-            inside = _leading_to_last_convolutions(self._model)
-            self._nodes = {
-                _layer(n): n.name for n in self._model.graph.node if n.name in inside and n.op_type == "Conv"
-            }
+            raw = any(entry.key == "head_maps" for entry in model.metadata_props)
+            self._kinds = (*QUANTIZED, "Mul") if raw else QUANTIZED
+            inside = _all_but_inner_products(self._model) if raw else _leading_to_last_convolutions(self._model)
+            self._nodes: dict[str, list[str]] = defaultdict(list)  # several: levels that share a convolution
+            for node in self._model.graph.node:
+                if node.name in inside and node.op_type == "Conv":
+                    self._nodes[_layer(node)].append(node.name)
             self._outside = [n.name for n in self._model.graph.node if n.name not in inside]
-            self._ranges = _calibrated(Path(folder), images, settings)
+            self._ranges = _calibrated(Path(folder), images, settings, self._kinds)
         self.layers = list(self._nodes)
         if settings.silu_floor is not None:
             self._floor(settings.silu_floor)
@@ -55,7 +58,7 @@ class Int8Quantizer:
 
         copy = onnx.ModelProto()
         copy.CopyFrom(self._model)
-        excluded = self._outside + [self._nodes[layer] for layer in in_float]
+        excluded = self._outside + [name for layer in in_float for name in self._nodes[layer]]
         with _quiet():
             quantizer = QDQQuantizer(
                 copy,
@@ -66,7 +69,7 @@ class Int8Quantizer:
                 tensors_range=self._ranges,
                 nodes_to_quantize=[],
                 nodes_to_exclude=excluded,
-                op_types_to_quantize=list(QUANTIZED),
+                op_types_to_quantize=list(self._kinds),
                 extra_options={},
             )
             quantizer.quantize_model()
@@ -120,7 +123,13 @@ def _leading_to_last_convolutions(model: onnx.ModelProto) -> set[str]:
     return inside
 
 
-def _calibrated(folder: Path, images: Sequence[np.ndarray], settings: Quantization) -> Any:
+def _all_but_inner_products(model: onnx.ModelProto) -> set[str]:
+    """Names of a raw graph's nodes, but for products that are no output: each output gets one scale."""
+    outputs = {output.name for output in model.graph.output}
+    return {n.name for n in model.graph.node if n.op_type != "Mul" or outputs.intersection(n.output)}
+
+
+def _calibrated(folder: Path, images: Sequence[np.ndarray], settings: Quantization, kinds: Sequence[str]) -> Any:
     """The range of every tensor that quantization may touch."""
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
@@ -140,7 +149,7 @@ def _calibrated(folder: Path, images: Sequence[np.ndarray], settings: Quantizati
     }
     calibrator = create_calibrator(
         folder / "float.onnx",
-        list(QUANTIZED),
+        list(kinds),
         augmented_model_path=str(folder / "calibration.onnx"),
         calibrate_method=methods[settings.method],
         extra_options={"percentile": settings.percentile} if settings.method == "percentile" else {},

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from yoloxkd.config.load import shown
 from yoloxkd.errors import UserError
+from yoloxkd.exporters.head_maps import HeadMaps, Side
 
-Side = Annotated[int, Field(ge=1, le=16_384)]
 Level = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -27,6 +27,7 @@ class FileMetadata(BaseModel):
     dynamic        any batch and any size
     nms            suppression is in the graph, with these conf, iou and max_det
     masks          the file gives masks; not in files of older versions
+    head_maps      the outputs are the head's own tensors, described here
     pairs_per_level       what goes into NMS. None, as in files without this key: the best class of each location; a
                           number: every class, and so many of the best (location, class) pairs of each level
     strides, predictions_per_cell   a level of stride s has ceil(H / s) ceil(W / s) cells of so many locations each; 0:
@@ -48,6 +49,7 @@ class FileMetadata(BaseModel):
     strides: list[Side] = []
     predictions_per_cell: int = Field(1, ge=0, le=1_000)
     masks: bool = False
+    head_maps: HeadMaps | None = None
 
     @field_validator("names")
     @classmethod

@@ -17,6 +17,7 @@ import torch
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.half import to_half
+from yoloxkd.exporters.raw_graph import RawHead, describe_head
 from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
@@ -34,12 +35,28 @@ PROBES = ("raw_boxes", "raw_scores")
 """What suppression chooses from: outputs while the file is being checked, removed before it is given out."""
 
 
+OUTPUTS = ("detections", "locations", "raw")
+"""What a file may give: detections after NMS, boxes and scores of every location, or the head's own tensors."""
+
+
+def chosen_outputs(name: str | None, nms: bool) -> str:
+    """One of `OUTPUTS`, of what a user gave. UserError: there is none of that name, or it contradicts `nms`."""
+    if name is None:
+        return "detections" if nms else "locations"
+    if name not in OUTPUTS:
+        raise UserError(f"unknown outputs '{name}'; known: {', '.join(OUTPUTS)}")
+    if name == "detections" and not nms:
+        raise UserError("--outputs detections come of NMS, and --no-nms leaves it out: give one of the two")
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
     """What to export.
 
     imgsz    px, height and width of the input (with `dynamic`, what it is meant for)
     nms      suppression in the graph; else boxes and scores of every location
+    raw      without nms: the head's own tensors instead, level by level, see `exporters.head_maps`
     dynamic  any batch size, height and width (multiples of the size the model needs); else one image of imgsz x imgsz
     half     fp16 weights and arithmetic in the network; inputs, outputs, box decoding and suppression stay float32
     int8     int8 convolutions by static quantization, the predictors in float32: see `exporters.int8`
@@ -48,6 +65,7 @@ class ExportOptions:
 
     imgsz: int
     nms: bool = True
+    raw: bool = False
     dynamic: bool = False
     half: bool = False
     int8: bool = False
@@ -63,6 +81,8 @@ class ExportOptions:
         """UserError where the numbers make no file."""
         if self.half and self.int8:
             raise UserError("half and int8 exclude each other: choose one of them")
+        if self.raw and self.nms:
+            raise UserError("raw outputs come before NMS: a file cannot have both")
         stride = detector.size_multiple
         if self.imgsz < stride or self.imgsz % stride:
             raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, as the model needs")
@@ -71,6 +91,8 @@ class ExportOptions:
                 f"a {detector.family} chooses among whole masks instead of boxes, and cannot be exported yet; "
                 "export a mask-rcnn, or predict with the checkpoint itself"
             )
+        if self.raw:
+            describe_head(detector)
         if detector.spec.masks and not self.nms:
             raise UserError(
                 f"a {detector.family} gives masks to what its NMS leaves, and cannot be exported without; leave --no-nms out"
@@ -96,7 +118,7 @@ def export_onnx(
     Input `images` (N, 3, imgsz, imgsz) float32 RGB 0..255. Outputs with nms: boxes (N, D, 4) xyxy px of the input,
     scores (N, D), labels (N, D) int64, counts (N,) int64, rows past the count zero and -1, and of a detector of masks
     masks (N, D, s, s), 0 to 1, in the raster of their boxes; without: boxes (N, A, 4),
-    scores (N, A, K). source_digest is the SHA-256 of the checkpoint. `probes` adds the outputs raw_boxes and raw_scores
+    scores (N, A, K); with raw: the tensors of the metadata `head_maps`. source_digest is the SHA-256 of the checkpoint. `probes` adds the outputs raw_boxes and raw_scores
     to a file with nms. The file is not compared with the model here: `exporters.parity.export_checked` does that, and
     it alone makes int8 files.
     """
@@ -142,7 +164,9 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelPr
     raw = Exportable(detector)
     network: torch.nn.Module = raw
     outputs: tuple[str, ...] = RAW_OUTPUTS
-    if options.nms:
+    if options.raw:
+        network, outputs = RawHead(raw), tuple(describe_head(detector).tensors())
+    elif options.nms:
         network = WithSuppression(raw, conf=options.conf, iou=options.iou, max_det=options.max_det)
         outputs = NMS_OUTPUTS + ((MASKS,) if detector.spec.masks else ()) + PROBES
     side = max(options.imgsz, 2 * max(detector.spec.strides)) if options.dynamic else options.imgsz
@@ -202,6 +226,7 @@ def metadata(detector: Detector[Any, Any], options: ExportOptions, source_digest
         "precision": options.precision,
         "nms": json.dumps(options.nms),
         "masks": json.dumps(detector.spec.masks),
+        **({"head_maps": describe_head(detector).model_dump_json()} if options.raw else {}),
         "conf": json.dumps(options.conf),
         "iou": json.dumps(options.iou),
         "max_det": json.dumps(options.max_det),

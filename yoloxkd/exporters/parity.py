@@ -49,7 +49,7 @@ def check_parity(
     detection whose score is within the tolerance of the threshold may be absent on one side). Where the file shows what
     comes before suppression, the best 100 locations of every image are compared too, their scores of every class.
     """
-    predictor, model = OnnxPredictor(path), _Reference(detector)
+    predictor, model = OnnxPredictor(path), Reference(detector)
     settings = Suppression(predictor.conf, predictor.iou, predictor.max_det, detector.spec.pairs_per_level)
     report = ParityReport(tolerance)
     scores_of_both: list[np.ndarray] = []
@@ -59,10 +59,10 @@ def check_parity(
             boxes, scores, levels = model(chunk)
             outputs = predictor.run(chunk.numpy())
             report.images += len(chunk)
-            raw = _raw(outputs, predictor.nms)
+            raw = _raw(predictor, outputs)
             if raw is not None and detector.spec.stable_locations:
                 scores_of_both += _compare_locations(report, boxes.numpy(), scores.numpy(), raw, size)
-            of_model = model.with_masks(_suppressed(boxes, scores, levels, settings))
+            of_model = model.with_masks(suppressed(boxes, scores, levels, settings))
             pairs = zip(of_model, predictor.detections(outputs), strict=True)
             for i, (expected, detections) in enumerate(pairs):
                 candidates = Candidates(boxes[i].numpy(), scores[i].numpy(), size, levels)
@@ -71,7 +71,7 @@ def check_parity(
     return report
 
 
-class _Reference:
+class Reference:
     """The model as it is, batch norms not folded, float32 on the CPU."""
 
     def __init__(self, detector: Detector[Any, Any]) -> None:
@@ -88,14 +88,16 @@ class _Reference:
         return self.model.masked(self.out, found) if isinstance(self.model, MaskDetector) else found
 
 
-def _suppressed(boxes: Tensor, scores: Tensor, levels: tuple[int, ...], settings: Suppression) -> list[Detections]:
+def suppressed(boxes: Tensor, scores: Tensor, levels: tuple[int, ...], settings: Suppression) -> list[Detections]:
     of_images = postprocess(boxes, scores, levels=levels, **asdict(settings))
     return [Detections(b.numpy(), s.numpy(), k.numpy()) for b, s, k in of_images]
 
 
-def _raw(outputs: dict[str, np.ndarray], nms: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    names = PROBES if nms else ("boxes", "scores")
-    return (outputs[names[0]], outputs[names[1]]) if all(n in outputs for n in names) else None
+def _raw(predictor: OnnxPredictor, outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Boxes and scores before suppression, where the file shows them."""
+    if not predictor.nms:
+        return predictor.locations(outputs)
+    return (outputs[PROBES[0]], outputs[PROBES[1]]) if all(n in outputs for n in PROBES) else None
 
 
 def _compare_locations(
@@ -246,10 +248,10 @@ class _Judge:
         settings = Suppression(
             self.options.conf, self.options.iou, self.options.max_det, self.detector.spec.pairs_per_level
         )
-        model = _Reference(self.detector)
+        model = Reference(self.detector)
 
         def detect(images: Tensor) -> list[Detections]:
-            return _suppressed(*model(images), settings)
+            return suppressed(*model(images), settings)
 
         sides: list[Detect] = [OnnxPredictor(self.part)]
         if self.model_ap is None:

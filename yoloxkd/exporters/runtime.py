@@ -36,6 +36,8 @@ class Session(Protocol):
 
 LEVELS = "levels"
 """Beside the outputs of a file without suppression: how many locations each feature level has, where its rule needs them."""
+SIZE = "size"
+"""Beside the outputs of a raw file: height and width of the input."""
 WITH_NMS, WITHOUT_NMS = ("boxes", "scores", "labels", "counts"), ("boxes", "scores")
 """Outputs of a file with suppression in the graph, and of one without."""
 MASKS = "masks"
@@ -91,6 +93,14 @@ class OnnxPredictor:
             self._check_baked(file_metadata)
 
     def _check_outputs(self) -> None:
+        if self._file_metadata.head_maps is not None:
+            missing = set(self._file_metadata.head_maps.tensors()) - set(self.session.outputs)
+            if missing or self.nms:
+                raise UserError(
+                    f"{self.path} has the outputs {', '.join(self.session.outputs)}, and its metadata promises the raw "
+                    f"outputs {', '.join(self._file_metadata.head_maps.tensors())}; export the checkpoint again"
+                )
+            return
         promised = (
             (*WITH_NMS, MASKS) if self.nms and self._file_metadata.masks else WITH_NMS if self.nms else WITHOUT_NMS
         )
@@ -122,15 +132,25 @@ class OnnxPredictor:
         return np.ascontiguousarray(images.cpu().numpy(), np.float32)
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """The graph itself: pixels (N, 3, H, W) of any dtype, RGB 0..255 -> its outputs by name, and `LEVELS`."""
+        """The graph itself: pixels (N, 3, H, W) of any dtype, RGB 0..255 -> its outputs by name, `LEVELS` and `SIZE`."""
         results = self.session.run(np.ascontiguousarray(pixels, np.float32))
         outputs = dict(zip(self.session.outputs, results, strict=True))
+        height, width = pixels.shape[2:]
+        head = self._file_metadata.head_maps
+        if head is not None:
+            outputs[SIZE] = np.array([height, width])
         if not self.nms and self._file_metadata.pairs_per_level is not None:
-            sizes = self._file_metadata.level_sizes(
-                pixels.shape[2], pixels.shape[3], outputs["scores"].shape[1], self.path
-            )
-            outputs[LEVELS] = np.array(sizes)
+            locations = outputs["scores"].shape[1] if head is None else head.count(outputs)
+            outputs[LEVELS] = np.array(self._file_metadata.level_sizes(height, width, locations, self.path))
         return outputs
+
+    def locations(self, outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (N, A, 4) px and scores (N, A, K) of what `run` gave, of a file without NMS."""
+        head = self._file_metadata.head_maps
+        if head is None:
+            return outputs["boxes"], outputs["scores"]
+        height, width = outputs[SIZE].tolist()
+        return head.locations(outputs, (height, width), len(self.names), self.path)
 
     def detections(self, outputs: dict[str, np.ndarray]) -> list[Detections]:
         """What `run` gave, as one Detections per image."""
@@ -144,7 +164,7 @@ class OnnxPredictor:
 
         from yoloxkd.ops.nms import postprocess
 
-        boxes, scores = (torch.from_numpy(outputs[name]) for name in WITHOUT_NMS)
+        boxes, scores = (torch.from_numpy(x) for x in self.locations(outputs))
         levels = outputs[LEVELS].tolist() if LEVELS in outputs else ()
         of_images = postprocess(
             boxes,

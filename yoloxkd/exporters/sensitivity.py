@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from yoloxkd.exporters.int8 import Int8Quantizer
+from yoloxkd.exporters.metadata import read_metadata
 
 if TYPE_CHECKING:
     import onnx
@@ -81,11 +83,17 @@ def _outputs(model: onnx.ModelProto, images: Sequence[np.ndarray]) -> list[tuple
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    outputs = {output.name for output in session.get_outputs()}
-    names = ["raw_boxes", "raw_scores"] if "raw_boxes" in outputs else ["boxes", "scores"]
+    metadata = read_metadata({p.key: p.value for p in model.metadata_props}, Path("the graph"))
+    names = [output.name for output in session.get_outputs()]
     predictions = []
     for image in images:
-        boxes, scores = session.run(names, {"images": image.astype(np.float32)})
+        outputs = dict(zip(names, session.run(names, {"images": image.astype(np.float32)}), strict=True))
+        if metadata.head_maps is not None:
+            size = (image.shape[2], image.shape[3])
+            boxes, scores = metadata.head_maps.locations(outputs, size, len(metadata.names), Path("the graph"))
+        else:
+            prefix = "raw_" if "raw_boxes" in outputs else ""
+            boxes, scores = outputs[f"{prefix}boxes"], outputs[f"{prefix}scores"]
         predictions.append((boxes[0], scores[0]))
     return predictions
 

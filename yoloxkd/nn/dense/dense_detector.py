@@ -47,10 +47,12 @@ class DenseDetector(Detector[DenseOutput, Match]):
     Attributes:
         per_cell: predictions of a cell
         offset: where in its cell a prediction lies: 0.5, its center, or 0, its corner
+        deviations: factors of a box code of anchors
     """
 
     per_cell: ClassVar[int] = 1
     offset: ClassVar[float] = 0.5
+    deviations: ClassVar[tuple[float, float, float, float]] = (1.0, 1.0, 1.0, 1.0)
 
     def network(self, x: Tensor) -> DenseOutput:
         """The network on normalized input (B, 3, H, W); H and W must be multiples of `size_multiple`."""
@@ -120,6 +122,16 @@ class DenseDetector(Detector[DenseOutput, Match]):
         """(B, A, K) the score of a detection, 0 to 1: class probability, times quality where there is one."""
         classes = full_precision(out.cls_logits).sigmoid()
         return classes if out.quality is None else classes * full_precision(out.quality).sigmoid().unsqueeze(-1)
+
+    @property
+    def code_in_strides(self) -> bool:
+        """Whether lengths of the box code are in strides of their level; else in px."""
+        return True
+
+    @property
+    def root_of_score(self) -> bool:
+        """Whether a score is the square root of class times quality."""
+        return False
 
     def candidates(self, out: DenseOutput) -> tuple[Tensor, Tensor]:
         return out.boxes, self.scores(out)

@@ -99,9 +99,17 @@ class FCOS(FPNDetector):
         steps = [(image_size[0] // h, image_size[1] // w) for h, w in sizes]
         return grid_of(sizes, self.spec.strides, device, offset=0.0, steps=steps)
 
+    @property
+    def code_in_strides(self) -> bool:
+        return self.cfg.norm_on_bbox
+
+    @property
+    def root_of_score(self) -> bool:
+        return self.cfg.score == "root"
+
     def scores(self, out: DenseOutput) -> Tensor:
         scores = super().scores(out)
-        return scores.sqrt() if self.cfg.score == "root" else scores
+        return scores.sqrt() if self.root_of_score else scores
 
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         far = full_precision(raw)

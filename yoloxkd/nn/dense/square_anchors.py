@@ -40,6 +40,7 @@ class SquareAnchorDetector(FPNDetector):
     class_predictors = ("head.atss_cls.",)
     quality = "localization"
     offset = 0.0
+    deviations = DEVIATIONS
 
     head: SquareAnchorHead
 
