@@ -71,7 +71,8 @@ def test_the_help_lists_what_the_tables_hold(capsys: pytest.CaptureFixture[str])
     train = shown("train")
     assert "none," + ",".join(DISTILLERS) in train
     for name in cfg_names("models"):
-        family, _, size = name.partition("-")
+        family = max((family for family in DETECTORS if name.startswith(f"{family}-")), key=len)
+        size = name.removeprefix(f"{family}-")
         assert f"{family}-{{" in train
         assert size in train.partition(f"{family}-{{")[2].partition("}")[0].split(",")
     assert ",".join(EXPORTERS) in shown("export")

@@ -36,7 +36,6 @@ app = typer.Typer(
 )
 
 app.add_typer(data_commands.app, name="data")
-app.command()(verifying.verify)
 
 
 def _models() -> list[str]:
@@ -314,6 +313,7 @@ def models() -> None:
     print(models_table())
 
 
+app.command()(verifying.verify)
 app.command("kd-check")(kd_checking.kd_check)
 app.command()(explain)
 app.command()(study)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from yoloxkd.types import IOU, MAX_DET, PREDICT_CONF
+from yoloxkd.nms_defaults import IOU, MAX_DET, PREDICT_CONF
 
 
 def verify(
