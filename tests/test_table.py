@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 import subprocess
 import sys
 
@@ -73,8 +74,9 @@ def test_the_help_lists_what_the_tables_hold(capsys: pytest.CaptureFixture[str])
     for name in cfg_names("models"):
         family = max((family for family in DETECTORS if name.startswith(f"{family}-")), key=len)
         size = name.removeprefix(f"{family}-")
-        assert f"{family}-{{" in train
-        assert size in train.partition(f"{family}-{{")[2].partition("}")[0].split(",")
+        sizes = re.search(rf"(?<![\w-]){family}-{{(.*?)}}", train)
+        assert sizes is not None
+        assert size in sizes[1].split(",")
     assert ",".join(EXPORTERS) in shown("export")
     assert ",".join(FORMATS) in shown("data", "convert")
     assert all(name in shown("predict") for name in RUNTIMES)
