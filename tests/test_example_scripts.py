@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import runpy
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -19,9 +20,10 @@ EXAMPLES = REPOSITORY / "examples"
 @pytest.mark.slow
 def test_the_scripts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    short = import_module("rectangles").SHORT
+    rectangles = import_module("rectangles")
+    monkeypatch.setattr(rectangles, "write_data", partial(rectangles.write_data, images=8))
     for key, value in {"callbacks.report": False, "callbacks.plots": False}.items():
-        monkeypatch.setitem(short, key, value)
+        monkeypatch.setitem(rectangles.SHORT, key, value)
     for name in ("own_data", "two_teachers", "cross_family", "own_method"):
         monkeypatch.setattr(sys, "argv", [name, "--epochs=1", f"--out={tmp_path / name}"])
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
