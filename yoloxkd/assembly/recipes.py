@@ -210,7 +210,9 @@ def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str)
                 merge(kd_defaults(method, family), recipe_keys), set_defaults(method, set_name, family)
             )
         else:
-            tree["kd"][method] = merge(kd_defaults(name, family), recipe_keys)
+            from_outside = not set_name and not DISTILLERS[method].__module__.startswith("yoloxkd.")
+            # a method that a user has put into the table has its defaults in its Config, and no file
+            tree["kd"][method] = merge({} if from_outside else kd_defaults(name, family), recipe_keys)
 
 
 def _kd_key(key: str, methods: Mapping[str, Any]) -> str:
