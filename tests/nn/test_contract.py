@@ -16,8 +16,10 @@ from yoloxkd.nn.dense.gfl import GFL
 from yoloxkd.nn.dense.reppoints import RepPoints
 from yoloxkd.nn.dense.retinanet import RetinaNet
 from yoloxkd.nn.dense.yolox import YOLOX
+from yoloxkd.nn.solo.solo import SOLO
 from yoloxkd.nn.two_stage.cascade_rcnn import CascadeRCNN
 from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
+from yoloxkd.nn.two_stage.mask_rcnn import CascadeMaskRCNN, MaskRCNN
 
 
 class TestYOLOX(DetectorContract):
@@ -88,9 +90,8 @@ class TestAutoAssign(DetectorContract):
 
 
 def test_no_family_is_left_out() -> None:
-    assert {YOLOX, FCOS, GFL, ATSS, RetinaNet, AutoAssign, DDOD, RepPoints, FasterRCNN, CascadeRCNN} == set(
-        DETECTORS.values()
-    )
+    dense = {YOLOX, FCOS, GFL, ATSS, RetinaNet, AutoAssign, DDOD, RepPoints}
+    assert dense | {FasterRCNN, CascadeRCNN, MaskRCNN, CascadeMaskRCNN, SOLO} == set(DETECTORS.values())
     assert {name: kind.family for name, kind in DETECTORS.items()} == {name: name for name in DETECTORS}
 
 

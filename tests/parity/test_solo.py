@@ -83,10 +83,11 @@ def test_solo_losses(case: Case) -> None:
 def detector_of(case: Case) -> SOLO:
     """A detector whose head is the one of the vectors."""
     p = case.params
+    ranges = {"ranges": p["scale_ranges"]} if "scale_ranges" in p else {}
     cfg = SOLO.Config(
-        backbone="mobilenetv2_035", backbone_weights="none", channels=case.array("feat__0").shape[1], grids=p["num_grids"],
-        ranges=p.get("scale_ranges", SOLO.Config().ranges), hidden=p["channels"], stacked_convs=p["convs"],
-        groups=p["groups"],
+        backbone="mobilenetv2_035", backbone_weights="none", frozen_stages=0, norm_eval=False,
+        channels=case.array("feat__0").shape[1], grids=p["num_grids"], hidden=p["channels"], stacked_convs=p["convs"],
+        groups=p["groups"], **ranges,
     )  # fmt: skip
     model = SOLO(cfg, [str(i) for i in range(p["C"])]).double()
     model.mask_head.load_state_dict({name.removeprefix("w__"): case.tensor(name) for name in case.family("w")})
