@@ -162,10 +162,10 @@ def test_the_watch_sees_what_waits() -> None:
         assert (watch.waits, watch.launched) == ([], 2)
 
 
-def test_a_step_under_fgd_and_pgd() -> None:
-    run = Run(detector("fcos"), detector("fcos", teacher=True), ("fgd", "pgd"), {"engine.amp": "bf16"} | ONE_SIZE)
+def test_a_step() -> None:
+    run = Run(detector("fcos"), None, (), {"engine.amp": "bf16"} | CLIPPED)
     with fake_gpu():
-        check(run.set_up(), run.step(batch()), {TASK, "fgd", "pgd"})
+        check(run.set_up(), run.step(batch()), {TASK})
         assert run.state.ema is not None
         assert run.state.ema.updates == 1
 
@@ -208,9 +208,8 @@ def test_launches_of_a_large_step() -> None:
                 with Watch() as alone, torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
                     teacher(torch.zeros(64, 3, 640, 640, device=GPU))
     added = {methods[0]: count - launched[()] - alone.launched for methods, count in launched.items() if methods}
-    print(added, launched, alone.launched)
-    assert added["fgd"] <= 1050
-    assert added["pgd"] <= 1500
+    assert added["fgd"] <= 1050, added
+    assert added["pgd"] <= 1500, added
 
 
 def test_a_gradient_on_the_wrong_device_is_seen() -> None:
