@@ -15,7 +15,7 @@ from benchmarks.steps import turn
 from benchmarks.timing import Samples, Spread, alternate, ratio
 
 ALONE = ("kd_losses", "dense_losses", "kd_baselines", "kd_methods", "steps", "start", "growth", "two_stage")
-LONG = ("kd_baselines", "dense_losses")
+LONG = ("kd_baselines", "kd_losses", "kd_methods", "dense_losses", "two_stage")
 BESIDE_PEERS = ("simota", "train_step", "coco_eval")
 NEEDS_BCCD = ("data",)
 
