@@ -173,7 +173,8 @@ def moment_boxes(points: Tensor, transfer: Tensor) -> Tensor:
     pairs = points.unflatten(-1, (-1, 2))
     count, middle = pairs.shape[-2], pairs.mean(-2)
     # torch's own deviation takes ten times as long on coordinates that are not side by side, as those of a map
-    variance = (pairs - middle.unsqueeze(-2)).square().mean(-2) * (count / (count - 1))
+    offset = pairs - middle.unsqueeze(-2)
+    variance = (offset * offset).mean(-2) * (count / (count - 1))  # exported, a square would be a power
     least = torch.finfo(points.dtype).tiny  # a root of zero has no gradient; that of this number is exact
     deviation = variance.clamp(min=least).sqrt() - math.sqrt(least)
     center, half = middle.flip(-1), deviation.flip(-1) * _slowed(transfer, MOMENT_GRADIENT).exp()
