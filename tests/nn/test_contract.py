@@ -21,16 +21,20 @@ from yoloxkd.nn.two_stage.cascade_rcnn import CascadeRCNN
 from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 from yoloxkd.nn.two_stage.mask_rcnn import CascadeMaskRCNN, MaskRCNN
 
+EVERY_EXPORT = ((True, True), (True, False), (False, True), (False, False))
+FREE_SHAPES = ((False, True),)
+"""Their graphs have so many operators that NMS and free shapes together take two minutes; NMS is the same for all families."""
+
 
 class TestYOLOX(DetectorContract):
-    every_export = True
+    exports = EVERY_EXPORT
 
     def build(self, names: list[str]) -> DenseDetector:
         return YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), names)
 
 
 class TestFCOS(DetectorContract):
-    every_export = True
+    exports = EVERY_EXPORT
 
     def build(self, names: list[str]) -> DenseDetector:
         model: DenseDetector = narrow(FCOS, names)
@@ -39,6 +43,8 @@ class TestFCOS(DetectorContract):
 
 class TestPlainFCOS(DetectorContract):
     """FCOS as first published."""
+
+    exports = ((False, False),)
 
     def build(self, names: list[str]) -> DenseDetector:
         model: DenseDetector = narrow(
@@ -66,12 +72,16 @@ class TestATSS(DetectorContract):
 
 
 class TestDDOD(DetectorContract):
+    exports = FREE_SHAPES
+
     def build(self, names: list[str]) -> DenseDetector:
         model: DenseDetector = narrow(DDOD, names)
         return model
 
 
 class TestRepPoints(DetectorContract):
+    exports = FREE_SHAPES
+
     def build(self, names: list[str]) -> DenseDetector:
         model: DenseDetector = narrow(RepPoints, names)
         return model
@@ -84,6 +94,8 @@ class TestRetinaNet(DetectorContract):
 
 
 class TestAutoAssign(DetectorContract):
+    exports = FREE_SHAPES
+
     def build(self, names: list[str]) -> DenseDetector:
         model: DenseDetector = narrow(AutoAssign, names)
         return model
