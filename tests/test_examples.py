@@ -5,6 +5,9 @@ from __future__ import annotations
 import doctest
 import gzip
 import importlib
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 
 import yoloxkd
-from tests.conftest import TINY, write_toy
+from tests.conftest import REPOSITORY, TINY, write_toy
 from yoloxkd.api import detector, trainer
 
 OLDER = Path(__file__).parent / "data_files" / "v0.1.0"
@@ -28,7 +31,7 @@ def examples(item: object, name: str) -> list[doctest.Example]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the examples name: best.pt, teacher.pt, my.yaml, photo.jpg and other.jpg in the working folder."""
+    """What the examples name: best.pt, teacher.pt, my.yaml, photo.jpg, other.jpg and export/predict.py in the working folder."""
     for name in ("best.pt", "teacher.pt"):
         (tmp_path / name).write_bytes(gzip.decompress((OLDER / "best.pt.gz").read_bytes()))
     write_toy(tmp_path / "toy").rename(tmp_path / "toy" / "data.yaml")
@@ -36,6 +39,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my.yaml").write_text(text.replace("path: .", f"path: {tmp_path / 'toy'}"))
     for name in ("photo.jpg", "other.jpg"):
         cv2.imwrite(str(tmp_path / name), np.full((48, 64, 3), 90, np.uint8))
+    (tmp_path / "export").mkdir()
+    shutil.copy(REPOSITORY / "export" / "predict.py", tmp_path / "export")
+    # `python` in an example is the one that runs the tests
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
