@@ -88,8 +88,8 @@ def test_the_last_images_stay_until_there_are_too_many(data: DetectionData) -> N
     def read(cache: RecentImages, *indices: int) -> list[tuple[int, int]]:
         for index in indices:
             np.testing.assert_array_equal(cache.read(index, 1)[0], data.read(index))
-        assert cache.bytes == sum(picture.nbytes for picture, _ in cache.kept.values())
-        return list(cache.kept)
+        assert cache.bytes == sum(picture.nbytes for picture, _ in cache.images.values())
+        return list(cache.images)
 
     assert read(RecentImages(data, 2), 0, 1, 0, 2) == [(1, 1), (2, 1)]
     assert read(RecentImages(data, 9, limit=64 * 48 * 3 + 1), 1, 2, 0) == [(0, 1)]

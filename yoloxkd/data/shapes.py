@@ -144,9 +144,11 @@ def draw(split: str, number: int) -> tuple[np.ndarray, list[Shape]]:
         whole[view] = solid
         placed.append((Shape(label, box, encode_rle(whole)), int(solid.sum())))
         owner[view][solid] = len(placed)
-    seen = np.bincount(owner.ravel(), minlength=len(placed) + 1)[1:]
+    visible_areas = np.bincount(owner.ravel(), minlength=len(placed) + 1)[1:]
     objects = [
-        one for (one, area), n in zip(placed, seen, strict=True) if n >= _VISIBLE * area and min(one.box[2:]) >= 4
+        one
+        for (one, area), n in zip(placed, visible_areas, strict=True)
+        if n >= _VISIBLE * area and min(one.box[2:]) >= 4
     ]
     return _finish(rng, canvas), objects
 
@@ -166,11 +168,11 @@ def _free_place(rng: np.random.Generator, owner: np.ndarray, radius: float) -> t
     margin = min(0.6 * radius, SIDE / 2 - 1)
     tried = rng.uniform(margin, SIDE - margin, (int(rng.integers(1, 5)), 2))
 
-    def covered(center: np.ndarray) -> float:
+    def coverage(center: np.ndarray) -> float:
         (left, top), (right, bottom) = np.maximum(center - radius, 0).astype(int), (center + radius).astype(int) + 1
         return float((owner[top:bottom, left:right] > 0).mean())
 
-    best = min(tried, key=covered)
+    best = min(tried, key=coverage)
     return float(best[0]), float(best[1])
 
 
