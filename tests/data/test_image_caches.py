@@ -98,7 +98,7 @@ def test_the_last_images_stay_until_there_are_too_many(data: DetectionData) -> N
     read(cache, 0, 1)
     Path(data.paths[0]).unlink()
     assert cache.read(0, 1)[0].shape == (48, 64, 3)
-    assert len(pickle.loads(pickle.dumps(cache)).kept) == 0
+    assert len(pickle.loads(pickle.dumps(cache)).images) == 0
 
 
 def test_workers_fill_one_memory(data: DetectionData) -> None:
