@@ -29,7 +29,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS
 from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.matching import Suppression
-from yoloxkd.exporters.onnx import ExportOptions, chosen_outputs
+from yoloxkd.exporters.onnx import ExportOptions, resolved_outputs
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.parity_report import TOLERANCES
 from yoloxkd.exporters.runner import check_runner, refuse_difference
@@ -239,7 +239,7 @@ class Detector:
         target = export_target(path, self.source, opened.weights.path)
         size = self._square(imgsz)
         recipe = self._int8_recipe(int8, calib, size, options)
-        outputs = chosen_outputs(outputs, nms)
+        outputs = resolved_outputs(outputs, nms)
         nms, raw = outputs == "detections", outputs == "raw"
         return EXPORTERS.find(format)(
             opened.detector.cpu(),

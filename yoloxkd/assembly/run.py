@@ -37,7 +37,7 @@ from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.distributed.comm import local_ranks, rank, rank_and_world_size, world_size
 from yoloxkd.engine.callback_list import CallbackList
 from yoloxkd.engine.callbacks.first_weights import FirstWeights
-from yoloxkd.engine.checkpoint import is_own, seed_random
+from yoloxkd.engine.checkpoint import is_checkpoint, seed_random
 from yoloxkd.engine.checkpoint_parts import Saved, read_saved
 from yoloxkd.engine.device import choose_device, loader_workers
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
@@ -143,7 +143,7 @@ def read_resume(path: str, data: str | None = None) -> tuple[Recipe, Path, LastC
     if not file.is_file():
         raise UserError(f"nothing to resume at {path}: no {file.name} there")
     raw = load_checkpoint_file(file)
-    if not is_own(raw) or raw.get("kind") != "run":
+    if not is_checkpoint(raw) or raw.get("kind") != "run":
         raise UserError(f"{file} is not the last.pt of a run, so it cannot be resumed")
     raw = current_layout(raw)
     saved = read_saved(raw, file)

@@ -96,7 +96,7 @@ def _draw(
             model.check_tower(figure)
     multiple = max(m.detector.size_multiple for m in [*models, *([teacher] if teacher else [])])
     scenes = [load_scene(data, index, size, models[0].detector, multiple) for index in drawn]
-    subjects = Subjects.seen(models, teacher, scenes)
+    subjects = Subjects.with_outputs(models, teacher, scenes)
     some = data if choice.limit is None else data.head(choice.limit)
     everyone = subjects.everyone
     parts: list[Part] = []
@@ -112,7 +112,7 @@ def _draw(
                 data if choice.images else some,
                 size,
                 count=choice.count,
-                chosen=drawn if choice.images else None,
+                indices=drawn if choice.images else None,
                 conf=choice.conf,
                 device=device,
             )
