@@ -102,7 +102,7 @@ def mask_out_ap(
             boxes, scores = detector.candidates(out)
             for percent, images in zip(percents, found, strict=True):
                 left = scores.masked_fill((limit < percent)[..., None], REMOVED)
-                detections = detector.kept(boxes, left, detector.level_sizes(out), nms)
+                detections = detector.after_nms(boxes, left, detector.level_sizes(out), nms)
                 images |= {m.index: d.to_image(m) for m, d in zip(batch.meta, detections, strict=True)}
     return [metrics_of(images, list(detector.names), data, backend=VAL.backend) for images in found]
 
