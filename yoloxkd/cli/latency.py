@@ -41,7 +41,7 @@ class CompiledPredictor(TorchPredictor):
         return self._network(images)
 
     def detections(self, out: Candidates) -> list[Detections]:
-        return self.detector.kept(*out, self.nms)
+        return self.detector.after_nms(*out, self.nms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def mask_out_ap(
             boxes, scores = detector.candidates(out)
             for percent, images in zip(percents, detections_of_percents, strict=True):
                 remaining = scores.masked_fill((limit < percent)[..., None], REMOVED)
-                detections = detector.kept(boxes, remaining, detector.level_sizes(out), nms)
+                detections = detector.after_nms(boxes, remaining, detector.level_sizes(out), nms)
                 images |= {m.index: d.to_image(m) for m, d in zip(batch.meta, detections, strict=True)}
     return [metrics_of(images, list(detector.names), data, backend=VAL.backend) for images in detections_of_percents]
 
