@@ -135,8 +135,8 @@ class Detector:
         self._backend.opened(", which cannot be trained; give its checkpoint")
         if clash := [name for name in ("student", "resume") if options.get(name) is not None]:
             raise UserError(f"Detector.train trains this model: leave out {', '.join(clash)}, or use Trainer(...)")
-        named = "@" not in self.source and not Path(self.source).is_file()
-        return Trainer(student=f"{self.source}@coco" if named else self.source, **options).fit()
+        is_model_name = "@" not in self.source and not Path(self.source).is_file()
+        return Trainer(student=f"{self.source}@coco" if is_model_name else self.source, **options).fit()
 
     def val(
         self,
@@ -336,9 +336,9 @@ class Detector:
 
     def _int8_recipe(self, int8: bool, calib: str | None, size: int, options: dict[str, Any]) -> Int8Recipe | None:
         if not int8:
-            given = [name for name, value in {"calib": calib, **options}.items() if value is not None]
-            if given:
-                raise UserError(f"{', '.join(given)}: these belong to int8; add --int8 or leave them out")
+            int8_arguments = [name for name, value in {"calib": calib, **options}.items() if value is not None]
+            if int8_arguments:
+                raise UserError(f"{', '.join(int8_arguments)}: these belong to int8; add --int8 or leave them out")
             return None
         settings = validate(Quantization, options, "options of int8", prefix="export.")
         if calib is None:

@@ -181,8 +181,8 @@ def _open(path: Path) -> Weights:
 
 def _mmdetection(raw: Mapping[str, Any], file_name: str) -> DenseState | None:
     for recognize in (dense_state, mmdetection_two_stage, mmdetection_solo):
-        if (found := recognize(raw, file_name)) is not None:
-            return found
+        if (state := recognize(raw, file_name)) is not None:
+            return state
     return None
 
 

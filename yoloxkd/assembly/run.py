@@ -104,13 +104,13 @@ def unfinished_before_restart(out: str | Path | None) -> Path | None:
 
     UserError: restarts are allowed, and without --out the restarted processes could not find their run.
     """
-    here = local_ranks()
-    if here.max_restarts and out is None:
+    ranks = local_ranks()
+    if ranks.max_restarts and out is None:
         raise UserError(
-            f"torchrun may restart this run up to {here.max_restarts} time(s), and it finds itself by its folder then: "
-            "give --out DIR"
+            f"torchrun may restart this run up to {ranks.max_restarts} time(s), and it finds itself by its folder "
+            "then: give --out DIR"
         )
-    return Path(out) if here.restarts and out is not None and (Path(out) / "last.pt").is_file() else None
+    return Path(out) if ranks.restarts and out is not None and (Path(out) / "last.pt").is_file() else None
 
 
 def newest_run(runs: Path = RUNS) -> Path:
@@ -185,7 +185,7 @@ def prepare(
     """
     files = files or CheckpointFiles()
     console = console or Console()
-    say = RunLog(console, out) if rank() == 0 else _nothing
+    say = RunLog(console, out) if rank() == 0 else _say_nothing
     for note in notes:
         say(note)
     device = choose_device(recipe.engine.device)
@@ -239,10 +239,10 @@ def load_split_for(
     """
     data = load_split(spec, split, masks=detector.spec.masks)
     if detector.spec.masks and data.masks is None:
-        said = f"the split '{split}' of {spec.name} has no instance masks"
+        problem = f"the split '{split}' of {spec.name} has no instance masks"
         if not detector.trains_without_masks:
-            raise UserError(f"{said}, and {detector.family} learns from nothing else; use data with masks")
-        say(f"warning: {said}: {detector.family} is trained and measured on its boxes alone")
+            raise UserError(f"{problem}, and {detector.family} learns from nothing else; use data with masks")
+        say(f"warning: {problem}: {detector.family} is trained and measured on its boxes alone")
     return data
 
 
@@ -279,7 +279,7 @@ def _first_weights(
     return start or ""
 
 
-def _nothing(line: str) -> None:
+def _say_nothing(line: str) -> None:
     """What processes other than rank zero say."""
 
 

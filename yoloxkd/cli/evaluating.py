@@ -49,12 +49,12 @@ def evaluate_models(
     print(metrics_table(result.metrics) if len(models) < 2 else _side_by_side(measured))
     if errors:
         print(errors_table({model: metrics["errors"] for model, metrics in measured.items()}))
-    shown = [{"model": model, "data": data, "split": split, **metrics} for model, metrics in measured.items()]
+    results = [{"model": model, "data": data, "split": split, **metrics} for model, metrics in measured.items()]
     if out is not None:
-        write_json(out / "metrics.json", shown[0])
+        write_json(out / "metrics.json", results[0])
         print(f"written: {out / 'metrics.json'}, {write_detections(out, result)}")
     if json_file is not None:
-        write_json(json_file, shown[0] if len(models) < 2 else shown)
+        write_json(json_file, results[0] if len(models) < 2 else results)
 
 
 def errors_table(errors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -15,12 +15,12 @@ _PATH = re.compile(rf"(?<![\w.~/\\:-]){_ROOT}(?:{_PART}[\\/])+({_PART})?[\\/]?")
 _WHOLE = re.compile(rf"{_ROOT}(?:[^\\/\n]+[\\/])*[^\\/\n]+[\\/]?")
 
 
-def without_folders(value: Value, known: Sequence[str] = ()) -> Value:
+def without_folders(value: Value, known_paths: Sequence[str] = ()) -> Value:
     """A text, or every text in containers, with each absolute path cut to its last part; relative ones stay.
 
     Args:
         value: Text, list, tuple or dict; other values stay as they are.
-        known: Absolute paths that may stand in sentences; without this a blank ends a path there.
+        known_paths: Absolute paths that may stand in sentences; without this a blank ends a path there.
 
     Example:
         >>> without_folders({"data": "/home/me/birds/data.yaml", "note": "no file /home/me/a.pt, see runs/a"})
@@ -28,11 +28,11 @@ def without_folders(value: Value, known: Sequence[str] = ()) -> Value:
     """
     result: Any = value
     if isinstance(value, str):
-        result = _text(value, known)
+        result = _text(value, known_paths)
     elif isinstance(value, dict):
-        result = {key: without_folders(each, known) for key, each in value.items()}
+        result = {key: without_folders(each, known_paths) for key, each in value.items()}
     elif isinstance(value, list | tuple):
-        parts = [without_folders(each, known) for each in value]
+        parts = [without_folders(each, known_paths) for each in value]
         result = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return cast("Value", result)
 
@@ -46,10 +46,10 @@ def command_without_folders(command: str) -> str:
     return shlex.join("=".join(parts) for parts in words)
 
 
-def _text(text: str, known: Sequence[str]) -> str:
+def _text(text: str, known_paths: Sequence[str]) -> str:
     if _WHOLE.fullmatch(text):
         return _last(text)
-    for path in sorted(known, key=len, reverse=True):
+    for path in sorted(known_paths, key=len, reverse=True):
         if len(re.findall(r"[\\/]", path)) > 1:  # not the root, nor a folder in it
             text = re.sub(rf"(?<![\w.~/\\:-]){re.escape(path)}(?![\w-])", _last(path), text)
     return _PATH.sub(lambda match: _last(match[0]), text)

@@ -193,7 +193,7 @@ def read_spec(file: Path, name: str, base: Path) -> DataSpec:
         with _on_disk(where):
             content = from_ultralytics(content, SPLITS, where, base)
     content = {key: value for key, value in content.items() if value is not None}
-    return validate(DataSpec, _with_format(content, where), where, known=_KEYS)
+    return validate(DataSpec, _with_format(content, where), where, known_keys=_KEYS)
 
 
 def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from yoloxkd.cache_folders import find_kept, make_cache_folder
+from yoloxkd.cache_folders import find_cached, make_cache_folder
 from yoloxkd.data.shape_outlines import OUTLINES
 from yoloxkd.errors import UserError
 from yoloxkd.instance_masks import encode_rle
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 def shapes_folder() -> Path:
     """The data set's folder, drawn if it is not there yet: shapes-<version> in the cache folder (see `places`)."""
-    folder = find_kept(f"{SHAPES}-{VERSION}")
+    folder = find_cached(f"{SHAPES}-{VERSION}")
     if not folder.is_dir():
         folder = make_cache_folder() / folder.name
         try:
