@@ -208,7 +208,7 @@ def test_launches_of_a_large_step() -> None:
                 with Watch() as alone, torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
                     teacher(torch.zeros(64, 3, 640, 640, device=GPU))
     added = {methods[0]: count - launched[()] - alone.launched for methods, count in launched.items() if methods}
-    assert added["fgd"] <= 1050, added
+    assert added["fgd"] <= 800, added
     assert added["pgd"] <= 1500, added
 
 

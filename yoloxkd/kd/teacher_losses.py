@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -102,19 +102,13 @@ class NonFiniteLosses:
         """Go on counting where another run, which told the user, stopped."""
         self.counts, self.reported = counts.to(device), counts.tolist()
 
-    def leave_out(self, losses: Losses) -> Losses:
-        """The losses with zero for those that are not finite."""
-        if not losses:
-            return losses
-        values = torch.stack([loss.mean().detach().float() for loss in losses.values()])
-        bad = ~values.isfinite()
+    def finite_totals(self, losses: Collection[Loss]) -> Tensor:
+        """The losses' totals, (losses,), with zero for those that are not finite. At least one loss."""
+        bad = ~torch.stack([loss.mean().detach().float() for loss in losses]).isfinite()
         self._in_this_step = bad.any()
         count = all_sum(bad.long())
         self.counts = count if self.counts is None else self.counts.to(bad.device) + count
-        return {
-            name: replace(loss, total=torch.where(b, torch.zeros_like(loss.total), loss.total))
-            for (name, loss), b in zip(losses.items(), bad, strict=True)
-        }
+        return torch.stack([loss.total for loss in losses]).masked_fill(bad, 0.0)
 
     def cut(self, gradient: Tensor) -> Tensor:
         """The gradient that a loss of this step sends back; finite where one was left out: 0 * inf is NaN."""
@@ -180,7 +174,7 @@ class TeacherLosses(AuxiliaryLoss):
                 losses |= method.compare(step)
             else:
                 losses |= method.nothing(batch.images.device)
-        return self._scaled(self.nonfinite.leave_out(losses))
+        return self._scaled(losses) if losses else losses
 
     def prepare(self, batch: Batch) -> None:
         """Run the teacher, when a method of the coming step needs it, and keep the maps that are asked for.
@@ -210,14 +204,22 @@ class TeacherLosses(AuxiliaryLoss):
         return Step(self._guarded(student.out), out, student.batch, student.match, models, *student.draw[:2])
 
     def _scaled(self, losses: Losses) -> Losses:
-        """The losses times the teacher's weight and their method's factor; what they were before that is noted."""
-        losses = {name: replace(loss, total=loss.total * self.weight) for name, loss in losses.items()}
+        """The losses times the teacher's weight and their method's factor; what they were before that is noted.
+
+        All totals at once: on CUDA every operation on a single number costs a launch.
+        """
+        totals = self.nonfinite.finite_totals([losses[name] for name in self.names])
+        if self.weight != 1.0:
+            totals = totals * self.weight
         out: Losses = {}
-        for method in self.methods.values():
-            of_method = {name: losses[name] for name in method.names}
-            method.loss = sum((loss.mean().detach() for loss in of_method.values()), torch.zeros(()))
+        for method, part in zip(
+            self.methods.values(), totals.split([len(m.names) for m in self.methods.values()]), strict=True
+        ):
+            method.loss = _sum_of_means(_with_totals(losses, method.names, part))
             factor = method.factor if method.runs else 1.0
-            out |= {name: replace(loss, total=loss.total * factor) for name, loss in of_method.items()}
+            if isinstance(factor, Tensor) or factor != 1.0:
+                part = part * factor
+            out |= _with_totals(losses, method.names, part)
         return out
 
     def _guarded(self, value: Any) -> Any:
@@ -246,3 +248,13 @@ def _with_maps(out: Any, taps: frozenset[Tap]) -> Any:
 
 def _short(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
+
+
+def _with_totals(losses: Losses, names: Sequence[LossName], totals: Tensor) -> Losses:
+    """The named losses with other totals, (names,)."""
+    return {name: replace(losses[name], total=total) for name, total in zip(names, totals.unbind(), strict=True)}
+
+
+def _sum_of_means(losses: Losses) -> Tensor:
+    """Of the losses as if these images were the whole batch, detached."""
+    return torch.stack([loss.mean().detach() for loss in losses.values()]).sum() if losses else torch.zeros(())
