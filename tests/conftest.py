@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,15 @@ os.environ.setdefault("TYPER_USE_RICH", "0")  # as the command line has it, for 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Keep pytest's log capture off torch's trace log.
+
+    pytest adds its handler to every logger that does not propagate. As soon as this one has a handler, torch writes a
+    stack summary for every guard and every fake tensor, which makes up much of the time of an export.
+    """
+    logging.getLogger("torch.__trace").propagate = True
 
 
 def shared_folder() -> Path:
