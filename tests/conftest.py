@@ -103,7 +103,7 @@ TINY = {
     "engine.workers": 0,
     "teacher.min_ap": 0,
     "callbacks.report": False,
-    "callbacks.plots.interval": 1000,
+    "callbacks.plots": False,
 }
 """Recipe keys of a run that takes seconds."""
 
@@ -115,6 +115,7 @@ LEARNS = TINY | {
     "augment.mosaic": 0.0,
     "augment.hsv_prob": 0.0,
     "val.interval": 12,
+    "callbacks.plots": {"interval": 1000},
 }
 """What makes a narrow model see rectangles after 25 epochs of 24 images."""
 
