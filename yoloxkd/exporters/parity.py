@@ -20,7 +20,7 @@ from yoloxkd.data.augment.transforms import letterbox
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters.accuracy import Detect, average_precisions
-from yoloxkd.exporters.int8_search import search_int8
+from yoloxkd.exporters.int8_search import check_float_layers, search_int8
 from yoloxkd.exporters.matching import Candidates, Suppression, Tolerance, compare, overlaps
 from yoloxkd.exporters.onnx import PROBES, ExportOptions, described_graph, save_checked, without_probes
 from yoloxkd.exporters.parity_report import FP32, TOLERANCES, ParityReport
@@ -191,6 +191,8 @@ def export_checked(
     note_part = part.with_suffix(".json")
     say = say or (lambda _: None)
     options.check(detector)
+    if int8 is not None:
+        check_float_layers(detector, int8.settings)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
