@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.metadata import version as version_of
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
 from yoloxkd.assembly.recipe_rows import recipe_rows
+from yoloxkd.version import __version__
 
 project = "yoloxkd"
 author = "the yoloxkd authors"
 copyright = "the yoloxkd authors, Apache-2.0"
-release = version = version_of("yoloxkd")
+release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
