@@ -43,6 +43,7 @@ bench: setup
 docs: setup
 	$(RUN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(RUN)/python -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
+	$(RUN)/python docs/check_links.py docs/_build/html
 
 release-check: setup
 	$(RUN)/python scripts/check_release.py

@@ -62,15 +62,22 @@ def _linked(target: str, folder: Path) -> str:
 
 
 def _recipe_table() -> str:
-    """A row for each recipe with a teacher: its name, and what its first line says of the paper's table."""
-    rows = []
+    """A row for each recipe with a teacher: its command, what its first line says of the paper's table, and what ran here."""
+    lines, options = [], {}
     for file in sorted((ROOT / "cfg" / "recipes").glob("*.yaml")):
-        first = file.read_text("utf-8").splitlines()[0]
+        text = file.read_text("utf-8")
+        first = text.splitlines()[0]
         if first.startswith(("# FGD", "# PGD")):
-            rows.append((file.stem, first.removeprefix("# ").rstrip(".")))
-    rows += [(name, row.describe().splitlines()[0].rstrip(".")) for name, row in recipe_rows().items()]
-    lines = [f"| `{name}` | {what.replace('|', '/')} |" for name, what in rows]
-    return "\n".join(["", "| recipe | the paper's row |", "|---|---|", *lines, ""])
+            options[file.stem] = "" if re.search("^data:", text, re.M) else " --data coco"
+            options[file.stem] += " --teacher FILE" if "--teacher FILE" in text else ""
+            lines.append((file.stem, options[file.stem], first.removeprefix("# ").rstrip("."), "two steps, made small"))
+    for name, row in recipe_rows().items():
+        lines.append((name, options[row.like], row.describe().splitlines()[0].rstrip("."), "its settings are checked"))
+    rows = [
+        f"| `yoloxkd train --recipe {name}{more}` | {what.replace('|', '/')} | {here} |"
+        for name, more, what, here in lines
+    ]
+    return "\n".join(["", "| command | the paper's row and figure | run here |", "|---|---|---|", *rows, ""])
 
 
 def _from_the_repository(app: Sphinx, docname: str, source: list[str]) -> None:
