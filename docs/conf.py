@@ -86,6 +86,8 @@ def _from_the_repository(app: Sphinx, docname: str, source: list[str]) -> None:
     folder = (ROOT / place).parent
     text += _recipe_table() if docname == "recipes" else ""
     link = re.compile(r"(?<!!)(\[[^\]]*\])\((?![a-z]+:|#)([^)\s]+)\)")  # no images: those lie beside the pages
+    figure = re.compile(r"[\d.]+ ± [\d.]+|\[[+-][\d.]+, [+-][\d.]+\]")  # stays on one line
+    text = figure.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
     source[0] = link.sub(lambda found: f"{found[1]}({_linked(found[2], folder)})", text)
 
 
