@@ -1,6 +1,6 @@
 """Check a release: build sdist and wheel, install the wheel with its extras in a clean environment, and use it from elsewhere.
 
-    python scripts/check_release.py [--python PYTHON] [--work FOLDER]
+    python scripts/check_release.py [--python PYTHON] [--work FOLDER] [--wheel FILE]
 
 The wheel is built from the sdist. The commands are those of docs/start.md, at one epoch, and those whose files are meant for
 others; then none of these files may hold a folder or the name of this machine. PyPI is needed; torch is the largest download.
@@ -157,12 +157,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="Python of the clean environment.")
     parser.add_argument("--work", type=Path, help="Folder to work in, kept. Default: a temporary one.")
+    parser.add_argument("--wheel", type=Path, help="A wheel to check instead of building one.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="yoloxkd-release-") as temporary:
         work = (arguments.work or Path(temporary)).absolute()
         elsewhere = work / "elsewhere"
         elsewhere.mkdir(parents=True, exist_ok=True)
-        wheel = build(work)
+        wheel = (arguments.wheel or build(work)).absolute()
         programs = environment(arguments.python, work / "clean")
         asked = f"yoloxkd[{EXTRAS}] @ {wheel.as_uri()}"
         constraints = ["--constraint", str(ROOT / "constraints.txt")]
