@@ -34,7 +34,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     monkeypatch.setattr(Path, "home", classmethod(unknown))
     monkeypatch.setattr(cache_folders.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(cache_folders, "_said", set())
+    monkeypatch.setattr(cache_folders, "_announced", set())
     return tmp_path / f"yoloxkd-{os.getuid()}"
 
 
@@ -50,7 +50,7 @@ def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("nobody")
 def test_without_a_home_nothing_is_made_by_looking(nobody: Path) -> None:
     assert cache_folders.cache_folder() == nobody
-    assert cache_folders.find_kept("x.pth") == nobody / "x.pth"
+    assert cache_folders.find_cached("x.pth") == nobody / "x.pth"
     assert not nobody.exists()
 
 
@@ -88,8 +88,8 @@ def test_what_is_kept_in_a_read_only_home_is_found(
     (home / ".cache" / "yoloxkd" / "x.pth").write_text("")
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: home))
     monkeypatch.setattr(cache_folders.os, "access", lambda path, mode: not str(path).startswith(str(home)))
-    assert cache_folders.find_kept("x.pth") == home / ".cache" / "yoloxkd" / "x.pth"
-    assert cache_folders.find_kept("y.pth") == nobody / "y.pth"
+    assert cache_folders.find_cached("x.pth") == home / ".cache" / "yoloxkd" / "x.pth"
+    assert cache_folders.find_cached("y.pth") == nobody / "y.pth"
     assert image_folder() == nobody / "pictures"
 
 

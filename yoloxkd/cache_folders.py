@@ -18,7 +18,7 @@ LIBRARIES = {
 """Variable of a library -> the variable of the folder above its own, that folder below the home, its own name, and whether
 it complains when it cannot write there (the others only read what is there)."""
 
-_said: set[Path] = set()
+_announced: set[Path] = set()
 
 
 def cache_folder() -> Path:
@@ -26,14 +26,14 @@ def cache_folder() -> Path:
 
     The last where there is no home folder that can be written to. Nothing is made here.
     """
-    given = os.environ.get("YOLOXKD_HOME")
-    if given:
-        return expand(given)
+    home_setting = os.environ.get("YOLOXKD_HOME")
+    if home_setting:
+        return expand(home_setting)
     usual = _usual()
     return usual if usual is not None and can_write(usual) else _temporary()
 
 
-def find_kept(name: str) -> Path:
+def find_cached(name: str) -> Path:
     """The file or folder of that name where it is kept, else where it would be; a home that is read-only counts as well."""
     usual = None if os.environ.get("YOLOXKD_HOME") else _usual()
     if usual is not None and os.path.exists(usual / name):
@@ -60,8 +60,8 @@ def make_cache_folder(name: str = "") -> Path:
         ) from error
     if not can_write(folder):
         raise UserError(f"the cache folder {folder} cannot be written to; set YOLOXKD_HOME to one that can")
-    if temporary and top not in _said:
-        _said.add(top)
+    if temporary and top not in _announced:
+        _announced.add(top)
         print(
             f"note: there is no home folder that can be written to, so files are kept in {top}; set HOME or YOLOXKD_HOME "
             "to keep them elsewhere",
@@ -123,9 +123,9 @@ def _home() -> Path | None:
 
 def _usual() -> Path | None:
     """Where files are kept unless the user says otherwise; None without a home folder."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(given):
-        return Path(given) / "yoloxkd"
+    xdg_cache_home = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(xdg_cache_home):
+        return Path(xdg_cache_home) / "yoloxkd"
     home = _home()
     return None if home is None else home / ".cache" / "yoloxkd"
 
@@ -143,6 +143,6 @@ def _temporary() -> Path:
 def _make_private(folder: Path) -> None:
     """Make a folder that only this user can read and write. OSError: somebody else has one of that name."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
         raise OSError("it belongs to another user")

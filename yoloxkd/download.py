@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from yoloxkd.cache_folders import find_kept, make_cache_folder
+from yoloxkd.cache_folders import find_cached, make_cache_folder
 from yoloxkd.errors import UserError
 
 
@@ -37,17 +37,17 @@ TIMEOUT = 30  # seconds without an answer
 
 
 def fetch(published: Published, cache_dir: Path | None = None) -> Path:
-    """The local file of something published, in `cache_dir` (default: `places.find_kept`), downloaded when it is not there.
+    """The local file of something published, in `cache_dir` (default: `find_cached`), downloaded when it is not there.
 
     A file of that name put into the folder by hand is used, after the same checks of size and digest. The download goes
     to `<filename>.part`, continues there after an interruption, and gets its name only when it is complete and right.
     Raises UserError when there is no connection, no such file, or the wrong bytes came.
     """
-    target = find_kept(published.filename) if cache_dir is None else cache_dir / published.filename
+    target = find_cached(published.filename) if cache_dir is None else cache_dir / published.filename
     if target.is_file():
         _check(target, published, f"delete {target} to have it downloaded again")
         return target
-    folder = make_cache_folder() if cache_dir is None else _made(cache_dir)
+    folder = make_cache_folder() if cache_dir is None else _make_folder(cache_dir)
     target, part = folder / published.filename, folder / f"{published.filename}.part"
     try:
         _download(published, part)
@@ -73,7 +73,7 @@ def fetch(published: Published, cache_dir: Path | None = None) -> Path:
     return target
 
 
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,25 +83,26 @@ def _made(folder: Path) -> Path:
 
 def _download(published: Published, part: Path) -> None:
     """Bring `part` to its full length, continuing from what it holds when the server can."""
-    have = part.stat().st_size if part.exists() else 0
+    received = part.stat().st_size if part.exists() else 0
     try:
-        response = _open(published.url, have)
+        response = _open(published.url, received)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
+        if error.code != 416 or not received:
             raise
-        have = 0  # the server has nothing after our bytes: they may be all, or of another file
+        received = 0  # the server has nothing after our bytes: they may be all, or of another file
         response = _open(published.url, 0)
     with response:
-        continues = response.status == 206 and _first_byte(response) == have
+        continues = response.status == 206 and _first_byte(response) == received
         if response.status == 206 and not continues:
             raise HTTPException("the server sent another part of the file than the one asked for")
-        have = have if continues else 0
+        received = received if continues else 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdigit() else None
-        got = _write(response, part, have, total, published.filename)
-    if total is not None and got != total:
+        total = received + int(length) if length and length.isdigit() else None
+        size = _write(response, part, received, total, published.filename)
+    if total is not None and size != total:
         raise UserError(
-            f"the download of {published.url} stopped after {got} of {total} bytes; run the command again to continue it"
+            f"the download of {published.url} stopped after {size} of {total} bytes; run the command again to "
+            "continue it"
         )
 
 
@@ -117,21 +118,21 @@ def _first_byte(response: HTTPResponse) -> int | None:
     return int(start) if start.isdigit() else None
 
 
-def _write(response: HTTPResponse, part: Path, have: int, total: int | None, name: str) -> int:
-    """Append the answer to `part` (or start it anew when `have` is 0); the number of bytes it then holds."""
+def _write(response: HTTPResponse, part: Path, received: int, total: int | None, name: str) -> int:
+    """Append the answer to `part` (or start it anew when `received` is 0); the number of bytes it then holds."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     )  # fmt: skip
     with (
         Progress(*columns, console=Console(stderr=True), transient=True) as progress,
-        part.open("ab" if have else "wb") as file,
+        part.open("ab" if received else "wb") as file,
     ):
-        task = progress.add_task(name, total=total, completed=have)
+        task = progress.add_task(name, total=total, completed=received)
         while block := response.read(CHUNK):
             file.write(block)
-            have += len(block)
-            progress.update(task, completed=have)
-    return have
+            received += len(block)
+            progress.update(task, completed=received)
+    return received
 
 
 def _check(file: Path, published: Published, remedy: str) -> None:
@@ -139,9 +140,9 @@ def _check(file: Path, published: Published, remedy: str) -> None:
     size = file.stat().st_size
     if published.size is not None and size != published.size:
         raise UserError(f"{file} has {size} bytes instead of {published.size}; {remedy}")
-    for kind, wanted in (("sha256", published.sha256), ("md5", published.md5)):
-        if wanted is not None:
+    for kind, published_digest in (("sha256", published.sha256), ("md5", published.md5)):
+        if published_digest is not None:
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, kind).hexdigest()
-            if not digest.startswith(wanted):
-                raise UserError(f"{file} has the {kind} {digest} instead of {wanted}; {remedy}")
+            if not digest.startswith(published_digest):
+                raise UserError(f"{file} has the {kind} {digest} instead of {published_digest}; {remedy}")

@@ -57,7 +57,7 @@ def shortened(name: str, most: int = 40) -> str:
     return name[: most - 3 - tail] + "..." + name[-tail:]
 
 
-def _fitted(text: str, width: int, scale: float, thick: int) -> str:
+def _shorten_to_width(text: str, width: int, scale: float, thick: int) -> str:
     """The text, or so much of its beginning and its end (where the score is) as goes into `width` px."""
     most = len(text)
     while most > 8 and cv2.getTextSize(shortened(text, most), _FONT, scale, thick)[0][0] > width:
@@ -86,7 +86,7 @@ def _caption(
     """A filled tag on the box's upper edge, or inside it where the image ends above."""
     thick = max(1, round(scale * 1.6))
     pad = max(2, round(4 * scale))
-    text = _fitted(text.replace("\n", " "), canvas.shape[1] - 2 * pad, scale, thick)
+    text = _shorten_to_width(text.replace("\n", " "), canvas.shape[1] - 2 * pad, scale, thick)
     (w, h), below = cv2.getTextSize(text, _FONT, scale, thick)
     tag_w, tag_h = w + 2 * pad, h + below + pad
     x = max(0, min(row[0], canvas.shape[1] - tag_w))

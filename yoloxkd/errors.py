@@ -50,13 +50,13 @@ def _code(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def nearest(name: str, known: Iterable[str], say_all: int = 12) -> str:
+def nearest(name: str, known_names: Iterable[str], say_all: int = 12) -> str:
     """The tail of an "unknown name" sentence: the closest known name, or the list of them when it is short.
 
     >>> nearest("yolox-nanno", ["yolox-nano", "yolox-s"])
     "did you mean 'yolox-nano'?"
     """
-    options = sorted(known)
+    options = sorted(known_names)
     close = difflib.get_close_matches(str(name), options, n=len(options) or 1, cutoff=0.6)
     if close:
         # of a name with two letters exchanged, the one with the same letters

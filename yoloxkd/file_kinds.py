@@ -53,21 +53,21 @@ def _metadata(path: str | Path) -> list[bytes] | None:
 
 
 def _fields(file: IO[bytes], size: int) -> list[bytes] | None:
-    seen: set[int] = set()
+    field_numbers: set[int] = set()
     metadata = []
     while file.tell() < size:
         tag = _varint(file)
         number = tag >> 3
         if _MODEL_FIELDS.get(number) != tag & 7:
             return None
-        seen.add(number)
+        field_numbers.add(number)
         value = _varint(file)
         if _MODEL_FIELDS[number] == 2:
             if number == _METADATA and value < 1 << 20:
                 metadata.append(file.read(value))
             else:
                 file.seek(value, os.SEEK_CUR)
-    return metadata if _GRAPH in seen and 1 in seen else None
+    return metadata if _GRAPH in field_numbers and 1 in field_numbers else None
 
 
 def _varint(file: IO[bytes]) -> int:

@@ -100,10 +100,10 @@ def rle_extent(runs: np.ndarray, height: int) -> tuple[int, int, int, int]:
     """Run lengths (r,) of an image `height` px high -> x1, y1, x2, y2 px around its mask; zeros where it is empty."""
     ends = np.cumsum(runs)
     starts, ends = (ends - runs)[1::2], ends[1::2]
-    some = ends > starts
-    if not some.any():
+    nonempty = ends > starts
+    if not nonempty.any():
         return 0, 0, 0, 0
-    starts, last = starts[some], ends[some] - 1
+    starts, last = starts[nonempty], ends[nonempty] - 1
     x1, x2 = int(starts[0] // height), int(last[-1] // height) + 1
     if (starts // height != last // height).any():  # a run that goes on in the next column touches both borders
         return x1, 0, x2, height
@@ -165,10 +165,10 @@ def one_outline(parts: Sequence[np.ndarray], height: int, width: int) -> np.ndar
     whole = as_one_polygon(parts)
     if len(parts) == 1:
         return whole
-    painted = rasterize_polygons(parts, height, width)
-    if np.array_equal(rasterize_polygons([whole], height, width), painted) or not painted.any():
+    parts_mask = rasterize_polygons(parts, height, width)
+    if np.array_equal(rasterize_polygons([whole], height, width), parts_mask) or not parts_mask.any():
         return whole
-    return as_one_polygon(mask_polygons(painted))
+    return as_one_polygon(mask_polygons(parts_mask))
 
 
 def segment_line(label: int, polygon: np.ndarray, height: int, width: int) -> str:

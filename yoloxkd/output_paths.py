@@ -30,7 +30,7 @@ _JSON_STARTS = tuple(
 _HEAD = 256
 
 
-def own_json(file: Path) -> bool:
+def is_own_json(file: Path) -> bool:
     """Whether a file begins as the results do that commands write by --json, --coco and into val's and stats' folders."""
     return head(file).startswith(_JSON_STARTS)
 
@@ -48,15 +48,15 @@ def head(file: Path) -> bytes:
 class Output:
     """A file that a command is about to write.
 
-    option  how the user asked for it, such as "--json"
-    own     whether an existing file there is one that this program wrote, and so may be replaced; None: any may
-    record  it is a record of the run whose folder it goes to
-    blank   an empty file there says something too, as labels of an image without an object do, and is not replaced either
+    option       how the user asked for it, such as "--json"
+    may_replace  whether an existing file there is one that this program wrote, and so may be replaced; None: any may
+    record       it is a record of the run whose folder it goes to
+    blank        an empty file there says something too, as labels of an image without an object do, and is not replaced
     """
 
     option: str
     path: Path
-    own: Callable[[Path], bool] | None = own_json
+    may_replace: Callable[[Path], bool] | None = is_own_json
     record: bool = False
     blank: bool = False
 
@@ -71,23 +71,23 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[str | Path]) -> No
     Files are compared as the file system has them, so through links of both kinds, `..` and other spellings; names that
     are not there yet, without regard to case and Unicode form, because some file systems take those for one.
     """
-    named: dict[str | tuple[int, int], Output] = {}
-    there: dict[tuple[int, int], Output] = {}
+    outputs_by_key: dict[str | tuple[int, int], Output] = {}
+    outputs_by_id: dict[tuple[int, int], Output] = {}
     for output in outputs:
         if is_device(output.path):
             continue
-        found = _identity(output.path)
+        file_id = _identity(output.path)
         keys: list[str | tuple[int, int]] = [folded(output.path)]
-        for key in keys if found is None else [*keys, found]:
-            if named.setdefault(key, output) is not output:
-                raise UserError(f"{named[key]} and {output} are the same file; give one of them another name")
-        if found is not None:
-            there[found] = output
-    for path in inputs if there else ():
-        found = _identity(path)
-        if found is not None and found in there:
-            also = "" if str(path) == str(there[found].path) else f" ({path})"
-            raise UserError(f"{there[found]} is a file that this command reads{also}; give another name")
+        for key in keys if file_id is None else [*keys, file_id]:
+            if outputs_by_key.setdefault(key, output) is not output:
+                raise UserError(f"{outputs_by_key[key]} and {output} are the same file; give one of them another name")
+        if file_id is not None:
+            outputs_by_id[file_id] = output
+    for path in inputs if outputs_by_id else ():
+        file_id = _identity(path)
+        if file_id is not None and file_id in outputs_by_id:
+            alias = "" if str(path) == str(outputs_by_id[file_id].path) else f" ({path})"
+            raise UserError(f"{outputs_by_id[file_id]} is a file that this command reads{alias}; give another name")
     folders: dict[Path, Output] = {}
     for output in outputs:
         _check_place(output)
@@ -115,10 +115,10 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
     `..` is followed as it will be once the folders before it are made.
     """
     try:
-        found = os.stat(os.path.realpath(path))
+        status = os.stat(os.path.realpath(path))
     except (OSError, ValueError):
         return None
-    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 def _check_place(output: Output) -> None:
@@ -131,13 +131,13 @@ def _check_place(output: Output) -> None:
         raise UserError(f"could not write {output.path}: {error.strerror}") from error
     if path.is_dir():
         raise UserError(f"{output} is a folder; give a file name")
-    beside = [name for name in ("recipe.yaml", "last.pt") if (path.parent / name).is_file()]
-    if path.name in RUN_RECORDS and beside and not output.record:
+    run_files = [name for name in ("recipe.yaml", "last.pt") if (path.parent / name).is_file()]
+    if path.name in RUN_RECORDS and run_files and not output.record:
         raise UserError(
-            f"{output} is a record of the run in {path.parent}, which has a {beside[0]}; give another folder or name"
+            f"{output} is a record of the run in {path.parent}, which has a {run_files[0]}; give another folder or name"
         )
-    says = path.is_file() and (output.blank or path.stat().st_size)
-    if says and output.own is not None and not output.own(path):
+    has_content = path.is_file() and (output.blank or path.stat().st_size)
+    if has_content and output.may_replace is not None and not output.may_replace(path):
         raise UserError(
             f"{output} is there already and this command did not write it so, therefore it is not replaced; give another name, "
             "or move that file away"
@@ -146,14 +146,15 @@ def _check_place(output: Output) -> None:
 
 def check_folder(folder: Path, what: Path | None = None) -> None:
     """UserError: the folder cannot be made or written to. `what` is what is to be written there; None: the folder itself."""
-    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     try:
-        if not there.is_dir():
-            raise NotADirectoryError(0, f"{there} is not a folder")
-        with tempfile.TemporaryFile(dir=there):  # root may write anywhere but where nothing can be made
+        if not existing.is_dir():
+            raise NotADirectoryError(0, f"{existing} is not a folder")
+        with tempfile.TemporaryFile(dir=existing):  # root may write anywhere but where nothing can be made
             pass
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"could not write {folder if what is None else what}: {reason} (is {there} a folder that can be written to?)"
+            f"could not write {folder if what is None else what}: {reason} (is {existing} a folder that can be "
+            "written to?)"
         ) from error

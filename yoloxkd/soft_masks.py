@@ -111,8 +111,8 @@ def paste_masks(probability: np.ndarray, boxes: np.ndarray, height: int, width: 
         if not (x2 > x1 and y2 > y1 and np.isfinite((x1, y1, x2, y2)).all()):
             continue  # a box without area has no mask
         rows, columns = _window(y1, y2, height), _window(x1, x2, width)
-        by_row = _hat(y1, y2, rows, soft.shape[0])
-        by_column = _hat(x1, x2, columns, soft.shape[1])
+        by_row = _bilinear_weights(y1, y2, rows, soft.shape[0])
+        by_column = _bilinear_weights(x1, x2, columns, soft.shape[1])
         mask[rows, columns] = by_row @ soft @ by_column.T >= THRESHOLD
     return out
 
@@ -123,7 +123,7 @@ def _window(low: float, high: float, limit: int) -> slice:
     return slice(first, max(first, int(np.clip(np.ceil(high) + 1, 0, limit))))
 
 
-def _hat(low: float, high: float, pixels: slice, cells: int) -> np.ndarray:
+def _bilinear_weights(low: float, high: float, pixels: slice, cells: int) -> np.ndarray:
     """(pixels, cells) bilinear weights of the cells between low and high px at the pixels' centers."""
     at = (np.arange(pixels.start, pixels.stop) + 0.5 - low) / (high - low) * cells - 0.5
     weights: np.ndarray = np.clip(1 - np.abs(at[:, None] - np.arange(cells)), 0, None)

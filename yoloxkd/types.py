@@ -131,9 +131,9 @@ class Batch:
         """Every `parts`-th image from `number` on; with 1 part the batch itself."""
         if parts == 1:
             return self
-        some = self.map(lambda x: x[number::parts])
+        part = self.map(lambda x: x[number::parts])
         first, every = self.place
-        return replace(some, meta=self.meta[number::parts], place=(first + every * number, every * parts))
+        return replace(part, meta=self.meta[number::parts], place=(first + every * number, every * parts))
 
     def resized(self, size: int) -> Batch:
         """The batch with images bilinearly resized to (size, size) px and boxes scaled along; itself if it has that size."""
@@ -214,7 +214,7 @@ class Grid:
         """The grid of some levels alone."""
         slices = self.slices()
 
-        def chosen(x: Tensor) -> Tensor:
+        def concat_levels(x: Tensor) -> Tensor:
             import torch
 
             return torch.cat([x[slices[i]] for i in levels])
@@ -223,9 +223,9 @@ class Grid:
             self,
             sizes=tuple(self.sizes[i] for i in levels),
             strides=tuple(self.strides[i] for i in levels),
-            points=chosen(self.points),
-            point_strides=chosen(self.point_strides),
-            anchors=None if self.anchors is None else chosen(self.anchors),
+            points=concat_levels(self.points),
+            point_strides=concat_levels(self.point_strides),
+            anchors=None if self.anchors is None else concat_levels(self.anchors),
             steps=None if self.steps is None else tuple(self.steps[i] for i in levels),
         )
 

@@ -13,7 +13,7 @@ from tests.cli.test_mistakes import refused
 from tests.exporters.tiny import TinyDetector
 from yoloxkd import Detector
 from yoloxkd.cli import frame_progress, run
-from yoloxkd.cli.results import Found, coco_results, yolo_text
+from yoloxkd.cli.results import ImageResult, coco_results, yolo_text
 from yoloxkd.exporters.onnx import ExportOptions, export_onnx
 from yoloxkd.instance_masks import decode_rle, rasterize_polygons
 from yoloxkd.nn.coco_names import COCO_NAMES
@@ -96,7 +96,7 @@ def test_globs_keep_the_numbers_of_coco_images_and_videos_can_be_cut(
 def test_the_categories_of_coco_are_its_own() -> None:
     labels = np.array([0, 11, 79])
     found = Detections(np.ones((3, 4), np.float32), np.ones(3, np.float32), labels, list(COCO_NAMES))
-    assert [r["category_id"] for r in coco_results([Found("a.jpg", None, (9, 9), found)])] == [1, 13, 90]
+    assert [r["category_id"] for r in coco_results([ImageResult("a.jpg", None, (9, 9), found)])] == [1, 13, 90]
 
 
 def test_masks_go_into_every_result() -> None:
@@ -106,7 +106,9 @@ def test_masks_go_into_every_result() -> None:
     mask[0] = disc > 0
     mask[0, 35:45, 55:65] = False
     boxes = np.array([[35, 15, 86, 66]], np.float32)
-    one = Found("a.png", None, (90, 120), Detections(boxes, np.array([0.5]), np.array([1]), ["red", "blue"], mask))
+    one = ImageResult(
+        "a.png", None, (90, 120), Detections(boxes, np.array([0.5]), np.array([1]), ["red", "blue"], mask)
+    )
     for row in (one.row()["detections"][0]["mask"], coco_results([one])[0]["segmentation"]):
         assert np.array_equal(decode_rle(row["counts"], *row["size"]), mask[0])
     words = yolo_text(one, scores=True).split()

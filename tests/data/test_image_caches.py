@@ -88,8 +88,8 @@ def test_the_last_images_stay_until_there_are_too_many(data: DetectionData) -> N
     def read(cache: RecentImages, *indices: int) -> list[tuple[int, int]]:
         for index in indices:
             np.testing.assert_array_equal(cache.read(index, 1)[0], data.read(index))
-        assert cache.bytes == sum(picture.nbytes for picture, _ in cache.kept.values())
-        return list(cache.kept)
+        assert cache.bytes == sum(picture.nbytes for picture, _ in cache.images.values())
+        return list(cache.images)
 
     assert read(RecentImages(data, 2), 0, 1, 0, 2) == [(1, 1), (2, 1)]
     assert read(RecentImages(data, 9, limit=64 * 48 * 3 + 1), 1, 2, 0) == [(0, 1)]
@@ -98,7 +98,7 @@ def test_the_last_images_stay_until_there_are_too_many(data: DetectionData) -> N
     read(cache, 0, 1)
     Path(data.paths[0]).unlink()
     assert cache.read(0, 1)[0].shape == (48, 64, 3)
-    assert len(pickle.loads(pickle.dumps(cache)).kept) == 0
+    assert len(pickle.loads(pickle.dumps(cache)).images) == 0
 
 
 def test_workers_fill_one_memory(data: DetectionData) -> None:

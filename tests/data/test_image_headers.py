@@ -17,7 +17,7 @@ from tests.data.test_images import jpeg_with_thumbnail, picture
 from yoloxkd.data.check import COMPLAINTS, check_data
 from yoloxkd.data.data_spec import find_data
 from yoloxkd.data.io.image_headers import image_size, read_header
-from yoloxkd.data.io.images import _looks, check_images, measure_images, read_image
+from yoloxkd.data.io.images import _check_files, check_images, measure_images, read_image
 from yoloxkd.data.io.jpeg import JPEG_END, data_is_whole, jpeg_fault
 from yoloxkd.data.problems import Faults
 from yoloxkd.errors import UserError
@@ -117,7 +117,7 @@ def test_of_many_jpegs_those_with_little_data_are_decoded(tmp_path: Path, monkey
         "yoloxkd.data.io.images._data_is_whole",
         lambda path: decoded.append(path) or data_is_whole(Path(path).read_bytes()),
     )
-    assert [one.fault for one in _looks(files, decode=True)] == [""] * 4 + ["is cut short"]
+    assert [one.fault for one in _check_files(files, decode=True)] == [""] * 4 + ["is cut short"]
     assert decoded == files[4:]
 
 

@@ -73,7 +73,7 @@ def test_parts_of_objects_are_not_objects() -> None:
     part = "<part><name>head</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>6</xmax><ymax>6</ymax></bndbox></part>"
     text = f"<annotation><object>{part}<name>dog</name><bndbox><xmin>1.5</xmin></bndbox></object></annotation>"
     (one,) = parse_voc(text.encode()).objects
-    assert one.said == {"name": "dog", "xmin": "1.5"}
+    assert one.elements == {"name": "dog", "xmin": "1.5"}
 
 
 def test_what_is_no_xml_and_places_that_are_not_there(tmp_path: Path) -> None:

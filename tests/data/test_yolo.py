@@ -127,7 +127,7 @@ def test_gathering_goes_on_past_broken_images_and_sees_unused_labels(tmp_path: P
     images = make(tmp_path, {"a": "0 0.5 0.5 0.5 0.5", "b": "1 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5\n"})
     (images / "a.png").write_bytes(b"")
     (tmp_path / "labels" / "train" / "lost.txt").write_text("")
-    faults = Faults(gather=True, kept=None)
+    faults = Faults(gather=True, max_places=None)
     data = read_yolo([images], None, NAMES, "train", tmp_path, faults)
     assert (len(data), data.labels.tolist()) == (1, [1, 1])
     assert faults.counts == {

@@ -234,4 +234,4 @@ def fake_gpu() -> Iterator[None]:
             with _NoDriver(allow_non_fake_inputs=True):
                 yield
         finally:
-            constants._kept.cache_clear()
+            constants._cached_constant.cache_clear()

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from yoloxkd.engine.checkpoint import is_own, random_state, restore_random_state, save_checkpoint
+from yoloxkd.engine.checkpoint import is_checkpoint, random_state, restore_random_state, save_checkpoint
 from yoloxkd.errors import UserError
 
 
 def test_saved_files_load_with_weights_only(tmp_path: Path) -> None:
     save_checkpoint({"rng": random_state(), "weights": {"w": torch.ones(2)}}, tmp_path / "a" / "x.pt")
     raw = torch.load(tmp_path / "a" / "x.pt", weights_only=True)
-    assert is_own(raw)
-    assert not is_own({"model": 1})
+    assert is_checkpoint(raw)
+    assert not is_checkpoint({"model": 1})
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["x.pt"]
 
 

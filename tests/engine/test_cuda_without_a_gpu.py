@@ -11,7 +11,7 @@ from torch import nn
 
 from yoloxkd.config.recipe import EngineSection
 from yoloxkd.engine.callbacks.finite import FiniteGuard
-from yoloxkd.engine.device import amp_dtype, choose_device, chosen_amp, convert_norms, loader_workers, settings
+from yoloxkd.engine.device import amp_dtype, choose_device, convert_norms, loader_workers, resolved_amp, settings
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.kd.functional import importance
 from yoloxkd.nn.backbones.timm_backbone import NORMS, TimmBackbone
@@ -50,10 +50,10 @@ def test_what_auto_stands_for(one_gpu: list[Any], monkeypatch: pytest.MonkeyPatc
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     for has_bf16, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has_bf16: has)
-        assert chosen_amp("auto", gpu) == expected
-    assert chosen_amp("auto", cpu) == "off"
+        assert resolved_amp("auto", gpu) == expected
+    assert resolved_amp("auto", cpu) == "off"
     assert amp_dtype("auto", cpu) is None
-    assert chosen_amp("off", gpu) == "off"
+    assert resolved_amp("off", gpu) == "off"
     for cores, workers in ((1, 1), (8, 8), (64, 12)):
         monkeypatch.setattr("yoloxkd.engine.device.available_cores", lambda cores=cores: cores)
         assert loader_workers("auto", gpu) == workers

@@ -106,7 +106,7 @@ def test_two_may_not_use_one_key_of_the_environment() -> None:
         callback_entries(state)
     state.callbacks = CallbackList([Looks("packages")])
     with pytest.raises(UserError, match=r"environment\(\) of Looks gives 'packages'"):
-        callback_entries(state, taken=["packages"])
+        callback_entries(state, reserved=["packages"])
 
 
 class Gives(Callback):

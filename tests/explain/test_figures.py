@@ -97,8 +97,8 @@ def test_foreground_weights_of_every_rule(scene: Scene) -> None:
         for box in scene.boxes
         for stride in (8, 16)
     ]
-    assert sum(found["box"].chosen.values()) == sum(inside) / len(scene.boxes)
-    assert sum(found["gauss"].chosen.values()) <= 30
+    assert sum(found["box"].cells_per_object.values()) == sum(inside) / len(scene.boxes)
+    assert sum(found["gauss"].cells_per_object.values()) <= 30
     assert 0 < found["centre"].inside_share < found["box-gauss"].inside_share == 1
     assert {level.shape for level in found["fgfi"].levels.values()} == {(16, 16), (8, 8)}
     assert all(0 < max(level.max() for level in w.levels.values()) <= 1 for w in found.values())
@@ -110,7 +110,7 @@ def test_objects_that_overlap_are_counted_each_for_itself(scene: Scene) -> None:
     boxes[0, 1] = boxes[0, 0]
     twice = replace(scene, batch=replace(scene.batch, targets=replace(scene.batch.targets, boxes=boxes)))
     (box,) = explain.foreground_weights(teacher, explain.see(teacher, twice), twice, ["box"])
-    assert box.chosen[8] == int((box.levels[8] > 0).sum())
+    assert box.cells_per_object[8] == int((box.levels[8] > 0).sum())
 
 
 @pytest.mark.parametrize("method", [m for m in DISTILLERS if m not in ("lad", "crosskd", "ld")])

@@ -36,7 +36,7 @@ def test_what_it_says_is_in_the_pixels_it_was_given() -> None:
     assert torch.equal(seen.cls_logits, expected.cls_logits)
     assert seen.grid.points[:, 0].max() < 48
     assert torch.equal(RescaledTeacher(inner, 1.0)(images).boxes, inner(images).boxes)
-    assert RescaledTeacher(inner, 0.4).seen_size(64, 96) == (32, 32)  # rounded to multiples of 16
+    assert RescaledTeacher(inner, 0.4).inner_size(64, 96) == (32, 32)  # rounded to multiples of 16
 
 
 AT_THE_SAME_PLACES = {"ld", "gid", "frs", "chen", "response"}

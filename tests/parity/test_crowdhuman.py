@@ -62,7 +62,7 @@ def test_numbers_are_those_of_the_published_evaluation(folder: Path) -> None:
     assert len(given) == expected["images"]
     assert sum(len(i.real) + len(i.ignored) for i in given) == expected["gt_boxes"]
     assert sum(len(i.ignored) for i in given) == expected["gt_ignored"]
-    assert sum(len(i.found) for i in given) == expected["detections"]
+    assert sum(len(i.detections) for i in given) == expected["detections"]
     for step, wanted in zip(found.sweep, expected["JI_sweep"], strict=True):
         assert step.threshold == pytest.approx(wanted["score_thr"], abs=1e-12)
         assert step.ji == pytest.approx(wanted["JI"], abs=1e-9)

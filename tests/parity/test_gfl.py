@@ -164,8 +164,8 @@ def test_losses_and_gradients(case: Case) -> None:
     everywhere = torch.arange(out.grid.points.shape[0]).expand_as(terms.cls)
     weight = terms.weight.clamp(min=1)
     close(by_level(terms.cls / terms.count, everywhere, out.grid.sizes), case.tensor("loss_cls"))
-    close(by_level(terms.box / weight, terms.found.cell, out.grid.sizes), case.tensor("loss_bbox"))
-    close(by_level(terms.dfl / weight, terms.found.cell, out.grid.sizes), case.tensor("loss_dfl"))
+    close(by_level(terms.box / weight, terms.positives.cell, out.grid.sizes), case.tensor("loss_bbox"))
+    close(by_level(terms.dfl / weight, terms.positives.cell, out.grid.sizes), case.tensor("loss_dfl"))
     (terms.cls.sum() / terms.count + (terms.box.sum() + terms.dfl.sum()) / weight).backward()
     for tensors, name in ((cls, "grad_cls"), (reg, "grad_reg")):
         for tensor, key in zip(tensors, case.family(name), strict=True):

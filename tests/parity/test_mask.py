@@ -10,7 +10,7 @@ from tests.parity.test_rcnn import edges, maps, proposals_of
 from tests.parity.vectors import Case, cases, padded
 from yoloxkd.nn.two_stage.box_head import HeadForm, StageRule
 from yoloxkd.nn.two_stage.cascade_rcnn import STAGES
-from yoloxkd.nn.two_stage.mask_head import MaskHead, mask_loss, mask_targets, own_channel, sampled_targets
+from yoloxkd.nn.two_stage.mask_head import MaskHead, class_channel, mask_loss, mask_targets, sampled_targets
 from yoloxkd.nn.two_stage.mask_roi_head import MaskRoIHead
 from yoloxkd.nn.two_stage.roi_head import best_pairs
 from yoloxkd.ops.nms import NMS
@@ -61,7 +61,7 @@ def test_mask_loss(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("mask", "paste"))
 def test_mask_pasted(case: Case) -> None:
-    probability = own_channel(case.tensor("logits").sigmoid(), case.tensor("det_label").long())
+    probability = class_channel(case.tensor("logits").sigmoid(), case.tensor("det_label").long())
     same(probability, case.tensor("mask_prob"))
     (height, width), boxes = case.tensor("out_shape")[0].tolist(), case.tensor("det_boxes")
     if case.params["rescale"]:

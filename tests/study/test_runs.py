@@ -25,7 +25,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.study.definition import read_study
 from yoloxkd.study.kept_runs import SUMMARY, write_summary
 from yoloxkd.study.plan import Key, plan
-from yoloxkd.study.processes import alone_in
+from yoloxkd.study.processes import lock_folder
 from yoloxkd.study.runner import Runner, valid_records
 
 pytestmark = pytest.mark.slow
@@ -168,7 +168,11 @@ def test_results_made_with_other_settings_are_refused(done: Path) -> None:
 
 
 def test_two_studies_do_not_share_a_folder(done: Path) -> None:
-    with alone_in(done / "out"), pytest.raises(UserError, match="another study is at work"), alone_in(done / "out"):
+    with (
+        lock_folder(done / "out"),
+        pytest.raises(UserError, match="another study is at work"),
+        lock_folder(done / "out"),
+    ):
         pass
 
 

@@ -82,7 +82,7 @@ def test_the_report_escapes_names_and_reads_images_anywhere(odd_folder: Path) ->
     file.write_bytes(cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes())
     rows = [ClassRow(name, [0.5]) for name in NAMES]
     report = Report("t", "s", [], classes=rows, class_names=["AP"], metrics=[("AP", "0.5", "")])
-    report.pictures.append(inline_image(file, "<i>caption"))
+    report.images.append(inline_image(file, "<i>caption"))
     page = render_report(report)
     assert "&lt;b&gt;&amp;" in page
     assert "<b>&" not in page

@@ -29,7 +29,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS
 from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.matching import Suppression
-from yoloxkd.exporters.onnx import ExportOptions, chosen_outputs
+from yoloxkd.exporters.onnx import ExportOptions, resolved_outputs
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.parity_report import TOLERANCES
 from yoloxkd.exporters.runner import check_runner, refuse_difference
@@ -135,8 +135,8 @@ class Detector:
         self._backend.opened(", which cannot be trained; give its checkpoint")
         if clash := [name for name in ("student", "resume") if options.get(name) is not None]:
             raise UserError(f"Detector.train trains this model: leave out {', '.join(clash)}, or use Trainer(...)")
-        named = "@" not in self.source and not Path(self.source).is_file()
-        return Trainer(student=f"{self.source}@coco" if named else self.source, **options).fit()
+        is_model_name = "@" not in self.source and not Path(self.source).is_file()
+        return Trainer(student=f"{self.source}@coco" if is_model_name else self.source, **options).fit()
 
     def val(
         self,
@@ -239,7 +239,7 @@ class Detector:
         target = export_target(path, self.source, opened.weights.path)
         size = self._square(imgsz)
         recipe = self._int8_recipe(int8, calib, size, options)
-        outputs = chosen_outputs(outputs, nms)
+        outputs = resolved_outputs(outputs, nms)
         nms, raw = outputs == "detections", outputs == "raw"
         return EXPORTERS.find(format)(
             opened.detector.cpu(),
@@ -336,9 +336,9 @@ class Detector:
 
     def _int8_recipe(self, int8: bool, calib: str | None, size: int, options: dict[str, Any]) -> Int8Recipe | None:
         if not int8:
-            given = [name for name, value in {"calib": calib, **options}.items() if value is not None]
-            if given:
-                raise UserError(f"{', '.join(given)}: these belong to int8; add --int8 or leave them out")
+            int8_arguments = [name for name, value in {"calib": calib, **options}.items() if value is not None]
+            if int8_arguments:
+                raise UserError(f"{', '.join(int8_arguments)}: these belong to int8; add --int8 or leave them out")
             return None
         settings = validate(Quantization, options, "options of int8", prefix="export.")
         if calib is None:

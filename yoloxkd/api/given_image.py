@@ -37,14 +37,14 @@ def with_origin(images: Any) -> Iterator[tuple[np.ndarray, GivenImage]]:
     """Pixels and origin of each image given; as `given_images`, which says what is taken."""
     origins: list[Any] = []
 
-    def noted() -> Iterator[Any]:
+    def record_origins() -> Iterator[Any]:
         for image in images:
             origins.append(image)
             yield image
 
     if not _several(images):
         origins.append(images)
-    for pixels in given_images(noted() if _several(images) else images):
+    for pixels in given_images(record_origins() if _several(images) else images):
         yield pixels, GivenImage(origins.pop())
 
 

@@ -34,16 +34,16 @@ def batch_per_process(batch: int, processes: int, parts: int, images: int) -> in
 
 def with_real_batch(recipe: Recipe, images: int, processes: int, say: Callable[[str], None]) -> Recipe:
     """The recipe with the batch that so many training images make, which learning rate and images/s then follow."""
-    asked = recipe.train.batch
-    real = batch_per_process(asked, processes, recipe.train.accumulate, images) * processes
-    if real == asked:
+    requested = recipe.train.batch
+    actual = batch_per_process(requested, processes, recipe.train.accumulate, images) * processes
+    if actual == requested:
         return recipe
     rate = recipe.optim.lr_per_image
     say(
-        f"note: {images} training images are too few for train.batch {asked}: {real} images a step, and the learning rate "
-        f"is that of {real} (at most {rate * real:.4g} instead of {rate * asked:.4g})"
+        f"note: {images} training images are too few for train.batch {requested}: {actual} images a step, and the "
+        f"learning rate is that of {actual} (at most {rate * actual:.4g} instead of {rate * requested:.4g})"
     )
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch": real})})
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch": actual})})
 
 
 def takes_one_image(student: Detector[Any, Any], side: int) -> bool:

@@ -127,11 +127,11 @@ def check_distillation(
     state.callbacks = CallbackList([distill])
     with settings(recipe.engine, state.device):
         _set_up(loop, distill)
-        some = _batches(loop, batches)
+        first_batches = _batches(loop, batches)
         step = loop.stepper.step_module
         assert isinstance(step, TrainStep)  # one process
         seed, student_ap = recipe.train.seed, None
-        students = [measure_student(step, distill, some, seed=seed, weights="start")]
+        students = [measure_student(step, distill, first_batches, seed=seed, weights="start")]
         if checkpoint is not None:
             report = load_student(state.detector, checkpoint)
             if not report.complete:
@@ -139,19 +139,19 @@ def check_distillation(
                     f"--checkpoint {checkpoint} is not of this student ({report.describe()}); give weights of it"
                 )
             student_ap = known_ap(state.evaluate(state.detector, recipe.teacher.gate_images), _pairing(distill))
-            students.append(measure_student(step, distill, some, seed=seed, weights=checkpoint))
+            students.append(measure_student(step, distill, first_batches, seed=seed, weights=checkpoint))
         floor: dict[LossName, float] = {}
         for module in distill.modules:
-            floor |= batch_norm_floor(module, distill.methods, some, seed)
-    objects = level_shares_of_objects(some, [level.stride for level in _pairing(distill).levels])
-    images = len(some[0].images)
+            floor |= batch_norm_floor(module, distill.methods, first_batches, seed)
+    objects = level_shares_of_objects(first_batches, [level.stride for level in _pairing(distill).levels])
+    images = len(first_batches[0].images)
     aps = {record.source: record.ap for record in distill.records}
     findings = find(students, distill.methods, floor, objects, images)
     return KDCheck(
         teachers=aps,
         plan=[row for record in distill.records for row in record.table],
         images=images,
-        batches=len(some),
+        batches=len(first_batches),
         students=students,
         student_ap=student_ap,
         floor=floor,
@@ -232,8 +232,11 @@ def _batches(loop: TrainLoop, number: int) -> list[Batch]:
 
 def _worse_teacher(aps: dict[str, float | None], student_ap: float | None, checkpoint: str | None) -> Sequence[Finding]:
     """A teacher that is no better than the checkpoint."""
-    known = [ap for ap in aps.values() if ap is not None]
-    if student_ap is None or not known or max(known) > student_ap + EQUAL:
+    teacher_aps = [ap for ap in aps.values() if ap is not None]
+    if student_ap is None or not teacher_aps or max(teacher_aps) > student_ap + EQUAL:
         return []
-    what = f"the student at {checkpoint} has AP {student_ap:.3f}, and the best teacher has {max(known):.3f}: choose a better one"
+    what = (
+        f"the student at {checkpoint} has AP {student_ap:.3f}, and the best teacher has {max(teacher_aps):.3f}: choose "
+        "a better one"
+    )
     return [Finding(True, what, "", 1.0)]

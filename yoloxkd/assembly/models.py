@@ -16,7 +16,7 @@ from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml, shown, validate
 from yoloxkd.config.recipe import Student
 from yoloxkd.download import fetch
-from yoloxkd.engine.checkpoint import file_digest, is_own
+from yoloxkd.engine.checkpoint import file_digest, is_checkpoint
 from yoloxkd.engine.checkpoint_parts import read_saved
 from yoloxkd.errors import UserError, nearest, nearest_file
 from yoloxkd.nn import DETECTORS
@@ -158,7 +158,7 @@ def _open(path: Path) -> Weights:
     """The weights in a checkpoint of ours (a student, or the averaged student of an interrupted run) or an official one."""
     raw = load_checkpoint_file(path)
     digest = file_digest(path)
-    if is_own(raw):
+    if is_checkpoint(raw):
         saved = read_saved(current_layout(raw), path)
         return Weights(saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest)
     with naming(path):
@@ -182,8 +182,8 @@ def _open(path: Path) -> Weights:
 
 def _mmdetection(raw: Mapping[str, Any], file_name: str) -> DenseState | None:
     for recognize in (dense_state, mmdetection_two_stage, mmdetection_solo):
-        if (found := recognize(raw, file_name)) is not None:
-            return found
+        if (state := recognize(raw, file_name)) is not None:
+            return state
     return None
 
 

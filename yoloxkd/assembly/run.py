@@ -37,7 +37,7 @@ from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.distributed.comm import local_ranks, rank, rank_and_world_size, world_size
 from yoloxkd.engine.callback_list import CallbackList
 from yoloxkd.engine.callbacks.first_weights import FirstWeights
-from yoloxkd.engine.checkpoint import is_own, seed_random
+from yoloxkd.engine.checkpoint import is_checkpoint, seed_random
 from yoloxkd.engine.checkpoint_parts import Saved, read_saved
 from yoloxkd.engine.device import choose_device, loader_workers
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
@@ -104,13 +104,13 @@ def unfinished_before_restart(out: str | Path | None) -> Path | None:
 
     UserError: restarts are allowed, and without --out the restarted processes could not find their run.
     """
-    here = local_ranks()
-    if here.max_restarts and out is None:
+    ranks = local_ranks()
+    if ranks.max_restarts and out is None:
         raise UserError(
-            f"torchrun may restart this run up to {here.max_restarts} time(s), and it finds itself by its folder then: "
-            "give --out DIR"
+            f"torchrun may restart this run up to {ranks.max_restarts} time(s), and it finds itself by its folder "
+            "then: give --out DIR"
         )
-    return Path(out) if here.restarts and out is not None and (Path(out) / "last.pt").is_file() else None
+    return Path(out) if ranks.restarts and out is not None and (Path(out) / "last.pt").is_file() else None
 
 
 def newest_run(runs: Path = RUNS) -> Path:
@@ -143,7 +143,7 @@ def read_resume(path: str, data: str | None = None) -> tuple[Recipe, Path, LastC
     if not file.is_file():
         raise UserError(f"nothing to resume at {path}{nearest_file(path) or f': no {file.name} there'}")
     raw = load_checkpoint_file(file)
-    if not is_own(raw) or raw.get("kind") != "run":
+    if not is_checkpoint(raw) or raw.get("kind") != "run":
         raise UserError(f"{file} is not the last.pt of a run, so it cannot be resumed")
     raw = current_layout(raw)
     saved = read_saved(raw, file)
@@ -185,7 +185,7 @@ def prepare(
     """
     files = files or CheckpointFiles()
     console = console or Console()
-    say = RunLog(console, out) if rank() == 0 else _nothing
+    say = RunLog(console, out) if rank() == 0 else _say_nothing
     for note in notes:
         say(note)
     device = choose_device(recipe.engine.device)
@@ -239,10 +239,10 @@ def load_split_for(
     """
     data = load_split(spec, split, masks=detector.spec.masks)
     if detector.spec.masks and data.masks is None:
-        said = f"the split '{split}' of {spec.name} has no instance masks"
+        problem = f"the split '{split}' of {spec.name} has no instance masks"
         if not detector.trains_without_masks:
-            raise UserError(f"{said}, and {detector.family} learns from nothing else; use data with masks")
-        say(f"warning: {said}: {detector.family} is trained and measured on its boxes alone")
+            raise UserError(f"{problem}, and {detector.family} learns from nothing else; use data with masks")
+        say(f"warning: {problem}: {detector.family} is trained and measured on its boxes alone")
     return data
 
 
@@ -279,7 +279,7 @@ def _first_weights(
     return start or ""
 
 
-def _nothing(line: str) -> None:
+def _say_nothing(line: str) -> None:
     """What processes other than rank zero say."""
 
 

@@ -21,16 +21,16 @@ def check_run_paths(recipe: Recipe, out: Path, also: Iterable[str | Path | None]
     What a run that was ended before its first checkpoint has left is replaced.
     """
     inputs = [*recipe.teacher.models, recipe.student.weights, recipe.data, *also]
-    outputs = [Output("--out", file, _drawn_by_a_run, record=True) for file in _plots(out)]
+    outputs = [Output("--out", file, _is_run_plot, record=True) for file in _plots(out)]
     outputs += [
-        Output("--out", out / name, partial(_left_by_a_run, weights=name in _WEIGHTS), record=True)
+        Output("--out", out / name, partial(_is_run_output, weights=name in _WEIGHTS), record=True)
         for name in RUN_RECORDS
         if name not in _GROWS
     ]
     check_outputs(outputs, [path for path in inputs if path is not None])
 
 
-def _left_by_a_run(file: Path, weights: bool) -> bool:
+def _is_run_output(file: Path, weights: bool) -> bool:
     return not weights and (file.parent / "environment.json").is_file() and (file.parent / "train.log").is_file()
 
 
@@ -40,8 +40,8 @@ def _plots(out: Path) -> list[Path]:
     return [folder / "curves.png", folder / "predictions.png", *sorted(folder.glob("predictions-epoch-*.png"))]
 
 
-def _drawn_by_a_run(file: Path) -> bool:
-    return _left_by_a_run(file.parent, weights=False)
+def _is_run_plot(file: Path) -> bool:
+    return _is_run_output(file.parent, weights=False)
 
 
 def check_teachers(recipe: Recipe) -> list[str]:

@@ -34,8 +34,12 @@ def data_of_run(name: str, saved: Saved | None, out: Path) -> DataSpec:
 
 def _difference(before: Sequence[str], now: Sequence[str]) -> str:
     if len(before) != len(now):
-        odd = [n for n in now if n not in before] or [n for n in before if n not in now]
-        return f"{len(before)} classes then and {len(now)} now (such as '{odd[0]}')" if odd else "another number"
+        changed_names = [n for n in now if n not in before] or [n for n in before if n not in now]
+        return (
+            f"{len(before)} classes then and {len(now)} now (such as '{changed_names[0]}')"
+            if changed_names
+            else "another number"
+        )
     position = next(i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
     how = ", which is another order" if sorted(before) == sorted(now) else ""
     return f"class {position} was '{before[position]}' and is '{now[position]}'{how}"

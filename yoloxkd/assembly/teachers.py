@@ -56,16 +56,16 @@ def _name(teacher: Opened, names: list[str], classes: Sequence[str], say: Callab
     in_data_set = (match_classes(names, classes) >= 0).tolist()
     if not any(in_data_set):
         raise UserError(
-            f"none of the names that teacher.names gives to {weights.path} ({_some(names)}) is a class of the data set "
-            f"({_some(classes)}); use the data set's names for the classes that are the same"
+            f"none of the names that teacher.names gives to {weights.path} ({_first_names(names)}) is a class of the "
+            f"data set ({_first_names(classes)}); use the data set's names for the classes that are the same"
         )
     if weights.named and names != weights.names:
         say(
-            f"warning: teacher {weights.path}: the class names in the file ({_some(weights.names)}) give way to those of "
-            f"teacher.names ({_some(names)})"
+            f"warning: teacher {weights.path}: the class names in the file ({_first_names(weights.names)}) give way to "
+            f"those of teacher.names ({_first_names(names)})"
         )
-    others = [name for name, there in zip(names, in_data_set, strict=True) if not there]
-    tail = f"; {len(others)} of them no class of the data set: {_some(others)}" if others else ""
+    others = [name for name, is_class in zip(names, in_data_set, strict=True) if not is_class]
+    tail = f"; {len(others)} of them no class of the data set: {_first_names(others)}" if others else ""
     say(f"teacher {weights.path}: {len(names)} class names from teacher.names{tail}")
     _set(teacher, names)
 
@@ -82,7 +82,8 @@ def _assume(teacher: Opened, classes: Sequence[str], section: TeacherSection, sa
     if count == len(classes):
         say(
             f"warning: teacher {weights.path} has no class names; it has as many classes as the data set, {count}, and they "
-            f"are taken to be the data set's in its order ({_some(classes)}). If they are others, say so with {how}"
+            f"are taken to be the data set's in its order ({_first_names(classes)}). If they are others, say so with "
+            f"{how}"
         )
         _set(teacher, classes)
         return
@@ -117,5 +118,5 @@ def names_from_files(value: Any) -> Any:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -213,10 +213,10 @@ def predict(
     """
     if save_conf and not save_txt:
         raise UserError("--save-conf adds a column to what --save-txt writes; give --save-txt too")
-    from yoloxkd.cli.predicting import Wanted, predict_files
+    from yoloxkd.cli.predicting import PredictionOutputs, predict_files
 
-    wanted = Wanted(out, json_file, coco_file, save_txt, save_conf, strict, max_frames)
-    predict_files(arguments, conf=conf, iou=iou, imgsz=imgsz, device=device or "auto", wanted=wanted)
+    outputs = PredictionOutputs(out, json_file, coco_file, save_txt, save_conf, strict, max_frames)
+    predict_files(arguments, conf=conf, iou=iou, imgsz=imgsz, device=device or "auto", outputs=outputs)
 
 
 @app.command()

@@ -63,7 +63,7 @@ def bench(
             variants |= dict.fromkeys(_variants(detector, label, variant_folder, size, data, calib, compiled), detector)
         rows = _measure(variants, images, size, runs, many)
     print(f"{', '.join(map(str, models))} at {size} px on {data} {split}: {len(images)} images, {runs} runs a variant")
-    print(_shown(rows, many))
+    print(_latency_tables(rows, many))
     if json_file is not None:
         head = {"data": without_folders(data), "split": split, "imgsz": size, "runs": runs}
         write_json(json_file, head | {"variants": rows})
@@ -145,7 +145,7 @@ def _measure(
     return list(rows.values())
 
 
-def _shown(rows: Sequence[dict[str, Any]], many: int) -> str:
+def _latency_tables(rows: Sequence[dict[str, Any]], many: int) -> str:
     """The table: AP and size, then per number of threads the parts of a prediction in ms."""
     out = []
     for threads in sorted({1, many}):

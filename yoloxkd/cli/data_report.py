@@ -20,7 +20,7 @@ from yoloxkd.data.data_spec import DataSpec, find_data, load_split
 from yoloxkd.data.download import download_data
 from yoloxkd.data.stats import SIZES, SplitStats, split_stats
 from yoloxkd.errors import UserError
-from yoloxkd.output_paths import Output, check_outputs, own_json
+from yoloxkd.output_paths import Output, check_outputs, is_own_json
 
 
 def check_report(name: str, limit: int | None, json_file: Path | None, imgsz: int = 640) -> None:
@@ -68,14 +68,14 @@ def stats_report(name: str, split: str | None, out: Path | None, samples: int, j
     statistics = [split_stats(data) for data in read]
     for data, stats in zip(read, statistics, strict=True):
         print(stats_text(stats) + ("" if not len(data.faults) else f"\n{data.faults.describe()}"))
-    shown: dict[str, Any] = {
+    results: dict[str, Any] = {
         "data": without_folders(name),
         "splits": {stats.split: stats.as_dict() for stats in statistics},
     }
     for file in (folder / "stats.json", *([] if json_file is None else [json_file])):
-        write_json(file, shown)  # before the images: it tells the next time that they are this command's
-    written = [_drawn(folder / f"samples-{d.split}.png", partial(draw_samples, d, count=samples)) for d in read]
-    written.append(_drawn(folder / "chart.png", partial(draw_counts, statistics)))
+        write_json(file, results)  # before the images: it tells the next time that they are this command's
+    written = [_draw_file(folder / f"samples-{d.split}.png", partial(draw_samples, d, count=samples)) for d in read]
+    written.append(_draw_file(folder / "chart.png", partial(draw_counts, statistics)))
     print(f"written: {', '.join(map(str, [*written, folder / 'stats.json']))}")
 
 
@@ -88,13 +88,13 @@ def _check_stats_folder(spec: DataSpec, folder: Path, file_names: Sequence[str],
                 f"--out {folder} is in {image_folder}, where {spec.name} has its images, so what is drawn would be taken for "
                 "images of it; give a folder elsewhere"
             )
-    outputs = [Output("--out", folder / name, lambda _: own_json(folder / "stats.json")) for name in file_names]
+    outputs = [Output("--out", folder / name, lambda _: is_own_json(folder / "stats.json")) for name in file_names]
     outputs.append(Output("--out", folder / "stats.json"))
     outputs += [] if json_file is None else [Output("--json", json_file)]
     check_outputs(outputs, [spec.name])
 
 
-def _drawn(file: Path, draw: Callable[[Path], Path]) -> Path:
+def _draw_file(file: Path, draw: Callable[[Path], Path]) -> Path:
     try:
         return draw(file)
     except OSError as error:
@@ -120,13 +120,13 @@ def stats_text(stats: SplitStats) -> str:
 
 def convert_report(name: str, to: str, output: Path, classes: str | None, link: bool) -> None:
     """Convert, and print what each split holds and what the format could not."""
-    class_names = None if classes is None else _listed(classes)
+    class_names = None if classes is None else _split_commas(classes)
     done = convert_data(find_data(name), to, output, class_names, link)
     print("\n".join(done.lines))
     print(f"written: {done.yaml}")
 
 
-def _listed(text: str) -> Sequence[str]:
+def _split_commas(text: str) -> Sequence[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

@@ -52,12 +52,12 @@ def evaluate_models(
         print(errors_table({model: metrics["errors"] for model, metrics in measured.items()}))
     place = {"data": without_folders(data), "split": split}
     rows = zip(distinct_names(list(measured)), measured.values(), strict=True)
-    shown = [{"model": model, **place, **metrics} for model, metrics in rows]
+    results = [{"model": model, **place, **metrics} for model, metrics in rows]
     if out is not None:
-        write_json(out / "metrics.json", shown[0])
+        write_json(out / "metrics.json", results[0])
         print(f"written: {out / 'metrics.json'}, {write_detections(out, result)}")
     if json_file is not None:
-        write_json(json_file, shown[0] if len(models) < 2 else shown)
+        write_json(json_file, results[0] if len(models) < 2 else results)
 
 
 def errors_table(errors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.output_paths import Output, check_outputs, own_json
+from yoloxkd.output_paths import Output, check_outputs, is_own_json
 
 FIGURES = ("attention", "quality", "weights", "maps", "detections", "mask-out")
 _TAUGHT = ("weights", "maps")
@@ -60,9 +60,9 @@ def explain(
     ] = None,
 ) -> None:
     """Draw what teacher and student look at, what a distiller teaches, and where detections differ."""
-    wanted = _wanted(figure or (), mask_out, percent, kd or (), teacher)
+    figures_to_draw = _figures_to_draw(figure or (), mask_out, percent, kd or (), teacher)
     page, numbers = out / "explain.html", out / "explain.json"
-    outputs = [Output("--out", page, lambda _: own_json(numbers)), Output("--out", numbers)]
+    outputs = [Output("--out", page, lambda _: is_own_json(numbers)), Output("--out", numbers)]
     check_outputs(outputs, [*models, data, *([] if teacher is None else [teacher])])
     from yoloxkd.cli.explaining import Choice, write_explanation
 
@@ -74,7 +74,7 @@ def explain(
         images=image or (),
         count=count,
         seed=seed,
-        figures=wanted,
+        figures=figures_to_draw,
         methods=kd or _KD,
         percents=_numbers(percent),
         conf=conf,
@@ -86,7 +86,7 @@ def explain(
     print(f"written: {page}, {numbers}")
 
 
-def _wanted(
+def _figures_to_draw(
     figures: Sequence[str], mask_out: bool, percent: str | None, kd: Sequence[str], teacher: str | None
 ) -> tuple[str, ...]:
     """The figures to draw, in their order. UserError: one is unknown, or what it needs is not given."""
@@ -94,16 +94,16 @@ def _wanted(
         if name not in FIGURES:
             raise UserError(f"unknown figure '{name}'; {nearest(name, FIGURES)}")
     default = tuple(f for f in FIGURES if f != "mask-out" and (teacher is not None or f not in _TAUGHT))
-    wanted = {*(figures or default), *(("mask-out",) if mask_out else ())}
-    if percent is not None and "mask-out" not in wanted:
+    requested = {*(figures or default), *(("mask-out",) if mask_out else ())}
+    if percent is not None and "mask-out" not in requested:
         raise UserError("--percent belongs to --mask-out; give --mask-out too, or leave it out")
-    if kd and "maps" not in wanted:
+    if kd and "maps" not in requested:
         raise UserError(
             "--kd chooses the methods of the figure 'maps', which needs a --teacher and, with --figure, --figure maps"
         )
-    if teacher is None and (lacking := sorted(wanted & set(_TAUGHT))):
-        raise UserError(f"--figure {lacking[0]} is about what a teacher teaches; give --teacher")
-    return tuple(f for f in FIGURES if f in wanted)
+    if teacher is None and (teacher_figures := sorted(requested & set(_TAUGHT))):
+        raise UserError(f"--figure {teacher_figures[0]} is about what a teacher teaches; give --teacher")
+    return tuple(f for f in FIGURES if f in requested)
 
 
 def _numbers(text: str | None) -> tuple[float, ...] | None:

@@ -47,8 +47,8 @@ def write_explanation(choice: Choice, page: Path, numbers: Path) -> None:
     percents = check_percents(PERCENTS if choice.percents is None else choice.percents)
     sources = [*choice.models, *([] if choice.teacher is None else [choice.teacher])]
     detectors = [Detector(source, choice.device or "auto") for source in sources]
-    named = [Model(name, d.network) for name, d in zip(_names(sources), detectors, strict=True)]
-    models, teacher = named[: len(choice.models)], named[-1] if choice.teacher is not None else None
+    all_models = [Model(name, d.network) for name, d in zip(_names(sources), detectors, strict=True)]
+    models, teacher = all_models[: len(choice.models)], all_models[-1] if choice.teacher is not None else None
     sizes = [detector.size(choice.imgsz) for detector in detectors]
     size = sizes[0]
     for detector in detectors[1:]:
@@ -56,9 +56,9 @@ def write_explanation(choice: Choice, page: Path, numbers: Path) -> None:
     spec = find_data(choice.data)
     data = load_split(spec, choice.split)
     drawn = choose_images(data, choice.images, choice.count, choice.seed)
-    for model in named:
+    for model in all_models:
         model.classes(data.names)
-    parts, found = _draw(choice, models, teacher, data, drawn, size, percents, str(detectors[0].device))
+    parts, figure_numbers = _draw(choice, models, teacher, data, drawn, size, percents, str(detectors[0].device))
     files, data_name = distinct_names(sources), without_folders(choice.data)
     facts = [
         ("models", ", ".join(f"{m.name}: {file}" for m, file in zip(models, files, strict=False))),
@@ -71,7 +71,7 @@ def write_explanation(choice: Choice, page: Path, numbers: Path) -> None:
     ]
     head: dict[str, Any] = {"model": dict(zip([m.name for m in models], files, strict=False))}
     head |= {"teacher": None if teacher is None else files[-1], "data": data_name, "split": choice.split, "imgsz": size}
-    write_json(numbers, head | found)  # before the page: it tells the next time that both are this command's
+    write_json(numbers, head | figure_numbers)  # before the page: it tells the next time that both are this command's
     title = f"What {' and '.join(m.name for m in models)} look{'s' if len(models) == 1 else ''} at"
     under = "" if teacher is None else f"taught by {teacher.name}, "
     write_text(page, render_page(ExplainPage(title, f"{under}on {data_name} {choice.split}", facts, parts=parts)))
@@ -98,34 +98,34 @@ def _draw(
             model.check_tower(figure)
     multiple = max(m.detector.size_multiple for m in [*models, *([teacher] if teacher else [])])
     scenes = [load_scene(data, index, size, models[0].detector, multiple) for index in drawn]
-    subjects = Subjects.seen(models, teacher, scenes)
-    some = data if choice.limit is None else data.head(choice.limit)
+    subjects = Subjects.with_outputs(models, teacher, scenes)
+    limited_data = data if choice.limit is None else data.head(choice.limit)
     everyone = subjects.everyone
     parts: list[Part] = []
     numbers: dict[str, Numbers] = {}
     for figure in choice.figures:
         if figure == "attention":
-            part, found = attention_part(subjects)
+            part, values = attention_part(subjects)
         elif figure == "quality":
-            part, found = quality_part(subjects)
+            part, values = quality_part(subjects)
         elif figure == "detections":
-            part, found = detections_part(
+            part, values = detections_part(
                 models,
-                data if choice.images else some,
+                data if choice.images else limited_data,
                 size,
                 count=choice.count,
-                chosen=drawn if choice.images else None,
+                indices=drawn if choice.images else None,
                 conf=choice.conf,
                 device=device,
             )
         elif figure == "mask-out":
-            part, found = mask_out_part(everyone, some, size, percents)
+            part, values = mask_out_part(everyone, limited_data, size, percents)
         else:
             assert teacher is not None  # else the figure was refused
             taught = figure == "weights"
-            part, found = weights_part(subjects, teacher) if taught else maps_part(subjects, teacher, choice.methods)
+            part, values = weights_part(subjects, teacher) if taught else maps_part(subjects, teacher, choice.methods)
         parts.append(part)
-        numbers[figure] = found
+        numbers[figure] = values
     return parts, numbers
 
 

@@ -41,7 +41,7 @@ class CompiledPredictor(TorchPredictor):
         return self._network(images)
 
     def detections(self, out: Candidates) -> list[Detections]:
-        return self.detector.kept(*out, self.nms)
+        return self.detector.after_nms(*out, self.nms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,13 @@ def measure_latency(
     with limited_threads(threads):
         for predictor in predictors.values():
             for _ in range(WARM_UP):
-                _once(predictor, image, imgsz)
-        rows = [[_once(predictor, image, imgsz) for predictor in predictors.values()] for _ in range(runs)]
+                _time_parts(predictor, image, imgsz)
+        rows = [[_time_parts(predictor, image, imgsz) for predictor in predictors.values()] for _ in range(runs)]
     times = np.array(rows)  # (runs, predictors, 3)
     return {name: Latency(*times[:, i].T) for i, name in enumerate(predictors)}
 
 
-def _once(predictor: Timed, image: np.ndarray, imgsz: int) -> tuple[float, float, float]:
+def _time_parts(predictor: Timed, image: np.ndarray, imgsz: int) -> tuple[float, float, float]:
     """Seconds of the three parts of `Detector.predict`."""
     started = time.perf_counter()
     images, meta = one_input(image, imgsz, predictor)

@@ -61,15 +61,15 @@ def free_targets(sources: Sequence[Source], out: Path) -> list[Target]:
     Case does not count, because some file systems do not see it. A format that cannot be written becomes PNG.
     """
     clips = {_stem(source).casefold() for source in sources if source.kind != "image"}
-    used: set[str] = set()
+    taken_names: set[str] = set()
     targets = []
     for source in sources:
         stem = _stem(source)
         name, number = stem, 1
-        while name.casefold() in used or (source.kind == "image" and _is_frame(name.casefold(), clips)):
+        while name.casefold() in taken_names or (source.kind == "image" and _is_frame(name.casefold(), clips)):
             number += 1
             name = f"{stem}-{number}"
-        used.add(name.casefold())
+        taken_names.add(name.casefold())
         suffix = source.path.suffix.lower() if source.path.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
         targets.append(Target(source, out / (name + (suffix if source.kind == "image" else ".mp4"))))
     return targets

@@ -17,7 +17,7 @@ _COCO_IDS = [i for i in range(1, 91) if i not in _UNUSED_COCO_IDS]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ImageResult:
     """Detections of an image (h, w), or of frame `frame` (0, 1, ...) of a video."""
 
     source: str
@@ -35,54 +35,56 @@ class Found:
         return {"image": self.source, **frame, "detections": self.detections.as_dicts()}
 
 
-def coco_results(found: list[Found]) -> list[dict[str, Any]]:
+def coco_results(results: list[ImageResult]) -> list[dict[str, Any]]:
     """COCO's result format, a row a detection: image_id, category_id, bbox x y w h px, score; file_name and frame besides; with
     masks also segmentation, as run lengths.
 
     image_id is the number in the file's name where every one is a number and no two are the same (as COCO's are), else
     the image's place in the list from 1 on. category_id is COCO's for its 80 classes, else the label + 1.
     """
-    numbers = [int(f.stem) if f.stem.isdigit() else None for f in found]
-    own = None not in numbers and len(set(numbers)) == len(numbers)
+    numbers = [int(f.stem) if f.stem.isdigit() else None for f in results]
+    numeric_names = None not in numbers and len(set(numbers)) == len(numbers)
     out = []
-    for place, (one, number) in enumerate(zip(found, numbers, strict=True), start=1):
-        d = one.detections
+    for place, (result, number) in enumerate(zip(results, numbers, strict=True), start=1):
+        d = result.detections
         ids = _COCO_IDS if list(d.names) == list(COCO_NAMES) else list(range(1, len(d.names) + 1))
-        frame = {} if one.frame is None else {"frame": one.frame}
+        frame = {} if result.frame is None else {"frame": result.frame}
         for detection in d:
             x1, y1, x2, y2 = detection.box.tolist()
             mask = {} if detection.mask is None else {"segmentation": rle_dict(detection.mask)}
             out.append(
                 {
-                    "image_id": number if own else place,
+                    "image_id": number if numeric_names else place,
                     "category_id": ids[detection.label],
                     "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
                     "score": round(detection.score, 6),
                     **mask,
-                    "file_name": one.source,
+                    "file_name": result.source,
                     **frame,
                 }
             )
     return out
 
 
-def yolo_text(found: Found, scores: bool = False) -> str:
+def yolo_text(result: ImageResult, scores: bool = False) -> str:
     """A line a detection: label, center x, center y, width, height as parts of the image; with `scores` its score too.
 
     With masks a line is YOLO's segment instead: label, and the points of the mask's outline as parts of the image.
     """
-    height, width = found.size
-    d = found.detections
+    height, width = result.size
+    detections = result.detections
     lines = []
-    if d.masks is not None:
-        for one in d:
+    if detections.masks is not None:
+        for one in detections:
             x1, y1, x2, y2 = one.box.tolist()
             parts = mask_polygons(one.mask) if one.mask is not None else []
             polygon = as_one_polygon(parts or [np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])])
             line = segment_line(one.label, polygon, height, width)
             lines.append(f"{line[:-1]} {one.score:.6f}\n" if scores else line)
         return "".join(lines)
-    for (x1, y1, x2, y2), score, label in zip(d.boxes.tolist(), d.scores.tolist(), d.labels.tolist(), strict=True):
+    for (x1, y1, x2, y2), score, label in zip(
+        detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
+    ):
         numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
         numbers += (score,) if scores else ()
         lines.append(" ".join([str(label), *(f"{v:.6f}" for v in numbers)]) + "\n")

@@ -11,7 +11,7 @@ from yoloxkd.assembly.models import architecture, build_detector, model_names, o
 from yoloxkd.assembly.prediction import default_size
 from yoloxkd.assembly.recipe_rows import recipe_rows
 from yoloxkd.assembly.recipes import recipe_names, recipe_tree, resolve
-from yoloxkd.cache_folders import cache_folder, find_kept
+from yoloxkd.cache_folders import cache_folder, find_cached
 from yoloxkd.cli.tables import table, write_json
 from yoloxkd.config.load import leaves, parse_set, write_yaml
 from yoloxkd.config.quantization import Quantization
@@ -25,7 +25,7 @@ from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.weights.load import PUBLISHED
-from yoloxkd.output_paths import Output, check_outputs, own_json
+from yoloxkd.output_paths import Output, check_outputs, is_own_json
 from yoloxkd.types import ImageSize
 
 
@@ -54,7 +54,7 @@ def check_val_outputs(out: Path | None, json_file: Path | None, inputs: Sequence
     outputs = [] if json_file is None else [Output("--json", json_file)]
     if out is not None:
         outputs += [Output("--out", out / "metrics.json"), Output("--out", out / "detections.json")]
-        outputs.append(Output("--out", out / "detections.odgt", lambda file: own_json(file.parent / "metrics.json")))
+        outputs.append(Output("--out", out / "detections.odgt", lambda file: is_own_json(file.parent / "metrics.json")))
     check_outputs(outputs, inputs)
 
 
@@ -80,12 +80,12 @@ def export_options(sets: Sequence[str]) -> dict[str, Any]:
 
 
 def _section_options(sets: Sequence[str], section: str, keys: Sequence[str]) -> dict[str, Any]:
-    known = [f"{section}.{key}" for key in keys]
+    known_keys = [f"{section}.{key}" for key in keys]
     out = {}
     for text in sets:
         key, value = parse_set(text)
-        if key not in known:
-            raise UserError(f"unknown key '{key}' for {section}; {nearest(key, known)}")
+        if key not in known_keys:
+            raise UserError(f"unknown key '{key}' for {section}; {nearest(key, known_keys)}")
         out[key.removeprefix(f"{section}.")] = value
     return out
 
@@ -99,17 +99,18 @@ def describe(what: str) -> str:
         detector = build_detector({"name": what}, COCO_NAMES)
         return "\n".join([_model(what, detector, default_size(what)), "", _recipe(what, {"student": {"name": what}})])
     if not path.is_file():
-        known = list(dict.fromkeys([*model_names(), *recipe_names()]))
-        raise UserError(f"'{what}' is neither a model, a recipe nor a file; {nearest(what, known)}")
+        known_names = list(dict.fromkeys([*model_names(), *recipe_names()]))
+        raise UserError(f"'{what}' is neither a model, a recipe nor a file; {nearest(what, known_names)}")
     opened = open_model(what)
     weights = opened.weights
-    unnamed = (
+    names_note = (
         "" if weights.named else " (the file has no names; as a teacher it gets them by --set teacher.names=[...])"
     )
     lines = [
         f"file        {weights.path} ({weights.kind} checkpoint)",
         f"sha256      {weights.digest}",
-        f"classes     {len(weights.names)}: {', '.join(weights.names[:8])}{', ...' if len(weights.names) > 8 else ''}{unnamed}",
+        f"classes     {len(weights.names)}: {', '.join(weights.names[:8])}{', ...' if len(weights.names) > 8 else ''}"
+        f"{names_note}",
         _model(opened.name, opened.detector, weights.imgsz or default_size(opened.name)),
     ]
     return "\n".join(lines)
@@ -156,7 +157,7 @@ def models_table() -> str:
     for name in model_names():
         family, keys = architecture(name)
         published = PUBLISHED.get(name)
-        file = find_kept(published.filename) if published else None
+        file = find_cached(published.filename) if published else None
         state = "-" if file is None else f"on disk: {file}" if file.is_file() else "not on disk"
         settings = ", ".join(f"{k} {v}" for k, v in keys.items())
         rows.append([name, family, _reference(name) if published else "-", state, settings])

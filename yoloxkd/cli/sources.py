@@ -105,8 +105,8 @@ def opened(source: Source, limit: int | None) -> Iterator[Stream]:
         address = int(str(source.path)) if camera else links.enter_context(plain_name(source.path))
         capture = cv2.VideoCapture(address)
         links.callback(capture.release)
-        good, first = capture.read() if capture.isOpened() else (False, None)
-        if not good:
+        success, first = capture.read() if capture.isOpened() else (False, None)
+        if not success:
             what = (
                 f"camera {source.path} gives no image" if camera else f"{source.path} is not a video that can be read"
             )
@@ -119,11 +119,11 @@ def opened(source: Source, limit: int | None) -> Iterator[Stream]:
 
 def _frames(capture: Any, source: Source, frame: Any, limit: int | None) -> Iterator[np.ndarray]:
     count = 0
-    good = True
+    success = True
     expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.kind == "video" else 0
-    while good and (limit is None or count < limit):
+    while success and (limit is None or count < limit):
         yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         count += 1
-        good, frame = capture.read()
-    if not good and count != limit and count < expected * (1 - _LOST) - 1:
+        success, frame = capture.read()
+    if not success and count != limit and count < expected * (1 - _LOST) - 1:
         raise Unreadable(f"{source.path} is cut short or broken: {count} of its {expected} frames can be read")

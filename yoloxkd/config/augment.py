@@ -65,12 +65,12 @@ class Augment(Strict):
 
     @field_validator("multiscale", mode="before")
     @classmethod
-    def _both_ways(cls, value: object) -> object:
+    def _symmetric_range(cls, value: object) -> object:
         return (-abs(value), abs(value)) if type(value) is int else value
 
     @field_validator("multiscale")
     @classmethod
-    def _around(cls, value: tuple[int, int]) -> tuple[int, int]:
+    def _check_multiscale(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not -MOST_STEPS <= value[0] <= 0 <= value[1] <= MOST_STEPS:
             raise ValueError(f"should be a number of steps up to {MOST_STEPS}, or two around 0, lowest first")
         return value

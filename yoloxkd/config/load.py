@@ -80,13 +80,13 @@ def _parsed(text: str, key: str = "") -> Any:
     return value
 
 
-def _bounded(value: Any, left: list[int], depth: int = 0) -> bool:
-    """Whether a value, with every alias written out, is of a size that can be looked through; `left` counts down."""
-    left[0] -= 1
-    if left[0] < 0 or depth > MOST_DEPTH:
+def _bounded(value: Any, remaining: list[int], depth: int = 0) -> bool:
+    """Whether a value, with every alias written out, is small enough to look through; `remaining` counts down."""
+    remaining[0] -= 1
+    if remaining[0] < 0 or depth > MOST_DEPTH:
         return False
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | set) else ()
-    return all(_bounded(item, left, depth + 1) for item in inner)
+    return all(_bounded(item, remaining, depth + 1) for item in inner)
 
 
 def write_yaml(value: Mapping[str, Any]) -> str:
@@ -150,13 +150,13 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def validate(
-    model: type[Model], value: Mapping[str, Any], where: str, known: Iterable[str] = (), prefix: str = ""
+    model: type[Model], value: Mapping[str, Any], where: str, known_keys: Iterable[str] = (), prefix: str = ""
 ) -> Model:
     """Check `value` against a typed section; the first fault becomes one UserError sentence.
 
-    where   what is being read, for the sentence ("recipe", "data set x.yaml", ...)
-    known   dotted keys to suggest from when a key is unknown; default: those of `model`
-    prefix  dotted path of the section within the whole
+    where       what is being read, for the sentence ("recipe", "data set x.yaml", ...)
+    known_keys  dotted keys to suggest from when a key is unknown; default: those of `model`
+    prefix      dotted path of the section within the whole
     """
     if not isinstance(value, Mapping):
         place = f"key '{prefix.rstrip('.')}' in the {where}" if prefix else f"the {where}"
@@ -168,7 +168,7 @@ def validate(
         # pydantic puts tags such as 'function-after[...]' or union member names into loc; keep what the user typed
         key = prefix + ".".join(str(p) for p in fault["loc"] if not (isinstance(p, str) and "[" in p))
         if fault["type"] == "extra_forbidden":
-            names = [*known] or list(leaves(model, prefix))
+            names = [*known_keys] or list(leaves(model, prefix))
             names += {name.rpartition(".")[0] for name in names} - {""}  # sections
             raise UserError(f"unknown key '{key}' in the {where}; {nearest(key, names)}") from error
         if fault["type"] == "missing":

@@ -85,7 +85,7 @@ class TeacherSection(Strict):
 
     @field_validator("names", mode="before")
     @classmethod
-    def _listed(cls, value: Any) -> Any:
+    def _as_lists(cls, value: Any) -> Any:
         """One teacher's names as a list of one list."""
         entries = [value] if isinstance(value, str) or _all_names(value) else value
         return [_split(entry) for entry in entries] if isinstance(entries, list | tuple) else entries

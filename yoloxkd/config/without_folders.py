@@ -17,12 +17,12 @@ _PATH = re.compile(rf"(?<![\w.~/\\:-]){_ROOT}(?:{_PART}[\\/])+({_PART})?[\\/]?")
 _WHOLE = re.compile(rf"{_ROOT}(?:[^\\/\n]+[\\/])*[^\\/\n]+[\\/]?")
 
 
-def without_folders(value: Value, known: Sequence[str] = (), inside: str | Path | None = None) -> Value:
+def without_folders(value: Value, known_paths: Sequence[str] = (), inside: str | Path | None = None) -> Value:
     """A text, or every text in containers, with each absolute path cut to its last part; relative ones stay.
 
     Args:
         value: Text, list, tuple or dict; other values stay as they are.
-        known: Absolute paths that may stand in sentences; without this a blank ends a path there.
+        known_paths: Absolute paths that may stand in sentences; without this a blank ends a path there.
         inside: Folder; the path of a file in it becomes relative to it.
 
     Example:
@@ -31,11 +31,11 @@ def without_folders(value: Value, known: Sequence[str] = (), inside: str | Path 
     """
     result: Any = value
     if isinstance(value, str):
-        result = _text(value if inside is None else value.replace(f"{inside}{os.sep}", ""), known)
+        result = _text(value if inside is None else value.replace(f"{inside}{os.sep}", ""), known_paths)
     elif isinstance(value, dict):
-        result = {key: without_folders(each, known, inside) for key, each in value.items()}
+        result = {key: without_folders(each, known_paths, inside) for key, each in value.items()}
     elif isinstance(value, list | tuple):
-        parts = [without_folders(each, known, inside) for each in value]
+        parts = [without_folders(each, known_paths, inside) for each in value]
         result = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return cast("Value", result)
 
@@ -64,10 +64,10 @@ def command_without_folders(command: str) -> str:
     return shlex.join("=".join(parts) for parts in words)
 
 
-def _text(text: str, known: Sequence[str]) -> str:
+def _text(text: str, known_paths: Sequence[str]) -> str:
     if _WHOLE.fullmatch(text):
         return _last(text)
-    for path in sorted(known, key=len, reverse=True):
+    for path in sorted(known_paths, key=len, reverse=True):
         if len(re.findall(r"[\\/]", path)) > 1:  # not the root, nor a folder in it
             text = re.sub(rf"(?<![\w.~/\\:-]){re.escape(path)}(?![\w-])", _last(path), text)
     return _PATH.sub(lambda match: _last(match[0]), text)

@@ -86,8 +86,8 @@ class BoxTable:
         self.keep &= ~rows
 
     def count(self, rows: np.ndarray, kind: str, faults: Faults) -> None:
-        found = np.flatnonzero(rows & self.keep)
-        faults.add(kind, [self.place(i) for i in found[: faults.room(len(found))].tolist()], len(found))
+        indices = np.flatnonzero(rows & self.keep)
+        faults.add(kind, [self.place(i) for i in indices[: faults.room(len(indices))].tolist()], len(indices))
 
     def refuse(self, rows: np.ndarray, kind: str, sentence: str, faults: Faults) -> None:
         """Rows that training cannot go on with: raises UserError(sentence), or counts them when gathering."""
@@ -111,56 +111,54 @@ class BoxTable:
             note = f"annotations[{row}]" if self.ids[row] == NO_ID else f"annotation {self.ids[row]}"
         return Place(file, int(self.line[row]) or None, note)
 
-    def finish(
-        self, names: list[str], split: str, pictures: ImageColumns, faults: Faults, format: str
-    ) -> DetectionData:
+    def finish(self, names: list[str], split: str, images: ImageColumns, faults: Faults, format: str) -> DetectionData:
         """The rows that can be trained on, in the images' order; the others are counted in `faults`."""
         self.drop(self.image < 0, "of an unknown image", faults)
         self.drop(self.label == UNKNOWN, "of an unknown category", faults)
         self.drop(self.label == UNWANTED, "of a category that is not in names", faults)
-        whole, clipped, unseen = self._check_boxes(pictures, faults)
+        whole, clipped, unseen = self._check_boxes(images, faults)
         self._check_units(whole, faults)
         areas = self._areas(whole, faults)
-        masks = None if self.masks is None else self._checked_masks(self.masks, whole, pictures, faults)
+        masks = None if self.masks is None else self._checked_masks(self.masks, whole, images, faults)
         if faults.gather:
-            self.count(self._repeated(whole), "repeated: the same box of the same class again (kept)", faults)
-        kept = np.flatnonzero(self.keep)
-        kept = kept[np.argsort(self.image[kept], kind="stable")]
-        boxes = clipped[kept]
-        areas = np.where(np.isnan(areas[kept]), np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), areas[kept])
-        beyond = np.abs(whole[kept] - boxes).max(initial=0) > 0
-        counts = np.bincount(self.image[kept], minlength=len(pictures.ids))
+            self.count(self._repeated_rows(whole), "repeated: the same box of the same class again (kept)", faults)
+        rows = np.flatnonzero(self.keep)
+        rows = rows[np.argsort(self.image[rows], kind="stable")]
+        boxes = clipped[rows]
+        areas = np.where(np.isnan(areas[rows]), np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), areas[rows])
+        beyond = np.abs(whole[rows] - boxes).max(initial=0) > 0
+        counts = np.bincount(self.image[rows], minlength=len(images.ids))
         return DetectionData(
             names=list(names),
             split=split,
-            image_ids=pictures.ids,
-            image_keys=pictures.keys,
-            paths=pictures.paths,
-            sizes=pictures.sizes,
+            image_ids=images.ids,
+            image_keys=images.keys,
+            paths=images.paths,
+            sizes=images.sizes,
             boxes=boxes,
-            labels=self.label[kept].astype(np.int64),
-            crowd=self.ignore[kept],
+            labels=self.label[rows].astype(np.int64),
+            crowd=self.ignore[rows],
             areas=areas,
-            annotation_ids=self._usable_ids()[kept],
+            annotation_ids=self._usable_ids()[rows],
             offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             faults=faults,
             format=format,
-            difficult=self.difficult[kept] if self.difficult.any() else None,
-            unclipped=whole[kept] if beyond else None,
-            visible=None if self.visible is None else self.visible[kept],
-            head_boxes=None if self.head_boxes is None else self.head_boxes[kept],
-            masks=None if masks is None else masks[kept],
+            difficult=self.difficult[rows] if self.difficult.any() else None,
+            unclipped=whole[rows] if beyond else None,
+            visible=None if self.visible is None else self.visible[rows],
+            head_boxes=None if self.head_boxes is None else self.head_boxes[rows],
+            masks=None if masks is None else masks[rows],
             unseen=unseen if len(unseen) else None,
         )
 
-    def _check_boxes(self, pictures: ImageColumns, faults: Faults) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _check_boxes(self, images: ImageColumns, faults: Faults) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes as annotated and clipped, (M, 4) each, and objects without a box in their image (U, 5)."""
         finite = np.isfinite(self.boxes).all(axis=1)
         self.drop(~finite, "whose box is not four finite numbers", faults)
         whole = np.where(finite[:, None], self.boxes, 0.0)
         before = self.keep.copy()
         self.drop(np.any(whole[:, 2:] <= whole[:, :2], axis=1), "of zero or negative size", faults)
-        limits = pictures.sizes[self.image][:, [1, 0, 1, 0]].astype(np.float64)
+        limits = images.sizes[self.image][:, [1, 0, 1, 0]].astype(np.float64)
         clipped: np.ndarray = np.clip(whole, 0.0, limits)
         self.drop(np.any(clipped[:, 2:] <= clipped[:, :2], axis=1), "outside the image", faults)
         self.count(np.any(np.abs(clipped - whole) > _ROUNDING_PX, axis=1), "clipped to the image", faults)
@@ -209,11 +207,11 @@ class BoxTable:
         return np.where(wrong, np.nan, self.area)
 
     def _checked_masks(
-        self, masks: MaskTable, whole: np.ndarray, pictures: ImageColumns, faults: Faults
+        self, masks: MaskTable, whole: np.ndarray, images: ImageColumns, faults: Faults
     ) -> MaskTable | None:
         """Count masks that do not fit their image (left out) or their box (kept), and objects without one; None: all are."""
         sized = masks.rle_sizes.any(axis=1)
-        other = sized & (masks.rle_sizes != pictures.sizes[self.image]).any(axis=1)
+        other = sized & (masks.rle_sizes != images.sizes[self.image]).any(axis=1)
         self.count(other, "masks whose run lengths are of another size than the image, left out", faults)
         masks = masks.without(other) if other.any() else masks
         there = masks.there()
@@ -226,7 +224,7 @@ class BoxTable:
         self.count(~there & ~self.ignore, "objects without a mask, of which the box alone is trained", faults)
         return masks
 
-    def _repeated(self, whole: np.ndarray) -> np.ndarray:
+    def _repeated_rows(self, whole: np.ndarray) -> np.ndarray:
         """(M,) bool: kept rows equal to an earlier one."""
         rows = np.flatnonzero(self.keep)
         columns = np.column_stack([self.image, self.label, self.ignore, np.round(whole, 6)])[rows]
@@ -243,16 +241,16 @@ class BoxTable:
         return ids
 
 
-def check_corner_order(table: BoxTable, read: np.ndarray, sizes: np.ndarray, order: str, faults: Faults) -> None:
+def check_corner_order(table: BoxTable, values: np.ndarray, sizes: np.ndarray, order: str, faults: Faults) -> None:
     """Refuse boxes that are (x1, y1, x2, y2), where the format has another `order`.
 
     They are, where each box makes sense as corners and more than half stick out of their image as the format has them.
-    read  (M, 4) px, the values as if they were corners; sizes (N, 2) height and width px of the images
+    values  (M, 4) px, read as if they were corners; sizes (N, 2) height and width px of the images
     """
     if not len(sizes):
         return
     rows = (table.image >= 0) & np.isfinite(table.boxes).all(axis=1) & ~table.ignore
-    box, limit = read[rows], sizes[table.image[rows]][:, ::-1] + _BEYOND_PX
+    box, limit = values[rows], sizes[table.image[rows]][:, ::-1] + _BEYOND_PX
     ordered = (box[:, 2:] > box[:, :2]).all(axis=1) & (box[:, 2:] <= limit).all(axis=1)
     beyond = (table.boxes[rows][:, 2:] > limit).any(axis=1) | (table.boxes[rows][:, :2] < -_BEYOND_PX).any(axis=1)
     if len(box) < _FEW or not ordered.all() or 2 * beyond.sum() <= len(box):

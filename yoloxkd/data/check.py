@@ -41,7 +41,7 @@ class SplitReport:
     boxes: int = 0
     ignored: int = 0
     masks: int = 0
-    faults: Faults = field(default_factory=lambda: Faults(gather=True, kept=None))
+    faults: Faults = field(default_factory=lambda: Faults(gather=True, max_places=None))
 
     @property
     def breaking(self) -> int:
@@ -93,7 +93,7 @@ def check_data(
         report.masks = 0 if data.masks is None else int(data.masks.there().sum())
         if len(data):  # else no image can be read, which is told already
             _add_shortages(report, data, imgsz)
-        for path, digest in zip(data.paths, _look(data, report.faults, progress), strict=True):
+        for path, digest in zip(data.paths, _decode_images(data, report.faults, progress), strict=True):
             if digest:
                 places.setdefault(digest, []).append((report, path))
     for same in places.values():
@@ -127,7 +127,7 @@ def _compare(same: list[tuple[SplitReport, str]]) -> None:
                 report.faults.add(LEAK, [Place(path, note=f"the same as {others}")])
 
 
-def _look(data: DetectionData, faults: Faults, progress: Callable[[int, int], None]) -> list[bytes]:
+def _decode_images(data: DetectionData, faults: Faults, progress: Callable[[int, int], None]) -> list[bytes]:
     """Decode every image; its digest, empty where it cannot be read."""
     sizes = dict(zip(data.paths, map(tuple, data.sizes.tolist()), strict=True))
 
@@ -148,25 +148,25 @@ def _look(data: DetectionData, faults: Faults, progress: Callable[[int, int], No
     digests: list[bytes] = []
     for start in range(0, len(data), _CHUNK):
         paths = list(data.paths[start : start + _CHUNK])
-        with complaints() as said:
-            found = in_threads(one, paths)
-        for path, (_, kind, note) in zip(paths, found, strict=True):
+        with complaints() as messages:
+            results = in_threads(one, paths)
+        for path, (_, kind, note) in zip(paths, results, strict=True):
             if kind:
                 faults.refuse(kind, Place(path, note=note), "")
-        if said:
-            _whose([path for path, (_, kind, _) in zip(paths, found, strict=True) if not kind], faults)
-        digests += [digest for digest, _, _ in found]
+        if messages:
+            _add_complaints([path for path, (_, kind, _) in zip(paths, results, strict=True) if not kind], faults)
+        digests += [digest for digest, _, _ in results]
         progress(len(digests), len(data))
     return digests
 
 
-def _whose(paths: Sequence[str], faults: Faults) -> None:
+def _add_complaints(paths: Sequence[str], faults: Faults) -> None:
     """Decode images once more, one at a time, to name those that the decoders complain of without refusing them."""
     for path in paths:
-        with complaints() as said:
+        with complaints() as messages:
             try:
                 cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
             except (OSError, ValueError, cv2.error):
                 continue
-        if said:
-            faults.add(COMPLAINTS, [Place(path, note="; ".join(said))])
+        if messages:
+            faults.add(COMPLAINTS, [Place(path, note="; ".join(messages))])

@@ -52,8 +52,8 @@ def convert_data(
     """
     FORMATS.find(to)
     if FORMATS[to].write is None:
-        known = ", ".join(name for name in FORMATS if FORMATS[name].write)
-        raise UserError(f"the format {to} is read and not written; choose one of {known}")
+        writable = ", ".join(name for name in FORMATS if FORMATS[name].write)
+        raise UserError(f"the format {to} is read and not written; choose one of {writable}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; give a new --output")
     place = output.resolve()
@@ -66,8 +66,8 @@ def convert_data(
     check_folder(output)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{place.name[:100]}.", suffix=".part", dir=place.parent) as made:
-            part = Path(made) / "set"
+        with tempfile.TemporaryDirectory(prefix=f".{place.name[:100]}.", suffix=".part", dir=place.parent) as temporary:
+            part = Path(temporary) / "set"
             part.mkdir()
             result = _write(spec, FORMATS[to], to, part, classes, link)
             if place.exists():
@@ -95,13 +95,13 @@ def _write(
         files = _new_names(data.paths, used if target.one_folder else Counter())
         renamed = sum(Path(path).name != name for path, name in zip(data.paths, files, strict=True))
         for i, name in enumerate(files):
-            files[i] = _place(data, i, folder / target.pictures.format(split=split) / name, target, link)
+            files[i] = _place(data, i, folder / target.image_folder.format(split=split) / name, target, link)
         assert target.write is not None
         content[split] = target.write(data, files, folder)
-        lost = "; ".join(describe_loss(data, target))
+        loss = "; ".join(describe_loss(data, target))
         faults = f"; {data.faults.describe()}" if len(data.faults) else ""
         faults += f"; {renamed} images got new names" if renamed else ""
-        lines.append(f"{split}: {len(data)} images, {len(data.boxes)} boxes{faults}{'; lost: ' + lost if lost else ''}")
+        lines.append(f"{split}: {len(data)} images, {len(data.boxes)} boxes{faults}{'; lost: ' + loss if loss else ''}")
     content["names"] = dict(enumerate(names)) if to == "yolo" else names
     (folder / "data.yaml").write_text(write_yaml(content), encoding="utf-8")
     return lines
@@ -156,11 +156,11 @@ def describe_loss(data: DetectionData, target: Format) -> list[str]:
     single = int(data.crowd.sum()) - int(regions.sum())
     beyond = 0 if data.unclipped is None else int((np.abs(data.unclipped - data.boxes).max(1) > 1e-6).sum())
     areas = np.abs((data.boxes[:, 2:] - data.boxes[:, :2]).prod(1) - data.areas) > 1e-6 * np.maximum(data.areas, 1)
-    kept_as = " (written as difficult objects)" if "difficult" in target.keeps else " (they become background)"
+    regions_note = " (written as difficult objects)" if "difficult" in target.keeps else " (they become background)"
     masked = np.zeros(0, bool) if data.masks is None else data.masks.there()
     unseen = 0 if data.unseen is None else len(data.unseen)
-    found = {
-        "regions": (int(regions.sum()), f"ignore regions{kept_as}"),
+    losses = {
+        "regions": (int(regions.sum()), f"ignore regions{regions_note}"),
         "difficult": (single, "difficult objects to ignore (they become background)"),
         "areas": (int(areas.sum()), "areas that are not those of their boxes"),
         "unclipped": (beyond, "boxes cut at the image's border"),
@@ -169,12 +169,12 @@ def describe_loss(data: DetectionData, target: Format) -> list[str]:
         "heads": (0 if data.head_boxes is None else int(np.isfinite(data.head_boxes).all(1).sum()), "head boxes"),
         "names": (len(data.names), "class names, which become 'person'") if data.names != ["person"] else (0, ""),
     }
-    lost = [f"{count} {words}" for key, (count, words) in found.items() if count and key not in target.keeps]
+    sentences = [f"{count} {words}" for key, (count, words) in losses.items() if count and key not in target.keeps]
     if data.format == "coco" and "numbers" not in target.keeps:
-        lost.append("the numbers of images, annotations and categories")
+        sentences.append("the numbers of images, annotations and categories")
     if len(masked) and target is FORMATS["yolo"] and not masked[~data.crowd].all():
-        lost.append(f"{int((~masked & ~data.crowd).sum())} objects without a mask get the outline of their box")
-    return lost + ([f"{unseen} objects wholly outside their image"] if unseen else [])
+        sentences.append(f"{int((~masked & ~data.crowd).sum())} objects without a mask get the outline of their box")
+    return sentences + ([f"{unseen} objects wholly outside their image"] if unseen else [])
 
 
 def _place(data: DetectionData, index: int, place: Path, target: Format, link: bool) -> str:

@@ -166,14 +166,14 @@ def load_split(spec: DataSpec, split: str, faults: Faults | None = None, *, mask
 
 
 def _source(spec: DataSpec, files: SplitFiles) -> SplitSource:
-    def placed(names: list[str]) -> tuple[Path, ...]:
+    def paths_of(names: list[str]) -> tuple[Path, ...]:
         return tuple(spec.root / name for name in names)
 
     return SplitSource(
         spec.root,
-        placed(files.images),
-        placed([*files.annotations, *files.labels]),
-        placed(files.lists),
+        paths_of(files.images),
+        paths_of([*files.annotations, *files.labels]),
+        paths_of(files.lists),
         spec.kpt_shape,
     )
 
@@ -181,7 +181,9 @@ def _source(spec: DataSpec, files: SplitFiles) -> SplitSource:
 def _shapes() -> DataSpec:
     folder = shapes_folder()
     files = {s: {"images": f"images/{s}", "annotations": f"annotations/{s}.json"} for s in SPLITS}
-    return _placed(DataSpec.model_validate({"path": str(folder), "names": list(CLASSES), **files}), SHAPES, folder)
+    return _set_location(
+        DataSpec.model_validate({"path": str(folder), "names": list(CLASSES), **files}), SHAPES, folder
+    )
 
 
 def read_spec(file: Path, name: str, base: Path) -> DataSpec:
@@ -192,7 +194,7 @@ def read_spec(file: Path, name: str, base: Path) -> DataSpec:
         with _on_disk(where):
             content = from_ultralytics(content, SPLITS, where, base)
     content = {key: value for key, value in content.items() if value is not None}
-    return validate(DataSpec, _with_format(content, where), where, known=_KEYS)
+    return validate(DataSpec, _with_format(content, where), where, known_keys=_KEYS)
 
 
 def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:
@@ -211,7 +213,7 @@ def _from_yaml(file: Path, name: str, base: Path) -> DataSpec:
         how = f"to get it, {' '.join(spec.download.split())}" if spec.download else "correct its 'path'"
         tail = f"; or use '{SHAPES}', which needs no download" if spec.download else ""
         raise UserError(f"the {where} is not on disk: there is no folder {root}; {how}{tail}")
-    return _placed(spec, name, root)
+    return _set_location(spec, name, root)
 
 
 def _with_format(content: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -226,17 +228,17 @@ def _with_format(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _check_keys(spec: DataSpec, split: str, where: str) -> None:
     """Refuse a split that lacks what its format reads, or has what it does not."""
     format = FORMATS[spec.format]
-    given = {key: names for key, names in getattr(spec, split).model_dump(by_alias=True).items() if names}
+    entries = {key: names for key, names in getattr(spec, split).model_dump(by_alias=True).items() if names}
     for key in format.required:
-        if key not in given:
+        if key not in entries:
             raise UserError(f"the {where} lacks the key '{split}.{key}'")
-    for key, names in given.items():
+    for key, names in entries.items():
         if key not in format.required + format.optional:
             raise UserError(f"the {where} is in the format {spec.format}, which reads no '{split}.{key}'; take it out")
         if len(names) > 1 and key not in format.several:
             raise UserError(f"key '{split}.{key}' in the {where} should be one name, got {len(names)}")
 
 
-def _placed(spec: DataSpec, name: str, root: Path) -> DataSpec:
+def _set_location(spec: DataSpec, name: str, root: Path) -> DataSpec:
     spec._name, spec._root = name, root
     return spec

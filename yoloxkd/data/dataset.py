@@ -127,9 +127,9 @@ class DetectionData:
     def take(self, rows: np.ndarray) -> DetectionData:
         """The same images with the boxes `rows` (M,) bool alone."""
         columns = {name: getattr(self, name) for name in _BOX_COLUMNS}
-        kept: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
+        selection: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
         counts = np.bincount(self.image_of_box()[rows], minlength=len(self))
-        return replace(self, offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), **kept)
+        return replace(self, offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), **selection)
 
     def own_image_ids(self) -> list[int | str]:
         """The file's own id of each image, a number or a text; the position from 1 where the format has none."""

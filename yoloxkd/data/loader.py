@@ -94,7 +94,7 @@ class Loader(DataLoader[Any]):
     """A DataLoader of batches; what happens to a worker (an image it cannot read, its death) is raised as a UserError."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches = self._started()
+        batches = self._batches()
         try:
             for batch in batches:
                 if isinstance(batch, UserError):
@@ -107,7 +107,7 @@ class Loader(DataLoader[Any]):
                 raise
             raise UserError(reason) from error
 
-    def _started(self) -> Iterator[Any]:
+    def _batches(self) -> Iterator[Any]:
         """The batches, once the workers run. Processes that are not forked may fail to."""
         if not self.num_workers:
             return super().__iter__()
@@ -131,17 +131,19 @@ def _death(error: Exception, workers: Sequence[Any]) -> tuple[Exception, list[in
     A worker that dies while it hands over a batch is first noticed as a broken connection; torch's own word, which it
     gives by a signal, may come up while its exit code is waited for.
     """
-    lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not str(error).startswith("Caught ")
+    connection_lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not str(error).startswith(
+        "Caught "
+    )
     try:
-        if lost:
+        if connection_lost:
             ended = wait([worker.sentinel for worker in workers], timeout=5)
             for worker in workers:
                 if worker.sentinel in ended:  # a process closes its end a moment before its exit code can be read
                     worker.join()
         codes = [worker.exitcode for worker in workers]
-    except RuntimeError as told:
-        return told, []
-    return (RuntimeError("DataLoader worker exited unexpectedly") if lost and any(codes) else error), codes
+    except RuntimeError as death:
+        return death, []
+    return (RuntimeError("DataLoader worker exited unexpectedly") if connection_lost and any(codes) else error), codes
 
 
 def _start_worker(_: int) -> None:

@@ -37,31 +37,33 @@ class Faults:
     """What was wrong with a data set and mended or left out: counts and first places by kind.
 
     A kind is a phrase that follows a number: "dropped, of zero or negative size", "clipped to the image".
-    kept      places remembered of each kind; None: all of them
-    gather    for `yoloxkd data check`: what would break training is recorded in `breaking` instead of raised, and
-              readers leave the images' contents to the check
+    max_places  places remembered of each kind; None: all of them
+    gather      for `yoloxkd data check`: what would break training is recorded in `breaking` instead of raised, and
+                readers leave the images' contents to the check
     images_without_file  images whose file of annotations is missing: background, which is a fault only of many
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Place]] = field(default_factory=dict)
     breaking: set[str] = field(default_factory=set)
-    kept: int | None = 5
+    max_places: int | None = 5
     gather: bool = False
     images_without_file: int = 0
 
     def add(self, kind: str, places: Iterable[Place], count: int | None = None) -> None:
         """Count `count` (default: the number of places) faults of a kind; the first few places are kept."""
-        found = list(places)
-        number = len(found) if count is None else count
+        new_places = list(places)
+        number = len(new_places) if count is None else count
         if number:
             self.counts[kind] = self.counts.get(kind, 0) + number
-            shown = self.examples.setdefault(kind, [])
-            shown.extend(found if self.kept is None else found[: max(0, self.kept - len(shown))])
+            examples = self.examples.setdefault(kind, [])
+            examples.extend(
+                new_places if self.max_places is None else new_places[: max(0, self.max_places - len(examples))]
+            )
 
-    def room(self, wanted: int) -> int:
-        """How many places of a kind are worth giving, of `wanted`."""
-        return wanted if self.kept is None else min(wanted, self.kept)
+    def room(self, count: int) -> int:
+        """How many places of a kind are worth giving, of `count`."""
+        return count if self.max_places is None else min(count, self.max_places)
 
     def refuse(self, kind: str, place: Place, sentence: str) -> None:
         """Something that training cannot go on with: raises UserError(sentence), or records it when gathering."""

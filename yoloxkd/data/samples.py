@@ -53,7 +53,7 @@ class TrainSamples(Dataset[Sample | UserError]):
         rng = np.random.default_rng((self.seed, epoch, index, int(strong)))
         try:
             if isinstance(self.imgsz, tuple):
-                size = self._drawn_size(self.imgsz, rng)
+                size = self._random_size(self.imgsz, rng)
                 sample = resized(self.data, index, size)
             elif strong and rng.random() < self.augment.mosaic:
                 sample = self._mosaic(epoch, index, self.imgsz, rng)
@@ -82,7 +82,7 @@ class TrainSamples(Dataset[Sample | UserError]):
         before: list[int] = self._order[self._place[index] - rng.integers(1, pool + 1, 3)].tolist()
         return before
 
-    def _drawn_size(self, sides: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    def _random_size(self, sides: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """The pair with the short side that the recipe draws for an image."""
         choices = self.augment.short_sides
         if not choices:
@@ -133,7 +133,7 @@ def letterboxed(data: DetectionData, index: int, side: int, pad_value: Color) ->
     """One image letterboxed into a square, with its boxes. UserError: it cannot be read."""
     image, scale, _, _ = letterbox(data.read(index), (side, side), pad_value)
     height, width = data.sizes[index].tolist()
-    return _placed(data, index, image, scale, (int(height * scale), int(width * scale)))
+    return _scaled_sample(data, index, image, scale, (int(height * scale), int(width * scale)))
 
 
 def resized(data: DetectionData, index: int, imgsz: ImageSize) -> Sample:
@@ -141,14 +141,16 @@ def resized(data: DetectionData, index: int, imgsz: ImageSize) -> Sample:
     image = data.read(index)
     scale, height, width = fit_size(image.shape[0], image.shape[1], imgsz)
     image = image.copy() if image.shape[:2] == (height, width) else np.asarray(cv2.resize(image, (width, height)))
-    return _placed(data, index, image, scale, (height, width))
+    return _scaled_sample(data, index, image, scale, (height, width))
 
 
-def _placed(data: DetectionData, index: int, image: np.ndarray, scale: float, shown: tuple[int, int]) -> Sample:
-    """The sample of an image scaled and put at the top left, where it takes `shown` (height, width) px."""
+def _scaled_sample(
+    data: DetectionData, index: int, image: np.ndarray, scale: float, content_size: tuple[int, int]
+) -> Sample:
+    """The sample of an image scaled and put at the top left, where it takes `content_size` (height, width) px."""
     height, width = data.sizes[index].tolist()
     boxes, labels, crowd = data.annotations(index)
-    content = np.array([0, 0, shown[1], shown[0]], np.float32)
+    content = np.array([0, 0, content_size[1], content_size[0]], np.float32)
     meta = ImageMeta(int(data.image_ids[index]), data.paths[index], height, width, scale, index=index)
     masks = None
     if data.masks is not None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from yoloxkd.cache_folders import find_kept, make_cache_folder
+from yoloxkd.cache_folders import find_cached, make_cache_folder
 from yoloxkd.data.shape_outlines import OUTLINES
 from yoloxkd.errors import UserError
 from yoloxkd.instance_masks import encode_rle
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 def shapes_folder() -> Path:
     """The data set's folder, drawn if it is not there yet: shapes-<version> in the cache folder (see `places`)."""
-    folder = find_kept(f"{SHAPES}-{VERSION}")
+    folder = find_cached(f"{SHAPES}-{VERSION}")
     if not folder.is_dir():
         folder = make_cache_folder() / folder.name
         try:
@@ -144,9 +144,11 @@ def draw(split: str, number: int) -> tuple[np.ndarray, list[Shape]]:
         whole[view] = solid
         placed.append((Shape(label, box, encode_rle(whole)), int(solid.sum())))
         owner[view][solid] = len(placed)
-    seen = np.bincount(owner.ravel(), minlength=len(placed) + 1)[1:]
+    visible_areas = np.bincount(owner.ravel(), minlength=len(placed) + 1)[1:]
     objects = [
-        one for (one, area), n in zip(placed, seen, strict=True) if n >= _VISIBLE * area and min(one.box[2:]) >= 4
+        one
+        for (one, area), n in zip(placed, visible_areas, strict=True)
+        if n >= _VISIBLE * area and min(one.box[2:]) >= 4
     ]
     return _finish(rng, canvas), objects
 
@@ -166,11 +168,11 @@ def _free_place(rng: np.random.Generator, owner: np.ndarray, radius: float) -> t
     margin = min(0.6 * radius, SIDE / 2 - 1)
     tried = rng.uniform(margin, SIDE - margin, (int(rng.integers(1, 5)), 2))
 
-    def covered(center: np.ndarray) -> float:
+    def coverage(center: np.ndarray) -> float:
         (left, top), (right, bottom) = np.maximum(center - radius, 0).astype(int), (center + radius).astype(int) + 1
         return float((owner[top:bottom, left:right] > 0).mean())
 
-    best = min(tried, key=covered)
+    best = min(tried, key=coverage)
     return float(best[0]), float(best[1])
 
 

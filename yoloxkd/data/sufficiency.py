@@ -14,7 +14,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.types import ImageSize
 
 _MANY_DROPPED, _MANY_IGNORED, _MANY_BARE = 0.5, 0.5, 0.1
-_CHOSEN = "dropped, of a category that is not in names"  # dropped since the user wants the other classes
+_NOT_IN_NAMES = "dropped, of a category that is not in names"  # dropped since the user wants the other classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +38,18 @@ def shortages(data: DetectionData, *, imgsz: ImageSize | None) -> list[Shortage]
     imgsz  input size in px of a training on it; None: it is to be evaluated on
     """
     purpose = "evaluate" if imgsz is None else "train"
-    found = [*_no_object(data, purpose), *_dropped(data), *_bare(data), *_ignored(data)]
-    if imgsz is not None and not (found and found[0].stops):
-        found += [*_too_small(data, imgsz), *_absent_classes(data)]
-    return sorted(found, key=lambda shortage: not shortage.stops)
+    findings = [*_no_object(data, purpose), *_many_dropped(data), *_many_bare(data), *_many_ignored(data)]
+    if imgsz is not None and not (findings and findings[0].stops):
+        findings += [*_too_small(data, imgsz), *_absent_classes(data)]
+    return sorted(findings, key=lambda shortage: not shortage.stops)
 
 
-def refuse_shortage(found: Sequence[Shortage], say: Callable[[str], None]) -> None:
+def refuse_shortage(findings: Sequence[Shortage], say: Callable[[str], None]) -> None:
     """UserError with the first that makes it pointless to go on; else every one as a warning."""
-    for shortage in found:
+    for shortage in findings:
         if shortage.stops:
             raise UserError(shortage.sentence)
-    for shortage in found:
+    for shortage in findings:
         say(f"warning: {shortage.sentence}")
 
 
@@ -65,7 +65,7 @@ def _no_object(data: DetectionData, purpose: str) -> Iterator[Shortage]:
             f"its {len(data)} images have no annotated object",
             "annotate some, or name another file or folder",
         )
-        if unwanted := data.faults.counts.get(_CHOSEN, 0):
+        if unwanted := data.faults.counts.get(_NOT_IN_NAMES, 0):
             why, remedy = f"all {unwanted} boxes are of classes that are not in names", "make the names agree"
     if dropped:
         why += f", and {dropped} boxes were dropped" if ignored else ""
@@ -77,7 +77,7 @@ def _no_object(data: DetectionData, purpose: str) -> Iterator[Shortage]:
     yield Shortage(f"images and no object to {purpose} on", len(data), sentence, True)
 
 
-def _dropped(data: DetectionData) -> Iterator[Shortage]:
+def _many_dropped(data: DetectionData) -> Iterator[Shortage]:
     dropped = _count_dropped(data.faults)
     share = dropped / max(dropped + len(data.crowd), 1)
     if data.crowd.all() or share < _MANY_DROPPED:
@@ -89,7 +89,7 @@ def _dropped(data: DetectionData) -> Iterator[Shortage]:
     yield Shortage("boxes dropped, most of the split", dropped, sentence, share >= NEARLY_ALL)
 
 
-def _bare(data: DetectionData) -> Iterator[Shortage]:
+def _many_bare(data: DetectionData) -> Iterator[Shortage]:
     bare = data.faults.images_without_file
     share = bare / max(len(data), 1)
     if data.crowd.all() or share <= _MANY_BARE:
@@ -102,7 +102,7 @@ def _bare(data: DetectionData) -> Iterator[Shortage]:
     yield Shortage("images without a label file, many for backgrounds", bare, sentence, share >= NEARLY_ALL)
 
 
-def _ignored(data: DetectionData) -> Iterator[Shortage]:
+def _many_ignored(data: DetectionData) -> Iterator[Shortage]:
     ignored = int(data.crowd.sum())
     if data.crowd.all() or ignored < _MANY_IGNORED * len(data.crowd):
         return
@@ -145,7 +145,7 @@ def _absent_classes(data: DetectionData) -> Iterator[Shortage]:
 
 
 def _count_dropped(faults: Faults) -> int:
-    return sum(n for kind, n in faults.counts.items() if kind.startswith("dropped, ") and kind != _CHOSEN)
+    return sum(n for kind, n in faults.counts.items() if kind.startswith("dropped, ") and kind != _NOT_IN_NAMES)
 
 
 def _share(part: int, whole: int) -> str:

@@ -28,16 +28,16 @@ def dead_worker(error: BaseException, exit_codes: Iterable[int | None] = ()) -> 
     batch. It then says the signal or the exit code itself.
     """
     text = str(error)
-    if own := re.match(r"Caught (\w+) in DataLoader worker process", text):
-        return _raised(own[1], text)
+    if exception_match := re.match(r"Caught (\w+) in DataLoader worker process", text):
+        return _exception_sentence(exception_match[1], text)
     if isinstance(error, RuntimeError) and text.startswith("Too many open files"):
         return "the loader processes need more open files than the system allows; lower --workers, or raise 'ulimit -n'"
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        return _died(text, [code for code in exit_codes if code])
+        return _death_sentence(text, [code for code in exit_codes if code])
     return None
 
 
-def _raised(kind: str, text: str) -> str:
+def _exception_sentence(kind: str, text: str) -> str:
     """A worker's own exception, which comes with its traceback as text."""
     if kind == "MemoryError" or any(words in text.lower() for words in _MEMORY):
         return f"a loader process ran out of memory; {_LESS}"
@@ -48,11 +48,11 @@ def _raised(kind: str, text: str) -> str:
     return f"a loader process failed: {what}; --workers 0 reads the images in this process and shows where"
 
 
-def _died(text: str, exit_codes: list[int]) -> str:
+def _death_sentence(text: str, exit_codes: list[int]) -> str:
     if any(sign in text.lower() for sign in _SHARED_SIGNS) or -signal.SIGBUS in exit_codes:
         return _SHARED
-    said, code = re.search(r"killed by signal: ([^.]+)", text), re.search(r"exit code (\d+)", text)
-    name = said[1].strip() if said else ""
+    signal_match, code = re.search(r"killed by signal: ([^.]+)", text), re.search(r"exit code (\d+)", text)
+    name = signal_match[1].strip() if signal_match else ""
     number = int(code[1]) if code else next(iter(exit_codes), None)
     if not name and number is not None and number < 0:
         name, number = signal.strsignal(-number) or f"signal {-number}", None

@@ -24,7 +24,7 @@ def save_checkpoint(value: dict[str, Any], path: Path) -> None:
         torch.save({"format": FORMAT} | value, file)
 
 
-def is_own(raw: Any) -> bool:
+def is_checkpoint(raw: Any) -> bool:
     """Whether a loaded file is a checkpoint of this package."""
     return isinstance(raw, dict) and str(raw.get("format", "")).startswith("yoloxkd-checkpoint")
 

@@ -156,7 +156,7 @@ class Saved(SavedPart):
 
 
 def read_saved(raw: Mapping[str, Any], path: Path) -> Saved:
-    """A loaded file of ours (see `checkpoint.is_own`), checked.
+    """A loaded file of ours (see `checkpoint.is_checkpoint`), checked.
 
     Args:
         raw: In the layout of this version (`assembly.older_checkpoints.current_layout` makes it so).

@@ -88,7 +88,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def chosen_amp(amp: str, device: torch.device) -> str:
+def resolved_amp(amp: str, device: torch.device) -> str:
     """What "auto" stands for: bf16 on a GPU that computes with it, fp16 on an older one, off on the CPU."""
     if amp != "auto":
         return amp
@@ -99,7 +99,7 @@ def chosen_amp(amp: str, device: torch.device) -> str:
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """The autocast dtype of a name; None: full precision. UserError: fp16 without CUDA, bf16 on a GPU without it."""
-    amp = chosen_amp(amp, device)
+    amp = resolved_amp(amp, device)
     if amp == "fp16" and device.type != "cuda":
         raise UserError("engine.amp fp16 needs a CUDA device; use bf16 or off on the CPU")
     if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

@@ -153,10 +153,10 @@ class State:
 
     def loss_name(self, text: str) -> LossName:
         """The loss that is written so; what is not known (yet) is one of the student's own."""
-        known = [*self.epoch_losses, *self.sums]
+        names = [*self.epoch_losses, *self.sums]
         for module in self.aux.values():
-            known += module.names  # type: ignore[arg-type]
-        return next((name for name in known if str(name) == text), LossName(TASK, text))
+            names += module.names  # type: ignore[arg-type]
+        return next((name for name in names if str(name) == text), LossName(TASK, text))
 
 
 class Callback:

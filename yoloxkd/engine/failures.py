@@ -39,7 +39,7 @@ def memory_advice(doing: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"out of memory in {doing}{_asked(error)}; {remedy}") from error
+        raise UserError(f"out of memory in {doing}{_requested_memory(error)}; {remedy}") from error
 
 
 def explain(error: BaseException, out: Path) -> UserError | None:
@@ -49,7 +49,7 @@ def explain(error: BaseException, out: Path) -> UserError | None:
     if (reason := dead_worker(error)) is not None:
         return UserError(reason)
     if is_out_of_memory(error):
-        return UserError(f"out of memory{_asked(error)}; lower --batch, --imgsz or --workers")
+        return UserError(f"out of memory{_requested_memory(error)}; lower --batch, --imgsz or --workers")
     if isinstance(error, OSError) and error.errno in _NO_WRITING:
         where = error.filename or out
         return UserError(
@@ -59,7 +59,7 @@ def explain(error: BaseException, out: Path) -> UserError | None:
     return None
 
 
-def _asked(error: BaseException) -> str:
+def _requested_memory(error: BaseException) -> str:
     """ " when 1.5 GiB more were asked for", where the error says how much."""
     amount = _ASKED.search(str(error))
     if amount is None:

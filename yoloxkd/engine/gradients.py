@@ -42,8 +42,8 @@ class LossGradient:
 
 def trunk(detector: Detector[Any, Any]) -> list[nn.Parameter]:
     """What learns of the backbone and the neck; of a detector that names no such parts, everything."""
-    own = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-    return [p for name, p in own.items() if name.partition(".")[0] in TRUNK] or list(own.values())
+    parameters = {name: p for name, p in detector.named_parameters() if p.requires_grad}
+    return [p for name, p in parameters.items() if name.partition(".")[0] in TRUNK] or list(parameters.values())
 
 
 def loss_gradients(
@@ -108,18 +108,18 @@ def _gradient(loss: Tensor, parameters: Sequence[nn.Parameter], scale: float) ->
     """(N,) float32 of all parameters in a row; zero where the loss does not depend on one."""
     if not loss.requires_grad:
         return torch.zeros(sum(p.numel() for p in parameters), device=loss.device)
-    found = torch.autograd.grad(loss * scale, list(parameters), retain_graph=True, allow_unused=True)
-    parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    gradients = torch.autograd.grad(loss * scale, list(parameters), retain_graph=True, allow_unused=True)
+    parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
     return torch.cat([part.flatten().float() for part in parts]) / scale
 
 
 def _compared(loss: Tensor, gradient: Tensor, task: Tensor) -> Tensor:
     """(4,) loss, norm, norm over the task's, cosine; still on the device."""
-    own, other = gradient.norm(), task.norm()
-    share = torch.where(other > 0, own / other, 0.0)
-    both = own * other
-    cosine = torch.where(both > 0, (gradient @ task) / both, 0.0)
-    return torch.stack([loss.detach().float(), own, share, cosine])
+    norm, task_norm = gradient.norm(), task.norm()
+    share = torch.where(task_norm > 0, norm / task_norm, 0.0)
+    product = norm * task_norm
+    cosine = torch.where(product > 0, (gradient @ task) / product, 0.0)
+    return torch.stack([loss.detach().float(), norm, share, cosine])
 
 
 def _read(numbers: Tensor) -> LossGradient:

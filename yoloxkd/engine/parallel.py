@@ -98,7 +98,7 @@ def _counted(step: nn.Module, parts: Sequence[Batch], draw: Draw) -> dict[LossNa
     inner = step.module if isinstance(step, nn.parallel.DistributedDataParallel) else step
     assert isinstance(inner, TrainStep)
     sums: dict[LossName, Tensor] = {}
-    with torch.no_grad(), statistics_kept(inner.detector):
+    with torch.no_grad(), preserve_statistics(inner.detector):
         for part in parts:
             for name, count in _counts(inner.counted(part, draw)).items():
                 sums[name] = sums[name] + count if name in sums else count
@@ -117,7 +117,7 @@ def _changing(module: nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
+def preserve_statistics(module: nn.Module) -> Iterator[None]:
     """Running statistics as they were before, counters included."""
     buffers = list(module.buffers())
     before = [b.clone() for b in buffers]

@@ -92,10 +92,10 @@ class TrainStep(nn.Module):
                 module.prepare(batch)
             out = self.detector(batch.images)
             draw = draw._replace(place=batch.place)
-            seen = out
+            assignment_source = out
             for module in auxiliary:
-                seen = module.assigned_from(seen)
-            match = self.detector.assign(seen, batch.targets, draw)
+                assignment_source = module.assigned_from(assignment_source)
+            match = self.detector.assign(assignment_source, batch.targets, draw)
             losses = self.detector.losses(out, batch.targets, match)
             student = StudentPass(self.detector, out, batch, match, draw)
             for module in auxiliary:

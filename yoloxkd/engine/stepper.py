@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.distributed.comm import rank_and_world_size
-from yoloxkd.engine.device import amp_dtype, chosen_amp, grad_scaler, synchronized_norms
+from yoloxkd.engine.device import amp_dtype, grad_scaler, resolved_amp, synchronized_norms
 from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import State
 from yoloxkd.engine.failures import memory_advice
 from yoloxkd.engine.multiscale import largest_size, size_at
 from yoloxkd.engine.optim import learning_rate, sgd
-from yoloxkd.engine.parallel import average_statistics, gradients, statistics_kept, wrapped
+from yoloxkd.engine.parallel import average_statistics, gradients, preserve_statistics, wrapped
 from yoloxkd.engine.resume import restore
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.types import Batch, Draw, LossName
@@ -59,7 +59,7 @@ class Stepper:
         state.callbacks.call(lambda callback: callback.on_setup(state))
         amp = amp_dtype(recipe.engine.amp, state.device)
         if recipe.engine.amp == "auto" and amp is not None:
-            state.say(f"amp auto: {chosen_amp('auto', state.device)} on {state.device}")
+            state.say(f"amp auto: {resolved_amp('auto', state.device)} on {state.device}")
         state.detector.to(state.device)
         state.aux.to(state.device)
         if recipe.engine.channels_last:
@@ -128,7 +128,7 @@ class Stepper:
         batch = replace(batch.resized(size), place=rank_and_world_size())
         parts = [batch.part(number, state.parts) for number in range(state.parts)]
         doing = f"a trial step of {recipe.train.batch} images of {size}x{size} px, the largest that multi-scale draws"
-        with memory_advice(doing, f"{REMEDY}, or lower augment.multiscale"), statistics_kept(self.step_module):
+        with memory_advice(doing, f"{REMEDY}, or lower augment.multiscale"), preserve_statistics(self.step_module):
             gradients(self.step_module, parts, Draw(recipe.train.seed), self._backward, lambda part, losses: losses)
         assert state.optimizer is not None
         state.optimizer.zero_grad(set_to_none=True)

@@ -67,13 +67,13 @@ def attention_maps(model: Model, out: DetectorOutput, tau: float | None = None) 
         1.0
     """
     temperature = published_tau(model.detector.family) if tau is None else tau
-    found = []
+    levels = []
     for stride, level in zip(model.detector.spec.strides, out.features, strict=False):
         strong = full_precision(level[:1]).abs()
         cells = spatial_attention(strong.mean(1).flatten(1), temperature).unflatten(1, strong.shape[2:])
         channels = channel_attention(strong.mean((2, 3)), temperature)
-        found.append(LevelAttention(stride, cells[0].float().cpu().numpy(), channels[0].float().cpu().numpy()))
-    return found
+        levels.append(LevelAttention(stride, cells[0].float().cpu().numpy(), channels[0].float().cpu().numpy()))
+    return levels
 
 
 def attention_distances(
@@ -85,12 +85,12 @@ def attention_distances(
 
 
 def _distance(student: LevelAttention, teacher: LevelAttention) -> AttentionDistance:
-    ours, theirs = student.spatial.ravel(), teacher.spatial.ravel()
+    student_cells, teacher_cells = student.spatial.ravel(), teacher.spatial.ravel()
     alike = student.channels.shape == teacher.channels.shape
     return AttentionDistance(
         student.stride,
-        float(np.abs(ours - theirs).sum()),
-        _rank_correlation(ours, theirs),
+        float(np.abs(student_cells - teacher_cells).sum()),
+        _rank_correlation(student_cells, teacher_cells),
         float(np.abs(student.channels - teacher.channels).sum()) if alike else None,
         _rank_correlation(student.channels, teacher.channels) if alike else None,
     )

@@ -103,11 +103,11 @@ def detect_all(
     label_of = match_classes(model.detector.names, data.names).numpy()
     predictor = TorchPredictor(model.detector, conf=conf, device=device)
     loader = eval_loader(data, imgsz=size, batch=BATCH, multiple=predictor.stride, pad_value=predictor.pad_value)
-    found: dict[int, Detections] = {}
+    detections: dict[int, Detections] = {}
     for batch in loader:
         for one, meta in zip(predictor(batch.images), batch.meta, strict=True):
             here = one.to_image(meta)
             labels = label_of[here.labels]
             rows = labels >= 0
-            found[meta.index] = Detections(here.boxes[rows], here.scores[rows], labels[rows], list(data.names))
-    return [found[index] for index in range(len(data))]
+            detections[meta.index] = Detections(here.boxes[rows], here.scores[rows], labels[rows], list(data.names))
+    return [detections[index] for index in range(len(data))]

@@ -34,7 +34,7 @@ class Subjects:
     outs: Sequence[dict[str, Any]]
 
     @classmethod
-    def seen(cls, models: Sequence[Model], teacher: Model | None, scenes: Sequence[Scene]) -> Subjects:
+    def with_outputs(cls, models: Sequence[Model], teacher: Model | None, scenes: Sequence[Scene]) -> Subjects:
         """Run every model on every image."""
         everyone = [*([] if teacher is None else [teacher]), *models]
         return cls(models, teacher, scenes, [{m.name: see(m, scene) for m in everyone} for scene in scenes])
@@ -62,8 +62,8 @@ def attention_part(subjects: Subjects) -> tuple[Part, Numbers]:
         teacher = [] if subjects.teacher is None else levels[subjects.teacher.name]
         apart = {m.name: {d.stride: d for d in attention_distances(levels[m.name], teacher)} for m in subjects.models}
         groups, charts = [], []
-        for stride in sorted({level.stride for own in levels.values() for level in own}):
-            here = {name: level for name, own in levels.items() for level in own if level.stride == stride}
+        for stride in sorted({level.stride for of_model in levels.values() for level in of_model}):
+            here = {name: level for name, of_model in levels.items() for level in of_model if level.stride == stride}
             high = float(np.quantile(np.concatenate([level.spatial.ravel() for level in here.values()]), _BRIGHT))
             panels = [
                 panel(scene, level.spatial, high, _role(subjects, name), _apart(apart.get(name, {}).get(stride)))
@@ -77,8 +77,8 @@ def attention_part(subjects: Subjects) -> tuple[Part, Numbers]:
         images.append(ImageFigure(scene.title, groups, charts))
         numbers += [
             {"image": scene.title, "model": name, "stride": d.stride} | _fields(d)
-            for name, own in apart.items()
-            for d in own.values()
+            for name, of_model in apart.items()
+            for d in of_model.values()
         ]
     text = (
         "Where the neck's features are strong. Spatial attention is a softmax over the cells of the mean magnitude of all "
@@ -121,11 +121,13 @@ def weights_part(subjects: Subjects, teacher: Model) -> tuple[Part, Numbers]:
     images: list[ImageFigure] = []
     numbers: Numbers = []
     for scene, outs in zip(subjects.scenes, subjects.outs, strict=True):
-        found = foreground_weights(teacher, outs[teacher.name], scene)
-        panels = [panel(scene, over_levels(list(w.levels.values())), 1.0, _rule(w.name), _chosen(w)) for w in found]
-        key = next(w for w in found if w.name == "gauss")
+        foregrounds = foreground_weights(teacher, outs[teacher.name], scene)
+        panels = [
+            panel(scene, over_levels(list(w.levels.values())), 1.0, _rule(w.name), _cells_note(w)) for w in foregrounds
+        ]
+        key = next(w for w in foregrounds if w.name == "gauss")
         levels = [
-            panel(scene, cells, 1.0, f"stride {stride}", f"{key.chosen[stride]:.1f} cells an object")
+            panel(scene, cells, 1.0, f"stride {stride}", f"{key.cells_per_object[stride]:.1f} cells an object")
             for stride, cells in key.levels.items()
         ]
         of = f"of {teacher.name}"
@@ -135,7 +137,8 @@ def weights_part(subjects: Subjects, teacher: Model) -> tuple[Part, Numbers]:
         ]
         images.append(ImageFigure(scene.title, groups))
         numbers += [
-            {"image": scene.title, "rule": w.name, "cells": w.chosen, "share_of_box": w.inside_share} for w in found
+            {"image": scene.title, "rule": w.name, "cells": w.cells_per_object, "share_of_box": w.inside_share}
+            for w in foregrounds
         ]
     text = (
         "Which cells of the teacher's maps a distiller teaches as foreground, and how strongly: the seven strategies of PGD's Table 5 "
@@ -185,8 +188,10 @@ def _rule(name: str) -> str:
     return papers.get(name, f"PGD: {name}")
 
 
-def _chosen(weights: ForegroundWeights) -> str:
-    return f"{sum(weights.chosen.values()):.0f} cells an object, {weights.inside_share:.0%} of those in its box"
+def _cells_note(weights: ForegroundWeights) -> str:
+    return (
+        f"{sum(weights.cells_per_object.values()):.0f} cells an object, {weights.inside_share:.0%} of those in its box"
+    )
 
 
 def _apart(distance: AttentionDistance | None) -> str:
@@ -212,15 +217,15 @@ def _mean_rows(numbers: Numbers) -> list[list[str]]:
     forms = {"spatial_l1": ".4g", "spatial_rank": ".2f", "channel_l1": ".4g", "channel_rank": ".2f"}
     out = []
     for model, stride in keys:
-        own = [row for row in numbers if (row["model"], row["stride"]) == (model, stride)]
-        out.append([f"{model}, stride {stride}", *(_mean([row[n] for row in own], form) for n, form in forms.items())])
+        rows = [row for row in numbers if (row["model"], row["stride"]) == (model, stride)]
+        out.append([f"{model}, stride {stride}", *(_mean([row[n] for row in rows], form) for n, form in forms.items())])
     return out
 
 
 def _rule_rows(numbers: Numbers, strides: Sequence[int]) -> list[list[str]]:
     out = []
     for rule in dict.fromkeys(row["rule"] for row in numbers):
-        own = [row for row in numbers if row["rule"] == rule]
-        cells = [_mean([row["cells"][s] for row in own], ".1f") for s in strides]
-        out.append([_rule(rule), _mean([row["share_of_box"] for row in own], ".0%"), *cells])
+        rows = [row for row in numbers if row["rule"] == rule]
+        cells = [_mean([row["cells"][s] for row in rows], ".1f") for s in strides]
+        out.append([_rule(rule), _mean([row["share_of_box"] for row in rows], ".0%"), *cells])
     return out

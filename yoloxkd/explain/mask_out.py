@@ -29,13 +29,13 @@ REMOVED = -1.0
 
 def check_percents(percents: Iterable[float]) -> tuple[float, ...]:
     """The grid of shares, each once and rising. UserError: one is not between 0 and 100, or there is none."""
-    given = tuple(percents)
-    for value in given:
+    values = tuple(percents)
+    for value in values:
         if not 0 <= value <= 100:
             raise UserError(f"{value:g} % of an object's predictions cannot be removed; give numbers from 0 to 100")
-    if not given:
+    if not values:
         raise UserError("there is no share of predictions to remove; give numbers from 0 to 100, such as 0,1,10")
-    return tuple(sorted(set(given)))
+    return tuple(sorted(set(values)))
 
 
 @torch.no_grad()
@@ -54,22 +54,24 @@ def mask_out(model: Model, out: DenseOutput, targets: Targets, labels: Tensor, x
     Example:
         >>> removed = mask_out(model, out, targets, labels) < 1.0  # the best 1 % of PGD Figure 3
     """
-    seen, grid = predictions(model, out), out.grid.of_cells()
-    assert seen.probability is not None
-    assert seen.boxes is not None
-    found = []
+    model_predictions, grid = predictions(model, out), out.grid.of_cells()
+    assert model_predictions.probability is not None
+    assert model_predictions.boxes is not None
+    limits = []
     for image, rows in enumerate(targets.mask):
         boxes, here = targets.boxes[image, rows][None], slice(image, image + 1)
-        one = Predictions(seen.points, seen.probability[here], seen.boxes[here])
+        of_image = Predictions(
+            model_predictions.points, model_predictions.probability[here], model_predictions.boxes[here]
+        )
         within = inside(grid, boxes)[0]
-        score = quality(one, boxes, labels[image, rows][None], (xi,))[0, 0]
+        score = quality(of_image, boxes, labels[image, rows][None], (xi,))[0, 0]
         order = score.argsort(dim=1, descending=True, stable=True)
         # those inside first, for outside a quality may be higher, and inside it may be zero
         order = order.gather(1, (~within).gather(1, order).int().argsort(dim=1, stable=True))
         rank = order.argsort(dim=1).double()
         least = (100.0 * rank / within.sum(1, keepdim=True)).masked_fill(~within, torch.inf)
-        found.append(torch.cat([least, least.new_full((1, least.shape[1]), torch.inf)]).amin(0))
-    return torch.stack(found)
+        limits.append(torch.cat([least, least.new_full((1, least.shape[1]), torch.inf)]).amin(0))
+    return torch.stack(limits)
 
 
 def mask_out_ap(
@@ -92,7 +94,7 @@ def mask_out_ap(
     model.check_tower("mask-out")
     classes, detector = model.classes(data.names), model.detector.eval()
     nms = NMS(VAL.conf, VAL.iou, VAL.max_det)
-    found: list[dict[int, Detections]] = [{} for _ in percents]
+    detections_of_percents: list[dict[int, Detections]] = [{} for _ in percents]
     for batch in loader:
         batch = batch.to(next(detector.parameters()).device)
         with torch.no_grad():
@@ -100,11 +102,11 @@ def mask_out_ap(
             labels = classes.to(batch.targets.labels.device)[batch.targets.labels]
             limit = mask_out(model, out, batch.targets, labels, xi).repeat_interleave(out.grid.per_cell, 1)
             boxes, scores = detector.candidates(out)
-            for percent, images in zip(percents, found, strict=True):
-                left = scores.masked_fill((limit < percent)[..., None], REMOVED)
-                detections = detector.kept(boxes, left, detector.level_sizes(out), nms)
+            for percent, images in zip(percents, detections_of_percents, strict=True):
+                remaining = scores.masked_fill((limit < percent)[..., None], REMOVED)
+                detections = detector.after_nms(boxes, remaining, detector.level_sizes(out), nms)
                 images |= {m.index: d.to_image(m) for m, d in zip(batch.meta, detections, strict=True)}
-    return [metrics_of(images, list(detector.names), data, backend=VAL.backend) for images in found]
+    return [metrics_of(images, list(detector.names), data, backend=VAL.backend) for images in detections_of_percents]
 
 
 def first_metric(metrics: dict[str, Any]) -> tuple[str, float]:

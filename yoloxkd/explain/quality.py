@@ -34,9 +34,9 @@ def quality_maps(model: Model, out: DenseOutput, scene: Scene, xi: float = XI) -
     model.check_tower("quality")
     targets = scene.batch.targets
     labels = model.classes(scene.names).to(targets.labels.device)[targets.labels]
-    seen = predictions(model, out)
-    found = pgd_weights(seen, targets.boxes, labels, targets.mask, xi=(xi,), strategy="quality")[0]
-    levels = out.grid.of_cells().by_level(found)
+    model_predictions = predictions(model, out)
+    weights = pgd_weights(model_predictions, targets.boxes, labels, targets.mask, xi=(xi,), strategy="quality")[0]
+    levels = out.grid.of_cells().by_level(weights)
     return {
         stride: level[0, ..., 0].float().cpu().numpy() for stride, level in zip(out.grid.strides, levels, strict=True)
     }

@@ -37,13 +37,13 @@ class Model:
 
     def classes(self, names: Sequence[str]) -> torch.Tensor:
         """(names,) int64, the label of each class here, -1 where it is unknown. UserError: all are unknown."""
-        known = match_classes(names, self.detector.names)
-        if not bool((known >= 0).any()):
+        indices = match_classes(names, self.detector.names)
+        if not bool((indices >= 0).any()):
             raise UserError(
                 f"{self.name} and the data set have no class in common: the model knows {_some(self.detector.names)}, the data set "
                 f"has {_some(names)}; rename the classes in the data YAML, or choose another model"
             )
-        return known
+        return indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,11 @@ class Scene:
         return max(1, x), max(1, y)
 
 
-def choose_images(data: DetectionData, wanted: Sequence[str], count: int, seed: int) -> list[int]:
+def choose_images(data: DetectionData, names: Sequence[str], count: int, seed: int) -> list[int]:
     """Positions of images in a split.
 
     Args:
-        wanted: file names, with or without folder and suffix, or positions from 0 on; none: images drawn at random
+        names: of the files, with or without folder and suffix, or positions from 0 on; none: images drawn at random
         count: how many are drawn, of those with an object
         seed: of the draw
 
@@ -118,17 +118,17 @@ def choose_images(data: DetectionData, wanted: Sequence[str], count: int, seed: 
         raise UserError(
             f"no image of the split '{data.split}' has a box, so there is no object to explain; choose another --split"
         )
-    if not wanted:
+    if not names:
         some = np.flatnonzero(objects)
-        drawn = np.random.default_rng(seed).permutation(some)[:count]
-        return sorted(drawn.tolist())
-    found = [_position(data, name) for name in wanted]
-    for index in found:
+        sample = np.random.default_rng(seed).permutation(some)[:count]
+        return sorted(sample.tolist())
+    positions = [_position(data, name) for name in names]
+    for index in positions:
         if not objects[index]:
             raise UserError(
                 f"the image {Path(data.paths[index]).name} has no box, so there is no object to explain; choose another --image"
             )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(positions))
 
 
 def _position(data: DetectionData, name: str) -> int:

@@ -30,17 +30,20 @@ def detections_part(
     size: ImageSize,
     *,
     count: int,
-    chosen: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
     conf: float = 0.3,
     device: torch.device | str = "cpu",
 ) -> tuple[Part, Numbers]:
-    """PGD Figure 5: detections beside the ground truth, on `chosen` images, or on the `count` where models differ most."""
-    found = [detect_all(model, data, size, conf, device) for model in models]
+    """PGD Figure 5: detections beside the ground truth, on the images `indices`, or on the `count` where models differ most."""
+    detections = [detect_all(model, data, size, conf, device) for model in models]
     objects = [_objects(data, index) for index in range(len(data))]
-    scores = [[score_detections(own[index], *objects[index]) for own in found] for index in range(len(data))]
-    shown = list(chosen) if chosen is not None else most_different(scores, count)
+    scores = [
+        [score_detections(of_model[index], *objects[index]) for of_model in detections] for index in range(len(data))
+    ]
+    shown = list(indices) if indices is not None else most_different(scores, count)
     images = [
-        _image(data, index, models, [own[index] for own in found], scores[index], objects[index]) for index in shown
+        _image(data, index, models, [of_model[index] for of_model in detections], scores[index], objects[index])
+        for index in shown
     ]
     numbers: Numbers = [
         {
@@ -52,7 +55,7 @@ def detections_part(
         }
         for m, model in enumerate(models)
     ]
-    which = "the chosen images" if chosen is not None else f"the images where the models differ most, of {len(data)}"
+    which = "the chosen images" if indices is not None else f"the images where the models differ most, of {len(data)}"
     text = (
         f"Detections with a score of at least {conf:g} on {which}. A detection is right when an object of its class overlaps it by an IoU of "
         f"at least {IOU:g}. Images are compared by the IoU of each object with its detection and by the number of false detections."
@@ -73,13 +76,13 @@ def _image(
     data: DetectionData,
     index: int,
     models: Sequence[Model],
-    found: Sequence[Detections],
+    detections: Sequence[Detections],
     scores: Sequence[DetectionScore],
     objects: tuple[np.ndarray, np.ndarray],
 ) -> ImageFigure:
-    picture = data.read(index)
-    pixels = fitted(picture)
-    scale = pixels.shape[1] / picture.shape[1]
+    image = data.read(index)
+    pixels = fitted(image)
+    scale = pixels.shape[1] / image.shape[1]
     boxes, labels = objects
     panels = [
         Panel(
@@ -88,11 +91,11 @@ def _image(
             f"{len(boxes)} object{'' if len(boxes) == 1 else 's'}",
         )
     ]
-    for model, own, score in zip(models, found, scores, strict=True):
-        captions = [f"{_short(data, k)} {100 * s:.0f}" for k, s in zip(own.labels, own.scores, strict=True)]
-        drawn = draw_scored(pixels, own.boxes * scale, captions, score.right, boxes[score.iou == 0] * scale)
+    for model, of_model, score in zip(models, detections, scores, strict=True):
+        captions = [f"{_short(data, k)} {100 * s:.0f}" for k, s in zip(of_model.labels, of_model.scores, strict=True)]
+        drawing = draw_scored(pixels, of_model.boxes * scale, captions, score.right, boxes[score.iou == 0] * scale)
         note = f"{int(score.right.sum())} right, {score.false} false, {score.missed} missed"
-        panels.append(Panel(model.name, data_address(drawn), note))
+        panels.append(Panel(model.name, data_address(drawing), note))
     return ImageFigure(Path(data.paths[index]).name, [Panels("Detections", panels, key=_KEY)])
 
 
@@ -110,10 +113,10 @@ def mask_out_part(
         loader = eval_loader(
             data, imgsz=size, batch=BATCH, multiple=detector.size_multiple, pad_value=detector.spec.input.pad_value
         )
-        found = [first_metric(metrics) for metrics in mask_out_ap(model, loader, data, percents)]
-        name = found[0][0]
-        curves[model.name] = [value for _, value in found]
-        numbers += [{"model": model.name, "percent": x, name: v} for x, (_, v) in zip(percents, found, strict=True)]
+        metrics = [first_metric(values) for values in mask_out_ap(model, loader, data, percents)]
+        name = metrics[0][0]
+        curves[model.name] = [value for _, value in metrics]
+        numbers += [{"model": model.name, "percent": x, name: v} for x, (_, v) in zip(percents, metrics, strict=True)]
     chart = line_chart(
         percents,
         curves,

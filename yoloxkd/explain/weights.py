@@ -31,14 +31,14 @@ class ForegroundWeights:
     Attributes:
         name: one of `FOREGROUNDS`
         levels: {stride: (h, w) float32, 0 to 1}, the largest over the objects
-        chosen: {stride: cells with a weight, mean over objects, each object for itself}
+        cells_per_object: {stride: cells with a weight, mean over objects, each object for itself}
         inside_share: cells with a weight over all cells inside the object's box, mean over objects that have a cell;
             a weight outside the box does not count
     """
 
     name: str
     levels: dict[int, np.ndarray]
-    chosen: dict[int, float]
+    cells_per_object: dict[int, float]
     inside_share: float
 
 
@@ -56,8 +56,8 @@ def foreground_weights(
     """
     teacher.check_tower("weights")
     classes = teacher.classes(scene.names)
-    own = Pairing.between(teacher.detector, teacher.detector)
-    pairing = replace(own, classes=classes, taught=torch.ones(len(classes), dtype=torch.bool))
+    self_pairing = Pairing.between(teacher.detector, teacher.detector)
+    pairing = replace(self_pairing, classes=classes, taught=torch.ones(len(classes), dtype=torch.bool))
     together = _step(teacher, out, scene.batch)
     count = int(scene.batch.targets.mask.sum())
     apart = _step(teacher, _repeated(out, count), _one_object_each(scene.batch, count))
@@ -69,9 +69,11 @@ def _weights(
     name: str, pairing: Pairing, teacher: Model, together: Step[Any], apart: Step[Any], inside: list[Tensor]
 ) -> ForegroundWeights:
     strides = [level.stride for level in pairing.levels]
-    chosen = [level > 0 for level in _levels(name, pairing, teacher, apart)]
+    foreground = [level > 0 for level in _levels(name, pairing, teacher, apart)]
     cells = torch.stack([level.flatten(1).sum(1) for level in inside]).sum(0)
-    taken = torch.stack([(c & (box > 0)).flatten(1).sum(1) for c, box in zip(chosen, inside, strict=True)]).sum(0)
+    foreground_inside = torch.stack(
+        [(c & (box > 0)).flatten(1).sum(1) for c, box in zip(foreground, inside, strict=True)]
+    ).sum(0)
     there = cells > 0
     return ForegroundWeights(
         name,
@@ -79,8 +81,8 @@ def _weights(
             s: level[0].float().cpu().numpy()
             for s, level in zip(strides, _levels(name, pairing, teacher, together), strict=True)
         },
-        {s: float(c.flatten(1).sum(1).double().mean()) for s, c in zip(strides, chosen, strict=True)},
-        float((taken[there] / cells[there]).mean()) if bool(there.any()) else 0.0,
+        {s: float(c.flatten(1).sum(1).double().mean()) for s, c in zip(strides, foreground, strict=True)},
+        float((foreground_inside[there] / cells[there]).mean()) if bool(there.any()) else 0.0,
     )
 
 

@@ -41,8 +41,8 @@ def average_precisions(
         image, scale, _, _ = letterbox(data.read(index), (imgsz, imgsz), pad_value)
         scale_of[index] = scale
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))[None])
-        for detect, found in zip(detects, rows, strict=True):
-            found.append((index, detect(pixels)[0]))
+        for detect, of_images in zip(detects, rows, strict=True):
+            of_images.append((index, detect(pixels)[0]))
     ids = {c["id"] for c in truth["categories"] if c["name"] in shared}
     annotations = [
         {**a, "bbox": [v * scale_of[a["image_id"]] for v in a["bbox"]]}
@@ -53,7 +53,7 @@ def average_precisions(
         return None
     images = [image for image in truth["images"] if image["id"] in scale_of]
     scene = {"images": images, "categories": truth["categories"], "annotations": annotations}
-    return [float(coco_metrics(scene, _joined(found, label_of), names=shared)["AP"]) for found in rows]
+    return [float(coco_metrics(scene, _joined(of_images, label_of), names=shared)["AP"]) for of_images in rows]
 
 
 def _joined(of_images: list[tuple[int, Detections]], label_of: np.ndarray) -> COCODetections:

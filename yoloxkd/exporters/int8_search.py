@@ -34,8 +34,8 @@ def search_int8(
     int8 first, then with more and more of the worst of the sensitivity report in float32.
     """
     maker = Int8Quantizer(graph, images, settings)
-    kept = [] if settings.float_layers is None else named_layers(maker.layers, settings.float_layers)
-    report = judge(maker.make(kept))
+    float_layers = [] if settings.float_layers is None else named_layers(maker.layers, settings.float_layers)
+    report = judge(maker.make(float_layers))
     costs: list[LayerCost] = []
     if settings.sensitivity or (report.faults() and settings.float_layers is None):
         costs = layer_costs(maker, graph, images, settings.seconds)
@@ -44,11 +44,11 @@ def search_int8(
         for share in SHARES:
             if not report.faults():
                 break
-            kept = order[: math.ceil(share * len(order))]
-            report = judge(maker.make(kept))
-    report.float_layers = kept
+            float_layers = order[: math.ceil(share * len(order))]
+            report = judge(maker.make(float_layers))
+    report.float_layers = float_layers
     if settings.sensitivity:
-        say(describe_costs(costs, kept))
+        say(describe_costs(costs, float_layers))
     return report
 
 

@@ -51,7 +51,7 @@ class Candidates:
     size: tuple[int, int]
     levels: tuple[int, ...] = ()
 
-    def last_chosen(self, pairs_per_level: int) -> np.ndarray:
+    def cut_scores(self, pairs_per_level: int) -> np.ndarray:
         """(A,) the lowest score of a pair of each location's level that goes into NMS; -1 where all pairs do."""
         lowest = np.full(len(self.scores), -1.0)
         start = 0
@@ -160,9 +160,9 @@ def mask_overlap(model: SoftMasks | None, i: int, file: SoftMasks | None, j: int
         return 1.0
     if not isinstance(model, BoxMasks) or not isinstance(file, BoxMasks):
         return 0.0
-    ours, theirs = model.probability[i], file.probability[j]
-    sure = np.abs(ours - THRESHOLD) > slack
-    inside, other = (ours >= THRESHOLD) & sure, (theirs >= THRESHOLD) & sure
+    model_mask, file_mask = model.probability[i], file.probability[j]
+    sure = np.abs(model_mask - THRESHOLD) > slack
+    inside, other = (model_mask >= THRESHOLD) & sure, (file_mask >= THRESHOLD) & sure
     either = (inside | other).sum()
     return float((inside & other).sum() / either) if either else 1.0
 
@@ -197,7 +197,7 @@ def _at_cut(side: Detections, i: int, candidates: Candidates, settings: Suppress
     score = float(side.scores[i])
     alike = overlaps(side.boxes[i : i + 1], candidates.boxes, candidates.size)[0] > tolerance.iou
     alike &= np.abs(candidates.scores[:, int(side.labels[i])] - score) <= tolerance.score
-    return bool((alike & (score <= candidates.last_chosen(settings.pairs_per_level) + tolerance.score)).any())
+    return bool((alike & (score <= candidates.cut_scores(settings.pairs_per_level) + tolerance.score)).any())
 
 
 def _is_tie(

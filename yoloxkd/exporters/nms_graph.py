@@ -86,11 +86,11 @@ class WithSuppression(nn.Module):
         top, at = F.pad(ranked, (0, self.max_det), value=_OUT).topk(self.max_det, dim=1)
         real = top > _OUT / 2
         spare_boxes, spare_labels = F.pad(boxes, (0, 0, 0, self.max_det)), F.pad(labels, (0, self.max_det))
-        found_boxes = spare_boxes.gather(1, at[:, :, None].expand(-1, -1, 4))
-        found_boxes = torch.where(real[:, :, None], found_boxes, torch.zeros_like(found_boxes))
-        found_labels = torch.where(real, spare_labels.gather(1, at), torch.full_like(at, -1))
-        found = (found_boxes, torch.where(real, top, torch.zeros_like(top)), found_labels, real.sum(dim=1))
+        top_boxes = spare_boxes.gather(1, at[:, :, None].expand(-1, -1, 4))
+        top_boxes = torch.where(real[:, :, None], top_boxes, torch.zeros_like(top_boxes))
+        top_labels = torch.where(real, spare_labels.gather(1, at), torch.full_like(at, -1))
+        outputs = (top_boxes, torch.where(real, top, torch.zeros_like(top)), top_labels, real.sum(dim=1))
         if isinstance(self.network.detector, MaskDetector):
-            masks = self.network.detector.masks(out, found_boxes, found_labels.clamp(min=0))
-            found = (*found, masks * real[:, :, None, None])  # type: ignore[assignment]
-        return (*found, raw_boxes, scores)
+            masks = self.network.detector.masks(out, top_boxes, top_labels.clamp(min=0))
+            outputs = (*outputs, masks * real[:, :, None, None])  # type: ignore[assignment]
+        return (*outputs, raw_boxes, scores)

@@ -39,7 +39,7 @@ OUTPUTS = ("detections", "locations", "raw")
 """What a file may give: detections after NMS, boxes and scores of every location, or the head's own tensors."""
 
 
-def chosen_outputs(name: str | None, nms: bool) -> str:
+def resolved_outputs(name: str | None, nms: bool) -> str:
     """One of `OUTPUTS`, of what a user gave. UserError: there is none of that name, or it contradicts `nms`."""
     if name is None:
         return "detections" if nms else "locations"

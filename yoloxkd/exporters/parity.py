@@ -83,9 +83,9 @@ class Reference:
         self.out = self.model(images)
         return *self.model.candidates(self.out), self.model.level_sizes(self.out)
 
-    def with_masks(self, found: list[Detections]) -> list[Detections]:
+    def with_masks(self, detections: list[Detections]) -> list[Detections]:
         """The detections of the last images with the masks that the model gives them, if it gives any."""
-        return self.model.masked(self.out, found) if isinstance(self.model, MaskDetector) else found
+        return self.model.masked(self.out, detections) if isinstance(self.model, MaskDetector) else detections
 
 
 def suppressed(boxes: Tensor, scores: Tensor, levels: tuple[int, ...], settings: Suppression) -> list[Detections]:
@@ -160,7 +160,7 @@ def sample_images(
 class Int8Recipe:
     """What an int8 export needs besides the model: calibration images (1, 3, H, W) uint8, and how to quantize."""
 
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
     settings: Quantization
 
 
@@ -198,7 +198,7 @@ def export_checked(
         graph = described_graph(detector, options, source_digest)
         if options.int8:
             assert int8 is not None
-            report = search_int8(graph, int8.pictures, int8.settings, judge, say)
+            report = search_int8(graph, int8.images, int8.settings, judge, say)
         else:
             report = judge(graph)
         faults = report.faults() + judge.finished_file_faults()

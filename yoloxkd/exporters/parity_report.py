@@ -99,4 +99,4 @@ class ParityReport:
                 ("AP of the file", f"{self.file_ap:.4f}", f"within {t.ap:g}"),
             ]
         head = f"{f'parity on {self.images} images':32s} {'found':>10s}  allowed"
-        return "\n".join([head, *(f"{name:32s} {found:>10s}  {allowed}".rstrip() for name, found, allowed in rows)])
+        return "\n".join([head, *(f"{name:32s} {value:>10s}  {allowed}".rstrip() for name, value, allowed in rows)])

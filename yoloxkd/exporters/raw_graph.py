@@ -32,8 +32,10 @@ class RawHead(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         detector = cast(DenseDetector, self.network.detector)
         _, features = detector.pyramid(detector.normalize(images))
-        said = detector.predict(detector.tower(Tap.CLS, features), detector.tower(Tap.REG, features))
-        of_levels = zip(*(part for part in (said.classes, said.quality, said.boxes) if part is not None), strict=True)
+        head_out = detector.predict(detector.tower(Tap.CLS, features), detector.tower(Tap.REG, features))
+        of_levels = zip(
+            *(part for part in (head_out.classes, head_out.quality, head_out.boxes) if part is not None), strict=True
+        )
         return tuple(tensor for level in of_levels for tensor in level)
 
 

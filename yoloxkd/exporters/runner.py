@@ -75,14 +75,14 @@ def check_runner(
         pixels, scale, _, _ = letterbox(image, (imgsz, imgsz), detector.spec.input.pad_value)
         boxes, scores, levels = model(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]))
         expected = suppressed(boxes, scores, levels, settings)[0]
-        found = Detections(rows.boxes * np.float32(scale), rows.scores, rows.labels)
+        detections = Detections(rows.boxes * np.float32(scale), rows.scores, rows.labels)
         content = (image.shape[0] * scale, image.shape[1] * scale)
         limit = np.array([content[1], content[0]] * 2, np.float32)
-        expected.boxes, found.boxes = expected.boxes.clip(0, limit), found.boxes.clip(0, limit)
+        expected.boxes, detections.boxes = expected.boxes.clip(0, limit), detections.boxes.clip(0, limit)
         candidates = Candidates(boxes[0].numpy().clip(0, limit), scores[0].numpy(), (imgsz, imgsz), levels)
-        compare(report.found, expected, found, candidates, settings, tolerance)
+        compare(report.found, expected, detections, candidates, settings, tolerance)
         of_model.append(expected)
-        of_runner.append(found)
+        of_runner.append(detections)
     if tolerance.ap is not None:
         detects = [_in_turn(of_model), _in_turn(of_runner)]
         precisions = average_precisions(detects, detector.names, data, imgsz, detector.spec.input.pad_value, count)
@@ -90,9 +90,9 @@ def check_runner(
     return report
 
 
-def _in_turn(found: Sequence[Detections]) -> Detect:
+def _in_turn(of_images: Sequence[Detections]) -> Detect:
     """Gives the detections of one image after the other, whatever it is asked about."""
-    rest = iter(found)
+    rest = iter(of_images)
     return lambda _: [next(rest)]
 
 
@@ -148,10 +148,10 @@ def _rows(text: str, files: Sequence[str], command: str) -> list[list[Row]]:
 def _detections(rows: Sequence[Row], names: Sequence[str], command: str) -> Detections:
     for row in rows:
         if row.label >= len(names) or row.name not in (None, names[row.label]):
-            known = f"label {row.label} {names[row.label]}" if row.label < len(names) else f"{len(names)} classes"
+            expected = f"label {row.label} {names[row.label]}" if row.label < len(names) else f"{len(names)} classes"
             raise UserError(
                 f"--runner: `{command}` printed label {row.label}{'' if row.name is None else f' {row.name}'}, "
-                f"and the model has {known}; run a file of the same checkpoint"
+                f"and the model has {expected}; run a file of the same checkpoint"
             )
     rows = sorted(rows, key=lambda row: -row.score)
     boxes = np.array([row.box for row in rows], np.float32).reshape(-1, 4)

@@ -156,10 +156,10 @@ class OnnxPredictor:
         """What `run` gave, as one Detections per image."""
         if self.nms:
             rows = zip(*(outputs[name] for name in WITH_NMS), strict=True)
-            found = [self._rows(boxes, scores, labels, int(count)) for boxes, scores, labels, count in rows]
-            for one, masks in zip(found, outputs.get(MASKS, ()), strict=MASKS in outputs):
+            detections = [self._rows(boxes, scores, labels, int(count)) for boxes, scores, labels, count in rows]
+            for one, masks in zip(detections, outputs.get(MASKS, ()), strict=MASKS in outputs):
                 one.soft_masks = BoxMasks(masks[: len(one)])
-            return found
+            return detections
         import torch
 
         from yoloxkd.ops.nms import postprocess

@@ -27,15 +27,15 @@ def published(method: str, key: str, **rules: Any) -> Any:
 
 def split_name(name: str) -> tuple[str, str]:
     """`METHOD` or `METHOD@SET` -> method, set of defaults ("" where none is named)."""
-    method, _, chosen = name.partition("@")
+    method, _, set_name = name.partition("@")
     if method not in DISTILLERS:
-        known = [*DISTILLERS] if method == "none" else [*DISTILLERS, "none"]
-        raise UserError(f"unknown distiller '{method}'; {nearest(method, known, say_all=40)}")
-    if "@" in name and chosen not in kd_sets(method):
-        known = [f"{method}@{each}" for each in kd_sets(method)]
-        hint = nearest(name, known) if known else f"{method} has one set only: write {method}"
+        names = [*DISTILLERS] if method == "none" else [*DISTILLERS, "none"]
+        raise UserError(f"unknown distiller '{method}'; {nearest(method, names, say_all=40)}")
+    if "@" in name and set_name not in kd_sets(method):
+        names = [f"{method}@{each}" for each in kd_sets(method)]
+        hint = nearest(name, names) if names else f"{method} has one set only: write {method}"
         raise UserError(f"unknown set of defaults '{name}'; {hint}")
-    return method, chosen
+    return method, set_name
 
 
 def kd_sets(method: str) -> list[str]:
@@ -49,14 +49,14 @@ def kd_defaults(name: str, family: str) -> dict[str, Any]:
     name `METHOD`: `default` of cfg/kd/<method>.yaml, then `families.<family>` there. name `METHOD@SET`: after those,
     what `set_defaults` gives.
     """
-    method, chosen = split_name(name)
+    method, set_name = split_name(name)
     published = _keys(method, family)
-    return published | set_defaults(method, chosen, family) if chosen else published
+    return published | set_defaults(method, set_name, family) if set_name else published
 
 
-def set_defaults(method: str, chosen: str, family: str) -> dict[str, Any]:
+def set_defaults(method: str, set_name: str, family: str) -> dict[str, Any]:
     """What a set of defaults changes: `default` of cfg/kd/<method>@<set>.yaml, then `families.<family>` there."""
-    return _keys(f"{method}@{chosen}", family)
+    return _keys(f"{method}@{set_name}", family)
 
 
 def _keys(file: str, family: str) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Distill(Callback):
         counts = [module.nonfinite.counts for module in self.modules]
         return {
             "teachers": [record.model_dump() for record in self.records],
-            "auto": {name: weight.state_dict() for name, weight in self.weights.items() if weight.seen},
+            "auto": {name: weight.state_dict() for name, weight in self.weights.items() if weight.iterations},
             "nonfinite": counts if any(count is not None for count in counts) else [],
         }
 
@@ -154,7 +154,7 @@ class Distill(Callback):
             if weight.observe_part(task, loss / state.parts, state.part, state.parts):
                 state.say(
                     f"{name}: kd.weight is fixed at {weight.fixed:.4g}, which makes its terms "
-                    f"{weight.cfg.auto_share:g} of the task loss of the first {weight.seen} iterations"
+                    f"{weight.cfg.auto_share:g} of the task loss of the first {weight.iterations} iterations"
                 )
 
     def on_step(self, state: State) -> None:
@@ -169,7 +169,7 @@ class Distill(Callback):
         everything = math.fsum(state.epoch_losses.values())
         if shares and everything > 0:
             losses = [
-                f"{n}: {own:.4g}, {own / everything:.1%}" for n, own in shares.items() if not DISTILLERS[n].labels
+                f"{n}: {loss:.4g}, {loss / everything:.1%}" for n, loss in shares.items() if not DISTILLERS[n].labels
             ]
             labels = [n for n in shares if DISTILLERS[n].labels]
             ground = f"labels{f' by {labels[0]}' if labels else ''} {task / everything:.1%}"
@@ -250,13 +250,13 @@ class Distill(Callback):
         if new := [n for n in zero if n not in self.silent]:
             state.say(f"warning: {', '.join(map(str, new))} was exactly 0 throughout epoch {state.epoch + 1}")
         self.silent = (self.silent - set(names)) | set(zero)
-        own = math.fsum(v for v in losses.values() if v is not None)
-        if own > cfg.warn_above * task:
+        loss = math.fsum(v for v in losses.values() if v is not None)
+        if loss > cfg.warn_above * task:
             state.say(
-                f"warning: {method} is {own / max(task, 1e-12):.3g} times the task loss in epoch {state.epoch + 1}; "
+                f"warning: {method} is {loss / max(task, 1e-12):.3g} times the task loss in epoch {state.epoch + 1}; "
                 "lower its weights, or use --set kd.weight=auto"
             )
-        return own
+        return loss
 
 
 def _record(teacher: Teacher, ap: float | None, pairing: Pairing, methods: Mapping[str, Distiller]) -> TeacherRecord:

@@ -15,23 +15,23 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 @torch.no_grad()
 def inherit_from(teacher: Detector[Any, Any], student: Detector[Any, Any]) -> list[str]:
-    """Copy the teacher's neck and head into the student, layer by layer; returns the names of the layers taken.
+    """Copy the teacher's neck and head into the student, layer by layer; returns the names of those layers.
 
     A layer is taken when all its tensors have the same shapes in both. A normalization is taken only with the layers
     beside it, whose output it has statistics of; a class predictor only when both detectors have the same class names.
     """
-    own = dict(student.named_modules())
+    modules = dict(student.named_modules())
     teacher_modules = dict(teacher.named_modules())
-    names = [n for n in own if _tensors(own[n]) and n in teacher_modules and not _in_backbone(n, own)]
+    names = [n for n in modules if _tensors(modules[n]) and n in teacher_modules and not _in_backbone(n, modules)]
     names = [n for n in names if not f"{n}.".startswith(student.run_state)]
     if list(student.names) != list(teacher.names):
-        names = [n for n in names if not _predicts_class(n, own[n], student)]
-    agree = {n for n in names if _shapes(own[n]) == _shapes(teacher_modules[n])}
-    taken = [n for n in names if n in agree and (not isinstance(own[n], NORMS) or _siblings(n, own) <= agree)]
-    for name in taken:
-        for key, value in _tensors(own[name]).items():
+        names = [n for n in names if not _predicts_class(n, modules[n], student)]
+    agree = {n for n in names if _shapes(modules[n]) == _shapes(teacher_modules[n])}
+    layers = [n for n in names if n in agree and (not isinstance(modules[n], NORMS) or _siblings(n, modules) <= agree)]
+    for name in layers:
+        for key, value in _tensors(modules[name]).items():
             value.copy_(_tensors(teacher_modules[name])[key])
-    return taken
+    return layers
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -46,8 +46,8 @@ class BranchDistiller(Distiller):
         taps = [TAPS[branch] for branch in self.branches]
         self.needs = frozenset(taps)
         self.adapters = Adapters(pairing, taps)
-        named = [LossName(self.name, branch, level.stride) for level in pairing.levels for branch in self.branches]
-        self.terms = tuple(named) if weight > 0 else ()
+        names = [LossName(self.name, branch, level.stride) for level in pairing.levels for branch in self.branches]
+        self.terms = tuple(names) if weight > 0 else ()
 
     def branch_maps(self, step: Step[Any]) -> Iterator[BranchMaps]:
         """The pairs of maps, level by level."""

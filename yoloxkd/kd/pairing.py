@@ -130,7 +130,7 @@ class Pairing:
         return f"{self.known_classes} known to the teacher; by localization only: {_some(missing)}"
 
     def _taught_note(self) -> str:
-        names = [n for n, own in zip(self.student.names, self.taught.tolist(), strict=True) if own]
+        names = [n for n, taught in zip(self.student.names, self.taught.tolist(), strict=True) if taught]
         return f"this teacher's: {_some(names)}" if names else "this teacher's: none, the others know them all"
 
     def as_dict(self) -> dict[str, Any]:
@@ -157,8 +157,8 @@ class Pairing:
 
 def divide_classes(plans: Sequence[Pairing]) -> list[Pairing]:
     """Give every student class to one of several teachers of the same student: the first that knows it, else the first."""
-    known = torch.stack([plan.classes >= 0 for plan in plans])
-    owner = known.int().argmax(0)  # the first of the largest; 0 where nobody knows the class
+    knows = torch.stack([plan.classes >= 0 for plan in plans])
+    owner = knows.int().argmax(0)  # the first of the largest; 0 where nobody knows the class
     return [replace(plan, taught=owner == i) for i, plan in enumerate(plans)]
 
 
@@ -169,8 +169,8 @@ def match_classes(student: Iterable[str], teacher: Iterable[str]) -> Tensor:
     """
     index: dict[str, int] = {}
     for i, name in enumerate(teacher):
-        index.setdefault(_plain(name), i)
-    return torch.tensor([index.get(_plain(name), -1) for name in student], dtype=torch.int64)
+        index.setdefault(_normalized_name(name), i)
+    return torch.tensor([index.get(_normalized_name(name), -1) for name in student], dtype=torch.int64)
 
 
 def _paired(student: Sequence[int], teacher: Sequence[int]) -> tuple[LevelPair, ...]:
@@ -183,7 +183,7 @@ def _some(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def _plain(name: str) -> str:
+def _normalized_name(name: str) -> str:
     return "".join(c for c in name.casefold() if c not in " -_")
 
 

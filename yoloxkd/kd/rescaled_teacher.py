@@ -29,14 +29,14 @@ class RescaledTeacher(Detector[Any, Any]):
     def size_multiple(self) -> int:
         return self.inner.size_multiple
 
-    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+    def inner_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width px of what the detector sees of an input of this size."""
         step = self.inner.size_multiple
         return max(step, round(height * self.scale / step) * step), max(step, round(width * self.scale / step) * step)
 
     def forward(self, images: Tensor) -> Any:
         height, width = images.shape[-2:]
-        size = self.seen_size(height, width)
+        size = self.inner_size(height, width)
         if size != (height, width):
             smaller = size[0] < height
             images = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=smaller)

@@ -67,7 +67,7 @@ class Places:
         return class_divergence(student.logits, teacher.logits, student.objectness, teacher.objectness)
 
     def counted(self, batch: Batch) -> Tensor:
-        """(B, N) bool: inside the picture and in no ignore region."""
+        """(B, N) bool: inside the image and in no ignore region."""
         points, targets = self.grid.points, batch.targets
         return within_content(points, batch.content) & ~touched_by_any(points, targets.boxes, targets.ignore)
 

@@ -60,9 +60,9 @@ class TrainedRegions:
     truth: Tensor
 
 
-def region_means(rows: Tensor, chosen: Tensor) -> Tensor:
-    """The mean over the chosen regions of each image, averaged over images: (B, S), (B, S) bool -> scalar."""
-    return image_means(rows.masked_fill(~chosen, 0.0).sum(1), chosen.sum(1))
+def region_means(rows: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the regions of each image in the mask, averaged over images: (B, S), (B, S) bool -> scalar."""
+    return image_means(rows.masked_fill(~mask, 0.0).sum(1), mask.sum(1))
 
 
 class SameRegions(nn.Module):
@@ -71,21 +71,21 @@ class SameRegions(nn.Module):
     UserError: the teacher has none of the student's classes to teach.
     """
 
-    known: Tensor
+    is_shared: Tensor
     student_classes: Tensor
     teacher_classes: Tensor
 
     def __init__(self, pairing: Pairing, method: str) -> None:
         super().__init__()
-        known = (pairing.classes >= 0) & pairing.taught
-        if not bool(known.any()):
+        is_shared = (pairing.classes >= 0) & pairing.taught
+        if not bool(is_shared.any()):
             raise UserError(
                 f"--kd {method} compares class scores, and the teacher has none of the student's classes to teach; "
                 "choose a teacher that knows some by name, or another --kd"
             )
-        self.register_buffer("known", known, persistent=False)
-        self.register_buffer("student_classes", known.nonzero()[:, 0], persistent=False)
-        self.register_buffer("teacher_classes", pairing.classes[known], persistent=False)
+        self.register_buffer("is_shared", is_shared, persistent=False)
+        self.register_buffer("student_classes", is_shared.nonzero()[:, 0], persistent=False)
+        self.register_buffer("teacher_classes", pairing.classes[is_shared], persistent=False)
 
     def forward(
         self, step: Step[RoIOutput], regions: Tensor, stage: int = 0, label: Tensor | None = None
@@ -101,16 +101,16 @@ class SameRegions(nn.Module):
         assert isinstance(teacher, FasterRCNN)
         regions = full_precision(regions.detach())
         with frozen_statistics(student):
-            said = student.roi(tuple(full_precision(x) for x in step.student.features), regions, stage)
+            student_out = student.roi(tuple(full_precision(x) for x in step.student.features), regions, stage)
         with torch.no_grad():
             scale = _scale(step, teacher, regions)
-            teacher_said = teacher.roi(tuple(full_precision(x) for x in step.teacher.features), regions * scale, stage)
-        logits = _of_classes(finite_gradient(said.cls_logits), self.student_classes)
-        teacher_logits = _of_classes(teacher_said.cls_logits, self.teacher_classes)
+            teacher_out = teacher.roi(tuple(full_precision(x) for x in step.teacher.features), regions * scale, stage)
+        logits = _of_classes(finite_gradient(student_out.cls_logits), self.student_classes)
+        teacher_logits = _of_classes(teacher_out.cls_logits, self.teacher_classes)
         if label is None:
             label = teacher_logits[..., :-1].argmax(-1)
-        code = of_class(finite_gradient(said.box_raw), self.student_classes[label])
-        teacher_code = of_class(teacher_said.box_raw, self.teacher_classes[label])
+        code = of_class(finite_gradient(student_out.box_raw), self.student_classes[label])
+        teacher_code = of_class(teacher_out.box_raw, self.teacher_classes[label])
         boxes = decode(regions, full_precision(code), student.roi_head.rules[stage].stds)
         teacher_boxes = (
             decode(regions * scale, full_precision(teacher_code), teacher.roi_head.rules[stage].stds) / scale
@@ -121,15 +121,19 @@ class SameRegions(nn.Module):
         """Both heads on the regions that the student trains on, stage by stage as far as both have stages."""
         match, targets = step.match, step.batch.targets
         assert isinstance(match, RoIMatch)
-        place = self.known.cumsum(0) - 1  # of a class among those that both know
+        place = self.is_shared.cumsum(0) - 1  # of a class among those that both know
         out = []
-        for stage, (regions, chosen, _) in enumerate(zip(match.boxes, match.stages, step.teacher.stages, strict=False)):
-            label = class_of(chosen, targets, 0)
-            positive = chosen.fg & self.known[label]
+        for stage, (regions, assignment, _) in enumerate(
+            zip(match.boxes, match.stages, step.teacher.stages, strict=False)
+        ):
+            label = class_of(assignment, targets, 0)
+            positive = assignment.fg & self.is_shared[label]
             label = place[label].clamp_min(0)
             predictions = self(step, regions, stage, label)
             out.append(
-                TrainedRegions(predictions, positive, ~(chosen.fg | chosen.ignored), matched_boxes(chosen, targets))
+                TrainedRegions(
+                    predictions, positive, ~(assignment.fg | assignment.ignored), matched_boxes(assignment, targets)
+                )
             )
         return out
 

@@ -20,8 +20,8 @@ def known_ap(metrics: Mapping[str, Any], pairing: Pairing) -> float:
 
     A class that the teacher does not know says nothing about its weights, so it does not count.
     """
-    known = [n for n, i in zip(pairing.student.names, pairing.classes.tolist(), strict=True) if i >= 0]
-    measured = [float(metrics["per_class"][n]["AP"]) for n in known if n in metrics["per_class"]]
+    shared_names = [n for n, i in zip(pairing.student.names, pairing.classes.tolist(), strict=True) if i >= 0]
+    measured = [float(metrics["per_class"][n]["AP"]) for n in shared_names if n in metrics["per_class"]]
     occur = [ap for ap in measured if not ap < 0]  # -1: no such object in the images; a NaN stays, and fails
     return math.fsum(occur) / len(occur) if occur else math.nan
 

@@ -28,19 +28,19 @@ class MethodWeight:
         end = epochs if cfg.stop_epoch is None else min(epochs, cfg.stop_epoch)
         self.decay_steps = round((end if cfg.decay_epochs is None else cfg.decay_epochs) * iters_per_epoch)
         self.fixed: float | None = None if cfg.weight == "auto" else float(cfg.weight)
-        self.seen = 0
+        self.iterations = 0
         self._task: Tensor | None = None
-        self._own: Tensor | None = None
-        self._step: Tensor | None = None  # task loss and own, of the parts of this step so far
+        self._loss: Tensor | None = None
+        self._step: Tensor | None = None  # task loss and the method's, of the parts of this step so far
 
     def state_dict(self) -> dict[str, Any]:
         """What the automatic weight has measured so far, or has become: plain numbers, and sums on the device."""
-        return {"fixed": self.fixed, "seen": self.seen, "task": self._task, "own": self._own}
+        return {"fixed": self.fixed, "seen": self.iterations, "task": self._task, "own": self._loss}
 
     def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
         """Go on measuring where another run stopped, or keep what it fixed."""
-        self.fixed, self.seen = saved["fixed"], saved["seen"]
-        self._task, self._own = (None if v is None else v.to(device) for v in (saved["task"], saved["own"]))
+        self.fixed, self.iterations = saved["fixed"], saved["seen"]
+        self._task, self._loss = (None if v is None else v.to(device) for v in (saved["task"], saved["own"]))
 
     @property
     def measuring(self) -> bool:
@@ -56,14 +56,14 @@ class MethodWeight:
         ramp *= self.decayed(iteration)
         if self.fixed is not None:
             return self.fixed * ramp
-        if self._task is None or self._own is None:
+        if self._task is None or self._loss is None:
             return torch.zeros((), device=device)
-        ratio = cfg.auto_share * self._task / self._own
-        return torch.where(self._own > 0, ratio, 0.0) * ramp
+        ratio = cfg.auto_share * self._task / self._loss
+        return torch.where(self._loss > 0, ratio, 0.0) * ramp
 
-    def observe_part(self, task: Tensor, own: Tensor, part: int, parts: int) -> bool:
+    def observe_part(self, task: Tensor, loss: Tensor, part: int, parts: int) -> bool:
         """As `observe`, of one part of a step's batch after the other; their losses add up to the step's."""
-        losses = torch.stack([task, own])
+        losses = torch.stack([task, loss])
         self._step = losses if part == 0 or self._step is None else self._step + losses
         return part + 1 == parts and self.observe(*self._step.unbind())
 
@@ -72,23 +72,23 @@ class MethodWeight:
         if self.cfg.decay == "none":
             return 1.0
         done = min(1.0, iteration / max(1, self.decay_steps - 1))
-        left = 1 - done if self.cfg.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
-        return self.cfg.decay_floor + (1 - self.cfg.decay_floor) * left
+        factor = 1 - done if self.cfg.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.cfg.decay_floor + (1 - self.cfg.decay_floor) * factor
 
-    def observe(self, task: Tensor, own: Tensor) -> bool:
+    def observe(self, task: Tensor, loss: Tensor) -> bool:
         """Take in a step's task loss and the method's loss before the factor; True when this fixed the factor.
 
         Both are averaged over processes, so that each has the same factor.
         """
         if self.fixed is not None:
             return False
-        usable = task.isfinite() & own.isfinite()
-        task, own = all_mean(torch.stack([task, own]).where(usable, 0.0)).unbind()
+        usable = task.isfinite() & loss.isfinite()
+        task, loss = all_mean(torch.stack([task, loss]).where(usable, 0.0)).unbind()
         self._task = task if self._task is None else self._task + task
-        self._own = own if self._own is None else self._own + own
-        self.seen += 1
-        if self.seen < self.cfg.auto_iterations:
+        self._loss = loss if self._loss is None else self._loss + loss
+        self.iterations += 1
+        if self.iterations < self.cfg.auto_iterations:
             return False
-        task_sum, own_sum = torch.stack([self._task, self._own]).double().tolist()
-        self.fixed = self.cfg.auto_share * task_sum / own_sum if own_sum > 0 else 1.0
+        task_sum, loss_sum = torch.stack([self._task, self._loss]).double().tolist()
+        self.fixed = self.cfg.auto_share * task_sum / loss_sum if loss_sum > 0 else 1.0
         return True

@@ -131,16 +131,16 @@ def _tide(truth: dict[str, Any], rows: np.ndarray) -> dict[str, dict[str, Any]]:
     data = COCO(truth)
     evaluator: Any = COCOeval(data, data.load_res(rows), "bbox")
     evaluator.evaluate()
-    found: dict[str, dict[str, Any]] = evaluator.tide_errors(pos_thr=_MATCH, bg_thr=_BACKGROUND)
-    return found
+    errors: dict[str, dict[str, Any]] = evaluator.tide_errors(pos_thr=_MATCH, bg_thr=_BACKGROUND)
+    return errors
 
 
 def _positions(ids: list[Any], what: str) -> dict[Any, int]:
     """Position, from 1, of each id. Only these go to a backend: an id may be of any size, where a backend keeps float64."""
-    found = {id_: place for place, id_ in enumerate(ids, start=1)}
-    if len(found) < len(ids):
+    positions = {id_: place for place, id_ in enumerate(ids, start=1)}
+    if len(positions) < len(ids):
         raise UserError(f"the ground truth gives the same id to several {what}; ids must be unique")
-    return found
+    return positions
 
 
 def _labels(ground_truth: dict[str, Any], names: list[str]) -> dict[str, int]:
@@ -154,14 +154,14 @@ def _labels(ground_truth: dict[str, Any], names: list[str]) -> dict[str, int]:
 
 def _result_rows(images: dict[Any, int], labels: dict[str, int], detections: COCODetections) -> np.ndarray:
     """(n, 7) float64: position of the image, x, y, width, height, score, position of the category."""
-    said, which = np.unique(np.asarray(detections.image_id), return_inverse=True)
-    strange = [image for image in said.tolist() if image not in images]
+    image_ids, which = np.unique(np.asarray(detections.image_id), return_inverse=True)
+    strange = [image for image in image_ids.tolist() if image not in images]
     if strange:
         raise UserError(
             f"detections name image id {strange[0]} ({len(strange)} such ids), which the ground truth does not have: "
             "evaluate against the split the detections were made on"
         )
-    place = np.array([images[image] for image in said.tolist()], dtype=np.float64)
+    place = np.array([images[image] for image in image_ids.tolist()], dtype=np.float64)
     category = np.array(list(labels.values()), dtype=np.float64)
     boxes = np.asarray(detections.boxes, dtype=np.float64).reshape(-1, 4)
     return np.column_stack(
@@ -181,7 +181,7 @@ def _by_position(ground_truth: dict[str, Any], images: dict[Any, int], categorie
     Annotations are numbered from 1: pycocotools takes an object with id 0 for one that nothing has matched.
     """
     annotations = []
-    for number, a in enumerate(_known(ground_truth, images, categories), start=1):
+    for number, a in enumerate(_known_annotations(ground_truth, images, categories), start=1):
         x, y, w, h = a["bbox"]
         annotations.append(
             {
@@ -203,7 +203,7 @@ def _by_position(ground_truth: dict[str, Any], images: dict[Any, int], categorie
     }
 
 
-def _known(
+def _known_annotations(
     ground_truth: dict[str, Any], images: dict[Any, int], categories: dict[Any, int]
 ) -> Iterator[dict[str, Any]]:
     """The annotations of images and categories that are there."""
@@ -214,7 +214,7 @@ def _add_masks(
     truth: dict[str, Any], ground_truth: dict[str, Any], images: dict[Any, int], categories: dict[Any, int]
 ) -> None:
     """Give the annotations of `truth` the masks of those of `ground_truth`; what has none becomes a region to ignore."""
-    for row, a in zip(truth["annotations"], _known(ground_truth, images, categories), strict=True):
+    for row, a in zip(truth["annotations"], _known_annotations(ground_truth, images, categories), strict=True):
         row["segmentation"] = a.get("segmentation")
         if not row["segmentation"]:
             x, y, w, h = row["bbox"]
@@ -288,8 +288,8 @@ def _run_pycocotools(truth: dict[str, Any], rows: np.ndarray | list[dict[str, An
 
 def _mean(values: np.ndarray) -> float:
     """Mean over what could be measured; -1 where nothing could."""
-    known = values[values > -1]
-    return float(known.mean()) if known.size else -1.0
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else -1.0
 
 
 def _summarize(

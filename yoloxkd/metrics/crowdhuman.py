@@ -26,14 +26,14 @@ _THRESHOLDS = tuple(step / 10 for step in range(10))
 class CrowdImage:
     """Boxes of one image, xyxy px, clipped by `crowd_image`.
 
-    real     (G, 4) ground truth that has to be found
-    ignored  (I, 4) regions and persons that need not be
-    found    (D, 4) detections, best first, and their scores (D,)
+    real        (G, 4) ground truth that has to be found
+    ignored     (I, 4) regions and persons that need not be
+    detections  (D, 4), best first, and their scores (D,)
     """
 
     real: np.ndarray
     ignored: np.ndarray
-    found: np.ndarray
+    detections: np.ndarray
     scores: np.ndarray
 
 
@@ -66,15 +66,15 @@ class CrowdHumanResult:
 
 
 def crowd_image(
-    size: tuple[int, int], boxes: np.ndarray, ignore: np.ndarray, found: np.ndarray, scores: np.ndarray
+    size: tuple[int, int], boxes: np.ndarray, ignore: np.ndarray, detections: np.ndarray, scores: np.ndarray
 ) -> CrowdImage:
     """size (H, W) px; boxes (n, 4) ground truth and ignore (n,); found (D, 4) and scores (D,) in any order; xyxy px."""
     order = np.argsort(-scores, kind="stable")
-    boxes, found = _clipped(boxes, size), _clipped(found, size)[order]
-    return CrowdImage(boxes[~ignore], boxes[ignore], found, scores[order])
+    boxes, detections = _clip(boxes, size), _clip(detections, size)[order]
+    return CrowdImage(boxes[~ignore], boxes[ignore], detections, scores[order])
 
 
-def _clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     limits = np.array([width - 1, height - 1, width, height], np.float64)
     return np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0.0, limits)
@@ -105,8 +105,8 @@ _MISS, _HIT, _IGNORED = 0, 1, 2
 
 def _verdicts(image: CrowdImage) -> np.ndarray:
     """(D,) what each detection is. By falling score each takes the free ground truth that it overlaps most."""
-    overlap = _overlap(image.found, image.real)
-    absorbed = _share(image.found, image.ignored) > OVERLAP
+    overlap = _overlap(image.detections, image.real)
+    absorbed = _share(image.detections, image.ignored) > OVERLAP
     out = np.where(absorbed, _IGNORED, _MISS).astype(np.int8)
     if overlap.shape[1]:
         for row in range(len(overlap)):
@@ -119,8 +119,8 @@ def _verdicts(image: CrowdImage) -> np.ndarray:
 
 def _average_precision(hits: np.ndarray, real: int) -> float:
     """Area under recall and precision by trapezoids between neighboring points, from the first on."""
-    found = np.cumsum(hits)
-    recall, precision = found / real, found / np.arange(1, len(hits) + 1)
+    true_positives = np.cumsum(hits)
+    recall, precision = true_positives / real, true_positives / np.arange(1, len(hits) + 1)
     return float(np.sum((recall[1:] - recall[:-1]) * (precision[1:] + precision[:-1]) / 2))
 
 
@@ -140,15 +140,15 @@ def _sweep(images: list[CrowdImage]) -> tuple[JaccardStep, ...]:
     counts = np.zeros((len(_THRESHOLDS), 3), np.int64)
     measured = np.zeros(len(_THRESHOLDS), np.int64)
     for image in images:
-        overlap = _overlap(image.found, image.real)
-        absorbed = _share(image.found, image.ignored) > OVERLAP
+        overlap = _overlap(image.detections, image.real)
+        absorbed = _share(image.detections, image.ignored) > OVERLAP
         hidden = _share(image.real, image.ignored) > OVERLAP
-        known: dict[int, tuple[int, int, int]] = {}
+        pairs_by_count: dict[int, tuple[int, int, int]] = {}
         for step, threshold in enumerate(_THRESHOLDS):
-            kept = int((image.scores > threshold).sum())
-            if kept not in known:
-                known[kept] = _pairs(overlap[:kept], absorbed[:kept], hidden)
-            k, n, m = known[kept]
+            count = int((image.scores > threshold).sum())
+            if count not in pairs_by_count:
+                pairs_by_count[count] = _pairs(overlap[:count], absorbed[:count], hidden)
+            k, n, m = pairs_by_count[count]
             counts[step] += (k, n, m)
             if n or m:
                 measured[step] += 1
@@ -162,15 +162,15 @@ def _sweep(images: list[CrowdImage]) -> tuple[JaccardStep, ...]:
 def _pairs(overlap: np.ndarray, absorbed: np.ndarray, hidden: np.ndarray) -> tuple[int, int, int]:
     """Pairs of the matching with the greatest sum of IoUs, and the detections and ground truth that count."""
     good = overlap > OVERLAP
-    found, real = good.any(1), good.any(0)
-    weight = np.where(good, overlap, 0.0)[np.ix_(found, real)]
+    detections, truths = good.any(1), good.any(0)
+    weight = np.where(good, overlap, 0.0)[np.ix_(detections, truths)]
     rows, columns = linear_sum_assignment(weight, maximize=True)
     paired = weight[rows, columns] > 0
-    used_found, used_real = np.flatnonzero(found)[rows[paired]], np.flatnonzero(real)[columns[paired]]
-    left_found, left_real = ~absorbed, ~hidden
-    left_found[used_found], left_real[used_real] = False, False
+    used_detections, used_truths = np.flatnonzero(detections)[rows[paired]], np.flatnonzero(truths)[columns[paired]]
+    unmatched_detections, unmatched_truths = ~absorbed, ~hidden
+    unmatched_detections[used_detections], unmatched_truths[used_truths] = False, False
     k = int(paired.sum())
-    return k, k + int(left_found.sum()), k + int(left_real.sum())
+    return k, k + int(unmatched_detections.sum()), k + int(unmatched_truths.sum())
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -201,26 +201,26 @@ def crowdhuman_metrics(data: DetectionData, positions: list[int], detections: CO
     The ground truth is taken as annotated, where that is known to stick out of its image.
     """
     images = crowd_images(data, positions, detections)
-    found = crowdhuman_result(images)
-    numbers = {"AP": found.ap, "MR": found.mr, "JI": found.ji}
+    result = crowdhuman_result(images)
+    numbers = {"AP": result.ap, "MR": result.mr, "JI": result.ji}
     return {**numbers, "per_class": {data.names[0]: numbers}}
 
 
 def crowd_images(data: DetectionData, positions: list[int], detections: COCODetections) -> list[CrowdImage]:
     """The images at `positions` of a data set of one class, with what was detected on them (by position too)."""
     order = np.argsort(detections.image_id, kind="stable")
-    found_at = detections.image_id[order]
+    image_ids = detections.image_id[order]
     boxes = data.boxes if data.unclipped is None else data.unclipped
     out = []
     for i in positions:
         rows = slice(data.offsets[i], data.offsets[i + 1])
-        low, high = np.searchsorted(found_at, i), np.searchsorted(found_at, i, side="right")
-        mine = order[low:high]
+        low, high = np.searchsorted(image_ids, i), np.searchsorted(image_ids, i, side="right")
+        indices = order[low:high]
         truth, ignore = boxes[rows], data.crowd[rows]
         if data.unseen is not None:
             unseen = data.unseen[data.unseen[:, 0] == i, 1:]
             truth = np.concatenate([truth, unseen])
             ignore = np.concatenate([ignore, np.zeros(len(unseen), bool)])
         height, width = data.sizes[i].tolist()
-        out.append(crowd_image((height, width), truth, ignore, detections.boxes[mine], detections.scores[mine]))
+        out.append(crowd_image((height, width), truth, ignore, detections.boxes[indices], detections.scores[indices]))
     return out

@@ -32,7 +32,7 @@ def measure(
     truth: dict[str, Any] = {}
     if errors or not crowdhuman:
         whole = replace(data, image_ids=np.arange(len(data)), category_ids=None).ground_truth()
-        truth = _restricted(whole, images)
+        truth = _restrict(whole, images)
     if crowdhuman:
         metrics = crowdhuman_metrics(data, images, detections)
     else:
@@ -56,7 +56,7 @@ def _with_masks(
     assert data.masks is not None
     for row, segmentation in zip(truth["annotations"], data.masks.segmentations(), strict=True):
         row["segmentation"] = segmentation
-    masks = coco_metrics(_restricted(truth, images), detections, names=data.names, backend=backend, kind="segm")
+    masks = coco_metrics(_restrict(truth, images), detections, names=data.names, backend=backend, kind="segm")
     classes = {name: {**values, **_of_masks(masks["per_class"][name])} for name, values in metrics["per_class"].items()}
     return {**metrics, **_of_masks(overall(masks)), "per_class": classes}
 
@@ -72,12 +72,12 @@ def overall(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def check_choice(name: str, data: DetectionData, masks: bool) -> None:
     """UserError: the best epoch cannot be chosen by the number `name` on `data`; `masks`: the model gives masks."""
-    known: tuple[str, ...] = CROWDHUMAN_NAMES if data.format == "crowdhuman" else METRIC_NAMES
+    choices: tuple[str, ...] = CROWDHUMAN_NAMES if data.format == "crowdhuman" else METRIC_NAMES
     if masks and data.masks is not None and data.format != "crowdhuman":
-        known += tuple(f"{MASK}{one}" for one in METRIC_NAMES)
-    known = tuple(one for one in known if one not in SMALLER_IS_BETTER)
-    if name not in known:
-        raise UserError(f"val.metric '{name}' cannot choose the best epoch here; {nearest(name, known)}")
+        choices += tuple(f"{MASK}{one}" for one in METRIC_NAMES)
+    choices = tuple(one for one in choices if one not in SMALLER_IS_BETTER)
+    if name not in choices:
+        raise UserError(f"val.metric '{name}' cannot choose the best epoch here; {nearest(name, choices)}")
 
 
 def larger_is_better(metrics: Mapping[str, Any], name: str, key: str) -> float:
@@ -88,7 +88,7 @@ def larger_is_better(metrics: Mapping[str, Any], name: str, key: str) -> float:
     return -numbers[name] if name in SMALLER_IS_BETTER else numbers[name]
 
 
-def _restricted(ground_truth: dict[str, Any], images: Iterable[int]) -> dict[str, Any]:
+def _restrict(ground_truth: dict[str, Any], images: Iterable[int]) -> dict[str, Any]:
     """The ground truth of these images alone: a loader may have given only some of them."""
     image_ids = set(images)
     if len(image_ids) == len(ground_truth["images"]):

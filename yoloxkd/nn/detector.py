@@ -177,12 +177,12 @@ class Detector(nn.Module, ABC, Generic[O, M]):
 
     def detect(self, out: O, nms: NMS) -> list[Detections]:
         """The detections of each image, in px of the network input."""
-        return self.kept(*self.candidates(out), self.level_sizes(out), nms)
+        return self.after_nms(*self.candidates(out), self.level_sizes(out), nms)
 
-    def kept(self, boxes: Tensor, scores: Tensor, levels: Sequence[int], nms: NMS) -> list[Detections]:
+    def after_nms(self, boxes: Tensor, scores: Tensor, levels: Sequence[int], nms: NMS) -> list[Detections]:
         """Candidates (B, N, 4) px and (B, N, K) of these levels -> the detections of each image that NMS keeps."""
-        found = nms(boxes.float(), scores.float(), levels, self.spec.pairs_per_level)
-        return [Detections(b.cpu().numpy(), s.cpu().numpy(), k.cpu().numpy(), self.names) for b, s, k in found]
+        survivors = nms(boxes.float(), scores.float(), levels, self.spec.pairs_per_level)
+        return [Detections(b.cpu().numpy(), s.cpu().numpy(), k.cpu().numpy(), self.names) for b, s, k in survivors]
 
     def class_probability(self, out: O) -> Tensor:
         """(B, N, K) the probability of each class at each candidate that a distiller reads; the score, if there is no other."""

@@ -49,14 +49,14 @@ class PyramidConfig(Strict):
 
     def convention(self) -> InputConvention:
         """How the backbone wants its pixels; padding has its mean color."""
-        found = input_convention(self.backbone)
+        convention = input_convention(self.backbone)
         if self.bgr:
-            found = replace(found, bgr=True, mean=found.mean[::-1], std=found.std[::-1])
+            convention = replace(convention, bgr=True, mean=convention.mean[::-1], std=convention.std[::-1])
         if self.std is not None:
-            found = replace(found, std=self.std)
+            convention = replace(convention, std=self.std)
         if self.mean is not None:
-            found = replace(found, mean=self.mean)
-        return replace(found, pad_value=gray(found.mean[::-1] if found.bgr else found.mean))
+            convention = replace(convention, mean=self.mean)
+        return replace(convention, pad_value=gray(convention.mean[::-1] if convention.bgr else convention.mean))
 
 
 C = TypeVar("C", bound=PyramidConfig)

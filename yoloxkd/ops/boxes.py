@@ -77,9 +77,9 @@ def paired_diou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     a, b (..., 4), shapes that broadcast -> (...), -1 to 1: IoU less the squared distance of the centers over the squared
     diagonal of the hull; union and squared diagonal are at least `eps`.
     """
-    apart = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]).square().sum(-1) / 4
+    squared_distance = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]).square().sum(-1) / 4
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    return paired_iou(a, b, eps) - apart / hull.square().sum(-1).clamp(min=eps)
+    return paired_iou(a, b, eps) - squared_distance / hull.square().sum(-1).clamp(min=eps)
 
 
 def from_distances(points: Tensor, distances: Tensor) -> Tensor:

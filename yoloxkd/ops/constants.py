@@ -19,10 +19,10 @@ def constant(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tens
     """
     if device.type == "cpu":
         return torch.tensor(numbers, dtype=dtype)
-    return _kept(numbers, dtype, device)
+    return _cached_constant(numbers, dtype, device)
 
 
 @lru_cache(maxsize=1024)
-def _kept(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _cached_constant(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # one made in inference mode could not be used in training
         return torch.tensor(numbers, dtype=dtype, device=device)

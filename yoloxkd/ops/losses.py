@@ -76,8 +76,8 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, score: 
 
     at_label = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     entropy = F.softplus(at_label) - at_label * score
-    hit = entropy * (score - at_label.sigmoid()) ** 2
-    return as_negative(logits).sum(dim=-1) + torch.where(positive, hit - as_negative(at_label), 0.0)
+    as_positive = entropy * (score - at_label.sigmoid()) ** 2
+    return as_negative(logits).sum(dim=-1) + torch.where(positive, as_positive - as_negative(at_label), 0.0)
 
 
 def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:

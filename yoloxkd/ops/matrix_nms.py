@@ -32,10 +32,10 @@ def decayed_scores(
     """
     flat = masks.flatten(1).to(scores.dtype)
     area = flat.sum(1)
-    shared = flat @ flat.T
-    union = area[:, None] + area[None, :] - shared
-    better = torch.ones_like(shared, dtype=torch.bool).triu(1) & (labels[:, None] == labels[None, :])
-    overlap = (shared / union.clamp(min=1)).masked_fill(~better, 0)
+    intersection = flat @ flat.T
+    union = area[:, None] + area[None, :] - intersection
+    better = torch.ones_like(intersection, dtype=torch.bool).triu(1) & (labels[:, None] == labels[None, :])
+    overlap = (intersection / union.clamp(min=1)).masked_fill(~better, 0)
     best_overlap = overlap.amax(0) if len(scores) else scores
     if kernel == "gaussian":
         decay = (-sigma * (overlap.square() - best_overlap[:, None].square())).exp()

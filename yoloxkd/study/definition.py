@@ -59,8 +59,8 @@ class MethodPart(Strict):
     @field_validator("kd", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        listed = [value] if isinstance(value, str) else value
-        return [] if listed in (None, ["none"]) else listed
+        methods = [value] if isinstance(value, str) else value
+        return [] if methods in (None, ["none"]) else methods
 
     @property
     def without_kd(self) -> bool:
@@ -123,8 +123,8 @@ def read_study(name: str) -> Definition:
     """The checked definition of a study. UserError: unknown keys, names that nothing bears, no plain baseline, ..."""
     path = find_study(name)
     where = f"study {path.name}"
-    known = [*leaves(Definition), *_inner()]
-    study = validate(Definition, read_yaml(path), where, known)
+    known_keys = [*leaves(Definition), *_inner()]
+    study = validate(Definition, read_yaml(path), where, known_keys)
     study.name = study.name or path.stem
     _check_names(study, where)
     _check_methods(study, where)

@@ -119,16 +119,16 @@ def read_records(results: Path, study: str) -> dict[Key, Record]:
     return records
 
 
-def check_kept(run: Run, record: Record, study: str, results: Path) -> None:
+def check_record(run: Run, record: Record, study: str, results: Path) -> None:
     """Refuse a kept result that was not made as the study now says. UserError."""
     where = f"the result of {run.key.path} in {results}"
-    unlike = [] if record.epochs == run.epochs else [f"epochs {record.epochs} instead of {run.epochs}"]
+    mismatches = [] if record.epochs == run.epochs else [f"epochs {record.epochs} instead of {run.epochs}"]
     if record.link is not None:
-        unlike += differences(read_file(RunFile, results / record.link / "run.json").settings, run.settings)
-    if unlike:
+        mismatches += differences(read_file(RunFile, results / record.link / "run.json").settings, run.settings)
+    if mismatches:
         raise UserError(
-            f"{where} was made with other settings ({'; '.join(unlike[:3])}); give another --results folder, or remove "
-            "it there to have it run again"
+            f"{where} was made with other settings ({'; '.join(mismatches[:3])}); give another --results folder, or "
+            "remove it there to have it run again"
         )
 
 

@@ -44,11 +44,11 @@ def write_report(study: Definition, records: Mapping[Key, Record], results: Path
     summary = write_summary(results, study.name, records)
     write_text(table, statistics_csv(study, tables))
     written = [summary, table]
-    drawn = _comparisons(study, tables)
-    if drawn:
-        draw_comparison(drawn, plot, f"AP on the {study.report} split")
+    comparisons = _comparisons(study, tables)
+    if comparisons:
+        draw_comparison(comparisons, plot, f"AP on the {study.report} split")
         written.append(plot)
-    write_text(page, markdown(study, tables, records, plot.name if drawn else None))
+    write_text(page, markdown(study, tables, records, plot.name if comparisons else None))
     return [page, *written]
 
 
@@ -104,17 +104,17 @@ def _grid_lines(study: Definition, title: str, grid: Grid, table: Sequence[Row])
 
 def _error_lines(part: Sequence[Row]) -> list[str]:
     """A table of the error types of those rows that know them."""
-    known = [row for row in part if row.errors]
-    if not known:
+    rows_with_errors = [row for row in part if row.errors]
+    if not rows_with_errors:
         return []
     lines = [
         "Error types (TIDE): what each costs in AP50 points, and in brackets how many errors, by detections of score "
         f"{COUNTED_FROM:g} and more; means over the seeds.",
         "",
-        _line(["method", *known[0].errors]),
-        _line(["---"] * (1 + len(known[0].errors))),
+        _line(["method", *rows_with_errors[0].errors]),
+        _line(["---"] * (1 + len(rows_with_errors[0].errors))),
     ]
-    for row in known:
+    for row in rows_with_errors:
         lines.append(_line([f"`{row.method}`", *(f"{100 * a:.1f} ({n:.0f})" for a, n in row.errors.values())]))
     return [*lines, ""]
 
@@ -178,15 +178,15 @@ def statistics_csv(study: Definition, tables: Mapping[str, Sequence[Row]]) -> st
             cells = [title, row.student, row.method, row.epochs or "", len(row.records), row.planned]
             for name in METRICS:
                 m, gain = row.metrics[name], row.gains.get(name)
-                cells += [_plain(m.mean), _plain(m.deviation)]
-                cells += ["", "", ""] if gain is None else [_plain(v) for v in (gain.mean, gain.low, gain.high)]
+                cells += [_csv_number(m.mean), _csv_number(m.deviation)]
+                cells += ["", "", ""] if gain is None else [_csv_number(v) for v in (gain.mean, gain.low, gain.high)]
             cells += [row.gains["AP"].n if row.gains else ""]
-            cells += [_plain(v) for v in (row.step_seconds, row.cpu_seconds, row.seconds)]
+            cells += [_csv_number(v) for v in (row.step_seconds, row.cpu_seconds, row.seconds)]
             writer.writerow([*cells, " ".join(r.link or f"summary.csv:{r.key.path}" for r in row.records)])
     return text.getvalue()
 
 
-def _plain(value: float) -> str:
+def _csv_number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.5g}"
 
 

@@ -76,8 +76,8 @@ def plan(study: Definition, out: Path, overrides: Mapping[str, Any] | None = Non
     overrides  `data`, `device`, `workers` of this machine
     All recipes are resolved here, so a mistake in any of them is found before the first run starts.
     """
-    here = dict(overrides or {})
-    local = {"data": here.pop("data", study.data), "sets": {f"engine.{k}": v for k, v in here.items()}}
+    options = dict(overrides or {})
+    local = {"data": options.pop("data", study.data), "sets": {f"engine.{k}": v for k, v in options.items()}}
     local["files"] = CheckpointFiles()
     runs: dict[Key, Run] = {}
     teacher = _teacher(study, out, local)

@@ -39,7 +39,7 @@ class Processes:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
 
-    def run(self, command: Sequence[str], log: Path, inherited: Sequence[int] = ()) -> Cost:
+    def run(self, command: Sequence[str], log: Path, descriptors: Sequence[int] = ()) -> Cost:
         """Run a command to its end, its output appended to `log`. Interrupted: `stop` was called before it began."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
@@ -54,7 +54,7 @@ class Processes:
                     stderr=subprocess.STDOUT,
                     env=self.environment,
                     process_group=0,
-                    pass_fds=tuple(inherited),
+                    pass_fds=tuple(descriptors),
                 )
                 self._running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
@@ -92,7 +92,7 @@ class Processes:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[int]:
+def lock_folder(folder: Path) -> Iterator[int]:
     """Hold the folder's lock, and give its descriptor for the commands to inherit: it is free again when all have ended.
 
     UserError: another study is at work in the folder.

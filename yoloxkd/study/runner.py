@@ -21,9 +21,9 @@ from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.errors import GateError, Interrupted, UserError
 from yoloxkd.study.definition import UNTRAINED, Definition
 from yoloxkd.study.files import CostFile, read_file
-from yoloxkd.study.kept_runs import Record, check_kept, keep, read_records
+from yoloxkd.study.kept_runs import Record, check_record, keep, read_records
 from yoloxkd.study.plan import UNTRAINED_FILE, Key, Run, differences, keys, read_settings
-from yoloxkd.study.processes import Cost, Processes, alone_in
+from yoloxkd.study.processes import Cost, Processes, lock_folder
 
 Say = Callable[[str], None]
 INTERRUPTED = Interrupted.exit_code
@@ -91,7 +91,7 @@ class Runner:
             return self.records
         for run in todo.values():
             _check_begun(run)
-        with alone_in(self.out) as lock, self.processes.forwarding(), ThreadPoolExecutor(self.jobs) as pool:
+        with lock_folder(self.out) as lock, self.processes.forwarding(), ThreadPoolExecutor(self.jobs) as pool:
             self._dispatch(pool, todo, lock)
         if self.processes.stopped_by is not None:
             name = signal.Signals(self.processes.stopped_by).name
@@ -197,7 +197,7 @@ def valid_records(study: Definition, runs: Mapping[Key, Run], results: Path) -> 
     recorded = read_records(results, study.name)
     out = {key: recorded[key] for key in runs if key in recorded}
     for key, record in out.items():
-        check_kept(runs[key], record, study.name, results)
+        check_record(runs[key], record, study.name, results)
     return out
 
 
@@ -214,11 +214,11 @@ def _check_begun(run: Run) -> None:
     """Refuse to go on with a run that was begun with other settings."""
     if run.recipe is None or not (run.folder / "recipe.yaml").is_file():
         return
-    unlike = differences(read_settings(run.folder), run.settings)
-    if unlike:
+    mismatches = differences(read_settings(run.folder), run.settings)
+    if mismatches:
         raise UserError(
-            f"{run.folder} holds a run that was begun with other settings ({'; '.join(unlike[:3])}); remove the folder to "
-            "run it anew, or give another --out"
+            f"{run.folder} holds a run that was begun with other settings ({'; '.join(mismatches[:3])}); remove the "
+            "folder to run it anew, or give another --out"
         )
 
 

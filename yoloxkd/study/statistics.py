@@ -82,10 +82,13 @@ class Row:
     @property
     def errors(self) -> dict[str, tuple[float, float]]:
         """By error type: what it costs in AP50 (0 to 1) and the number of errors, means over the seeds that know them."""
-        known = [record.errors for record in self.records if record.errors]
+        error_records = [record.errors for record in self.records if record.errors]
         return {
-            kind: (spread([e[kind]["AP50"] for e in known]).mean, spread([e[kind]["count"] for e in known]).mean)
-            for kind in (known[0] if known else ())
+            kind: (
+                spread([e[kind]["AP50"] for e in error_records]).mean,
+                spread([e[kind]["count"] for e in error_records]).mean,
+            )
+            for kind in (error_records[0] if error_records else ())
         }
 
     @property

@@ -64,7 +64,7 @@ def line_chart(
             axes.minorticks_off()
         axes.set_xlabel(x_label, color=_INK)
         axes.set_ylabel(y_label, color=_INK)
-        _plain(axes)
+        _style_axes(axes)
         if shown and (len(curves) > 1 or ticks is not None):
             axes.legend(frameon=False, fontsize=8, labelcolor=_INK, ncols=1 + (len(curves) > 5))
     return drawing.svg
@@ -78,7 +78,7 @@ def bar_rows(rows: Mapping[str, Sequence[float]], *, x_label: str, y_label: str,
             edges = [place - 0.5 for place in range(len(values) + 1)]
             axes.stairs(values, edges, fill=True, color=DISTINCT[number % len(DISTINCT)])
             axes.set_title(name.replace("$", r"\$"), fontsize=8, loc="left", color=_INK, pad=2)
-            _plain(axes)
+            _style_axes(axes)
         panels[-1].set_xlabel(x_label, color=_INK)
         drawing.figure.supylabel(y_label, color=_INK, fontsize=9)
     return drawing.svg
@@ -125,7 +125,7 @@ def _figure(size: tuple[float, float]) -> Iterator[_Drawing]:
     )
 
 
-def _plain(axes: Any) -> None:
+def _style_axes(axes: Any) -> None:
     """Thin axes to the left and below, in a color that shows on white and on black."""
     axes.patch.set_alpha(0)
     axes.tick_params(colors=_INK, length=3)

@@ -65,16 +65,16 @@ def draw_comparison(
 
     images, truths, predictions = [], [], []
     for index in indices:
-        picture = data.read(index)
-        boxed, scale, left, top = network_input(picture, imgsz, predictor.stride, predictor.pad_value)
-        _, height, width = fit_size(picture.shape[0], picture.shape[1], imgsz)
+        image = data.read(index)
+        boxed, scale, left, top = network_input(image, imgsz, predictor.stride, predictor.pad_value)
+        _, height, width = fit_size(image.shape[0], image.shape[1], imgsz)
         x, y = int(left), int(top)
         images.append(boxed[y : y + height, x : x + width])
         boxes, labels, crowd = data.annotations(index)
         names = [*data.names, *(f"{name} (crowd)" for name in data.names)]
         truths.append(Detections(boxes * scale, np.ones(len(boxes)), labels + crowd * len(data.names), names))
-        found = predictor(torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1)))[None])[0]
-        predictions.append(found.moved(1.0, -left, -top))
+        prediction = predictor(torch.from_numpy(np.ascontiguousarray(boxed.transpose(2, 0, 1)))[None])[0]
+        predictions.append(prediction.moved(1.0, -left, -top))
     sheet = truth_beside_prediction(images, truths, predictions, cell=cell)
     write_image(output, sheet)
     return output
@@ -86,11 +86,11 @@ def _fit(image: np.ndarray, cell: int) -> tuple[np.ndarray, float]:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), scale
 
 
-def _paste(pair: np.ndarray, picture: np.ndarray, left: int, cell: int) -> None:
+def _paste(pair: np.ndarray, image: np.ndarray, left: int, cell: int) -> None:
     """Centerd in its square."""
-    h, w = picture.shape[:2]
+    h, w = image.shape[:2]
     y, x = _GAP + (cell - h) // 2, left + (cell - w) // 2
-    pair[y : y + h, x : x + w] = picture
+    pair[y : y + h, x : x + w] = image
 
 
 def _name(truth: Detections, label: int) -> str:

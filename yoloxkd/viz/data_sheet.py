@@ -25,31 +25,31 @@ def draw_samples(data: DetectionData, output: Path, count: int = 12, cell: int =
 
     OSError: the file cannot be written. UserError: an image cannot be read.
     """
-    chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist()
-    columns = min(columns, len(chosen))
-    rows = -(-len(chosen) // columns)
+    indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist()
+    columns = min(columns, len(indices))
+    rows = -(-len(indices) // columns)
     step = cell + _GAP
     sheet = np.full((rows * step + _GAP, columns * step + _GAP, 3), _PAPER, np.uint8)
-    for number, index in enumerate(chosen):
-        picture = _sample(data, index, cell)
-        h, w = picture.shape[:2]
+    for number, index in enumerate(indices):
+        image = _sample(data, index, cell)
+        h, w = image.shape[:2]
         y = _GAP + number // columns * step + (cell - h) // 2
         x = _GAP + number % columns * step + (cell - w) // 2
-        sheet[y : y + h, x : x + w] = picture
+        sheet[y : y + h, x : x + w] = image
     write_image(output, sheet)
     return output
 
 
 def _sample(data: DetectionData, index: int, cell: int) -> np.ndarray:
-    picture = data.read(index)
-    scale = cell / max(picture.shape[:2])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    image = data.read(index)
+    scale = cell / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     boxes, labels, crowd = data.annotations(index)
     if data.masks is not None:
-        matrix = np.array([[size[0] / picture.shape[1], 0.0, 0.0], [0.0, size[1] / picture.shape[0], 0.0]])
+        matrix = np.array([[size[0] / image.shape[1], 0.0, 0.0], [0.0, size[1] / image.shape[0], 0.0]])
         masks = np.zeros((len(boxes), size[1], size[0]), bool)
-        whole = (0.0, 0.0, float(picture.shape[1]), float(picture.shape[0]))
+        whole = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
         for painted, mask in zip(masks, placed_masks(data, index, matrix, whole), strict=True):
             mask.paint(painted)
         small = draw_masks(small, masks, labels)

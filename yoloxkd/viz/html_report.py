@@ -25,7 +25,7 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class InlineImage:
     """caption; source: a data: address."""
 
     caption: str
@@ -113,7 +113,7 @@ class Report:
     metrics: list[tuple[str, str, str]] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     classes: list[ClassRow] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+    images: list[InlineImage] = field(default_factory=list)
     environment: list[tuple[str, str]] = field(default_factory=list)
     recipe: str = ""
 
@@ -136,7 +136,7 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(svg=Markup, **values)
 
 
-def inline_image(path: Path, caption: str) -> Picture:
+def inline_image(path: Path, caption: str) -> InlineImage:
     """An image file as a JPEG inside a data: address, a tenth of a PNG's size. UserError: it cannot be read."""
     content = encoded(read_image(str(path))[0], ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return Picture(caption, "data:image/jpeg;base64," + base64.b64encode(content).decode())
+    return InlineImage(caption, "data:image/jpeg;base64," + base64.b64encode(content).decode())

@@ -133,10 +133,10 @@ def draw(data: DetectionData, tile: Tile, canvas: np.ndarray) -> None:
     right, bottom = min(canvas.shape[1], math.ceil(max(xs))), min(canvas.shape[0], math.ceil(max(ys)))
     if right <= left or bottom <= top or x2 - x1 < 1 or y2 - y1 < 1:
         return
-    wanted = min(math.sqrt(tile.magnification), tile.scale)
-    picture, reduced = data.read_reduced(tile.index, _reduction(wanted))
+    scale = min(math.sqrt(tile.magnification), tile.scale)
+    image, reduced = data.read_reduced(tile.index, _reduction(scale))
     column, row = int(x1 / reduced), int(y1 / reduced)
-    part = picture[row : math.ceil(y2 / reduced), column : math.ceil(x2 / reduced)]
+    part = image[row : math.ceil(y2 / reduced), column : math.ceil(x2 / reduced)]
     (a, b, c), (d, e, f) = _after(tile.matrix, reduced, column * reduced, row * reduced)
     # cv2 counts from the middle of the first pixel
     c, f = c - left + (a + b - 1) / 2, f - top + (d + e - 1) / 2
@@ -152,16 +152,16 @@ def draw(data: DetectionData, tile: Tile, canvas: np.ndarray) -> None:
 
 def boxes_of(data: DetectionData, tiles: list[Tile], size: Size) -> Boxes:
     """The boxes of tiles on a canvas of `size`, cut where the tile or the canvas ends, if enough of them is left."""
-    found = [data.annotations(tile.index) for tile in tiles]
-    boxes, labels, crowd = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    tile_of_box = np.repeat(np.arange(len(tiles)), [len(one) for one, _, _ in found])
+    annotations = [data.annotations(tile.index) for tile in tiles]
+    boxes, labels, crowd = (np.concatenate(parts) for parts in zip(*annotations, strict=True))
+    tile_of_box = np.repeat(np.arange(len(tiles)), [len(one) for one, _, _ in annotations])
     matrices = np.array([tile.matrix for tile in tiles])[tile_of_box]
     cuts = np.array([tile.cut for tile in tiles])[tile_of_box]
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) * np.array([tile.magnification for tile in tiles])[tile_of_box]
-    shown = np.minimum(np.maximum(boxes, cuts[:, [0, 1, 0, 1]]), cuts[:, [2, 3, 2, 3]])
+    visible = np.minimum(np.maximum(boxes, cuts[:, [0, 1, 0, 1]]), cuts[:, [2, 3, 2, 3]])
     # A box outside the cut has no size, and a turned map would give it one.
-    inside = (shown[:, 2:] > shown[:, :2]).all(1)
-    corners = shown[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    inside = (visible[:, 2:] > visible[:, :2]).all(1)
+    corners = visible[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
     moved = corners @ matrices[:, :, :2].swapaxes(1, 2) + matrices[:, None, :, 2]
     np.clip(moved, 0, (size[1], size[0]), out=moved)
     upright = np.concatenate([moved.min(1), moved.max(1)], axis=1)

@@ -49,9 +49,9 @@ class PlacedMask:
             return
         if not inside:
             x1, y1, x2, y2 = self.cut
-            shown = np.zeros_like(out)
-            paint_polygons([self._moved(np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]))], shown)
-            out &= shown
+            visible = np.zeros_like(out)
+            paint_polygons([self._moved(np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]))], visible)
+            out &= visible
 
     def _moved(self, points: np.ndarray) -> np.ndarray:
         moved: np.ndarray = points @ self.matrix[:, :2].T + self.matrix[:, 2]

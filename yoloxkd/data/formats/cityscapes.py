@@ -30,7 +30,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.instance_masks import crop_rle
 
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
-_POLYGONS, _PICTURE, _GROUP = "_gtFine_polygons.json", "_leftImg8bit.png", "group"
+_POLYGONS, _IMAGE, _GROUP = "_gtFine_polygons.json", "_leftImg8bit.png", "group"
 _BEYOND_PX = 1e5  # a point farther out is no annotation
 
 
@@ -70,26 +70,26 @@ def read_cityscapes(
     files = sorted(str(file) for file in annotations.rglob(f"*{_POLYGONS}"))
     if not files:
         raise UserError(f"{annotations} has no file *{_POLYGONS}; name the folder gtFine/SPLIT as 'annotations'")
-    read = in_threads(partial(_read_file, names=names, masks=masks), files)
-    paths = [str(images / Path(f).relative_to(annotations).parent / _picture(f)) for f in files]
-    pictures = ImageColumns(
-        np.arange(1, len(files) + 1), Strings(paths), np.array([one.size for one in read], np.int32).reshape(-1, 2)
+    contents = in_threads(partial(_read_file, names=names, masks=masks), files)
+    paths = [str(images / Path(f).relative_to(annotations).parent / _image_name(f)) for f in files]
+    image_columns = ImageColumns(
+        np.arange(1, len(files) + 1), Strings(paths), np.array([one.size for one in contents], np.int32).reshape(-1, 2)
     )
     if not faults.gather:
-        check_images(paths, str(annotations), pictures.sizes)
-    for file, one in zip(files, read, strict=True):
+        check_images(paths, str(annotations), image_columns.sizes)
+    for file, one in zip(files, contents, strict=True):
         for kind, count in one.faults.items():
             faults.add(kind, [Place(file)], count)
-    table = _table(files, read, names)
+    table = _table(files, contents, names)
     if masks:
         builder = MaskBuilder()
-        builder.add([thing.counts for one in read for thing in one.objects])
+        builder.add([thing.counts for one in contents for thing in one.objects])
         table.take_masks(builder, faults)
-    return table.finish(names, split, pictures, faults, "cityscapes")
+    return table.finish(names, split, image_columns, faults, "cityscapes")
 
 
-def _table(files: Sequence[str], read: Sequence[_File], names: list[str]) -> BoxTable:
-    things = [(i, thing) for i, one in enumerate(read) for thing in one.objects]
+def _table(files: Sequence[str], contents: Sequence[_File], names: list[str]) -> BoxTable:
+    things = [(i, thing) for i, one in enumerate(contents) for thing in one.objects]
     image = np.array([i for i, _ in things], np.int64)
     return BoxTable(
         image=image,
@@ -104,8 +104,8 @@ def _table(files: Sequence[str], read: Sequence[_File], names: list[str]) -> Box
     )
 
 
-def _picture(file: str) -> str:
-    return Path(file).name.removesuffix(_POLYGONS) + _PICTURE
+def _image_name(file: str) -> str:
+    return Path(file).name.removesuffix(_POLYGONS) + _IMAGE
 
 
 def _read_file(file: str, names: Sequence[str], masks: bool) -> _File:
@@ -142,7 +142,7 @@ def _read_file(file: str, names: Sequence[str], masks: bool) -> _File:
         name = label.removesuffix(_GROUP)
         if name in names:
             placed.append((position, name, name != label))
-    objects = [_seen(owner, *one, _points(rows[one[0] - 1]["polygon"]), masks) for one in placed]
+    objects = [_visible_object(owner, *one, _points(rows[one[0] - 1]["polygon"]), masks) for one in placed]
     if hidden := sum(one is None for one in objects):
         faults["objects that are wholly hidden, left out"] = hidden
     return _File((height, width), [one for one in objects if one is not None], faults)
@@ -162,7 +162,7 @@ def _is_short(polygon: Any) -> bool:
     return isinstance(polygon, list) and len(polygon) < 3
 
 
-def _seen(
+def _visible_object(
     owner: np.ndarray, position: int, name: str, group: bool, points: np.ndarray | None, masks: bool
 ) -> _Object | None:
     """What shows of an object on the canvas `owner` (H, W) of object numbers; None: nothing."""

@@ -21,15 +21,15 @@ KIND = "class files that contradict the names in the data YAML"
 _LINES = ("classes.txt", "_darknet.labels")
 
 
-def compare_class_files(source: SplitSource, names: Sequence[str], own: Path, faults: Faults) -> None:
+def compare_class_files(source: SplitSource, names: Sequence[str], data_yaml: Path, faults: Faults) -> None:
     """Count files in the folders of labels and images, and above them up to the root, that give the labels other names.
 
-    `own` is the data YAML that `names` are from.
+    `data_yaml` is the file that `names` are from.
     """
     places = []
     for folder in _folders(source):
-        for file, said in _said(folder, own):
-            if note := _difference(said, names):
+        for file, other_names in _class_files(folder, data_yaml):
+            if note := _difference(other_names, names):
                 places.append(Place(str(file), note=note))
     faults.add(KIND, places)
 
@@ -40,25 +40,29 @@ def _folders(source: SplitSource) -> list[Path]:
     for place in source.images:
         folder = place if place.is_dir() else place.parent
         starts += [labels_folder(folder), folder]
-    found: dict[Path, None] = {}
+    folders: dict[Path, None] = {}
     for start in starts:
         above = [folder for folder in start.parents if folder.is_relative_to(source.root)]
-        found.update(dict.fromkeys([start, *above]))
-    return [folder for folder in found if folder.is_dir()]
+        folders.update(dict.fromkeys([start, *above]))
+    return [folder for folder in folders if folder.is_dir()]
 
 
-def _said(folder: Path, own: Path) -> Iterator[tuple[Path, list[str]]]:
+def _class_files(folder: Path, data_yaml: Path) -> Iterator[tuple[Path, list[str]]]:
     """Class files of a folder and their names; files that are none of these after all are passed over."""
     for file in sorted(folder.iterdir()):
         name = file.name.lower()
         if (name in _LINES or name.endswith(".names")) and (text := _text(file)) is not None:
             yield file, [line.strip() for line in lines_of(text) if line.strip()]
     notes = folder / "notes.json"
-    if (text := _text(notes)) is not None and (said := _label_studio(text)):
-        yield notes, said
+    if (text := _text(notes)) is not None and (other_names := _label_studio(text)):
+        yield notes, other_names
     for file in (folder / "data.yaml", folder / "data.yml"):
-        if file.is_file() and not (own.is_file() and own.samefile(file)) and (said := _other_yaml(file)):
-            yield file, said
+        if (
+            file.is_file()
+            and not (data_yaml.is_file() and data_yaml.samefile(file))
+            and (other_names := _other_yaml(file))
+        ):
+            yield file, other_names
 
 
 def _text(file: Path) -> str | None:
@@ -87,9 +91,9 @@ def _other_yaml(file: Path) -> list[str]:
         return []
 
 
-def _difference(said: Iterable[str], names: Sequence[str]) -> str:
+def _difference(other_names: Iterable[str], names: Sequence[str]) -> str:
     """How other names contradict, in words; empty where they do not."""
-    other = list(said)
+    other = list(other_names)
     for label, (one, name) in enumerate(zip(other, names, strict=False)):
         other_encoding = readable(one) != one and not name.isascii()  # the same letters, for all that can be told
         if bare_name(one) != bare_name(name) and not other_encoding:

@@ -46,11 +46,11 @@ def read_coco(
     faults = Faults() if faults is None else faults
     content = _Content(annotations, masks)
     categories = match_categories(content.categories, names, annotations, content.boxes.category_codes, faults)
-    pictures = content.pictures(images, faults)
+    image_columns = content.image_columns(images, faults)
     if not faults.gather:
-        check_images(pictures.paths, str(annotations), pictures.sizes)
-    table = content.boxes.table(pictures, content.images.codes, categories.label_of, str(annotations), faults)
-    data = table.finish(names, split, pictures, faults, "coco")
+        check_images(image_columns.paths, str(annotations), image_columns.sizes)
+    table = content.boxes.table(image_columns, content.images.codes, categories.label_of, str(annotations), faults)
+    data = table.finish(names, split, image_columns, faults, "coco")
     data.category_ids, data.category_keys = categories.ids, categories.keys
     return data
 
@@ -63,13 +63,13 @@ class _Content:
         self.categories: list[dict[str, Any]] = []
         self.boxes = _Columns(MaskBuilder() if masks else None)
         self.images = ImageRows(file, self.boxes.image_codes)
-        seen = set()
+        keys = set()
         try:
             for rows in json_lists(file, frozenset(_LISTS)):
                 if not rows.whole:
                     break
                 self._take(rows)
-                seen.add(rows.key)
+                keys.add(rows.key)
         except OSError as error:
             raise UserError(f"cannot read the annotation file {file}: {error.strerror or error}") from error
         except ValueError as error:
@@ -83,7 +83,7 @@ class _Content:
         except TypeError as error:
             raise UserError(f"the annotation file {file} is not in COCO format: it is {error}") from error
         for key in _LISTS:
-            if key not in seen:
+            if key not in keys:
                 raise UserError(f"the annotation file {file} is not in COCO format: it lacks a list '{key}'")
 
     def _take(self, rows: Rows) -> None:
@@ -100,8 +100,8 @@ class _Content:
         else:
             self.images.add(rows.values)
 
-    def pictures(self, folder: Path, faults: Faults) -> ImageColumns:
-        return self.images.pictures(folder, faults)
+    def image_columns(self, folder: Path, faults: Faults) -> ImageColumns:
+        return self.images.image_columns(folder, faults)
 
 
 class _Columns:
@@ -136,9 +136,9 @@ class _Columns:
             "line": np.array(rows.lines, np.int32),
         }
         place = len(self.parts["image"])
-        for key, found in self.extra.items():
+        for key, portions in self.extra.items():
             if any(key in row for row in values):
-                found[place] = numbers([row.get(key) for row in values], (4,))
+                portions[place] = numbers([row.get(key) for row in values], (4,))
         for name, column in columns.items():
             self.parts[name].append(column)
         if self.masks is not None:
@@ -147,7 +147,7 @@ class _Columns:
 
     def table(
         self,
-        pictures: ImageColumns,
+        images: ImageColumns,
         image_codes: np.ndarray,
         label_of_category: dict[int, int],
         file: str,
@@ -156,7 +156,7 @@ class _Columns:
         column = {name: np.concatenate(parts) for name, parts in self.parts.items()}
         table = BoxTable(
             image=_positions(column["image"], image_codes),
-            label=_mapped(column["category"], label_of_category),
+            label=_labels_of(column["category"], label_of_category),
             boxes=corners(column["bbox"]),
             ignore=column["crowd"] | column["hard"],
             difficult=column["hard"],
@@ -175,52 +175,52 @@ class _Columns:
         if 2 * column["crowd"].sum() > len(table.keep):
             kind = "ignored for iscrowd 1, as most objects here (some tools mark every mask so; 0 is an object to train on)"
             table.count(column["crowd"], kind, faults)
-        check_corner_order(table, column["bbox"], pictures.sizes, "[x, y, width, height]", faults)
+        check_corner_order(table, column["bbox"], images.sizes, "[x, y, width, height]", faults)
         return table
 
     def _extra(self, key: str) -> np.ndarray | None:
         """(M, 4) xyxy px; None where no row has it."""
-        found = self.extra[key]
-        if not found:
+        portions = self.extra[key]
+        if not portions:
             return None
         missing = [np.full((len(part), 4), np.nan) for part in self.parts["image"]]
-        return corners(np.concatenate([found.get(i, none) for i, none in enumerate(missing)]))
+        return corners(np.concatenate([portions.get(i, none) for i, none in enumerate(missing)]))
 
 
 def _boxes(rows: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """xywh px (n, 4), NaN where there is none; and which (n,) are those around an outline, for want of a bbox."""
-    found = numbers([row.get("bbox") for row in rows], (4,))
+    xywh = numbers([row.get("bbox") for row in rows], (4,))
     outlined = np.zeros(len(rows), bool)
-    for i in np.flatnonzero(np.isnan(found).any(axis=1)).tolist():
+    for i in np.flatnonzero(np.isnan(xywh).any(axis=1)).tolist():
         parts = rows[i].get("segmentation")
         if rows[i].get("bbox") in (None, []) and isinstance(parts, list) and parts:
             if not all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in parts):
                 continue
             points = np.array([number(v) for part in parts for v in part]).reshape(-1, 2)
             if np.isfinite(points).all():
-                found[i] = [*points.min(0), *np.ptp(points, axis=0)]
+                xywh[i] = [*points.min(0), *np.ptp(points, axis=0)]
                 outlined[i] = True
-    return found, outlined
+    return xywh, outlined
 
 
 def _areas(values: Sequence[Any]) -> np.ndarray:
     """px² (n,), NaN where none is said, -1 where what is said is no number."""
-    found = numbers(values)
-    said = np.array([value is not None for value in values], bool)
-    return np.where(np.isnan(found) & said, -1.0, found)
+    areas = numbers(values)
+    present = np.array([value is not None for value in values], bool)
+    return np.where(np.isnan(areas) & present, -1.0, areas)
 
 
-def _mapped(categories: np.ndarray, label_of_category: dict[int, int]) -> np.ndarray:
+def _labels_of(categories: np.ndarray, label_of_category: dict[int, int]) -> np.ndarray:
     values, inverse = np.unique(categories, return_inverse=True)
     labels = np.array([label_of_category.get(value, UNKNOWN) for value in values.tolist()], np.int64)
     return labels[inverse]
 
 
-def _positions(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """For each wanted id its position in `ids`, -1 where there is none."""
+def _positions(queries: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The position in `ids` of each of `queries`, -1 where there is none."""
     order = np.argsort(ids)
-    place = np.clip(np.searchsorted(ids[order], wanted), 0, len(ids) - 1)
-    return np.where(ids[order][place] == wanted, order[place], -1)
+    place = np.clip(np.searchsorted(ids[order], queries), 0, len(ids) - 1)
+    return np.where(ids[order][place] == queries, order[place], -1)
 
 
 def _read(source: SplitSource, names: list[str], split: str, faults: Faults) -> DetectionData:

@@ -18,11 +18,11 @@ from yoloxkd.data.formats.values import (
     bare_name,
     id_key,
     is_plain,
-    own_id,
     size_px,
     typed,
+    written_id,
 )
-from yoloxkd.data.io.find_images import located
+from yoloxkd.data.io.find_images import locate
 from yoloxkd.data.io.packed_strings import Strings
 from yoloxkd.data.problems import Faults, Place, shown
 from yoloxkd.errors import UserError
@@ -52,7 +52,7 @@ class ImageRows:
             if height is None or width is None:
                 key = "width" if width is None else "height"
                 raise self._fault(row, key, "which is not a positive whole number")
-            self._keys.append(own_id(row["id"]))
+            self._keys.append(written_id(row["id"]))
             self._sizes.append((height, width))
             self._names.append(name)
             self.count += 1
@@ -60,14 +60,14 @@ class ImageRows:
     def _fault(self, row: dict[str, Any], key: str, what: str) -> UserError:
         name = row.get("file_name")
         at = f"images[{self.count}]" + (f" ({shown(name)})" if isinstance(name, str) and key != "file_name" else "")
-        said = f"has the {key} {typed(row[key])}, {what}" if key in row else f"is an image without a usable '{key}'"
-        return UserError(f"{at} of the annotation file {self.file} {said}; correct it")
+        problem = f"has the {key} {typed(row[key])}, {what}" if key in row else f"is an image without a usable '{key}'"
+        return UserError(f"{at} of the annotation file {self.file} {problem}; correct it")
 
     @property
     def codes(self) -> np.ndarray:
         return np.concatenate([np.zeros(0, np.int64), *self._parts])
 
-    def pictures(self, folder: Path, faults: Faults) -> ImageColumns:
+    def image_columns(self, folder: Path, faults: Faults) -> ImageColumns:
         """UserError: there is none, or two have the same id."""
         if not self.count:
             raise UserError(f"the annotation file {self.file} lists no image")
@@ -84,7 +84,7 @@ class ImageRows:
         plain = numbered and set(map(type, self._keys)) <= {int}
         return ImageColumns(
             codes if numbered else np.arange(1, len(codes) + 1),
-            Strings(located([str(folder / name) for name in self._names], faults)),
+            Strings(locate([str(folder / name) for name in self._names], faults)),
             np.array(self._sizes, np.int32),
             None if plain else Strings(json.dumps(key) for key in self._keys),
         )
@@ -108,7 +108,7 @@ def match_categories(
     """
     table = ClassNames(names)
     labels: dict[int, int] = {}
-    said_by: dict[int, int | str] = {}  # label -> the id as written
+    id_of_label: dict[int, int | str] = {}  # label -> the id as written
     loose, twice = [], []
     for place, row in enumerate(rows):
         at = f"categories[{place}]"
@@ -128,17 +128,17 @@ def match_categories(
             continue
         if name not in table.exact:
             loose.append(Place(str(file), note=f"{at} is '{shown(name)}', taken for '{shown(names[label])}'"))
-        if label in said_by and said_by[label] != own_id(row["id"]):
+        if label in id_of_label and id_of_label[label] != written_id(row["id"]):
             twice.append(Place(str(file), note=f"{at} is '{shown(name)}' too"))
-        said_by.setdefault(label, own_id(row["id"]))
-    if not said_by:
+        id_of_label.setdefault(label, written_id(row["id"]))
+    if not id_of_label:
         raise _none_in_common(rows, names, file)
     faults.add("category names that differ from names in spaces or Unicode form", loose)
     faults.add("categories that have the name of one before, taken as one class", twice)
     if faults.gather:
-        lost = [Place(str(file), note=f"'{shown(names[k])}'") for k in range(len(names)) if k not in said_by]
-        faults.add("names that are no category of the file", lost)
-    return _numbered(labels, said_by, len(names))
+        missing = [Place(str(file), note=f"'{shown(names[k])}'") for k in range(len(names)) if k not in id_of_label]
+        faults.add("names that are no category of the file", missing)
+    return _with_ids(labels, id_of_label, len(names))
 
 
 def _category_name(row: dict[str, Any]) -> str | None:
@@ -149,21 +149,22 @@ def _category_name(row: dict[str, Any]) -> str | None:
 
 
 def _none_in_common(rows: Sequence[dict[str, Any]], names: Sequence[str], file: Path) -> UserError:
-    found = ", ".join(shown(str(c["name"])) for c in rows[:20]) or "none"
-    wanted = ", ".join(map(shown, names[:20]))
+    file_categories = ", ".join(shown(str(c["name"])) for c in rows[:20]) or "none"
+    yaml_names = ", ".join(map(shown, names[:20]))
     return UserError(
-        f"none of the names in the data YAML ({wanted}) is a category of {file} ({found}); make them agree"
+        f"none of the names in the data YAML ({yaml_names}) is a category of {file} ({file_categories}); "
+        "make them agree"
     )
 
 
-def _numbered(labels: dict[int, int], said_by: dict[int, int | str], count: int) -> Categories:
+def _with_ids(labels: dict[int, int], id_of_label: dict[int, int | str], count: int) -> Categories:
     """Give classes that the file lacks the ids after its largest."""
     codes = np.array(list(labels), np.int64)
     free = int(codes.max(initial=0)) + 1
-    own: list[int | str] = []
+    keys: list[int | str] = []
     for label in range(count):
-        own.append(said_by.get(label, free))
-        free += label not in said_by
-    if is_plain(codes).all() and set(map(type, own)) <= {int}:
-        return Categories(labels, np.array(own, np.int64), None)
-    return Categories(labels, np.arange(1, count + 1), own)
+        keys.append(id_of_label.get(label, free))
+        free += label not in id_of_label
+    if is_plain(codes).all() and set(map(type, keys)) <= {int}:
+        return Categories(labels, np.array(keys, np.int64), None)
+    return Categories(labels, np.arange(1, count + 1), keys)

@@ -45,7 +45,7 @@ def read_crowdhuman(
     paths = _images(images, [row["ID"] for _, row in lines], faults)
     sizes, good = measure_images(paths, str(annotations), faults)
     lines = [line for line, g in zip(lines, good, strict=True) if g]
-    pictures = ImageColumns(
+    image_columns = ImageColumns(
         np.arange(1, len(lines) + 1), Strings(p for p, g in zip(paths, good, strict=True) if g), sizes[good]
     )
     boxes = [(i, line, box) for i, (line, row) in enumerate(lines) for box in row["gtboxes"]]
@@ -70,9 +70,9 @@ def read_crowdhuman(
     )
     unnamed = np.array([not _is_person(box) and box.get("tag") != MASK for _, _, box in boxes], bool)
     table.count(unnamed, f"whose tag is neither {PERSON} nor {MASK}, taken as regions to ignore", faults)
-    unclear = np.array([_said_ignore(box) is None for _, _, box in boxes], bool)
+    unclear = np.array([_ignore_flag(box) is None for _, _, box in boxes], bool)
     table.count(unclear, "whose extra.ignore is neither 0 nor 1, taken as 0", faults)
-    return table.finish(names, split, pictures, faults, "crowdhuman")
+    return table.finish(names, split, image_columns, faults, "crowdhuman")
 
 
 def _images(folder: Path, ids: Sequence[str], faults: Faults) -> list[str]:
@@ -82,24 +82,24 @@ def _images(folder: Path, ids: Sequence[str], faults: Faults) -> list[str]:
     stems = Stems(IMAGE_SUFFIXES)
     out = []
     for one in ids:
-        found = stems.of(str(folder), one) or [str(folder / f"{one}.jpg")]
-        if len(found) > 1:
-            sentence = f"{found[0]} and {found[1]} both are the image of the ID '{one}'; remove one of them"
-            faults.refuse("images that share their ID", Place(found[1], note=f"with {found[0]}"), sentence)
-        out.append(found[0])
+        candidates = stems.of(str(folder), one) or [str(folder / f"{one}.jpg")]
+        if len(candidates) > 1:
+            sentence = f"{candidates[0]} and {candidates[1]} both are the image of the ID '{one}'; remove one of them"
+            faults.refuse("images that share their ID", Place(candidates[1], note=f"with {candidates[0]}"), sentence)
+        out.append(candidates[0])
     return out
 
 
 def is_ignored(box: dict[str, Any]) -> bool:
     """Whether a box of `gtboxes` is none that a detector has to find."""
-    return not _is_person(box) or _said_ignore(box) is True
+    return not _is_person(box) or _ignore_flag(box) is True
 
 
 def _is_person(box: dict[str, Any]) -> bool:
     return str(box.get("tag")).strip().casefold() == PERSON
 
 
-def _said_ignore(box: dict[str, Any]) -> bool | None:
+def _ignore_flag(box: dict[str, Any]) -> bool | None:
     """None: what `extra` says is neither yes nor no."""
     extra = box.get("extra")
     if isinstance(extra, dict):
@@ -109,7 +109,7 @@ def _said_ignore(box: dict[str, Any]) -> bool | None:
 
 def _lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, its object) of an .odgt file."""
-    seen: dict[str, int] = {}
+    line_of_id: dict[str, int] = {}
     try:
         with file.open(encoding="utf-8-sig") as stream:
             for number, text in enumerate(stream, start=1):
@@ -119,11 +119,11 @@ def _lines(file: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
                 if row is None:
                     sentence = f"line {number} of {file} {fault}; correct it"
                     faults.refuse(f"lines that cannot be read: {fault}", Place(str(file), number), sentence)
-                elif row["ID"] in seen:
-                    sentence = f"line {number} of {file} has the ID of line {seen[row['ID']]}; remove one of them"
+                elif row["ID"] in line_of_id:
+                    sentence = f"line {number} of {file} has the ID of line {line_of_id[row['ID']]}; remove one of them"
                     faults.refuse("lines whose ID was there before", Place(str(file), number), sentence)
                 else:
-                    seen[row["ID"]] = number
+                    line_of_id[row["ID"]] = number
                     yield number, row
     except OSError as error:
         raise UserError(f"cannot read the annotation file {file}: {error.strerror or error}") from error
@@ -163,7 +163,7 @@ def write_crowdhuman(data: DetectionData, files: Sequence[str], folder: Path) ->
     hard = np.zeros(len(boxes), bool) if data.difficult is None else data.difficult
     lines = []
     for i, file in enumerate(files):
-        found: list[dict[str, Any]] = []
+        gtboxes: list[dict[str, Any]] = []
         for row in range(int(data.offsets[i]), int(data.offsets[i + 1])):
             ignore = bool(data.crowd[row])
             box: dict[str, Any] = {"tag": MASK if ignore and not hard[row] else PERSON}
@@ -171,8 +171,8 @@ def write_crowdhuman(data: DetectionData, files: Sequence[str], folder: Path) ->
                 if column is not None and np.isfinite(column[row]).all():
                     x1, y1, x2, y2 = column[row].tolist()
                     box[key] = [round(v, 9) for v in (x1, y1, x2 - x1, y2 - y1)]
-            found.append(box | {"extra": {"box_id": len(found), "ignore": int(ignore)}})
-        lines.append(json.dumps({"ID": Path(file).stem, "gtboxes": found}) + "\n")
+            gtboxes.append(box | {"extra": {"box_id": len(gtboxes), "ignore": int(ignore)}})
+        lines.append(json.dumps({"ID": Path(file).stem, "gtboxes": gtboxes}) + "\n")
     (folder / f"annotation_{data.split}.odgt").write_text("".join(lines), encoding="utf-8")
     return {"images": "Images", "annotations": f"annotation_{data.split}.odgt"}
 
@@ -181,7 +181,7 @@ CROWDHUMAN = Format(
     _read,
     write_crowdhuman,
     names=(PERSON,),
-    pictures="Images",
+    image_folder="Images",
     one_folder=True,
     keeps=frozenset({"regions", "difficult", "unclipped", "visible", "heads"}),
     most_classes=1,

@@ -96,13 +96,15 @@ def read_data_yaml(file: Path) -> dict[str, Any]:
 def _our_splits(content: dict[str, Any], file: Path) -> dict[str, Any]:
     """`valid` and the like as `val`."""
     out: dict[str, Any] = {}
-    said: dict[str, str] = {}
+    key_of_split: dict[str, str] = {}
     for key, value in content.items():
         split = _SPLIT_OF.get(key, key)
         if value is not None and out.get(split) is not None:
-            raise UserError(f"{file} has '{said[split]}' and '{key}', which mean the same split; remove one of them")
+            raise UserError(
+                f"{file} has '{key_of_split[split]}' and '{key}', which mean the same split; remove one of them"
+            )
         if value is not None or split not in out:
-            out[split], said[split] = value, key
+            out[split], key_of_split[split] = value, key
     return out
 
 

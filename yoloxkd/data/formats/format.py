@@ -42,7 +42,7 @@ class Format:
     names     class names of a data YAML that gives none
 
     write         (the split, its images' names, folder of the data set) -> the split's entry in a data YAML; None: it is read alone
-    images      folder of a split's images
+    image_folder  folder of a split's images
     one_folder    whether all splits share that folder
     keeps         what it can hold beside boxes and classes: regions and difficult (to be ignored), areas, unclipped,
                   visible, heads, masks, names, numbers
@@ -56,7 +56,7 @@ class Format:
     optional: tuple[str, ...] = ()
     several: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    pictures: str = "images/{split}"
+    image_folder: str = "images/{split}"
     one_folder: bool = False
     keeps: frozenset[str] = frozenset()
     most_classes: int = 10**6

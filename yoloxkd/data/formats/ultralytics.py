@@ -27,12 +27,12 @@ def from_ultralytics(content: Mapping[str, Any], splits: Sequence[str], where: s
     UserError: another format is said, `nc` and `names` disagree, a split is something else.
     """
     refuse_typing_errors(content, where)
-    said = content.get("format", "yolo")
+    format_name = content.get("format", "yolo")
     flat = [split for split in splits if isinstance(content.get(split), str | list)]
-    if said != "yolo":
+    if format_name != "yolo":
         raise UserError(
-            f"the {where} has the format {said} and should say '{flat[0]}: {{images: FOLDER, annotations: FILE}}', "
-            "not a bare path"
+            f"the {where} has the format {format_name} and should say "
+            f"'{flat[0]}: {{images: FOLDER, annotations: FILE}}', not a bare path"
         )
     path = str(content.get("path") or ".")
     places = [base / expand(path), Path.cwd() / path, Path.cwd() / "datasets" / path]
@@ -54,10 +54,10 @@ def from_ultralytics(content: Mapping[str, Any], splits: Sequence[str], where: s
 
 
 def _names(content: Mapping[str, Any], where: str) -> Any:
-    names, said = content.get("names"), content.get("nc")
-    count = id_key(said)
-    if said is not None and (not isinstance(count, int) or not 1 <= count <= _MOST_CLASSES):
-        raise UserError(f"key 'nc' in the {where} should be a number of classes, got {typed(said)}")
+    names, nc = content.get("names"), content.get("nc")
+    count = id_key(nc)
+    if nc is not None and (not isinstance(count, int) or not 1 <= count <= _MOST_CLASSES):
+        raise UserError(f"key 'nc' in the {where} should be a number of classes, got {typed(nc)}")
     if names is None and isinstance(count, int):
         return [f"class{index}" for index in range(count)]
     if count is not None and isinstance(names, list | dict) and len(names) != count:
@@ -81,8 +81,8 @@ def guess_format(content: Mapping[str, Any], splits: Sequence[str]) -> str:
             return "voc"
         if files.get("labels") or (files.get("images") and not files.get("annotations")):
             return "yolo"
-        said = files.get("annotations")
-        first = str(said[0] if isinstance(said, list) and said else said)
+        annotations = files.get("annotations")
+        first = str(annotations[0] if isinstance(annotations, list) and annotations else annotations)
         if first.endswith(".odgt"):
             return "crowdhuman"
         if first.endswith(".json"):

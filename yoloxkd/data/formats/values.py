@@ -33,8 +33,8 @@ def flag(value: object) -> bool | None:
 
 def flags(values: Iterable[object]) -> tuple[np.ndarray, np.ndarray]:
     """(n,) bool, and (n,) bool where a value is neither yes nor no (taken as no)."""
-    found = [flag(value) for value in values]
-    return np.array([one is True for one in found], bool), np.array([one is None for one in found], bool)
+    parsed_flags = [flag(value) for value in values]
+    return np.array([one is True for one in parsed_flags], bool), np.array([one is None for one in parsed_flags], bool)
 
 
 def number(value: object) -> float:
@@ -71,8 +71,8 @@ def numbers(values: Sequence[Any], shape: tuple[int, ...] = ()) -> np.ndarray:
 
 def size_px(value: object) -> int | None:
     """A height or width: a positive whole number, also as text or with a decimal point. None: it is not."""
-    found = number(value)
-    return int(found) if 1 <= found <= _MOST_PX and found == int(found) else None
+    pixels = number(value)
+    return int(pixels) if 1 <= pixels <= _MOST_PX and pixels == int(pixels) else None
 
 
 def id_key(value: object) -> int | str | None:
@@ -121,7 +121,7 @@ def is_plain(codes: np.ndarray) -> np.ndarray:
     return codes > -_PLAIN_ID
 
 
-def own_id(value: Any) -> int | str:
+def written_id(value: Any) -> int | str:
     """An id as its file has it, for what is written about it; 7.0 is 7."""
     return int(value) if isinstance(value, float) else value
 
@@ -133,9 +133,9 @@ class ClassNames:
         self.exact = {name: label for label, name in enumerate(names)}
         self._bare = {bare_name(name): label for label, name in enumerate(names)}
 
-    def label(self, said: str) -> int | None:
-        found = self.exact.get(said)
-        return self._bare.get(bare_name(said)) if found is None else found
+    def label(self, name: str) -> int | None:
+        label = self.exact.get(name)
+        return self._bare.get(bare_name(name)) if label is None else label
 
 
 def bare_name(name: str) -> str:

@@ -38,7 +38,7 @@ class VocObject:
 
     line: int
     boxes: int = 0
-    said: dict[str, str] = field(default_factory=dict)
+    elements: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -69,21 +69,21 @@ def read_voc(
     """
     faults = Faults() if faults is None else faults
     candidates, files = _pairs(images, annotations, lists, split, faults)
-    read = in_threads(lambda file: _parsed(file, faults), files)
-    if all(one is None for one in read):
+    voc_files = in_threads(lambda file: _parse_file(file, faults), files)
+    if all(one is None for one in voc_files):
         raise UserError(f"none of the {len(files)} images of '{split}' has an annotation file; looked for {files[0]}")
-    if missing := [Place(file) for file, one in zip(files, read, strict=True) if one is None]:
+    if missing := [Place(file) for file, one in zip(files, voc_files, strict=True) if one is None]:
         faults.add("images without an annotation file, taken as without objects", missing)
         faults.images_without_file += len(missing)
-    content = [one or VocFile() for one in read]
-    paths, content = _chosen(candidates, files, content, faults)
+    content = [one or VocFile() for one in voc_files]
+    paths, content = _match_images(candidates, files, content, faults)
     sizes, good = _sizes(paths, content, str(lists[0] if lists else annotations[0]), faults)
     keep = np.flatnonzero(good).tolist()
     paths, files, content = [paths[i] for i in keep], [files[i] for i in keep], [content[i] for i in keep]
-    pictures = ImageColumns(np.arange(1, len(paths) + 1), Strings(paths), sizes[good])
+    image_columns = ImageColumns(np.arange(1, len(paths) + 1), Strings(paths), sizes[good])
     if odd := [Place(file, note=one.odd_size) for file, one in zip(files, content, strict=True) if one.odd_size]:
         faults.add("sizes that are no positive whole number, taken from the image", odd)
-    return _table(content, files, names, faults).finish(names, split, pictures, faults, "voc")
+    return _table(content, files, names, faults).finish(names, split, image_columns, faults, "voc")
 
 
 def _pairs(
@@ -91,7 +91,7 @@ def _pairs(
 ) -> tuple[list[list[str]], list[str]]:
     """The files that an image may be, one unless several share a stem, and its annotation file."""
     if lists:
-        return _listed(images, annotations, lists)
+        return _listed_pairs(images, annotations, lists)
     if not images or len(images) != len(annotations):
         raise UserError(
             f"the split '{split}' should have a 'list' (an ImageSets file), or as many folders of 'images' as of "
@@ -108,7 +108,7 @@ def _pairs(
     return [[path] for path in paths], beside(places, ".xml")
 
 
-def _listed(
+def _listed_pairs(
     images: Sequence[Path], annotations: Sequence[Path], lists: Sequence[Path]
 ) -> tuple[list[list[str]], list[str]]:
     """As `_pairs`, of the names in lists."""
@@ -120,13 +120,13 @@ def _listed(
         if not lines:
             raise UserError(f"the list {place} names no image")
         for line in lines:
-            stem, found = _named(line, str(folder), stems)
-            candidates.append(found)
+            stem, paths = _find_named(line, str(folder), stems)
+            candidates.append(paths)
             places.append((str(xml), stem))
     return candidates, beside(places, ".xml")
 
 
-def _named(line: str, folder: str, stems: Stems) -> tuple[str, list[str]]:
+def _find_named(line: str, folder: str, stems: Stems) -> tuple[str, list[str]]:
     """The stem that a line of a list names, and its images; where there is none, the JPEG that should be there.
 
     A last column of -1, 0 or 1 says whether the class of the list is in the image. It is part of the name only where
@@ -136,22 +136,22 @@ def _named(line: str, folder: str, stems: Stems) -> tuple[str, list[str]]:
     start, _, column = text.replace("\t", " ").rpartition(" ")
     plain = text[: len(start)].rstrip() if start.strip() and column in ("-1", "0", "1") else text
     for name in dict.fromkeys((line, text, plain)):
-        if found := stems.of(folder, name):
-            return name, found
+        if paths := stems.of(folder, name):
+            return name, paths
         start, suffix = os.path.splitext(name)
         if suffix.lower() in IMAGE_SUFFIXES and os.path.exists(os.path.join(folder, name)):
             return start, [os.path.join(folder, name)]
     return plain, [os.path.join(folder, f"{plain}.jpg")]
 
 
-def _chosen(
+def _match_images(
     candidates: Sequence[Sequence[str]], files: Sequence[str], content: Sequence[VocFile], faults: Faults
 ) -> tuple[list[str], list[VocFile]]:
     """The image of each annotation file, and what the file says of it; where several have its stem, by `<filename>`."""
     of_file: dict[str, list[str]] = {}
     for file, paths in zip(files, candidates, strict=True):
         of_file.setdefault(file, []).extend(path for path in paths if path not in of_file.get(file, ()))
-    chosen, said = [], []
+    matched_paths, matched_files = [], []
     for file, paths, one in zip(files, candidates, content, strict=True):
         rivals = of_file[file]
         named = [path for path in rivals if os.path.basename(path) == one.filename]
@@ -162,26 +162,28 @@ def _chosen(
                 "images that share their annotation file", Place(rivals[1], note=f"with {rivals[0]}"), sentence
             )
         if len(paths) > 1:
-            chosen.append(named[0] if len(named) == 1 else paths[0])
-            said.append(one)
+            matched_paths.append(named[0] if len(named) == 1 else paths[0])
+            matched_files.append(one)
         else:
-            chosen.append(paths[0])
-            said.append(one if len(rivals) == 1 or len(named) != 1 or paths[0] == named[0] else VocFile())
-    return chosen, said
+            matched_paths.append(paths[0])
+            matched_files.append(one if len(rivals) == 1 or len(named) != 1 or paths[0] == named[0] else VocFile())
+    return matched_paths, matched_files
 
 
 def _folders(images: Sequence[Path], annotations: Sequence[Path], lists: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Image and annotation folder of each list; left out, those of the VOC tree that the list lies in."""
     roots = [place.parents[2] if len(place.parents) > 2 else place.parent for place in lists]
-    pictures = list(images) or [root / "JPEGImages" for root in roots]
-    xml = list(annotations) or [root / "Annotations" for root in roots]
-    pictures, xml = (folders * len(lists) if len(folders) == 1 else folders for folders in (pictures, xml))
-    if not len(pictures) == len(xml) == len(lists):
+    image_folders = list(images) or [root / "JPEGImages" for root in roots]
+    xml_folders = list(annotations) or [root / "Annotations" for root in roots]
+    image_folders, xml_folders = (
+        folders * len(lists) if len(folders) == 1 else folders for folders in (image_folders, xml_folders)
+    )
+    if not len(image_folders) == len(xml_folders) == len(lists):
         raise UserError(f"{len(lists)} lists need as many image and annotation folders, or one for all, or none")
-    return list(zip(pictures, xml, strict=True))
+    return list(zip(image_folders, xml_folders, strict=True))
 
 
-def _parsed(file: str, faults: Faults) -> VocFile | None:
+def _parse_file(file: str, faults: Faults) -> VocFile | None:
     """None: there is no such file."""
     try:
         content = Path(file).read_bytes()
@@ -210,10 +212,10 @@ def parse_voc(content: bytes) -> VocFile:
     try:
         return _parse(content, None)
     except (ValueError, LookupError):  # expat knows few encodings
-        said = _ENCODING.match(content)
-        if said is None:
+        declaration = _ENCODING.match(content)
+        if declaration is None:
             raise
-        return _parse(content.decode(said[1].decode("ascii")).encode(), "utf-8")
+        return _parse(content.decode(declaration[1].decode("ascii")).encode(), "utf-8")
 
 
 def _parse(content: bytes, encoding: str | None) -> VocFile:
@@ -233,11 +235,11 @@ def _parse(content: bytes, encoding: str | None) -> VocFile:
     def end(tag: str) -> None:
         value = "".join(text).strip()
         if path[1:2] == ["object"] and (len(path) == 3 or path[2:3] == ["bndbox"]) and value:
-            out.objects[-1].said[tag] = value
+            out.objects[-1].elements[tag] = value
         elif path[1:] in (["size", "height"], ["size", "width"]) and value:
-            found = size_px(value)
-            setattr(out, tag, found or 0)
-            if found is None and number(value) != 0:
+            side = size_px(value)
+            setattr(out, tag, side or 0)
+            if side is None and number(value) != 0:
                 out.odd_size = f"{tag} {shown(value)}"
         elif path[1:] == ["filename"]:
             out.filename = value
@@ -256,26 +258,28 @@ def _sizes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sizes (N, 2) as the files say, else as the images say; and which images are usable (N,)."""
     sizes = np.array([(one.height, one.width) for one in content], np.int32)
-    unsaid = np.flatnonzero((sizes <= 0).any(1))
+    without_size = np.flatnonzero((sizes <= 0).any(1))
     good = np.ones(len(paths), bool)
-    if len(unsaid):
-        sizes[unsaid], good[unsaid] = measure_images([paths[i] for i in unsaid.tolist()], source, faults)
+    if len(without_size):
+        sizes[without_size], good[without_size] = measure_images(
+            [paths[i] for i in without_size.tolist()], source, faults
+        )
     if not faults.gather:
-        said = np.setdiff1d(np.arange(len(paths)), unsaid)
-        check_images([paths[i] for i in said.tolist()], source, sizes[said])
+        with_size = np.setdiff1d(np.arange(len(paths)), without_size)
+        check_images([paths[i] for i in with_size.tolist()], source, sizes[with_size])
     return sizes, good
 
 
 def _table(content: Sequence[VocFile], files: Sequence[str], names: list[str], faults: Faults) -> BoxTable:
     objects = [(i, one) for i, file in enumerate(content) for one in file.objects]
     table = ClassNames(names)
-    said = [one.said.get("name") for _, one in objects]
-    corners = numbers([[one.said.get(corner) for corner in CORNERS] for _, one in objects], (4,))
-    difficult, unclear = flags(one.said.get("difficult") for _, one in objects)
+    class_names = [one.elements.get("name") for _, one in objects]
+    corners = numbers([[one.elements.get(corner) for corner in CORNERS] for _, one in objects], (4,))
+    difficult, unclear = flags(one.elements.get("difficult") for _, one in objects)
     image = np.array([i for i, _ in objects], np.int64)
     boxes = BoxTable(
         image=image,
-        label=np.array([_label(name, table) for name in said], np.int64),
+        label=np.array([_label(name, table) for name in class_names], np.int64),
         boxes=corners - (1.0, 1.0, 0.0, 0.0),
         ignore=difficult,
         difficult=difficult,
@@ -284,7 +288,7 @@ def _table(content: Sequence[VocFile], files: Sequence[str], names: list[str], f
         file=image,
         written=corners,
     )
-    loose = np.array([name not in table.exact and table.label(name or "") is not None for name in said], bool)
+    loose = np.array([name not in table.exact and table.label(name or "") is not None for name in class_names], bool)
     boxes.count(loose, "class names that differ from names in spaces or Unicode form", faults)
     several = np.array([one.boxes > 1 for _, one in objects], bool)
     boxes.count(several, "of more than one <bndbox>, of which the last was taken", faults)
@@ -325,8 +329,8 @@ def write_voc(data: DetectionData, files: Sequence[str], folder: Path) -> dict[s
 def _object(name: str, corners: Sequence[float], difficult: bool) -> str:
     values = [str(int(v)) if v == int(v) else repr(v) for v in corners]
     box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in zip(CORNERS, values, strict=True))
-    said = f"<name>{escape(name)}</name><difficult>{int(difficult)}</difficult>"
-    return f"\t<object>{said}<bndbox>{box}</bndbox></object>\n"
+    fields = f"<name>{escape(name)}</name><difficult>{int(difficult)}</difficult>"
+    return f"\t<object>{fields}<bndbox>{box}</bndbox></object>\n"
 
 
 VOC = Format(
@@ -335,7 +339,7 @@ VOC = Format(
     required=(),
     optional=("images", "annotations", "list"),
     several=("images", "annotations", "list"),
-    pictures="JPEGImages",
+    image_folder="JPEGImages",
     one_folder=True,
     keeps=frozenset({"difficult", "names"}),
 )

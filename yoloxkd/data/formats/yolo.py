@@ -55,9 +55,9 @@ def read_yolo(
     paths = images_of(images, root, faults)
     sizes, good = measure_images(paths, str(images[0]), faults)
     files = beside([_label_place(path, images, labels) for path in paths], ".txt")
-    _shared(paths, files, faults)
+    _refuse_shared_files(paths, files, faults)
     if faults.gather:
-        _unused(files, faults)
+        _count_orphans(files, faults)
     usable = np.flatnonzero(good).tolist()
     paths, files, sizes = [paths[i] for i in usable], [files[i] for i in usable], sizes[good]
     texts = in_threads(_text, files)
@@ -71,8 +71,8 @@ def read_yolo(
     for image, (file, text) in enumerate(zip(files, texts, strict=True)):
         if text:
             rows.add(image, file, text)
-    pictures = ImageColumns(np.arange(1, len(paths) + 1), Strings(paths), sizes)
-    return rows.table(sizes, len(names), files).finish(names, split, pictures, faults, "yolo")
+    image_columns = ImageColumns(np.arange(1, len(paths) + 1), Strings(paths), sizes)
+    return rows.table(sizes, len(names), files).finish(names, split, image_columns, faults, "yolo")
 
 
 def _label_place(image: str, places: Sequence[Path], labels: Path | None) -> tuple[str, str]:
@@ -84,7 +84,7 @@ def _label_place(image: str, places: Sequence[Path], labels: Path | None) -> tup
     return str(labels / file.relative_to(folder).parent), file.stem
 
 
-def _shared(paths: Sequence[str], files: Sequence[str], faults: Faults) -> None:
+def _refuse_shared_files(paths: Sequence[str], files: Sequence[str], faults: Faults) -> None:
     """Refuse two images with one label file: it is not said whose boxes those are."""
     first: dict[str, str] = {}
     for path, file in zip(paths, files, strict=True):
@@ -103,13 +103,13 @@ def _text(file: str) -> str | None:
         raise UserError(f"cannot read the label file {file}: {error.strerror or error}") from error
 
 
-def _unused(files: Sequence[str], faults: Faults) -> None:
-    """Label files beside those of the images that belong to no image."""
-    known = set(files)
+def _count_orphans(files: Sequence[str], faults: Faults) -> None:
+    """Count the label files that belong to no image, beside those of the images."""
+    expected = set(files)
     for folder in sorted({Path(file).parent for file in files}):
         there = sorted(str(p) for p in folder.glob("*") if p.suffix.lower() == ".txt" and not p.name.startswith("."))
-        lost = [Place(file) for file in there if file not in known and Path(file).name.lower() != "classes.txt"]
-        faults.add("label files without an image", lost)
+        orphans = [Place(file) for file in there if file not in expected and Path(file).name.lower() != "classes.txt"]
+        faults.add("label files without an image", orphans)
 
 
 class _Rows:
@@ -152,10 +152,10 @@ class _Rows:
         for number, row in enumerate(rows, start=1):
             if not row.strip():
                 continue
-            found = self.odd.box(row.split(), Place(file, number))
-            if found is None:
+            box = self.odd.box(row.split(), Place(file, number))
+            if box is None:
                 continue
-            values.append(found)
+            values.append(box)
             polygons.append(self.odd.polygon)
             lines.append(number)
         return np.array(values).reshape(-1, 5), np.array(lines, np.int64)
@@ -166,13 +166,13 @@ class _Rows:
         image = np.concatenate([np.zeros(0, np.int64), *self.images]).astype(np.int64)
         center, half = values[:, 1:3], values[:, 3:5] / 2
         scale = sizes[image][:, [1, 0, 1, 0]].astype(np.float64) if len(image) else np.zeros((0, 4))
-        known = np.isin(values[:, 0], np.arange(classes))
+        in_names = np.isin(values[:, 0], np.arange(classes))
         none = np.zeros(len(values), bool)
         with np.errstate(over="ignore", invalid="ignore"):
             boxes = np.concatenate([center - half, center + half], axis=1) * scale
         table = BoxTable(
             image=image,
-            label=np.where(known, values[:, 0], UNKNOWN).astype(np.int64),
+            label=np.where(in_names, values[:, 0], UNKNOWN).astype(np.int64),
             boxes=boxes,
             ignore=none,
             difficult=none,

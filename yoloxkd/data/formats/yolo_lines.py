@@ -21,7 +21,8 @@ class OddLines:
     def __init__(self, faults: Faults, key_points: tuple[int, int] | None) -> None:
         self.faults, self.key_points = faults, key_points
         self._columns: Counter[int] = Counter()
-        self._seen = self._flat = 0  # lines whose points have a visibility, or lie about the middle of their box
+        self._visibility_lines = 0  # lines whose points have a visibility
+        self._flat_lines = 0  # lines whose points lie about the middle of their box
         self._first: Place | None = None
         self.polygon: np.ndarray | None = None
         """The points (p, 2) of the last line, fractions of the image; None: it had a box."""
@@ -33,7 +34,7 @@ class OddLines:
         try:
             values = np.array(words, np.float64)
         except ValueError:
-            return self._dropped(_dota(words) or "lines that are not 'class x y w h' or a polygon", place)
+            return self._drop(_dota(words) or "lines that are not 'class x y w h' or a polygon", place)
         count = len(values)
         if count == _BOX:
             return values
@@ -41,23 +42,23 @@ class OddLines:
             number, each = self.key_points
             if count == _BOX + number * each:
                 return values[:_BOX]
-            return self._dropped(f"lines without the {_BOX} + {number} * {each} columns of kpt_shape", place)
+            return self._drop(f"lines without the {_BOX} + {number} * {each} columns of kpt_shape", place)
         self._note(values, place)
         if count == _BOX + 1:
             if not 0 <= values[-1] <= 1:
-                return self._dropped("lines with a sixth column that is no score (0 to 1)", place)
+                return self._drop("lines with a sixth column that is no score (0 to 1)", place)
             self.faults.add("lines with a sixth column, taken for a score and left out", [place])
             return values[:_BOX]
-        if count > 7 and count % 2 == 0 and not self._seen and 0 <= values[-1] <= 1:
+        if count > 7 and count % 2 == 0 and not self._visibility_lines and 0 <= values[-1] <= 1:
             self.faults.add("polygons with a last column of their own, taken for a score and left out", [place])
             values = values[:-1]
         if len(values) > 6 and len(values) % 2:
             self.polygon = values[1:].reshape(-1, 2)
             low, high = self.polygon.min(axis=0), self.polygon.max(axis=0)
             return np.array([values[0], *((low + high) / 2), *(high - low)])
-        return self._dropped("lines that are not 'class x y w h' or a polygon", place)
+        return self._drop("lines that are not 'class x y w h' or a polygon", place)
 
-    def _dropped(self, kind: str, place: Place) -> np.ndarray | None:
+    def _drop(self, kind: str, place: Place) -> np.ndarray | None:
         self.faults.add(f"dropped, {kind}", [place])
         return None
 
@@ -68,11 +69,11 @@ class OddLines:
         rest = len(values) - _BOX
         if rest > 1 and rest % 3 == 0 and np.isin(values[_BOX + 2 :: 3], (0, 1, 2)).all():
             points = values[_BOX:].reshape(-1, 3)
-            self._seen += bool(_inside(points[points[:, 2] > 0, :2], values).all())
+            self._visibility_lines += bool(_inside(points[points[:, 2] > 0, :2], values).all())
         if rest > 3 and rest % 2 == 0:
             points = values[_BOX:].reshape(-1, 2)
             points = points[(points != 0).any(axis=1)]
-            self._flat += bool(len(points) > 1 and _inside(points, values).all() and _about(values[1:3], points))
+            self._flat_lines += bool(len(points) > 1 and _inside(points, values).all() and _about(values[1:3], points))
 
     def finish(self, lines: int) -> None:
         """`lines`: how many lines the split has in all. UserError: they are key points without a doubt."""
@@ -80,7 +81,7 @@ class OddLines:
             return
         (columns, count), place = next(iter(self._columns.items())), self._first
         rest = columns - _BOX
-        if count == lines and self._seen == count:
+        if count == lines and self._visibility_lines == count:
             kind = "label files whose lines are boxes and key points, without a kpt_shape in the data YAML"
             self.faults.refuse(
                 kind,
@@ -88,11 +89,11 @@ class OddLines:
                 f"each line of the labels ({place} and the others) is a box and {rest // 3} key points with a visibility; "
                 f"say 'kpt_shape: [{rest // 3}, 3]' in the data YAML, so that they are not taken for polygons",
             )
-        elif count >= max(_FEW, _MOST * lines) and self._flat >= _MOST * count:
+        elif count >= max(_FEW, _MOST * lines) and self._flat_lines >= _MOST * count:
             kind = (
                 f"lines read as polygons that look like a box and key points: if so, say 'kpt_shape: [{rest // 2}, 2]'"
             )
-            self.faults.add(kind, [place], self._flat)
+            self.faults.add(kind, [place], self._flat_lines)
 
 
 def _inside(points: np.ndarray, line: np.ndarray) -> np.ndarray:

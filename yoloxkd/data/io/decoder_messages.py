@@ -25,25 +25,25 @@ def complaints() -> Iterator[list[str]]:
     stderr belongs to the whole process, so only its main thread listens: elsewhere the list stays empty and the lines
     are printed as ever.
     """
-    found: list[str] = []
+    messages: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield found
+        yield messages
         return
     try:
-        kept, stand_in = os.dup(_STDERR), _stand_in()
+        stderr_copy, stand_in = os.dup(_STDERR), _stand_in()
     except OSError:  # no stderr, or nowhere to put the lines
-        yield found
+        yield messages
         return
     start = os.lseek(stand_in, 0, os.SEEK_END)
     os.dup2(stand_in, _STDERR)
     try:
-        yield found
+        yield messages
     finally:
-        os.dup2(kept, _STDERR)
-        os.close(kept)
+        os.dup2(stderr_copy, _STDERR)
+        os.close(stderr_copy)
         end = os.lseek(stand_in, 0, os.SEEK_CUR)
         if end > start:
-            found += _sorted_out(os.pread(stand_in, end - start, start))
+            messages += _pick_complaints(os.pread(stand_in, end - start, start))
             os.ftruncate(stand_in, start)
 
 
@@ -55,13 +55,13 @@ def _stand_in() -> int:
     return _files[process]
 
 
-def _sorted_out(printed: bytes) -> list[str]:
+def _pick_complaints(printed: bytes) -> list[str]:
     """The decoders' lines; the others are passed on to stderr."""
-    found = []
+    messages = []
     for line in printed.splitlines(keepends=True):
         text = line.decode("utf-8", "replace").strip()
         if _COMPLAINT.search(text):
-            found.append(text)
+            messages.append(text)
         else:
             os.write(_STDERR, line)
-    return found
+    return messages

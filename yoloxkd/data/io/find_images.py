@@ -31,22 +31,22 @@ def images_of(places: Sequence[Path], root: Path, faults: Faults | None = None) 
     UserError: a place does not exist or holds no image.
     """
     faults = Faults() if faults is None else faults
-    found: list[str] = []
+    paths: list[str] = []
     for place in places:
         if place.is_dir():
-            lost: list[Place] = []
-            here = sorted(_walk(place, lost))
-            faults.add(LOST_LINKS, lost)
+            broken_links: list[Place] = []
+            here = sorted(_walk(place, broken_links))
+            faults.add(LOST_LINKS, broken_links)
         elif place.suffix.lower() == ".txt" and place.is_file():
-            here = located(_listed(place, root), faults)
+            here = locate(_listed_paths(place, root), faults)
         elif is_image(place.name) and place.is_file():
             here = [str(place)]
         else:
             raise UserError(f"there is no image folder or list file {place}; correct the data YAML")
         if not here:
             raise UserError(f"there is no image in {place} (looked for {', '.join(IMAGE_SUFFIXES)})")
-        found += here
-    return found
+        paths += here
+    return paths
 
 
 def is_image(name: str) -> bool:
@@ -54,10 +54,10 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def _walk(top: Path, lost: list[Place]) -> Iterator[str]:
+def _walk(top: Path, broken_links: list[Place]) -> Iterator[str]:
     """Image files in and below a folder, each folder once; a link to a folder that it lies in is not followed.
 
-    `lost` gets the links to folders that are text files instead, as Git and archives leave them on some systems.
+    `broken_links` gets the links to folders that are text files instead, as Git and archives leave on some systems.
     """
     entered: set[str] = set()
     inside, links = [str(top)], list[str]()
@@ -80,7 +80,7 @@ def _walk(top: Path, lost: list[Place]) -> Iterator[str]:
             elif is_image(entry.name) and (entry.is_file() or not os.path.exists(entry.path)):
                 yield entry.path  # a broken link too: the check names it
             elif "." not in entry.name and (target := _link_in_text(entry)):
-                lost.append(Place(entry.path, note=f"should be a link to {target}"))
+                broken_links.append(Place(entry.path, note=f"should be a link to {target}"))
 
 
 def _link_in_text(entry: os.DirEntry[str]) -> str:
@@ -104,7 +104,7 @@ def read_lines(file: Path) -> list[str]:
     return [line for line in lines_of(decode_text(content, f"the list {file}")) if line.strip()]
 
 
-def _listed(file: Path, root: Path) -> list[str]:
+def _listed_paths(file: Path, root: Path) -> list[str]:
     out = []
     for line in read_lines(file):
         bases = (file.parent,) if line.strip().startswith("./") else (root, file.parent)
@@ -114,7 +114,7 @@ def _listed(file: Path, root: Path) -> list[str]:
     return out
 
 
-def located(paths: Iterable[str], faults: Faults) -> list[str]:
+def locate(paths: Iterable[str], faults: Faults) -> list[str]:
     """The paths, each as it is spelled on disk where only the spelling differs; such are counted in `faults`.
 
     Other spellings are: the other Unicode normal form, another case, backslashes for slashes, `%20` and the like,
@@ -238,18 +238,18 @@ def beside(images: Sequence[tuple[str, str]], suffix: str) -> list[str]:
     out: list[str] = []
     guessed: list[int] = []
     for i, (folder, stem) in enumerate(images):
-        wanted = os.path.join(folder, stem) + suffix
-        found = stems.of(folder, stem)
-        exact = [path for path in found if os.path.splitext(path)[0] == os.path.join(folder, stem)]
-        if len(exact) > 1 and wanted not in exact:
+        expected = os.path.join(folder, stem) + suffix
+        candidates = stems.of(folder, stem)
+        exact = [path for path in candidates if os.path.splitext(path)[0] == os.path.join(folder, stem)]
+        if len(exact) > 1 and expected not in exact:
             raise UserError(f"{exact[0]} and {exact[1]} are both of the image '{stem}'; remove one of them")
-        if found and not exact:
+        if candidates and not exact:
             guessed.append(i)
-        out.append(wanted if wanted in exact or not exact else exact[0])
-    taken = set(out)
+        out.append(expected if expected in exact or not exact else exact[0])
+    used = set(out)
     for i in guessed:
-        found = [path for path in stems.of(*images[i]) if path not in taken]
-        if len(found) == 1:
-            out[i] = found[0]
-            taken.add(found[0])
+        candidates = [path for path in stems.of(*images[i]) if path not in used]
+        if len(candidates) == 1:
+            out[i] = candidates[0]
+            used.add(candidates[0])
     return out

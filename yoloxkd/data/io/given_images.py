@@ -12,7 +12,7 @@ from PIL import Image
 from yoloxkd.data.io.images import read_image
 from yoloxkd.errors import UserError
 
-TAKEN = (
+ACCEPTED = (
     "a file name, a PIL image, an array of uint8 RGB (h, w, 3) or gray (h, w), or a tensor of uint8 RGB (3, h, w) or gray "
     "(1, h, w)"
 )
@@ -33,12 +33,12 @@ def given_images(images: Any) -> Iterator[np.ndarray]:
     too, whose range (0 to 1 or 0 to 255) only the user knows, and four channels, whose order only the user knows.
     """
     if _is_one(images):
-        yield _picture(images, "the image")
+        yield _rgb_array(images, "the image")
         return
     if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray | dict):
-        raise UserError(f"the image is {_described(images)}; give {TAKEN}, or a list of these")
+        raise UserError(f"the image is {_description(images)}; give {ACCEPTED}, or a list of these")
     for number, image in enumerate(images, start=1):
-        yield _picture(image, f"image {number}")
+        yield _rgb_array(image, f"image {number}")
 
 
 def _is_one(images: Any) -> bool:
@@ -52,21 +52,21 @@ def _is_one(images: Any) -> bool:
     )
 
 
-def _picture(image: Any, which: str) -> np.ndarray:
+def _rgb_array(image: Any, which: str) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(str(image))[0]
     if isinstance(image, Image.Image):
         return _of_pil(image, which)
     array = _array(image)
     if array is None:
-        raise UserError(f"{which} is {_described(image)}; give {TAKEN}")
+        raise UserError(f"{which} is {_description(image)}; give {ACCEPTED}")
     if array.dtype not in (np.uint8, np.uint16):
         hint = "; scale it to 0..255 and convert it to uint8" if array.dtype.kind == "f" else ""
-        raise UserError(f"{which} is {_described(image)}{hint}; give {TAKEN}")
+        raise UserError(f"{which} is {_description(image)}{hint}; give {ACCEPTED}")
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
-        raise UserError(f"{which} is {_described(image)}; give {TAKEN}")
+        raise UserError(f"{which} is {_description(image)}; give {ACCEPTED}")
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     return np.ascontiguousarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array)
@@ -78,17 +78,17 @@ def _of_pil(image: Image.Image, which: str) -> np.ndarray:
             values = np.asarray(image)
             if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
                 raise UserError(
-                    f"{which} is a PIL image of mode {image.mode} with values beyond 0 to 65535; give {TAKEN}"
+                    f"{which} is a PIL image of mode {image.mode} with values beyond 0 to 65535; give {ACCEPTED}"
                 )
-            return _picture(values.astype(np.uint16), which)
+            return _rgb_array(values.astype(np.uint16), which)
         if image.mode == "F":
-            raise UserError(f"{which} is a PIL image of mode F, whose range is not known; give {TAKEN}")
-        picture = np.array(image.convert("RGB"))
+            raise UserError(f"{which} is a PIL image of mode F, whose range is not known; give {ACCEPTED}")
+        rgb = np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:  # Pillow reads the pixels of an opened file only now
         raise UserError(f"{which} is a PIL image that cannot be read: {error}") from error
-    if not picture.size:
-        raise UserError(f"{which} is a PIL image of {image.width}x{image.height} px; give {TAKEN}")
-    return picture
+    if not rgb.size:
+        raise UserError(f"{which} is a PIL image of {image.width}x{image.height} px; give {ACCEPTED}")
+    return rgb
 
 
 def _array(image: Any) -> np.ndarray | None:
@@ -104,7 +104,7 @@ def _array(image: Any) -> np.ndarray | None:
     return array.transpose(1, 2, 0) if array.ndim == 3 else array
 
 
-def _described(image: Any) -> str:
+def _description(image: Any) -> str:
     if image is None:
         return "None, which is what cv2.imread gives for a file that it cannot read"
     shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)

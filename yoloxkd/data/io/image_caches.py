@@ -63,15 +63,15 @@ class RamCache:
         if self.states[index, slot] == _THERE:
             return self._view(index, slot), self.reductions[slot]
         size = (int(self.sizes[index, 0]), int(self.sizes[index, 1]))
-        picture, found = read_image(self.paths[index], size, reduce)
-        if found != reduce:  # a format that is always decoded whole
+        image, factor = read_image(self.paths[index], size, reduce)
+        if factor != reduce:  # a format that is always decoded whole
             self.states[index, slot], slot = _WHOLE, 0
         view = self._view(index, slot)
         view.flags.writeable = True
-        view[:] = picture
+        view[:] = image
         view.flags.writeable = False
         self.states[index, slot] = _THERE
-        return view, found
+        return view, factor
 
     def _view(self, index: int, slot: int) -> np.ndarray:
         height, width = (math.ceil(side / self.reductions[slot]) for side in self.sizes[index].tolist())
@@ -89,25 +89,25 @@ class RecentImages:
 
     def __init__(self, data: DetectionData, count: int, limit: int = RECENT_BYTES) -> None:
         self.paths, self.sizes, self.count, self.limit = data.paths, data.sizes, count, limit
-        self.kept: dict[tuple[int, int], tuple[np.ndarray, int]] = {}
+        self.images: dict[tuple[int, int], tuple[np.ndarray, int]] = {}
         self.bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"kept": {}, "bytes": 0}
+        return self.__dict__ | {"images": {}, "bytes": 0}
 
     def read(self, index: int, reduce: int) -> tuple[np.ndarray, int]:
         """As `DetectionData.read_reduced`; the image is not to be written to."""
-        found = self.kept.get((index, reduce))
-        if found is not None:
-            return found
+        entry = self.images.get((index, reduce))
+        if entry is not None:
+            return entry
         size = (int(self.sizes[index, 0]), int(self.sizes[index, 1]))
-        found = read_image(self.paths[index], size, reduce)
-        found[0].flags.writeable = False
-        self.kept[index, reduce] = found
-        self.bytes += found[0].nbytes
-        while len(self.kept) > self.count or self.bytes > self.limit:
-            self.bytes -= self.kept.pop(next(iter(self.kept)))[0].nbytes
-        return found
+        entry = read_image(self.paths[index], size, reduce)
+        entry[0].flags.writeable = False
+        self.images[index, reduce] = entry
+        self.bytes += entry[0].nbytes
+        while len(self.images) > self.count or self.bytes > self.limit:
+            self.bytes -= self.images.pop(next(iter(self.images)))[0].nbytes
+        return entry
 
 
 class DiskCache:
@@ -129,12 +129,12 @@ class DiskCache:
         except OSError:
             return read_image(path, size, reduce)  # which says what is wrong
         stamp = (source.st_size, source.st_mtime_ns)
-        kept = self._kept(self._file(path, reduce), stamp, size, reduce)
-        if kept is None:
-            picture, found = read_image(path, size, reduce)
-            self._keep(self._file(path, reduce), stamp, picture if found == reduce else picture[:0], found)
-            return picture, found
-        return kept if kept[0].size else self.read(index, 1)  # a format that is always decoded whole
+        cached = self._cached_image(self._file(path, reduce), stamp, size, reduce)
+        if cached is None:
+            image, factor = read_image(path, size, reduce)
+            self._keep(self._file(path, reduce), stamp, image if factor == reduce else image[:0], factor)
+            return image, factor
+        return cached if cached[0].size else self.read(index, 1)  # a format that is always decoded whole
 
     def _file(self, path: str, reduce: int) -> Path:
         return (
@@ -143,7 +143,9 @@ class DiskCache:
         )
 
     @staticmethod
-    def _kept(file: Path, stamp: tuple[int, int], size: tuple[int, int], reduce: int) -> tuple[np.ndarray, int] | None:
+    def _cached_image(
+        file: Path, stamp: tuple[int, int], size: tuple[int, int], reduce: int
+    ) -> tuple[np.ndarray, int] | None:
         """The image in a file, empty where the format cannot be reduced; None: there is none, or an old or broken one."""
         try:
             with open(file, "rb", buffering=0) as stream:
@@ -152,21 +154,21 @@ class DiskCache:
             return None
         if len(content) < _HEADER.size:
             return None
-        magic, *found, height, width, reduced = _HEADER.unpack_from(content)
-        if magic != _MAGIC or tuple(found) != stamp or len(content) != _HEADER.size + height * width * 3:
+        magic, *file_stamp, height, width, reduced = _HEADER.unpack_from(content)
+        if magic != _MAGIC or tuple(file_stamp) != stamp or len(content) != _HEADER.size + height * width * 3:
             return None
         if height and (height, width, reduced) != (*(math.ceil(side / reduce) for side in size), reduce):
             return None  # of an annotation file with another size
         return np.frombuffer(content, np.uint8, offset=_HEADER.size).reshape(height, width, 3), reduced
 
-    def _keep(self, file: Path, stamp: tuple[int, int], picture: np.ndarray, reduced: int) -> None:
+    def _keep(self, file: Path, stamp: tuple[int, int], image: np.ndarray, reduced: int) -> None:
         if not self.writes:
             return
         part = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
         try:
             with open(part, "wb", buffering=0) as stream:
-                stream.write(_HEADER.pack(_MAGIC, *stamp, *picture.shape[:2], reduced))
-                stream.write(np.ascontiguousarray(picture).data)
+                stream.write(_HEADER.pack(_MAGIC, *stamp, *image.shape[:2], reduced))
+                stream.write(np.ascontiguousarray(image).data)
             os.replace(part, file)
         except OSError as error:
             self.writes = False

@@ -46,15 +46,15 @@ def read_header(file: BinaryIO, length: int) -> Header:
     OSError: it cannot be read. ValueError: it is no image whose size can be found, and why.
     """
     head = file.read(_HEAD)
-    found = None
+    native_header = None
     for start, parse in _PARSERS:
         if head.startswith(start):
             try:
-                found = parse(head, file, length)
+                native_header = parse(head, file, length)
             except (struct.error, IndexError):
                 raise ValueError(_CUT) from None
             break
-    header = found or _by_pillow(head, file)
+    header = native_header or _by_pillow(head, file)
     if header.height < 1 or header.width < 1:
         raise ValueError("is not an image that can be read: its size is 0")
     if header.height * header.width > _MOST_PIXELS or max(header.height, header.width) > _LONGEST_SIDE:
@@ -86,23 +86,23 @@ def no_image(head: bytes) -> str:
 
 
 def _jpeg(head: bytes, file: BinaryIO, length: int) -> Header:
-    found = jpeg_header(head)
+    header = jpeg_header(head)
     content = head
-    while found is None and len(content) < length:
+    while header is None and len(content) < length:
         more = file.read(_FURTHER)
         if not more:
             break
         content += more
-        found = jpeg_header(content)
-    if found is None or not found.height or not found.width:
+        header = jpeg_header(content)
+    if header is None or not header.height or not header.width:
         raise ValueError("is cut short within its header, or is not a JPEG that can be read")
-    fault = found.fault
+    fault = header.fault
     file.seek(-2, 2)
-    plain = found.one_scan and not found.interval and file.read(2) == JPEG_END
+    plain = header.one_scan and not header.interval and file.read(2) == JPEG_END
     if not plain and not fault:
         file.seek(0)
         fault = jpeg_fault(file.read())
-    return Header(found.height, found.width, found.orientation in TURNED, fault, found.one_scan and not fault)
+    return Header(header.height, header.width, header.orientation in TURNED, fault, header.one_scan and not fault)
 
 
 def _png(head: bytes, file: BinaryIO, length: int) -> Header:
@@ -145,8 +145,8 @@ def _gif(head: bytes, file: BinaryIO, length: int) -> Header:
     at = 13 + (3 << (content[10] & 7) + 1 if content[10] & 0x80 else 0)
     whole = False
     while at < len(content) and not whole:
-        picture = content[at : at + 1] == b"\x2c"
-        if picture:
+        is_image = content[at : at + 1] == b"\x2c"
+        if is_image:
             flags = content[at + 9] if at + 9 < len(content) else 0
             at += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
         elif content[at] == 0x21:
@@ -155,7 +155,7 @@ def _gif(head: bytes, file: BinaryIO, length: int) -> Header:
             break
         while at < len(content) and content[at]:
             at += 1 + content[at]
-        whole = picture and at < len(content)
+        whole = is_image and at < len(content)
         at += 1
     return Header(height, width, fault="" if whole else _CUT)
 
@@ -183,8 +183,8 @@ def _webp(head: bytes, file: BinaryIO, length: int) -> Header | None:
 
 
 def _tiff(head: bytes, file: BinaryIO, length: int) -> Header:
-    found = tiff_header(file, length)
-    return Header(found.height, found.width, found.orientation in TURNED, found.fault, bits=found.bits)
+    header = tiff_header(file, length)
+    return Header(header.height, header.width, header.orientation in TURNED, header.fault, bits=header.bits)
 
 
 def _by_pillow(head: bytes, file: BinaryIO) -> Header:

@@ -75,11 +75,13 @@ def decode_image(
     decode = _decoder(content)
     if not content.startswith(JPEG_START) or decode is not _decode:
         reduce = 1
-    with complaints() as said:
+    with complaints() as messages:
         image, reduce = _of_size(decode, content, path, size, reduce)
-    if said and path not in _complained:
+    if messages and path not in _complained:
         _complained.add(path)
-        logger.warning("the image %s is damaged: its decoder says '%s'; replace it", readable(path), "', '".join(said))
+        logger.warning(
+            "the image %s is damaged: its decoder says '%s'; replace it", readable(path), "', '".join(messages)
+        )
     if header.bits == _DEEP and 0 < image.max() < _DARK:
         _warn_of_dark(path)
     return image, reduce
@@ -106,21 +108,21 @@ def _of_size(
     image = decode(content, _REDUCED[reduce], path)
     if size is None:
         return image, reduce
-    wanted = (math.ceil(size[0] / reduce), math.ceil(size[1] / reduce))
-    if image.shape[:2] != wanted:
+    expected = (math.ceil(size[0] / reduce), math.ceil(size[1] / reduce))
+    if image.shape[:2] != expected:
         upright = image.shape[:2]
         image = decode(content, _REDUCED[reduce] | cv2.IMREAD_IGNORE_ORIENTATION, path)
-        if image.shape[:2] != wanted:
+        if image.shape[:2] != expected:
             raise WrongSize(
                 f"the image {path} {_other_size((upright[0] * reduce, upright[1] * reduce), size)}; correct one of them"
             )
     return image, reduce
 
 
-def _other_size(found: tuple[int, int], said: tuple[int, int]) -> str:
+def _other_size(size: tuple[int, int], annotated_size: tuple[int, int]) -> str:
     """Sizes are height, width px."""
-    swapped = " (width and height exchanged)" if found == said[::-1] else ""
-    return f"is {found[1]}x{found[0]} px but its annotation file says {said[1]}x{said[0]}{swapped}"
+    swapped = " (width and height exchanged)" if size == annotated_size[::-1] else ""
+    return f"is {size[1]}x{size[0]} px but its annotation file says {annotated_size[1]}x{annotated_size[0]}{swapped}"
 
 
 def _unreadable(path: str, fault: str) -> UserError:
@@ -185,7 +187,7 @@ def _refuse_gray(image: np.ndarray, content: bytes, path: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _FileCheck:
     """What a file's header tells; no header: it is missing or no image, and `fault` says how."""
 
     fault: str
@@ -198,37 +200,37 @@ class _Look:
         return self.length / math.prod(self.header.upright) if self.header else 0.0
 
 
-def _look(path: str) -> _Look:
+def _check_file(path: str) -> _FileCheck:
     try:
         with open(path, "rb") as file:
             length = file.seek(0, 2) + file.seek(0)
             header = read_header(file, length)
-            return _Look(header.fault, header, length)
+            return _FileCheck(header.fault, header, length)
     except FileNotFoundError:
-        return _Look(missing(path))
+        return _FileCheck(missing(path))
     except OSError as error:
-        return _Look(f"cannot be read ({error.strerror or error})")
+        return _FileCheck(f"cannot be read ({error.strerror or error})")
     except ValueError as error:
-        return _Look(str(error))
+        return _FileCheck(str(error))
 
 
-def _looks(paths: Sequence[str], decode: bool) -> list[_Look]:
+def _check_files(paths: Sequence[str], decode: bool) -> list[_FileCheck]:
     """Of every file its header; with `decode`, JPEGs whose data may end early are decoded, as far as that takes some tenths of a
     second.
 
     Those with the fewest bytes a pixel come first: so has a part of a JPEG with an end marker.
     """
-    looks = in_threads(_look, paths)
+    checks = in_threads(_check_file, paths)
     if not decode:
-        return looks
-    plain = [(i, one) for i, one in enumerate(looks) if one.header is not None and one.header.plain_jpeg]
+        return checks
+    plain = [(i, one) for i, one in enumerate(checks) if one.header is not None and one.header.plain_jpeg]
     plain.sort(key=lambda pair: pair[1].density)
     work = np.cumsum([0, *(one.length + _OPENED for _, one in plain)]).tolist()
     sparse = [i for (i, _), before in zip(plain, work[:-1], strict=True) if before < _DECODED]
     for i, good in zip(sparse, in_threads(_data_is_whole, [paths[i] for i in sparse]), strict=True):
         if not good:
-            looks[i] = _Look("is cut short", looks[i].header)
-    return looks
+            checks[i] = _FileCheck("is cut short", checks[i].header)
+    return checks
 
 
 def _data_is_whole(path: str) -> bool:
@@ -247,12 +249,12 @@ def check_images(paths: Sequence[str], source: str, sizes: np.ndarray | None = N
     UserError: the first such file, its fault, and their number.
     """
     bad = []
-    for i, (path, one) in enumerate(zip(paths, _looks(paths, decode=True), strict=True)):
+    for i, (path, one) in enumerate(zip(paths, _check_files(paths, decode=True), strict=True)):
         fault, remedy = one.fault, _REMEDY
         if not fault and sizes is not None and one.header is not None:
-            said, found = tuple(sizes[i].tolist()), one.header
-            if said not in (found.upright, (found.height, found.width)):
-                fault, remedy = _other_size(found.upright, said), "correct one of them"
+            annotated_size, header = tuple(sizes[i].tolist()), one.header
+            if annotated_size not in (header.upright, (header.height, header.width)):
+                fault, remedy = _other_size(header.upright, annotated_size), "correct one of them"
         if fault:
             bad.append((path, fault, remedy))
     if bad:
@@ -270,12 +272,12 @@ def measure_images(paths: Sequence[str], source: str, faults: Faults) -> tuple[n
     For formats that do not say sizes. `source` is where the files are listed. UserError: a file is missing, empty, cut
     short or no image; while gathering, all such files are recorded and counted as not good.
     """
-    looks = _looks(paths, decode=not faults.gather)
-    bad = [(path, one.fault) for path, one in zip(paths, looks, strict=True) if one.fault]
+    checks = _check_files(paths, decode=not faults.gather)
+    bad = [(path, one.fault) for path, one in zip(paths, checks, strict=True) if one.fault]
     others = _others(len(bad), len(paths))
     for path, fault in bad:
         sentence = f"the image {path}, listed in {source}, {fault}{others}; {_REMEDY}"
         faults.refuse(MISSING if not os.path.exists(path) else UNREADABLE, Place(path, note=fault), sentence)
-    good = np.array([not one.fault for one in looks], bool)
-    sizes = [(0, 0) if one.header is None else one.header.upright for one in looks]
+    good = np.array([not one.fault for one in checks], bool)
+    sizes = [(0, 0) if one.header is None else one.header.upright for one in checks]
     return np.array(sizes, np.int32).reshape(-1, 2), good

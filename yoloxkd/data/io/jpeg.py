@@ -93,8 +93,8 @@ def _segments(content: bytes, at: int = 2) -> Iterator[tuple[int, int, int]]:
         yield marker, at + 4, at + 2 + length
         at += 2 + length
         if marker == _SCAN:
-            found = _AFTER_DATA.search(content, at)
-            at = found.start() if found else len(content)
+            marker_match = _AFTER_DATA.search(content, at)
+            at = marker_match.start() if marker_match else len(content)
 
 
 def jpeg_header(content: bytes) -> JpegHeader | None:
@@ -118,8 +118,8 @@ def jpeg_fault(content: bytes) -> str:
     ended = False
     for marker, body, end in _segments(content):
         if marker == _SCAN:
-            found = _AFTER_DATA.search(content, end)
-            if found is None or not scans.add(header, content, body, end, found.start()):
+            marker_match = _AFTER_DATA.search(content, end)
+            if marker_match is None or not scans.add(header, content, body, end, marker_match.start()):
                 return _CUT
         ended = marker == _END
         header.take(marker, content, body, end)
@@ -130,7 +130,7 @@ class _Scans:
     """How far each coefficient of each component was coded: the lowest bit that is still to come."""
 
     def __init__(self) -> None:
-        self.left: dict[int, list[int]] = {}
+        self.bits_left: dict[int, list[int]] = {}
 
     def add(self, header: JpegHeader, content: bytes, body: int, end: int, data_end: int) -> bool:
         """Take a scan's header; False where its data has too few restart markers."""
@@ -140,15 +140,15 @@ class _Scans:
         ids = [content[body + 1 + 2 * i] for i in range(count)]
         first, last, bits = content[end - 3 : end]
         for component in ids:
-            left = self.left.setdefault(component, [99] * 64)
-            left[first : min(last, 63) + 1] = [bits & 15] * (min(last, 63) + 1 - first)
+            bits_left = self.bits_left.setdefault(component, [99] * 64)
+            bits_left[first : min(last, 63) + 1] = [bits & 15] * (min(last, 63) + 1 - first)
         if not header.interval:
             return True
         restarts = sum(1 for _ in _RESTART.finditer(content, end, data_end))
         return restarts >= -(-_units(header, ids) // header.interval) - 1
 
     def complete(self, header: JpegHeader) -> bool:
-        return all(not any(self.left.get(component, [99])) for component in header.sampling)
+        return all(not any(self.bits_left.get(component, [99])) for component in header.sampling)
 
 
 def _units(header: JpegHeader, ids: list[int]) -> int:
@@ -173,9 +173,11 @@ def data_is_whole(content: bytes) -> bool:
     if header is None or not header.one_scan or header.fault:
         return True
     start = next(end for marker, _, end in _segments(content) if marker == _SCAN)
-    found = _AFTER_DATA.search(content, start)
+    marker_match = _AFTER_DATA.search(content, start)
     try:
-        image = JpegImagePlugin.JpegImageFile(io.BytesIO(content[: found.start() if found else None] + _PADDING))
+        image = JpegImagePlugin.JpegImageFile(
+            io.BytesIO(content[: marker_match.start() if marker_match else None] + _PADDING)
+        )
         image.draft("L", (1, 1))
         image.load()
     except (OSError, SyntaxError, ValueError):

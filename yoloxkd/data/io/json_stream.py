@@ -114,8 +114,8 @@ class _Text:
         return ValueError(f"{message[0].lower() + message[1:]}, line {line}")
 
 
-def json_lists(file: Path, wanted: frozenset[str]) -> Iterator[Rows]:
-    """The values of the keys `wanted` of the object in a JSON file, in the file's order, in portions of rows.
+def json_lists(file: Path, keys: frozenset[str]) -> Iterator[Rows]:
+    """The values of `keys` of the object in a JSON file, in the file's order, in portions of rows.
 
     An empty list is one portion without rows. OSError: the file cannot be read. ValueError: it is not JSON; the message
     names the line. TypeError: it is JSON and not an object.
@@ -134,7 +134,7 @@ def json_lists(file: Path, wanted: frozenset[str]) -> Iterator[Rows]:
                 raise text.fault("expecting a key in double quotes")
             key = text.value()
             text.take(":")
-            if key not in wanted:
+            if key not in keys:
                 text.value()
             elif text.look() != "[":
                 yield Rows(key, [text.value()], [text.line], whole=False)

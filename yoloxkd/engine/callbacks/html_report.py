@@ -121,24 +121,24 @@ def collect(state: State, ended_by: str | None = None) -> Report:
         classes=[
             ClassRow(name, [v if v >= 0 else None for v in values.values()]) for name, values in per_class.items()
         ],
-        pictures=_pictures(state.out / "plots"),
+        images=_sample_images(state.out / "plots"),
         environment=_environment(state.out / "environment.json", callback_entries(state)),
         recipe=write_yaml(without_folders(recipe)).rstrip(),
     )
-    given = [state.recipe.data, state.recipe.student.weights, *state.recipe.teacher.models]
-    return _for_others(report, [str(Path.cwd()), str(state.out), str(state.out.resolve()), *filter(None, given)])
+    named_paths = [state.recipe.data, state.recipe.student.weights, *state.recipe.teacher.models]
+    return _for_others(report, [str(Path.cwd()), str(state.out), str(state.out.resolve()), *filter(None, named_paths)])
 
 
-def _for_others(report: Report, known: Sequence[str]) -> Report:
-    """The page with the names of files alone in its texts. `known`: paths that they may hold (see `without_folders`)."""
-    known = [path for path in known if Path(path).is_absolute()]
+def _for_others(report: Report, paths: Sequence[str]) -> Report:
+    """The page with the names of files alone in its texts. `paths`: those that they may hold (see `without_folders`)."""
+    paths = [path for path in paths if Path(path).is_absolute()]
     sections = []
     for section in report.sections:
         cards = [
-            Card(*without_folders((card.title, card.facts, card.columns, card.rows), known)) for card in section.cards
+            Card(*without_folders((card.title, card.facts, card.columns, card.rows), paths)) for card in section.cards
         ]
         sections.append(replace(section, cards=cards))
-    notes, environment = without_folders((report.notes, report.environment), known)
+    notes, environment = without_folders((report.notes, report.environment), paths)
     return replace(report, notes=notes, environment=environment, sections=sections)
 
 
@@ -184,7 +184,7 @@ def _charts(state: State, rows: Sequence[Mapping[str, str]], history: LossHistor
     return [*charts, Chart("Images a second", line_chart(epochs, speed, log=False, from_zero=True))]
 
 
-def _pictures(plots: Path) -> list[Any]:
+def _sample_images(plots: Path) -> list[Any]:
     file = plots / "predictions.png"
     if not file.is_file():
         return []

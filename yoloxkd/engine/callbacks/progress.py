@@ -93,7 +93,7 @@ class ProgressReport(Callback):
             shown = [name for name in ("AP", "AP50", "mask_AP", "MR", "JI") if name in state.metrics]
             parts.append(" ".join(f"{name} {state.metrics[name]:.4f}" for name in shown))
         if state.epoch + 1 < state.epochs and not state.stop:
-            parts.append(f"{self._run_left(state, time.perf_counter())} left")
+            parts.append(f"{self._run_remaining(state, time.perf_counter())} left")
         state.say("  ".join(parts))
 
     def on_fit_end(self, state: State) -> None:
@@ -105,14 +105,14 @@ class ProgressReport(Callback):
     def _status(self, state: State, now: float) -> str:
         done = state.step_in_epoch - self.first
         seconds = (now - self.started) / max(done, 1)
-        left = duration(seconds * (state.iters_per_epoch - state.step_in_epoch))
+        remaining = duration(seconds * (state.iters_per_epoch - state.step_in_epoch))
         parts = [f"{state.recipe.train.batch / max(seconds, 1e-9):.1f} images/s"]
-        parts += [f"epoch {left} left", f"run {self._run_left(state, now)} left"]
+        parts += [f"epoch {remaining} left", f"run {self._run_remaining(state, now)} left"]
         if (memory := peak_memory(state.device)) is not None:
             parts.append(f"memory {memory:.2f} GB")
         return "  ".join(parts)
 
-    def _run_left(self, state: State, now: float) -> str:
+    def _run_remaining(self, state: State, now: float) -> str:
         """From the time all steps of this session took, evaluations included."""
         done = max(state.iteration - self.fit_first, 1)
         return duration((now - self.fit_started) / done * (state.epochs * state.iters_per_epoch - state.iteration))

@@ -25,7 +25,7 @@ class RunFolder(Callback):
     def __init__(self, recipe_text: str) -> None:
         self.recipe_text = recipe_text
         self.about: dict[str, Any] = {}
-        self.taken: set[str] = set()
+        self.engine_keys: set[str] = set()
 
     def on_fit_start(self, state: State) -> None:
         file = state.out / "environment.json"
@@ -35,8 +35,8 @@ class RunFolder(Callback):
             self.about["resumed"] = [*self.about["resumed"], here | {"epoch": state.epoch + 1}]
         else:
             self.about = here
-        self.taken = {*here, *Environment.model_fields, "finished"}
-        about = self.about | callback_entries(state, self.taken)
+        self.engine_keys = {*here, *Environment.model_fields, "finished"}
+        about = self.about | callback_entries(state, self.engine_keys)
         clear_leftovers(state.out)
         write_text(state.out / "recipe.yaml", self.recipe_text)
         _write(file, about)
@@ -45,7 +45,9 @@ class RunFolder(Callback):
         state.say(f"to watch there: results.csv, a row an epoch{report}")
 
     def on_fit_end(self, state: State) -> None:
-        _write(state.out / "environment.json", self.about | callback_entries(state, self.taken) | {"finished": now()})
+        _write(
+            state.out / "environment.json", self.about | callback_entries(state, self.engine_keys) | {"finished": now()}
+        )
 
     def on_exception(self, state: State, error: BaseException) -> None:
         """Keep the reason in train.log, and say where the run can go on."""
@@ -61,12 +63,12 @@ class RunFolder(Callback):
             state.say(f"the last checkpoint is {last}; continue with: --resume {state.out}")
 
 
-def callback_entries(state: State, taken: Collection[str] = ()) -> dict[str, Any]:
+def callback_entries(state: State, reserved: Collection[str] = ()) -> dict[str, Any]:
     """What the callbacks add to environment.json.
 
     Args:
         state: Of the run.
-        taken: Keys that they may not use.
+        reserved: Keys that they may not use.
 
     Raises:
         UserError: Two of them, or one of them and the engine, use the same key.
@@ -74,7 +76,7 @@ def callback_entries(state: State, taken: Collection[str] = ()) -> dict[str, Any
     entries: dict[str, Any] = {}
     for callback in state.callbacks:
         for key, value in callback.environment(state).items():
-            if key in taken or key in entries:
+            if key in reserved or key in entries:
                 raise UserError(
                     f"environment() of {type(callback).__name__} gives '{key}', which environment.json has of another; "
                     "give it another name"

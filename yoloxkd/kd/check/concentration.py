@@ -98,14 +98,14 @@ class MapWatch:
             whole = sum(float(m.by_channel.sum()) for (other, _, _), m in self._maps.items() if other == source)
             channels = len(one.by_channel)
             top = max(1, round(TOP_CHANNELS * channels))
-            own = float(one.by_channel.sum())
+            part = float(one.by_channel.sum())
             shares = [_top_share(cells, max(1, round(TOP_CELLS * len(cells)))) for cells in one.cells]
             out.append(
                 Concentration(
                     source,
                     tap.name.lower(),
                     stride,
-                    own / whole if whole > 0 else 0.0,
+                    part / whole if whole > 0 else 0.0,
                     channels,
                     top,
                     _top_share(one.by_channel, top),
@@ -126,9 +126,9 @@ class MapWatch:
     def _take(self, key: tuple[str, Tap, int], student: Tensor, teacher: Tensor, gradient: Tensor) -> None:
         weight = (gradient * (student - teacher) if student.shape == teacher.shape else gradient).abs().float()
         by_channel = weight.sum((0, 2, 3))
-        known = self._maps.setdefault(key, _Map(torch.zeros_like(by_channel), []))
-        known.by_channel += by_channel
-        known.cells.append(weight.sum(1).flatten())
+        sums = self._maps.setdefault(key, _Map(torch.zeros_like(by_channel), []))
+        sums.by_channel += by_channel
+        sums.cells.append(weight.sum(1).flatten())
 
 
 def _top_share(values: Tensor, number: int) -> float:

@@ -45,10 +45,10 @@ def batch_norm_floor(
         perfect.train(training)
         for number, batch in enumerate(batches):
             draw = Draw(seed, number)
-            seen = replace(batch, targets=_relabeled(batch.targets, plan))
+            teacher_batch = replace(batch, targets=_relabeled(batch.targets, plan))
             outputs = perfect(batch.images)
-            match = perfect.assign(outputs, _known(seen.targets, len(plan.teacher.names)), draw)
-            for name, loss in losses(StudentPass(perfect, outputs, seen, match, draw)).items():
+            match = perfect.assign(outputs, _of_known_classes(teacher_batch.targets, len(plan.teacher.names)), draw)
+            for name, loss in losses(StudentPass(perfect, outputs, teacher_batch, match, draw)).items():
                 out[name] += sign * float(loss.mean()) / len(batches)
     return {name: max(0.0, value) for name, value in out.items()}
 
@@ -60,8 +60,8 @@ def _with_itself(plan: Pairing) -> Pairing:
     """
     n = len(plan.teacher.names)
     taught = torch.zeros(n + 1, dtype=torch.bool)
-    for own, at in zip(plan.taught.tolist(), plan.classes.tolist(), strict=True):
-        taught[at if at >= 0 else n] |= own
+    for is_taught, at in zip(plan.taught.tolist(), plan.classes.tolist(), strict=True):
+        taught[at if at >= 0 else n] |= is_taught
     return replace(
         plan,
         levels=tuple(LevelPair(level.stride, level.teacher, level.teacher) for level in plan.levels),
@@ -77,7 +77,7 @@ def _relabeled(targets: Targets, plan: Pairing) -> Targets:
     return replace(targets, labels=torch.where(labels >= 0, labels, len(plan.teacher.names)))
 
 
-def _known(targets: Targets, classes: int) -> Targets:
+def _of_known_classes(targets: Targets, classes: int) -> Targets:
     """The objects that the teacher has a class for."""
-    known = targets.labels < classes
-    return replace(targets, labels=targets.labels.where(known, 0), mask=targets.mask & known)
+    has_class = targets.labels < classes
+    return replace(targets, labels=targets.labels.where(has_class, 0), mask=targets.mask & has_class)

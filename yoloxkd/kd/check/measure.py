@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from yoloxkd.engine.gradients import ALL, TASK_LOSS, LossGradient, average, loss_gradients, trunk
-from yoloxkd.engine.parallel import statistics_kept
+from yoloxkd.engine.parallel import preserve_statistics
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd.check.concentration import Concentration, MapWatch, concentration
 from yoloxkd.kd.distillation import Distill
@@ -58,7 +58,7 @@ def measure_student(
     step.train()
     parameters = trunk(step.detector)
     with ExitStack() as stack:
-        stack.enter_context(statistics_kept(step))
+        stack.enter_context(preserve_statistics(step))
         for watch in watches:
             stack.enter_context(watch.watching())
         for number, batch in enumerate(batches):
@@ -79,8 +79,8 @@ def _factors(distill: Distill, mean: Mapping[LossName, LossGradient]) -> dict[st
         if cfg.weight != "auto":
             out[method] = float(cfg.weight)
             continue
-        own = sum(one.loss for name, one in mean.items() if _is_whole(name) and _method(name) == method)
-        out[method] = cfg.auto_share * mean[TASK_LOSS].loss / own if own > 0 else 1.0
+        loss = sum(one.loss for name, one in mean.items() if _is_whole(name) and _method(name) == method)
+        out[method] = cfg.auto_share * mean[TASK_LOSS].loss / loss if loss > 0 else 1.0
     return out
 
 

@@ -90,9 +90,9 @@ def verdict(findings: Sequence[Finding]) -> str:
 
 def floor_share(floor: Mapping[LossName, float], student: StudentMeasured, source: str) -> float:
     """The floor of a method as a share of what the student pays."""
-    own = sum(value for name, value in floor.items() if name.source == source)
+    floor_loss = sum(value for name, value in floor.items() if name.source == source)
     paid = student.gradients[LossName(source, ALL)].loss
-    return own * student.factors[source.partition("@")[0]] / paid if paid > 0 else 0.0
+    return floor_loss * student.factors[source.partition("@")[0]] / paid if paid > 0 else 0.0
 
 
 def level_shares_of_objects(batches: Sequence[Batch], strides: Sequence[int]) -> dict[int, float]:
@@ -128,16 +128,16 @@ def _levels(
     student: StudentMeasured, source: str, key: str, cfg: KDConfig, objects: Mapping[int, float]
 ) -> Iterator[Finding]:
     """For methods that weigh their levels."""
-    given: list[float] | None = getattr(cfg, "level_weights", None)
-    known = {stride: student.gradients.get(LossName(source, ALL, stride)) for stride in objects}
-    norms = {stride: one.norm for stride, one in known.items() if one is not None and one.norm > 0}
-    if given is None or len(norms) < len(objects):
+    level_weights: list[float] | None = getattr(cfg, "level_weights", None)
+    gradients = {stride: student.gradients.get(LossName(source, ALL, stride)) for stride in objects}
+    norms = {stride: one.norm for stride, one in gradients.items() if one is not None and one.norm > 0}
+    if level_weights is None or len(norms) < len(objects):
         return
     whole = sum(norms.values())
     stride, gap = max(((s, norm / whole - objects[s]) for s, norm in norms.items()), key=lambda pair: pair[1])
     if gap >= LEVEL_GAP:
         mean = whole / len(norms)
-        weights = [f"{w * mean / norm:.2g}" for w, norm in zip(given, norms.values(), strict=False)]
+        weights = [f"{w * mean / norm:.2g}" for w, norm in zip(level_weights, norms.values(), strict=False)]
         yield Finding(
             False,
             f"{norms[stride] / whole:.0%} of the gradient of {source} {_at(student)} comes from stride {stride}, the level of "

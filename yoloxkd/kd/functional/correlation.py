@@ -78,8 +78,8 @@ def correlation_loss(moments: Tensor) -> Tensor:
     """
     n = moments[0].detach().clamp(min=1)
     s, t, ss, tt, st = moments[1:].view(5, -1)
-    ss, tt, st, seen_ss, seen_tt = ss - s * s / n, tt - t * t / n, st - s * t / n, ss, tt
-    varies = [x > FLAT * seen for x, seen in ((ss, seen_ss), (tt, seen_tt))]
+    ss, tt, st, raw_ss, raw_tt = ss - s * s / n, tt - t * t / n, st - s * t / n, ss, tt
+    varies = [x > FLAT * raw for x, raw in ((ss, raw_ss), (tt, raw_tt))]
     # 1 where a channel is constant: a root has no gradient at 0
     deviations = [(x.where(v, 1.0) / (n - 1).clamp(min=1)).sqrt() + EPS for x, v in zip((ss, tt), varies, strict=True)]
     parts = [x.where(v, 0.0) / d.square() for x, v, d in zip((ss, tt), varies, deviations, strict=True)]

@@ -51,8 +51,8 @@ class _Differences(Function):
         torch.sub(student, teacher, out=buffer)
         total = buffer.sum(2)
         rows = torch.stack([per_channel, torch.ones_like(per_channel)], 1)
-        error, plain = torch.bmm(rows, buffer.mul_(buffer)).unbind(1)
-        return error, cells, channels, total, plain.sum(1)
+        error, square = torch.bmm(rows, buffer.mul_(buffer)).unbind(1)
+        return error, cells, channels, total, square.sum(1)
 
     @staticmethod
     @once_differentiable
@@ -199,15 +199,15 @@ def _local_terms(
     """
     channels = student.shape[2]
     buffer = student.abs()
-    own = buffer.mul_(1 / tau).softmax(2)
+    student_attention = buffer.mul_(1 / tau).softmax(2)
     torch.softmax(torch.abs(teacher, out=buffer).mul_(1 / tau), 2, out=weighted)
-    torch.sub(own, weighted, out=pull)
+    torch.sub(student_attention, weighted, out=pull)
     difference = torch.sub(student, teacher, out=buffer)
     torch.sum(difference.mul_(weighted.mul_(difference)), 2, out=error).mul_(channels)
     torch.sum(torch.abs(pull, out=buffer), 2, out=distance).mul_(channels)
     # through the softmax: dz = A (dA - sum over channels of dA A)
     pull.sign_()
-    pull.sub_(torch.mul(pull, own, out=buffer).sum(2, keepdim=True)).mul_(own)
+    pull.sub_(torch.mul(pull, student_attention, out=buffer).sum(2, keepdim=True)).mul_(student_attention)
     pull.mul_(torch.sign(student, out=buffer))
 
 

@@ -69,7 +69,7 @@ def touched_by_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 @without_autocast
-def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, ...]) -> Tensor:
+def quality(predictions: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, ...]) -> Tensor:
     """log of p^(1 - xi) IoU^xi for every box and location, wherever the location lies: (X, B, G, A). PGD eq. (1).
 
     boxes   (B, G, 4) px
@@ -77,13 +77,13 @@ def quality(seen: Predictions, boxes: Tensor, labels: Tensor, xi: tuple[float, .
     The union is at least 1e-6. A product of zero is -inf, and so is what is not a number. Of several predictions at a
     location the best one counts.
     """
-    assert seen.probability is not None
-    assert seen.boxes is not None
-    by_class = full_precision(seen.probability).transpose(1, 2)
+    assert predictions.probability is not None
+    assert predictions.boxes is not None
+    by_class = full_precision(predictions.probability).transpose(1, 2)
     index = labels.clamp_min(0)[..., None].expand(-1, -1, by_class.shape[2])
     log_p = torch.where(labels[..., None] < 0, 1.0, by_class.gather(1, index)).log_()
-    log_iou = _overlap(full_precision(boxes), full_precision(seen.boxes)).log_()
-    several: Tensor = _blend(log_p, log_iou, xi).unflatten(-1, (-1, seen.per_location))
+    log_iou = _overlap(full_precision(boxes), full_precision(predictions.boxes)).log_()
+    several: Tensor = _blend(log_p, log_iou, xi).unflatten(-1, (-1, predictions.per_location))
     return several.amax(-1)
 
 
@@ -101,7 +101,7 @@ def _blend(log_p: Tensor, log_iou: Tensor, xi: tuple[float, ...]) -> Tensor:
 @torch.no_grad()
 @without_autocast
 def pgd_weights(
-    seen: Predictions,
+    predictions: Predictions,
     boxes: Tensor,
     labels: Tensor,
     rows: Tensor,
@@ -115,7 +115,7 @@ def pgd_weights(
 ) -> Tensor:
     """Importance of each location, the largest over the objects of its image, 0 where there is none: (X, B, A), 0 to 1.
 
-    seen    the teacher's predictions
+    predictions  of the teacher
     boxes   (B, G, 4) px; labels (B, G) index into the teacher's classes or -1; rows (B, G) bool, boxes that count
     xi      balance of classification and localization, one result for each
     k       locations of an object, at most; ties go to the lower index, a quality of zero is never chosen
@@ -125,17 +125,17 @@ def pgd_weights(
     The strategies are those of PGD Table 5. Where it leaves a measure open: `box-gauss` has half a side of the box as
     standard deviation; `kde` is a Gaussian kernel of Scott's bandwidth scaled to 1 at its densest location.
     """
-    points = full_precision(seen.points)
+    points = full_precision(predictions.points)
     boxes = boxes.to(torch.promote_types(points.dtype, torch.float32))
     out = boxes.new_zeros(len(xi), boxes.shape[0], points.shape[0])
-    pairs = boxes.shape[0] * len(xi) * points.shape[0] * seen.per_location
+    pairs = boxes.shape[0] * len(xi) * points.shape[0] * predictions.per_location
     goes = box_parts(boxes.shape[1], pairs, boxes.device, PAIR_BUDGET)
     for part in goes:
         some = boxes[:, part], labels[:, part], rows[:, part]
         if strategy in ("box", "box-gauss", "centre"):
             importance = _by_geometry(points, some[0], some[2], strategy)[None]
         else:
-            importance = _by_quality(seen, points, *some, xi, k, strategy, order, eps, det_eps)
+            importance = _by_quality(predictions, points, *some, xi, k, strategy, order, eps, det_eps)
         out = torch.maximum(out, importance)
     return out
 
@@ -155,7 +155,7 @@ def _by_geometry(points: Tensor, boxes: Tensor, rows: Tensor, strategy: Strategy
 
 
 def _by_quality(
-    seen: Predictions,
+    predictions: Predictions,
     points: Tensor,
     boxes: Tensor,
     labels: Tensor,
@@ -171,9 +171,9 @@ def _by_quality(
     inside = _inside(points, boxes)
     candidates = inside & rows[..., None] if order == "paper" or strategy == "quality" else rows[..., None]
     if strategy == "quality":
-        return quality(seen, boxes, labels, xi).masked_fill_(~candidates, -torch.inf).exp_().amax(2)
+        return quality(predictions, boxes, labels, xi).masked_fill_(~candidates, -torch.inf).exp_().amax(2)
     best_of = best_of_pairs if order == "paper" and points.device.type in LIST_DEVICES else best_of_table
-    best, index = best_of(seen, boxes, labels, candidates, xi, k)
+    best, index = best_of(predictions, boxes, labels, candidates, xi, k)
     at = points[index]  # (X, B, G, K, 2)
     there = best > -torch.inf
     if strategy == "topk-eq":
@@ -189,17 +189,17 @@ def _by_quality(
 
 
 def best_of_table(
-    seen: Predictions, boxes: Tensor, labels: Tensor, candidates: Tensor, xi: tuple[float, ...], k: int
+    predictions: Predictions, boxes: Tensor, labels: Tensor, candidates: Tensor, xi: tuple[float, ...], k: int
 ) -> tuple[Tensor, Tensor]:
     """The k candidates (B, G, A) of each object with the highest quality: its logarithm and index into A (X, B, G, K).
 
     Fewer candidates, and those of quality zero, are -inf. Ties go to the lower index.
     """
-    return topk_low(quality(seen, boxes, labels, xi).masked_fill_(~candidates, -torch.inf), k)
+    return topk_low(quality(predictions, boxes, labels, xi).masked_fill_(~candidates, -torch.inf), k)
 
 
 def best_of_pairs(
-    seen: Predictions, boxes: Tensor, labels: Tensor, candidates: Tensor, xi: tuple[float, ...], k: int
+    predictions: Predictions, boxes: Tensor, labels: Tensor, candidates: Tensor, xi: tuple[float, ...], k: int
 ) -> tuple[Tensor, Tensor]:
     """The same as `best_of_table` from a list of the candidates alone, which is short where boxes are small.
 
@@ -208,13 +208,13 @@ def best_of_pairs(
     """
     images, rows, cells = candidates.shape
     image, row, cell = candidates.nonzero(as_tuple=True)
-    q = _pair_quality(seen, boxes, labels, image, row, cell, xi)
+    q = _pair_quality(predictions, boxes, labels, image, row, cell, xi)
     owner = image * rows + row  # ascending, so that it is its own sorted version
     order = _sorted_pairs(owner, q)
     count = candidates.sum(-1).flatten()
     rank = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
-    kept = (rank < k).nonzero().flatten()
-    slot, pair, k = owner[kept] * min(k, cells) + rank[kept], order[:, kept], min(k, cells)
+    top_pairs = (rank < k).nonzero().flatten()
+    slot, pair, k = owner[top_pairs] * min(k, cells) + rank[top_pairs], order[:, top_pairs], min(k, cells)
     best = q.new_full((len(xi), images * rows * k), -torch.inf)
     index = torch.zeros(best.shape, dtype=torch.int64, device=q.device)
     best[:, slot], index[:, slot] = q.gather(1, pair), cell[pair]
@@ -232,17 +232,25 @@ def _sorted_pairs(owner: Tensor, q: Tensor) -> Tensor:
 
 
 def _pair_quality(
-    seen: Predictions, boxes: Tensor, labels: Tensor, image: Tensor, row: Tensor, cell: Tensor, xi: tuple[float, ...]
+    predictions: Predictions,
+    boxes: Tensor,
+    labels: Tensor,
+    image: Tensor,
+    row: Tensor,
+    cell: Tensor,
+    xi: tuple[float, ...],
 ) -> Tensor:
     """`quality` of P pairs of box and location given by index: (X, P)."""
-    assert seen.probability is not None
-    assert seen.boxes is not None
-    which = cell[:, None] * seen.per_location + torch.arange(seen.per_location, device=cell.device)
+    assert predictions.probability is not None
+    assert predictions.boxes is not None
+    which = cell[:, None] * predictions.per_location + torch.arange(predictions.per_location, device=cell.device)
     image, row = image[:, None], row[:, None]
     label = labels[image, row]
-    p = full_precision(seen.probability[image, which, label.clamp_min(0)])
+    p = full_precision(predictions.probability[image, which, label.clamp_min(0)])
     log_p = torch.where(label < 0, 1.0, p).log_()
-    log_iou = paired_iou(full_precision(boxes)[image, row], full_precision(seen.boxes[image, which]), MIN_UNION).log_()
+    log_iou = paired_iou(
+        full_precision(boxes)[image, row], full_precision(predictions.boxes[image, which]), MIN_UNION
+    ).log_()
     return _blend(log_p, log_iou, xi).amax(-1)
 
 

@@ -26,12 +26,12 @@ class _ScoreDivergence(Function):
     """The gradient is linear in what comes in for each row, so that the forward pass writes down its map."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, wanted: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, teacher_probability: Tensor, power: float) -> tuple[Tensor, Tensor]:
         p = logits.sigmoid()
-        apart = p - wanted
+        apart = p - teacher_probability
         distance = apart.abs()
         largest = distance.amax(-1)
-        entropy = F.softplus(logits).addcmul_(logits, wanted, value=-1)
+        entropy = F.softplus(logits).addcmul_(logits, teacher_probability, value=-1)
         slope = p.mul_(1 - p).mul_(apart.sign())  # of the distance
         if power != 1:
             slope.mul_(power * distance.pow(power - 1))
@@ -48,21 +48,21 @@ class _ScoreDivergence(Function):
 
 
 @without_autocast
-def score_divergence(logits: Tensor, wanted: Tensor, power: float = 1.0) -> tuple[Tensor, Tensor]:
+def score_divergence(logits: Tensor, teacher_probability: Tensor, power: float = 1.0) -> tuple[Tensor, Tensor]:
     """Binary cross entropy against the teacher's probabilities, weighted by how far the student is from them.
 
     BCKD (Yang et al., ICCV 2023): BCE(z, q) |sigmoid(z) - q|^power, summed over classes; the weight is in the gradient.
 
     Args:
         logits: (..., K) of the student.
-        wanted: (..., K) probabilities of the teacher.
+        teacher_probability: (..., K).
         power: at least 1.
 
     Returns:
         The sums (...), and the largest |sigmoid(z) - q| over classes (...), without gradient.
     """
     result: tuple[Tensor, Tensor] = _ScoreDivergence.apply(
-        full_precision(logits), full_precision(wanted).detach(), power
+        full_precision(logits), full_precision(teacher_probability).detach(), power
     )
     return result
 
@@ -131,11 +131,11 @@ class LevelPredictions(NamedTuple):
         best = self.logits.detach().amax(-1).unflatten(1, (-1, per_cell)).argmax(-1)
         index = best + torch.arange(best.shape[1], device=best.device) * per_cell
 
-        def chosen(x: Tensor) -> Tensor:
+        def take_best(x: Tensor) -> Tensor:
             return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
 
         quality = None if self.quality is None else self.quality.gather(1, index)
-        return LevelPredictions(chosen(self.logits), chosen(self.boxes), quality)
+        return LevelPredictions(take_best(self.logits), take_best(self.boxes), quality)
 
 
 def check_places(name: str, pairing: Pairing) -> None:

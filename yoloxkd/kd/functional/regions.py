@@ -85,8 +85,8 @@ def pooled_regions(
     index = index + torch.arange(images, device=index.device).view(-1, 1, 1, 1) * table.shape[1]
     weight = weight * used.view(images, k, 1, 1)
     if excluded is not None:
-        seen = torch.cat([~x.flatten(1) for x in excluded], 1).flatten()
-        weight = weight * seen[index]
+        included = torch.cat([~x.flatten(1) for x in excluded], 1).flatten()
+        weight = weight * included[index]
     # in one row a bin: (B k bins², taps)
     rows = F.embedding_bag(
         index.flatten(0, 2), table.flatten(0, 1), mode="sum", per_sample_weights=weight.flatten(0, 2)

@@ -1,4 +1,4 @@
-"""What parts of a picture are to each other: distances between regions (GID), and cells that read all cells (FKD)."""
+"""What parts of an image are to each other: distances between regions (GID), and cells that read all cells (FKD)."""
 
 from __future__ import annotations
 

@@ -95,15 +95,15 @@ def fgd_focal_terms(
     student_map, teacher_map = full_precision(student).flatten(2), full_precision(teacher).detach().flatten(2)
     images = student_map.shape[0]
     a_teacher, p_teacher = _attention(teacher_map, tau, spatial, channel)
-    seen = differences(student_map, teacher_map, a_teacher)
-    error = seen.error
+    difference = differences(student_map, teacher_map, a_teacher)
+    error = difference.error
     foreground, background = foreground.flatten(1).to(error.dtype), background.flatten(1).to(error.dtype)
     attention = error.new_zeros(())
     if p_teacher is not None:
-        attention = attention + (p_teacher - spatial_attention(seen.cells, tau)).abs().sum()
+        attention = attention + (p_teacher - spatial_attention(difference.cells, tau)).abs().sum()
         error = error * p_teacher
     if channel:
-        attention = attention + (a_teacher - channel_attention(seen.channels, tau)).abs().sum()
+        attention = attention + (a_teacher - channel_attention(difference.channels, tau)).abs().sum()
     terms = {
         "fg": (foreground * error).sum() / images,
         "bg": (background * error).sum() / images,
@@ -111,7 +111,7 @@ def fgd_focal_terms(
     }
     if context is not None:
         shift = (context[0](student) - context[1](teacher.detach())).flatten(1)
-        terms["global"] = seen.shifted(shift, student_map.shape[2]) / images
+        terms["global"] = difference.shifted(shift, student_map.shape[2]) / images
     return terms
 
 
@@ -197,13 +197,13 @@ class FGD(Distiller):
         self.adapters = Adapters(pairing, self.needs)
         self.student_blocks, self.teacher_blocks = nn.ModuleDict(), nn.ModuleDict()
         attends = cfg.spatial_attention or cfg.channel_attention
-        wanted = {
+        weights = {
             "fg": cfg.alpha if cfg.focal else 0.0,
             "bg": cfg.beta if cfg.focal else 0.0,
             "attention": cfg.gamma if cfg.focal and attends else 0.0,
             "global": cfg.lambda_ if cfg.global_ else 0.0,
         }
-        self.weights = {term: weight for term, weight in wanted.items() if weight > 0}
+        self.weights = {term: weight for term, weight in weights.items() if weight > 0}
         self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
         if "global" in self.weights:
             block: type[GlobalContext | NonLocal] = GlobalContext if cfg.relation == "gc" else NonLocal
@@ -229,8 +229,8 @@ class FGD(Distiller):
             size = (teacher_map.shape[2], teacher_map.shape[3])
             foreground, background = self._masks(step, size)
             attention = spatial_attention(teacher_map.abs().mean(1).flatten(1), self.cfg.tau).unflatten(1, size)
-            named = {"foreground": foreground, "background": background, "attention": attention}
-            out |= {f"{what}, stride {level.stride}": value for what, value in named.items()}
+            weight_maps = {"foreground": foreground, "background": background, "attention": attention}
+            out |= {f"{what}, stride {level.stride}": value for what, value in weight_maps.items()}
         return out
 
     def _level(self, step: Step[DetectorOutput], level: LevelPair) -> dict[str, Tensor]:

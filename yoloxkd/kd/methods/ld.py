@@ -100,11 +100,11 @@ class LD(Distiller):
         weights = {"main": cfg.alpha, "valuable": cfg.beta, "classes": cfg.delta}
         self.weights = {term: weight for term, weight in weights.items() if weight > 0}
         self.terms = tuple(LossName(self.name, term, level.stride) for level in pairing.levels for term in self.weights)
-        known = pairing.classes >= 0
-        if cfg.delta > 0 and int(known.sum()) < 2:
+        is_shared = pairing.classes >= 0
+        if cfg.delta > 0 and int(is_shared.sum()) < 2:
             raise UserError("kd.delta distils class probabilities, and the teacher knows fewer than two of the classes")
-        self.register_buffer("student_classes", known.nonzero()[:, 0], persistent=False)
-        self.register_buffer("teacher_classes", pairing.classes[known], persistent=False)
+        self.register_buffer("student_classes", is_shared.nonzero()[:, 0], persistent=False)
+        self.register_buffer("teacher_classes", pairing.classes[is_shared], persistent=False)
         self.student_classes: Tensor
         self.teacher_classes: Tensor
 

@@ -83,11 +83,11 @@ class MGD(Distiller):
             student_map, teacher_map = step.maps(Tap.NECK, level)
             student_map = self.adapters(student_map, teacher_map, Tap.NECK, level)
             size = (teacher_map.shape[2], teacher_map.shape[3])
-            drawn = torch.rand(teacher_map.shape[0] * every, *size, generator=draws)[first::every]
+            uniform = torch.rand(teacher_map.shape[0] * every, *size, generator=draws)[first::every]
             if student_map.device.type == "cuda":
-                drawn = drawn.pin_memory().to(student_map.device, non_blocking=True)
+                uniform = uniform.pin_memory().to(student_map.device, non_blocking=True)
             excluded = excluded_cells(step.batch, size, step.teacher.image_size)
-            visible = (drawn >= self.cfg.mask_ratio).to(student_map.dtype)
+            visible = (uniform >= self.cfg.mask_ratio).to(student_map.dtype)
             error = generated_error(student_map, teacher_map, visible, self.blocks[f"s{level.stride}"], excluded)
             out[LossName(self.name, "generated", level.stride)] = Loss(error * self.cfg.alpha)
         return out

@@ -116,6 +116,6 @@ class Mimic(NeckDistiller):
 
 
 def _counted(points: Tensor, batch: Batch) -> Tensor:
-    """(B, A) bool, locations in the picture and in no ignore region."""
+    """(B, A) bool, locations in the image and in no ignore region."""
     targets = batch.targets
     return within_content(points, batch.content) & ~touched_by_any(points, targets.boxes, targets.ignore)

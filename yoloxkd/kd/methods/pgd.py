@@ -150,8 +150,8 @@ class PGD(Distiller):
         beta = cfg.alpha / 2 if cfg.beta is None else cfg.beta
         gamma = 1.6 * cfg.alpha if cfg.gamma is None else cfg.gamma
         dense = {"fg": cfg.alpha, "bg": beta, "attention": cfg.delta}
-        wanted = {"neck": dense, "cls": dense, "reg": {"fea": gamma, "attention": cfg.delta}}
-        self.weights = {b: {t: w for t, w in wanted[b].items() if w > 0} for b in self.branches}
+        weights = {"neck": dense, "cls": dense, "reg": {"fea": gamma, "attention": cfg.delta}}
+        self.weights = {b: {t: w for t, w in weights[b].items() if w > 0} for b in self.branches}
         self.terms = tuple(
             LossName(self.name, f"{branch}_{term}", level.stride)
             for level in pairing.levels
@@ -178,11 +178,11 @@ class PGD(Distiller):
     def maps(self, step: Step[DenseOutput]) -> dict[str, Tensor]:
         """Foreground weights of each branch, and the background."""
         weights, background = self.regions(step)
-        named: dict[str, list[Tensor]] = {f"{branch} foreground": maps for branch, maps in weights.items()}
+        foregrounds: dict[str, list[Tensor]] = {f"{branch} foreground": maps for branch, maps in weights.items()}
         strides = [level.stride for level in self.pairing.levels]
         return {
             f"{what}, stride {stride}": value
-            for what, maps in (named | {"background": background}).items()
+            for what, maps in (foregrounds | {"background": background}).items()
             for stride, value in zip(strides, maps, strict=True)
         }
 
@@ -197,17 +197,17 @@ class PGD(Distiller):
         levels = [level.teacher for level in self.pairing.levels]
         grid, slices = teacher.grid.of_levels(levels).of_cells(), teacher.grid.slices()
         probability = step.models.teacher.class_probability(teacher)
-        seen = Predictions(
+        predictions = Predictions(
             grid.points,
             torch.cat([probability[:, slices[i]] for i in levels], 1),
             torch.cat([teacher.boxes[:, slices[i]] for i in levels], 1),
         )
-        ignored = touched_by_any(seen.points, targets.boxes, targets.ignore)
-        counted = within_content(seen.points, batch.content) & ~ignored
+        ignored = touched_by_any(predictions.points, targets.boxes, targets.ignore)
+        counted = within_content(predictions.points, batch.content) & ~ignored
         xi = tuple(cfg.xi_reg if branch == "reg" else cfg.xi_cls for branch in self.branches)
         values = tuple(dict.fromkeys(xi))
         importance = pgd_weights(
-            seen,
+            predictions,
             targets.boxes,
             self.classes.to(targets.labels.device)[targets.labels],
             targets.mask & self.taught.to(targets.labels.device)[targets.labels],
@@ -218,9 +218,9 @@ class PGD(Distiller):
             eps=cfg.covariance_eps,
         )
         importance = importance * counted
-        plain = counted & ~inside_any(seen.points, targets.boxes, targets.mask)
+        background = counted & ~inside_any(predictions.points, targets.boxes, targets.mask)
         by_branch = {b: _by_level(importance[values.index(x)], grid) for b, x in zip(self.branches, xi, strict=True)}
-        return by_branch, _by_level(plain.to(importance.dtype), grid)
+        return by_branch, _by_level(background.to(importance.dtype), grid)
 
     def _level(
         self,

@@ -46,13 +46,13 @@ def atss_match(
 
     Candidates of a box are the `topk` anchors of each level with the nearest centers. Those with an IoU of at least
     the mean plus the standard deviation (n - 1) of all candidates' IoUs, and with their center inside the box, are
-    positive. An anchor wanted by several boxes takes the one it overlaps most, the lower row among equals.
+    positive. An anchor claimed by several boxes takes the one it overlaps most, the lower row among equals.
     """
     points, images, rows = grid.points, *targets.mask.shape
     if rows == 0:
         return no_match(images, points.shape[0], points.device)
     largest = max(part.stop - part.start for part in grid.slices())
-    area = _picture(targets) if area is None else area
+    area = _image_sizes(targets) if area is None else area
     parts = []
     for part in image_parts(images, rows * largest, points.device, budget):
         usable = None if area is None else within(points, area[part])
@@ -80,7 +80,7 @@ def near_misses(
     out = points.new_zeros(images, points.shape[0], dtype=full_precision(targets.boxes).dtype)
     if rows == 0:
         return out
-    area = _picture(targets)
+    area = _image_sizes(targets)
     for part in image_parts(images, rows * points.shape[0], points.device, budget):
         boxes, mask = full_precision(targets.boxes[part]), targets.mask[part]
         at = points.to(boxes.dtype)
@@ -93,7 +93,7 @@ def near_misses(
     return out
 
 
-def _picture(targets: Targets) -> Tensor | None:
+def _image_sizes(targets: Targets) -> Tensor | None:
     """(B, 2) height and width px of the images inside the batch; None: padding is not told apart."""
     return None if targets.content is None else targets.content[:, 2:4].flip(1)
 
@@ -108,10 +108,10 @@ def _match(points: Tensor, grid: Grid, boxes: Tensor, mask: Tensor, topk: int, u
     where, iou = candidate.flatten(1), iou.flatten(1)
     best = iou.new_full((images, points.shape[0]), -1.0)
     best = best.scatter_reduce(1, where, torch.where(positive, iou, -1.0), "amax")
-    won = positive & (iou == best.gather(1, where))
+    winner = positive & (iou == best.gather(1, where))
     row = torch.arange(rows, device=boxes.device).repeat_interleave(each).expand(images, -1)
     first = torch.full_like(best, rows, dtype=torch.int64)
-    first = first.scatter_reduce(1, where, torch.where(won, row, rows), "amin")
+    first = first.scatter_reduce(1, where, torch.where(winner, row, rows), "amin")
     fg = first < rows
     return Match.of(fg, torch.where(fg, first, -1))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from yoloxkd.nn.assigners.atss import MARGIN, MIN_UNION
 from yoloxkd.nn.assigners.inside import inside
-from yoloxkd.nn.assigners.match import Match, claimed, eligible, image_parts, no_match
+from yoloxkd.nn.assigners.match import Match, eligible, image_parts, match_claims, no_match
 from yoloxkd.ops.boxes import pairwise_iou, to_distances
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Grid, Targets
@@ -43,7 +43,7 @@ def ddod_matches(
             `targets.content` says it, where it is given
 
     The quality of a prediction for a box is p^(1 - alpha) IoU^alpha, p its probability of the box's class (DDOD eq. 4). A
-    prediction wanted by several boxes takes the one that it has the largest quality for, the lower row among equals.
+    prediction claimed by several boxes takes the one that it has the largest quality for, the lower row among equals.
     """
     (images, rows), locations = targets.mask.shape, grid.points.shape[0]
     if rows == 0:
@@ -53,10 +53,10 @@ def ddod_matches(
     parts: list[list[Match]] = [[], []]
     for part in image_parts(images, rows * locations, grid.points.device, budget):
         gt = full_precision(targets.boxes[part])
-        taken = targets.mask[part].unsqueeze(-1) & usable[part].unsqueeze(1)
+        candidate = targets.mask[part].unsqueeze(-1) & usable[part].unsqueeze(1)
         if order == "paper":
-            taken = taken & inside(grid, gt, MARGIN)
-        overlap = pairwise_iou(gt, full_precision(boxes[part]), MIN_UNION).masked_fill_(~taken, 0)
+            candidate = candidate & inside(grid, gt, MARGIN)
+        overlap = pairwise_iou(gt, full_precision(boxes[part]), MIN_UNION).masked_fill_(~candidate, 0)
         for matches, alpha in zip(parts, ALPHAS, strict=True):
             factor = class_factor(full_precision(logits[part]), targets.labels[part], alpha)
             matches.append(_match(grid.points, factor.mul_(overlap), gt))
@@ -85,4 +85,4 @@ def _match(points: Tensor, quality: Tensor, boxes: Tensor) -> Match:
     """The best of every box: quality (B, G, A), zero where a prediction is none of a box's -> their match."""
     best = quality.topk(min(TOPK, quality.shape[2]), dim=-1)
     within = to_distances(points[best.indices].to(boxes.dtype), boxes.unsqueeze(2)).amin(-1) > MARGIN
-    return claimed(best.indices, best.values, within & (best.values > 0), quality.shape[2])
+    return match_claims(best.indices, best.values, within & (best.values > 0), quality.shape[2])

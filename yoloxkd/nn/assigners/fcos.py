@@ -45,10 +45,10 @@ def fcos_match(
     parts = []
     for part in image_parts(images, rows * points.shape[0], points.device, budget):
         boxes = full_precision(targets.boxes[part]).unsqueeze(2)
-        wanted = _inside(points, grid.point_strides, boxes, radius)
+        positive = _inside(points, grid.point_strides, boxes, radius)
         furthest = to_distances(points, boxes).amax(-1)
-        wanted &= (furthest >= limits[:, 0]) & (furthest <= limits[:, 1]) & targets.mask[part].unsqueeze(2)
-        size = torch.where(wanted, area(boxes), torch.inf)
+        positive &= (furthest >= limits[:, 0]) & (furthest <= limits[:, 1]) & targets.mask[part].unsqueeze(2)
+        size = torch.where(positive, area(boxes), torch.inf)
         least, row = size.min(dim=1)
         fg = least < torch.inf
         parts.append(Match.of(fg, torch.where(fg, row, -1)))

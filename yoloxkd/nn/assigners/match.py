@@ -71,19 +71,19 @@ def image_parts(images: int, pairs: int, device: torch.device, budget: int | Non
         yield slice(start, start + step)
 
 
-def claimed(wanted: Tensor, value: Tensor, real: Tensor, locations: int) -> Match:
+def match_claims(candidates: Tensor, value: Tensor, real: Tensor, locations: int) -> Match:
     """What becomes of the locations that boxes want: each takes the box of the largest value, the lower row among equals.
 
-    wanted (B, G, C) int64, C locations of each box; value (B, G, C) finite; real (B, G, C) bool, entries that count
+    candidates (B, G, C) int64, C locations of each box; value (B, G, C) finite; real (B, G, C) bool, entries that count
     """
-    images, rows, each = wanted.shape
-    where, value, real = wanted.flatten(1), value.flatten(1), real.flatten(1)
+    images, rows, each = candidates.shape
+    where, value, real = candidates.flatten(1), value.flatten(1), real.flatten(1)
     best = value.new_full((images, locations), -torch.inf)
     best = best.scatter_reduce(1, where, torch.where(real, value, -torch.inf), "amax")
-    won = real & (value == best.gather(1, where))
+    winner = real & (value == best.gather(1, where))
     row = torch.arange(rows, device=value.device).repeat_interleave(each).expand(images, -1)
     first = torch.full_like(best, rows, dtype=torch.int64)
-    first = first.scatter_reduce(1, where, torch.where(won, row, rows), "amin")
+    first = first.scatter_reduce(1, where, torch.where(winner, row, rows), "amin")
     fg = first < rows
     return Match.of(fg, torch.where(fg, first, -1))
 
@@ -91,15 +91,15 @@ def claimed(wanted: Tensor, value: Tensor, real: Tensor, locations: int) -> Matc
 def eligible(grid: Grid, targets: Targets, area: Tensor | None = None) -> Tensor:
     """Locations that can answer for a box when this follows from what they predict: (B, A) bool.
 
-    Those in the picture: `area` (B, 2) height and width px, else `targets.content`. One in an ignore region answers only
+    Those in the image: `area` (B, 2) height and width px, else `targets.content`. One in an ignore region answers only
     where it lies in a box, so that what is predicted elsewhere in such a region decides nothing.
     """
     ignored = centers_inside(targets.boxes, targets.ignore, grid)
-    found = ~ignored | centers_inside(targets.boxes, targets.mask, grid)
+    usable = ~ignored | centers_inside(targets.boxes, targets.mask, grid)
     if area is not None:
         limit = torch.cat((torch.zeros_like(area), area.flip(-1)), dim=-1)
-        return found & within_content(grid.points, limit)
-    return found if targets.content is None else found & within_content(grid.points, targets.content)
+        return usable & within_content(grid.points, limit)
+    return usable if targets.content is None else usable & within_content(grid.points, targets.content)
 
 
 @dataclass(slots=True)

@@ -48,15 +48,15 @@ def max_iou_match(
     for part in image_parts(images, rows * count, device, budget):
         boxes = full_precision(targets.boxes[part])
         here = by_columns if by_columns.ndim == 2 else by_columns[part]
-        best, row, claimed = _scan(
+        best, row, claimant = _scan(
             here, boxes, targets.mask[part], None if usable is None else usable[part], claim, budget
         )
-        fg = (best >= positive) | (claimed >= 0)
-        gt = torch.where(claimed >= 0, claimed, row)
-        between = (best >= negative) & ~fg
+        fg = (best >= positive) | (claimant >= 0)
+        gt = torch.where(claimant >= 0, claimant, row)
+        ignored = (best >= negative) & ~fg
         if usable is not None:
-            between |= ~usable[part]
-        parts.append(Match(fg, torch.where(fg, gt, -1), between))
+            ignored |= ~usable[part]
+        parts.append(Match(fg, torch.where(fg, gt, -1), ignored))
     return Match.joined(parts)
 
 
@@ -67,7 +67,7 @@ def _scan(
     images, count = boxes.shape[0], anchors.shape[-2]
     best = boxes.new_full((images, count), -1.0)
     row = torch.zeros(images, count, dtype=torch.int64, device=boxes.device)
-    claimed = torch.full_like(row, -1)
+    claimant = torch.full_like(row, -1)
     for some in row_parts(boxes.shape[1], images * count, boxes.device, budget):
         overlap = pairwise_iou(boxes[:, some], anchors)
         overlap.masked_fill_(~mask[:, some, None], -1.0)
@@ -81,5 +81,5 @@ def _scan(
             least = torch.where((top > 0) & (top >= claim), top * (1 - TIE), torch.inf)
             number = torch.arange(some.start, some.stop, device=boxes.device, dtype=torch.int16).view(1, -1, 1)
             last = torch.where(overlap >= least, number, -1).amax(dim=1)
-            claimed = torch.maximum(claimed, last.long())
-    return best, row, claimed
+            claimant = torch.maximum(claimant, last.long())
+    return best, row, claimant

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yoloxkd.nn.assigners.match import Match, claimed, no_match
+from yoloxkd.nn.assigners.match import Match, match_claims, no_match
 from yoloxkd.ops.boxes import to_center
 from yoloxkd.ops.constants import constant
 from yoloxkd.ops.losses import full_precision
@@ -45,9 +45,9 @@ def nearest_point_match(grid: Grid, targets: Targets, *, area: Tensor | None = N
     # of two places equally near the lower one: ceil(x - 0.5)
     cell = torch.minimum((center / stride - grid.offset - 0.5).ceil().long(), last).clamp(min=0)
     where = start + cell[..., 1] * shape[..., 0] + cell[..., 0]
-    apart = (((cell + grid.offset) * stride - center) / side).square().sum(-1)
+    squared_distance = (((cell + grid.offset) * stride - center) / side).square().sum(-1)
     real = targets.mask & (last >= 0).all(-1)
-    return claimed(where.unsqueeze(-1), -apart.unsqueeze(-1), real.unsqueeze(-1), locations)
+    return match_claims(where.unsqueeze(-1), -squared_distance.unsqueeze(-1), real.unsqueeze(-1), locations)
 
 
 def _extent(targets: Targets, area: Tensor | None, whole: Tensor) -> Tensor:

@@ -103,16 +103,16 @@ def _match(
     cost.masked_fill_(~used.unsqueeze(1), torch.inf)
 
     most = min(MOST, slots)
-    wanted = iou.topk(most, dim=2).values.sum(2).long().clamp(1, most) * targets.mask
+    dynamic_k = iou.topk(most, dim=2).values.sum(2).long().clamp(1, most) * targets.mask
     cheapest = cost.topk(most, dim=2, largest=False)
-    takes = (torch.arange(most, device=boxes.device) < wanted.unsqueeze(2)) & cheapest.values.isfinite()
-    taken = torch.where(takes, cheapest.indices, slots).flatten(1)
+    takes = (torch.arange(most, device=boxes.device) < dynamic_k.unsqueeze(2)) & cheapest.values.isfinite()
+    taken_slots = torch.where(takes, cheapest.indices, slots).flatten(1)
     count = torch.zeros(images, slots + 1, dtype=torch.int64, device=boxes.device)
     row = count.clone()
-    count = count.scatter_add_(1, taken, torch.ones_like(taken))[:, :slots]
-    by = torch.arange(rows, device=boxes.device).repeat_interleave(most).expand(images, -1)
+    count = count.scatter_add_(1, taken_slots, torch.ones_like(taken_slots))[:, :slots]
+    box_rows = torch.arange(rows, device=boxes.device).repeat_interleave(most).expand(images, -1)
     # Where several boxes write, any of them may win here; those cells take their cheapest box instead.
-    row = torch.where(count > 1, _cheapest_near(cost, near_slot), row.scatter_(1, taken, by)[:, :slots])
+    row = torch.where(count > 1, _cheapest_near(cost, near_slot), row.scatter_(1, taken_slots, box_rows)[:, :slots])
 
     iou = iou.gather(1, row.unsqueeze(1)).squeeze(1)
     fg = (count > 0).gather(1, slot_of_cell) & candidate

@@ -48,10 +48,10 @@ def start_backbone(body: nn.Module, name: str, source: str) -> BackboneStart:
     if source != "imagenet":
         file = packaged_file(name) if source == "package" else Path(source)
         return BackboneStart(True, f"backbone {name} starts from {file} ({load_file(body, file)})")
-    found = cached_file(name)
-    if found is not None:
-        _load_timm(body, name, found)
-        return BackboneStart(True, f"backbone {name} starts from ImageNet weights ({found})")
+    cached_path = cached_file(name)
+    if cached_path is not None:
+        _load_timm(body, name, cached_path)
+        return BackboneStart(True, f"backbone {name} starts from ImageNet weights ({cached_path})")
     reason = unreachable(name)
     if reason is None:
         try:
@@ -77,8 +77,8 @@ def packaged_file(name: str) -> Path:
             f"student.backbone_weights package: no known package has weights of '{name}', only of {', '.join(PACKAGES)}"
         )
     package, place = PACKAGES[name.partition(".")[0]]
-    found = importlib.util.find_spec(package.replace("-", "_"))
-    folders = (found.submodule_search_locations or []) if found else []
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    folders = (spec.submodule_search_locations or []) if spec else []
     files = [file for folder in folders for file in sorted(Path(folder).glob(place))]
     if not files:
         raise UserError(
@@ -104,9 +104,9 @@ def cached_file(name: str) -> Path | None:
     if cfg.hf_hub_id:
         repository, _, revision = cfg.hf_hub_id.partition("@")
         for file in dict.fromkeys((cfg.hf_hub_filename or CACHED_NAMES[0], *CACHED_NAMES)):
-            found = try_to_load_from_cache(repository, file, revision=revision or None)
-            if isinstance(found, str):
-                return Path(found)
+            cached_path = try_to_load_from_cache(repository, file, revision=revision or None)
+            if isinstance(cached_path, str):
+                return Path(cached_path)
     if cfg.url:
         file = Path(torch.hub.get_dir()) / "checkpoints" / str(cfg.url).rpartition("/")[2]
         return file if file.is_file() else None
@@ -139,22 +139,22 @@ def load_file(body: nn.Module, path: Path) -> str:
     UserError: no such file, or it is of another network.
     """
     state = _state(path)
-    own = {k: v for k, v in body.state_dict().items() if k in own_keys(body) and not k.endswith(COUNTER)}
-    named = {k: state[k] for k in own if k in state and state[k].shape == own[k].shape}
-    if len(named) == len(own):
-        body.load_state_dict(named, strict=False)
+    body_state = {k: v for k, v in body.state_dict().items() if k in published_keys(body) and not k.endswith(COUNTER)}
+    by_name = {k: state[k] for k in body_state if k in state and state[k].shape == body_state[k].shape}
+    if len(by_name) == len(body_state):
+        body.load_state_dict(by_name, strict=False)
         return "by name"
-    theirs = list(state.values())[: len(own)]
-    if [v.shape for v in theirs] == [v.shape for v in own.values()]:
-        body.load_state_dict(dict(zip(own, theirs, strict=True)), strict=False)
+    tensors = list(state.values())[: len(body_state)]
+    if [v.shape for v in tensors] == [v.shape for v in body_state.values()]:
+        body.load_state_dict(dict(zip(body_state, tensors, strict=True)), strict=False)
         return "by order"
     raise UserError(
-        f"student.backbone_weights {path} does not fit the backbone: {len(named)} of its {len(own)} tensors are there by "
-        "name, and the shapes in order differ; choose the backbone it is of"
+        f"student.backbone_weights {path} does not fit the backbone: {len(by_name)} of its {len(body_state)} tensors "
+        "are there by name, and the shapes in order differ; choose the backbone it is of"
     )
 
 
-def own_keys(body: nn.Module) -> list[str]:
+def published_keys(body: nn.Module) -> list[str]:
     """What published weights of a network have: not the offsets of convolutions that were made deformable since."""
     return [key for key in body.state_dict() if ".conv_offset." not in key]
 
@@ -187,4 +187,4 @@ def _load_timm(body: nn.Module, name: str, file: Path | None) -> None:
     with torch.random.fork_rng(devices=[]):
         loaded = timm.create_model(name, features_only=not whole, pretrained=True, pretrained_cfg_overlay=overlay)
     state = loaded.state_dict()
-    body.load_state_dict({key: state[key] for key in own_keys(body)}, strict=False)
+    body.load_state_dict({key: state[key] for key in published_keys(body)}, strict=False)

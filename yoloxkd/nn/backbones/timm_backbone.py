@@ -53,14 +53,15 @@ class TimmBackbone(nn.Module):
         self.name = name
         self.body = create(name)
         info = self.body.feature_info
-        known = list(info.reduction())
-        if not set(strides) <= set(known):
+        reductions = list(info.reduction())
+        if not set(strides) <= set(reductions):
             raise UserError(
-                f"backbone '{name}' has maps of strides {known}, and the pyramid needs {list(strides)}; choose another"
+                f"backbone '{name}' has maps of strides {reductions}, and the pyramid needs {list(strides)}; choose "
+                "another"
             )
-        self._indices = [max(i for i, s in enumerate(known) if s == stride) for stride in strides]
+        self._indices = [max(i for i, s in enumerate(reductions) if s == stride) for stride in strides]
         channels = [int(info.channels()[i]) for i in self._indices]
-        self._ends = dict(zip(known, map(str, info.module_name()), strict=True))
+        self._ends = dict(zip(reductions, map(str, info.module_name()), strict=True))
         _fix_padding(self.body)
         if style == "caffe":
             _stride_first(self.body, name)
@@ -78,12 +79,12 @@ class TimmBackbone(nn.Module):
     def freeze(self, stages: int, norm_eval: bool, norm_frozen: bool = False) -> None:
         """Choose anew what does not train; see `frozen_stages`, `norm_eval` and `norm_frozen`."""
         if stages and 2 ** (stages + 1) not in self._ends:
-            known = [n for n in range(1, 5) if 2 ** (n + 1) in self._ends]
+            numbers = [n for n in range(1, 5) if 2 ** (n + 1) in self._ends]
             raise UserError(
-                f"student.frozen_stages {stages}: backbone '{self.name}' has no such stage; give 0 or one of {known}"
+                f"student.frozen_stages {stages}: backbone '{self.name}' has no such stage; give 0 or one of {numbers}"
             )
         self.norm_eval = norm_eval
-        self._chosen = (stages, norm_eval, norm_frozen)
+        self._freeze_arguments = (stages, norm_eval, norm_frozen)
         self._frozen = _modules_up_to(self.body, self._ends[2 ** (stages + 1)]) if stages else []
         for parameter in self.body.parameters():
             parameter.requires_grad_(True)
@@ -94,7 +95,7 @@ class TimmBackbone(nn.Module):
 
     def freeze_again(self) -> None:
         """The same choice as before, for modules that have been replaced since."""
-        self.freeze(*self._chosen)
+        self.freeze(*self._freeze_arguments)
 
     def start(self, source: str) -> BackboneStart:
         """Load published weights; `source` is "imagenet", "none" or a file (see `pretrained.start_backbone`)."""
@@ -110,8 +111,8 @@ class TimmBackbone(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        found = self.body(x)
-        maps = [found[i] for i in self._indices]
+        all_maps = self.body(x)
+        maps = [all_maps[i] for i in self._indices]
         if self.last_conv:
             maps[-1] = self.body.bn2(self.body.conv_head(maps[-1]))
         return maps
@@ -126,8 +127,8 @@ def create(name: str) -> Any:
     except RuntimeError as error:
         if "nknown model" not in str(error):
             raise UserError(f"backbone '{name}' cannot give feature maps: {error}") from error
-        known = nearest(name, timm.list_models())
-        raise UserError(f"unknown backbone '{name}' (it should be a model of timm); {known}") from error
+        suggestion = nearest(name, timm.list_models())
+        raise UserError(f"unknown backbone '{name}' (it should be a model of timm); {suggestion}") from error
     except (AttributeError, TypeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"backbone '{name}' of timm cannot give feature maps; choose another") from error
     layout = getattr(body, "output_fmt", "NCHW")
@@ -225,7 +226,7 @@ def _stride_first(body: nn.Module, name: str) -> None:
 def _modules_up_to(body: nn.Module, last: str) -> list[nn.Module]:
     """The modules that come before the end of the module `last`, and lie there whole; timm registers them in order."""
     places = {last, last.replace(".", "_")}
-    found = list(body.named_modules())
-    end = max(i for i, (name, _) in enumerate(found) if any(name == p or name.startswith(p + ".") for p in places))
-    after = found[end + 1][0] if end + 1 < len(found) else ""
-    return [module for name, module in found[: end + 1] if name and not after.startswith(name + ".")]
+    modules = list(body.named_modules())
+    end = max(i for i, (name, _) in enumerate(modules) if any(name == p or name.startswith(p + ".") for p in places))
+    after = modules[end + 1][0] if end + 1 < len(modules) else ""
+    return [module for name, module in modules[: end + 1] if name and not after.startswith(name + ".")]

@@ -80,17 +80,17 @@ class ATSS(SquareAnchorDetector):
         with torch.autocast(out.quality.device.type, enabled=False):
             rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
             rows = rows.masked_fill(match.ignored, 0)
-            found = Positives.of(match, targets, out.grid, TOPK * len(out.grid.strides))
+            positives = Positives.of(match, targets, out.grid, TOPK * len(out.grid.strides))
             count = match.fg.sum(1).clamp(min=1).sum()
-            predicted = decode(found.at(out.box_raw), square_anchors(found.points, found.strides))
-            wrong = BOX_WEIGHT * giou_loss(predicted, found.boxes)
+            predicted = decode(positives.at(out.box_raw), square_anchors(positives.points, positives.strides))
+            box_loss = BOX_WEIGHT * giou_loss(predicted, positives.boxes)
             if self.cfg.quality == "iou":
-                name, wanted = "iou", paired_iou(predicted.detach(), found.boxes, MIN_UNION)
-                box = Loss(found.total(wrong), count)
+                name, target = "iou", paired_iou(predicted.detach(), positives.boxes, MIN_UNION)
+                box = Loss(positives.total(box_loss), count)
             else:
-                distances = to_distances(found.points, found.boxes)
-                name, wanted = "center", centerness(torch.where(found.used.unsqueeze(-1), distances, 1.0))
-                box = Loss(found.total(wrong * wanted), found.total(wanted))
-            entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), wanted, reduction="none")
-            terms = {"cls": Loss(rows.sum(), count), "box": box, name: Loss(found.total(entropy), count)}
+                distances = to_distances(positives.points, positives.boxes)
+                name, target = "center", centerness(torch.where(positives.used.unsqueeze(-1), distances, 1.0))
+                box = Loss(positives.total(box_loss * target), positives.total(target))
+            entropy = F.binary_cross_entropy_with_logits(positives.at(out.quality), target, reduction="none")
+            terms = {"cls": Loss(rows.sum(), count), "box": box, name: Loss(positives.total(entropy), count)}
             return task_losses(**terms)

@@ -133,12 +133,12 @@ class AutoAssign(FPNDetector):
             joint = full_precision(out.cls_logits).sigmoid() * full_precision(out.quality).sigmoid().unsqueeze(-1)
             boxes = self.decode(out.box_raw, out.grid)
             terms, share = box_terms(joint, boxes, out.grid, targets, self.head.center_prior)
-            there = terms.count > 0
-            hit = -terms.confidence.clamp(min=torch.finfo(joint.dtype).tiny).log().clamp(min=-LARGEST)
+            has_locations = terms.count > 0
+            positive_loss = -terms.confidence.clamp(min=torch.finfo(joint.dtype).tiny).log().clamp(min=-LARGEST)
             rows = row_sums(confidence_negative, joint, share).masked_fill(match.ignored, 0)
-            prior, number = terms.prior.sum(1), there.sum(1)
+            prior, number = terms.prior.sum(1), has_locations.sum(1)
             return task_losses(
-                pos=Loss(POSITIVE_WEIGHT * hit.masked_fill(~there, 0).sum(), there.sum()),
+                pos=Loss(POSITIVE_WEIGHT * positive_loss.masked_fill(~has_locations, 0).sum(), has_locations.sum()),
                 neg=Loss(NEGATIVE_WEIGHT * rows.sum(), prior.detach().sum()),
                 center=Loss(CENTER_WEIGHT * (number / prior.clamp(min=EPS)).sum(), torch.ones_like(number).sum()),
             )
@@ -168,22 +168,22 @@ def box_terms(
     locations = len(grid.points) * (1 if device.type in inside.LIST_DEVICES else TENSORS)
     parts = list(image_parts(images, rows * locations, device, budget))
     sizes = [len(range(images)[part]) for part in parts]
-    found = []
-    for part, said, seen in zip(parts, joint.split(sizes), predicted.split(sizes), strict=True):
+    of_parts = []
+    for part, part_joint, part_predicted in zip(parts, joint.split(sizes), predicted.split(sizes), strict=True):
         of_rows = []
-        for some in row_parts(rows, len(said) * locations, device, budget):
+        for some in row_parts(rows, len(part_joint) * locations, device, budget):
             here, label = boxes[part, some], labels[part, some]
             pairs = InsidePairs.of(grid, here, mask[part, some])
             lower_share(share[part], best[part], label, pairs)
-            arguments = said, seen, grid, here, label, pairs, prior
+            arguments = part_joint, part_predicted, grid, here, label, pairs, prior
             once = len(parts) == 1 and some == slice(0, rows)
             of_rows.append(
                 _terms(*arguments)
                 if once
                 else checkpoint(_terms, *arguments, use_reentrant=False, preserve_rng_state=False)
             )
-        found.append([torch.cat(term, 1) for term in zip(*of_rows, strict=True)])
-    confidence, sums, count = (torch.cat(term) for term in zip(*found, strict=True))
+        of_parts.append([torch.cat(term, 1) for term in zip(*of_rows, strict=True)])
+    confidence, sums, count = (torch.cat(term) for term in zip(*of_parts, strict=True))
     return BoxTerms(confidence, sums, count), share.mT
 
 
@@ -196,8 +196,8 @@ def _terms(
     center = (box[..., :2] + box[..., 2:]) / 2
     offsets = (grid.points[cell] - center) / grid.point_strides[cell].unsqueeze(-1)
     near = prior(offsets, label)
-    wrong = 1 - paired_giou(predicted[image, cell], box)
-    confidence = joint[image, cell, label] * (-BOX_WEIGHT * wrong).exp()
+    giou_loss = 1 - paired_giou(predicted[image, cell], box)
+    confidence = joint[image, cell, label] * (-BOX_WEIGHT * giou_loss).exp()
     return weighted_mean(confidence, near, pairs), pairs.total(near), pairs.total(torch.ones_like(near))
 
 
@@ -229,8 +229,8 @@ def lower_share(share: Tensor, best: Tensor, labels: Tensor, pairs: InsidePairs)
     overlap, the smallest share counts, so that the order of the boxes does not matter.
     """
     image, row, cell = pairs.image, pairs.row, pairs.cell
-    sure = 1 / (1 - best[image, cell]).clamp(min=EPS)
-    low, high = pairs.spread(pairs.lowest(sure)), pairs.spread(-pairs.lowest(-sure))
-    negative = pairs.where_inside(1 - (sure - low + EPS) / (high - low + EPS), 1.0)
+    certainty = 1 / (1 - best[image, cell]).clamp(min=EPS)
+    low, high = pairs.spread(pairs.lowest(certainty)), pairs.spread(-pairs.lowest(-certainty))
+    negative = pairs.where_inside(1 - (certainty - low + EPS) / (high - low + EPS), 1.0)
     index = (image * share.shape[1] + labels[image, row]) * share.shape[2] + cell
     share.view(-1).scatter_reduce_(0, index.flatten(), negative.flatten(), "amin")

@@ -63,13 +63,13 @@ class DDODHead(SquareAnchorHead):
 
     def __init__(self, cfg: DDODConfig, classes: int) -> None:
         super().__init__(cfg, classes, bias=False)
-        looking = [SelfOffsetConv(cfg.channels, cfg.channels, 3, bias=False) for _ in range(2)]
-        for tower, conv in zip((self.cls_convs, self.reg_convs), looking, strict=True):
+        offset_convs = [SelfOffsetConv(cfg.channels, cfg.channels, 3, bias=False) for _ in range(2)]
+        for tower, conv in zip((self.cls_convs, self.reg_convs), offset_convs, strict=True):
             tower[0].conv = conv
         self.atss_iou = nn.Conv2d(cfg.channels, 1, 3, padding=1)
         self.positives = LevelCounts(len(LEVELS))
         self.initialize(self.atss_cls)
-        for conv in looking:
+        for conv in offset_convs:
             conv.look_straight()
 
 
@@ -140,14 +140,14 @@ def ddod_terms(out: DenseOutput, match: TwoMatches, targets: Targets) -> dict[st
     grid = out.grid
     rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
     rows = rows.masked_fill(match.ignored, 0)
-    found = Positives.of(match.box, targets, grid, TOPK)
-    predicted = decode(found.at(out.box_raw), square_anchors(found.points, found.strides))
-    overlap = paired_iou(predicted.detach(), found.boxes, MIN_UNION)
-    entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), overlap, reduction="none")
-    wrong = BOX_WEIGHT * giou_loss(predicted, found.boxes)
-    of_level = [found.used & (found.strides == stride) for stride in grid.strides]
+    positives = Positives.of(match.box, targets, grid, TOPK)
+    predicted = decode(positives.at(out.box_raw), square_anchors(positives.points, positives.strides))
+    overlap = paired_iou(predicted.detach(), positives.boxes, MIN_UNION)
+    entropy = F.binary_cross_entropy_with_logits(positives.at(out.quality), overlap, reduction="none")
+    box_loss = BOX_WEIGHT * giou_loss(predicted, positives.boxes)
+    of_level = [positives.used & (positives.strides == stride) for stride in grid.strides]
     return {
         "cls": torch.stack([rows[:, part].sum() for part in grid.slices()]),
-        "box": torch.stack([wrong.where(level, 0).sum() for level in of_level]),
+        "box": torch.stack([box_loss.where(level, 0).sum() for level in of_level]),
         "iou": torch.stack([entropy.where(level, 0).sum() for level in of_level]),
     }

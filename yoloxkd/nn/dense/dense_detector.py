@@ -64,8 +64,8 @@ class DenseDetector(Detector[DenseOutput, Match]):
     def on_features(self, features: Maps, image_size: tuple[int, int], backbone: Maps = ()) -> DenseOutput:
         """The head on neck maps of an input of image_size (H, W) px."""
         cls, reg = self.tower(Tap.CLS, features, stop=1), self.tower(Tap.REG, features, stop=1)
-        said = self.predict(self.tower(Tap.CLS, cls, 1), self.tower(Tap.REG, reg, 1))
-        return self.assemble(said, image_size, backbone, features, cls, reg)
+        predictions = self.predict(self.tower(Tap.CLS, cls, 1), self.tower(Tap.REG, reg, 1))
+        return self.assemble(predictions, image_size, backbone, features, cls, reg)
 
     @abstractmethod
     def pyramid(self, x: Tensor) -> tuple[Maps, Maps]:
@@ -93,27 +93,27 @@ class DenseDetector(Detector[DenseOutput, Match]):
 
     def assemble(
         self,
-        said: Predictions,
+        predictions: Predictions,
         image_size: tuple[int, int],
         backbone: Maps = (),
         features: Maps = (),
         cls_features: Maps = (),
         reg_features: Maps = (),
     ) -> DenseOutput:
-        """What the predictors said of an input of image_size (H, W) px as one output, with the maps that led there."""
-        sizes = tuple((m.shape[2], m.shape[3]) for m in said.boxes)
-        grid = self.grid(sizes, image_size, said.boxes[0].device)
+        """The predictions on an input of image_size (H, W) px as one output, with the maps that led there."""
+        sizes = tuple((m.shape[2], m.shape[3]) for m in predictions.boxes)
+        grid = self.grid(sizes, image_size, predictions.boxes[0].device)
         grid.anchors = self.anchors(grid)
-        raw = flat(said.boxes, self.per_cell)
+        raw = flat(predictions.boxes, self.per_cell)
         return DenseOutput(
             backbone_features=backbone,
             features=features,
             cls_features=cls_features,
             reg_features=reg_features,
-            cls_logits=flat(said.classes, self.per_cell),
+            cls_logits=flat(predictions.classes, self.per_cell),
             box_raw=raw,
             boxes=self.decode(raw, grid),
-            quality=None if said.quality is None else flat(said.quality, self.per_cell).squeeze(-1),
+            quality=None if predictions.quality is None else flat(predictions.quality, self.per_cell).squeeze(-1),
             grid=grid,
             image_size=image_size,
         )

@@ -112,8 +112,10 @@ class FCOS(FPNDetector):
         return scores.sqrt() if self.root_of_score else scores
 
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
-        far = full_precision(raw)
-        return from_distances(grid.points, far * grid.point_strides.unsqueeze(-1) if self.cfg.norm_on_bbox else far)
+        distances = full_precision(raw)
+        return from_distances(
+            grid.points, distances * grid.point_strides.unsqueeze(-1) if self.cfg.norm_on_bbox else distances
+        )
 
     def assign(self, out: DenseOutput, targets: Targets, draw: Draw = Draw()) -> Match:
         radius = RADIUS if self.cfg.center_sampling else None
@@ -132,21 +134,21 @@ class FCOS(FPNDetector):
         with torch.autocast(out.quality.device.type, enabled=False):
             rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
             rows = rows.masked_fill(match.ignored, 0)
-            found = Positives.of(match, targets, out.grid, self._most_positives(out.grid))
-            distances = self.distances(found)
+            positives = Positives.of(match, targets, out.grid, self._most_positives(out.grid))
+            distances = self.distances(positives)
             center = centerness(distances)
             count = match.fg.sum()
-            predicted = found.at(out.box_raw)
+            predicted = positives.at(out.box_raw)
             origin = predicted.new_zeros(2)
             box_loss = BOX_LOSSES[self.cfg.box_loss](
                 from_distances(origin.expand(*predicted.shape[:-1], 2), predicted),
                 from_distances(origin.expand(*predicted.shape[:-1], 2), distances),
             )
-            entropy = F.binary_cross_entropy_with_logits(found.at(out.quality), center, reduction="none")
+            entropy = F.binary_cross_entropy_with_logits(positives.at(out.quality), center, reduction="none")
             return task_losses(
                 cls=Loss(rows.sum(), count),
-                box=Loss(found.total(box_loss * center), found.total(center), 1e-6),
-                center=Loss(found.total(entropy), count),
+                box=Loss(positives.total(box_loss * center), positives.total(center), 1e-6),
+                center=Loss(positives.total(entropy), count),
             )
 
     def _most_positives(self, grid: Grid) -> int:
@@ -159,9 +161,9 @@ class FCOS(FPNDetector):
         ]
         return sum(min(down, h) * min(right, w) for (down, right), (h, w) in zip(inside, grid.sizes, strict=True))
 
-    def distances(self, found: Positives) -> Tensor:
+    def distances(self, positives: Positives) -> Tensor:
         """(B, S, 4) what `box_raw` should be at positives; one in unused slots."""
-        far = to_distances(found.points, found.boxes)
+        distances = to_distances(positives.points, positives.boxes)
         if self.cfg.norm_on_bbox:
-            far = far / found.strides.unsqueeze(-1)
-        return torch.where(found.used.unsqueeze(-1), far, 1.0)
+            distances = distances / positives.strides.unsqueeze(-1)
+        return torch.where(positives.used.unsqueeze(-1), distances, 1.0)

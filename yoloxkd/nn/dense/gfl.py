@@ -44,11 +44,11 @@ class GFLHead(SharedHead):
 class GFLTerms:
     """The losses of a batch before they are summed and divided.
 
-    cls     (B, A) of every location
-    box     (B, S) of the slots of `found`, weighted, zero in unused ones; dfl likewise
-    count   scalar, the number of positives, an image without any counting as 1
-    weight  scalar, the sum of the weights
-    found   the positives
+    cls        (B, A) of every location
+    box        (B, S) of the slots of `positives`, weighted, zero in unused ones; dfl likewise
+    count      scalar, the number of positives, an image without any counting as 1
+    weight     scalar, the sum of the weights
+    positives  the matched locations
     """
 
     cls: Tensor
@@ -56,7 +56,7 @@ class GFLTerms:
     dfl: Tensor
     count: Tensor
     weight: Tensor
-    found: Positives
+    positives: Positives
 
 
 class GFL(FPNDetector):
@@ -127,15 +127,15 @@ def encode_distances(points: Tensor, boxes: Tensor, last: int) -> Tensor:
 
 def gfl_terms(out: DenseOutput, match: Match, targets: Targets) -> GFLTerms:
     """Every loss of a batch, location by location, of cls_logits and box_raw. Boxes are compared in strides of their level."""
-    found = Positives.of(match, targets, out.grid, TOPK * len(out.grid.strides))
+    positives = Positives.of(match, targets, out.grid, TOPK * len(out.grid.strides))
     logits = full_precision(out.cls_logits)
-    strides = found.strides.unsqueeze(-1)
-    points, boxes = found.points / strides, found.boxes / strides
-    distributions = found.at(out.box_raw)
+    strides = positives.strides.unsqueeze(-1)
+    points, boxes = positives.points / strides, positives.boxes / strides
+    distributions = positives.at(out.box_raw)
     predicted = from_distances(points, expected_distances(distributions))
-    weight = found.at(logits.detach()).sigmoid().amax(-1).masked_fill(~found.used, 0)
+    weight = positives.at(logits.detach()).sigmoid().amax(-1).masked_fill(~positives.used, 0)
     iou = paired_iou(predicted.detach(), boxes, MIN_UNION)
-    score = found.spread(iou, logits.shape[1])
+    score = positives.spread(iou, logits.shape[1])
     rows = quality_focal_loss(logits, dense_labels(match, targets), match.fg, score).masked_fill(match.ignored, 0)
     bins = distributions.unflatten(-1, (4, -1))
     sides = distribution_focal_loss(bins, encode_distances(points, boxes, bins.shape[-1] - 1)).mean(-1)
@@ -145,5 +145,5 @@ def gfl_terms(out: DenseOutput, match: Match, targets: Targets) -> GFLTerms:
         dfl=DISTRIBUTION_WEIGHT * sides * weight,
         count=match.fg.sum(1).clamp(min=1).sum(),
         weight=weight.sum(),
-        found=found,
+        positives=positives,
     )

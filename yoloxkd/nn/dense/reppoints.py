@@ -106,8 +106,8 @@ class RepPoints(FPNDetector):
         return self.cfg.groups
 
     def predict(self, cls: Maps, reg: Maps) -> Predictions:
-        found = [self.head.predict_level(*maps) for maps in zip(cls, reg, strict=True)]
-        return Predictions([logits for logits, _ in found], [points for _, points in found])
+        levels = [self.head.predict_level(*maps) for maps in zip(cls, reg, strict=True)]
+        return Predictions([logits for logits, _ in levels], [points for _, points in levels])
 
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         return self.boxes_of(raw[..., COORDINATES:], grid)
@@ -150,19 +150,21 @@ class RepPoints(FPNDetector):
 
     def box_terms(self, out: DenseOutput, targets: Targets, match: Match, stage: int) -> Tensor:
         """The box loss (B, A) of a stage, 0 or 1, times its weight and zero where nothing is positive."""
-        part, wanted = slice(stage * COORDINATES, (stage + 1) * COORDINATES), matched_boxes(match, targets)
+        part, target_boxes = slice(stage * COORDINATES, (stage + 1) * COORDINATES), matched_boxes(match, targets)
         if match.fg.device.type not in inside.LIST_DEVICES:
-            wrong = self._apart(out.box_raw[..., part], wanted, out.grid)
-            return WEIGHTS[stage] * wrong.masked_fill(~match.fg, 0)
+            box_loss = self._smooth_l1(out.box_raw[..., part], target_boxes, out.grid)
+            return WEIGHTS[stage] * box_loss.masked_fill(~match.fg, 0)
         image, cell = match.fg.nonzero(as_tuple=True)
-        wrong = self._apart(out.box_raw[image, cell, part], wanted[image, cell], out.grid, cell)
-        return WEIGHTS[stage] * wrong.new_zeros(match.fg.shape).index_put((image, cell), wrong)
+        box_loss = self._smooth_l1(out.box_raw[image, cell, part], target_boxes[image, cell], out.grid, cell)
+        return WEIGHTS[stage] * box_loss.new_zeros(match.fg.shape).index_put((image, cell), box_loss)
 
-    def _apart(self, points: Tensor, wanted: Tensor, grid: Grid, cell: Tensor | slice = slice(None)) -> Tensor:
+    def _smooth_l1(
+        self, points: Tensor, target_boxes: Tensor, grid: Grid, cell: Tensor | slice = slice(None)
+    ) -> Tensor:
         """Smooth L1 of the sides of the points' boxes (..., n), in units of 4 strides."""
         boxes = self.boxes_of(points, grid, cell)
         unit = BOX_UNIT * grid.point_strides[cell].to(boxes.dtype).unsqueeze(-1)
-        return F.smooth_l1_loss(boxes / unit, wanted.to(boxes.dtype) / unit, beta=BETA, reduction="none").sum(-1)
+        return F.smooth_l1_loss(boxes / unit, target_boxes.to(boxes.dtype) / unit, beta=BETA, reduction="none").sum(-1)
 
 
 def moment_boxes(points: Tensor, transfer: Tensor) -> Tensor:

@@ -126,11 +126,11 @@ class RetinaNet(FPNDetector):
             rows = rows.masked_fill(match.ignored, 0)
             boxes = matched_boxes(match, targets)
             if self.cfg.box_loss == "giou":
-                wrong = giou_loss(out.boxes, boxes.to(out.boxes.dtype))
+                box_loss = giou_loss(out.boxes, boxes.to(out.boxes.dtype))
             else:
-                wrong = (full_precision(out.box_raw) - to_deltas(boxes, out.grid.anchors)).abs().sum(-1)
+                box_loss = (full_precision(out.box_raw) - to_deltas(boxes, out.grid.anchors)).abs().sum(-1)
             count = match.fg.sum(1).clamp(min=1).sum()
-            return task_losses(cls=Loss(rows.sum(), count), box=Loss(wrong.masked_fill(~match.fg, 0).sum(), count))
+            return task_losses(cls=Loss(rows.sum(), count), box=Loss(box_loss.masked_fill(~match.fg, 0).sum(), count))
 
 
 def cell_anchors(points: Tensor, strides: Tensor) -> Tensor:

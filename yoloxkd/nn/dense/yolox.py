@@ -152,16 +152,18 @@ class YOLOX(DenseDetector):
     def _positives(self, out: DenseOutput, targets: Targets, match: Match) -> dict[str, Tensor]:
         """Sums over positive cells, gathered into as many slots as the boxes can have positives."""
         assert match.score is not None
-        found = Positives.of(match, targets, out.grid, MOST)
-        raw = found.at(out.box_raw)
-        box_loss = squared_iou_loss(decode(raw, found.points, found.strides), found.boxes)
+        positives = Positives.of(match, targets, out.grid, MOST)
+        raw = positives.at(out.box_raw)
+        box_loss = squared_iou_loss(decode(raw, positives.points, positives.strides), positives.boxes)
         terms = {
-            "box": BOX_WEIGHT * found.total(box_loss),
-            "cls": found.total(soft_class_loss(found.at(out.cls_logits), found.labels, found.at(match.score))),
+            "box": BOX_WEIGHT * positives.total(box_loss),
+            "cls": positives.total(
+                soft_class_loss(positives.at(out.cls_logits), positives.labels, positives.at(match.score))
+            ),
         }
         if self._l1:
-            wanted = encode(found.boxes, found.points, found.strides)
-            terms["l1"] = found.total((raw - wanted).abs().sum(-1))
+            target_code = encode(positives.boxes, positives.points, positives.strides)
+            terms["l1"] = positives.total((raw - target_code).abs().sum(-1))
         return terms
 
 

@@ -22,7 +22,7 @@ from yoloxkd.nn.weights.mmdet_weights import (
     convention,
     deformable_stages,
     groups_of,
-    kept,
+    is_used_key,
     our_key,
 )
 
@@ -57,5 +57,5 @@ def mmdetection_solo(raw: Mapping[str, Any], file_name: str = "") -> DenseState 
         section["last_conv"] = rows(state, "neck.lateral_convs.3.conv.weight", 1) == MOBILE_LAST
     classes = rows(state, "mask_head.conv_cls.weight")
     return DenseState(
-        section, {our_key(k): v for k, v in state.items() if kept(k)}, classes, class_names(meta, classes)
+        section, {our_key(k): v for k, v in state.items() if is_used_key(k)}, classes, class_names(meta, classes)
     )

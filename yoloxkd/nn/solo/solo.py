@@ -147,12 +147,12 @@ class SOLO(Detector[SOLOOutput, Match]):
             slots = int(fg.sum(1).amax())
         cell, used = compact(fg, max(1, slots))
         logits = self.mask_head.masks(level, out.mask_features[level], cell)
-        wanted = torch.zeros_like(logits)
+        target_masks = torch.zeros_like(logits)
         if targets.mask.shape[1]:
             masks = shrunk(masks_of(targets), LEVEL_STRIDES[level] // 2)
             image = torch.arange(len(masks), device=masks.device).unsqueeze(1)
-            wanted = masks[image, gt.gather(1, cell).clamp(min=0)].to(logits.dtype)
-        return dice_loss(logits, wanted).masked_fill(~used, 0).sum()
+            target_masks = masks[image, gt.gather(1, cell).clamp(min=0)].to(logits.dtype)
+        return dice_loss(logits, target_masks).masked_fill(~used, 0).sum()
 
     def candidates(self, out: SOLOOutput) -> tuple[Tensor, Tensor]:
         """The most probable pairs of a cell and a class as boxes around their masks, and scores of one class each."""
@@ -168,7 +168,7 @@ class SOLO(Detector[SOLOOutput, Match]):
     @torch.no_grad()
     def detect(self, out: SOLOOutput, nms: NMS) -> list[Detections]:
         """The detections that matrix NMS leaves of each image, with `soft_masks`; it has no overlap to set (`nms.iou`)."""
-        found = []
+        detections = []
         for i in range(len(out.cls_logits)):
             soft, labels, scores = self.objects(out, i)
             rows, decayed = matrix_nms(
@@ -176,13 +176,13 @@ class SOLO(Detector[SOLOOutput, Match]):
             )
             masks = soft[rows].float().cpu().numpy()
             size = self._cell_size(out, soft).cpu().numpy()
-            found.append(
+            detections.append(
                 Detections(
                     (extents(masks > THRESHOLD) * size).astype("float32"), decayed.float().cpu().numpy(),
                     labels[rows].cpu().numpy(), self.names, soft_masks=FrameMasks(masks, out.image_size),
                 )
             )  # fmt: skip
-        return found
+        return detections
 
     def _cell_size(self, out: SOLOOutput, soft: Tensor) -> Tensor:
         """(4,) px of a cell of masks (n, h, w), x, y, x, y."""
@@ -199,18 +199,18 @@ class SOLO(Detector[SOLOOutput, Match]):
         classes = out.cls_logits.shape[-1]
         probability = torch.cat([peak.flatten() for peak in peaks])
         best = probability.topk(min(self.cfg.pairs, len(probability)))
-        seen = best.values > self.cfg.score_threshold
-        value, index = best.values[seen], best.indices[seen]
+        confident = best.values > self.cfg.score_threshold
+        value, index = best.values[confident], best.indices[confident]
         cell, labels = index // classes, index % classes
         soft = out.mask_features[0].new_zeros(len(cell), *out.mask_features[0].shape[-2:], dtype=value.dtype)
         stride = torch.zeros_like(value)
         for level, part in enumerate(out.grid.slices()):
             rows = ((cell >= part.start) & (cell < part.stop)).nonzero()[:, 0]
             if len(rows):
-                own = self.mask_head.masks(
+                mask_logits = self.mask_head.masks(
                     level, out.mask_features[level][image : image + 1], cell[None, rows] - part.start
                 )
-                soft[rows] = F.interpolate(own.sigmoid(), size=soft.shape[-2:], mode="bilinear")[0]
+                soft[rows] = F.interpolate(mask_logits.sigmoid(), size=soft.shape[-2:], mode="bilinear")[0]
                 stride[rows] = LEVEL_STRIDES[level]
         inside = soft > THRESHOLD
         area = inside.sum((1, 2))
@@ -233,7 +233,7 @@ def local_maxima(probability: Tensor) -> Tensor:
     return (x * (largest == x)).permute(1, 2, 0)
 
 
-def dice_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """1 - 2 sum(p t) / (sum(p^2) + sum(t^2)) of masks (..., h, w), logits and 0 or 1: (...) (Wang et al. 2020, eq. 4)."""
-    p, t = full_precision(logits).sigmoid().flatten(-2), wanted.flatten(-2)
+    p, t = full_precision(logits).sigmoid().flatten(-2), target.flatten(-2)
     return 1 - 2 * (p * t).sum(-1) / ((p * p).sum(-1) + (t * t).sum(-1) + 2 * DICE_LEAST)

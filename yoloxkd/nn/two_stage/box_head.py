@@ -64,8 +64,8 @@ class BoxHead(nn.Module):
         super().__init__()
         hidden = form.hidden
         self.shared_convs = conv_blocks(channels, channels, form.convs, norm=form.norm)
-        read = [channels * size * size, *[hidden] * (form.layers - 1)]
-        self.shared_fcs = nn.ModuleList(nn.Linear(width, hidden) for width in read)
+        input_widths = [channels * size * size, *[hidden] * (form.layers - 1)]
+        self.shared_fcs = nn.ModuleList(nn.Linear(width, hidden) for width in input_widths)
         self.fc_cls = nn.Linear(hidden, classes + 1)
         self.fc_reg = nn.Linear(hidden, 4 if agnostic else 4 * classes)
         for layer in self.shared_fcs:
@@ -106,15 +106,15 @@ def stage_losses(
     logits (B, S, K + 1) and code (B, S, 4 K) or (B, S, 4) of regions (B, S, 4) px; match over them, ignored ones are left out
     """
     logits, code, regions = full_precision(logits), full_precision(code), full_precision(regions)
-    taken = ~match.ignored
+    used = ~match.ignored
     labels = class_of(match, targets, logits.shape[-1] - 1)
     entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-    own = of_class(code, labels.clamp(max=logits.shape[-1] - 2))
-    wanted = encode(regions, rows_of(targets.boxes, match.gt).to(regions.dtype), rule.stds)
-    wanted = torch.where(match.fg.unsqueeze(-1), wanted, own.detach())
-    error = F.smooth_l1_loss(own, wanted, reduction="sum", beta=rule.beta)
-    count = taken.sum()
-    entropy = entropy.masked_fill(~taken, 0).sum()
+    class_code = of_class(code, labels.clamp(max=logits.shape[-1] - 2))
+    target_code = encode(regions, rows_of(targets.boxes, match.gt).to(regions.dtype), rule.stds)
+    target_code = torch.where(match.fg.unsqueeze(-1), target_code, class_code.detach())
+    error = F.smooth_l1_loss(class_code, target_code, reduction="sum", beta=rule.beta)
+    count = used.sum()
+    entropy = entropy.masked_fill(~used, 0).sum()
     return Loss(entropy * rule.weight, count), Loss(error * rule.weight, count)
 
 

@@ -22,7 +22,7 @@ from yoloxkd.nn.weights.mmdet_weights import (
     config_text,
     convention,
     deformable_stages,
-    kept,
+    is_used_key,
     our_key,
 )
 
@@ -93,14 +93,14 @@ def torchvision_key(key: str) -> str:
         r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1", key
     )  # as the published first versions have it
     key = re.sub(r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.", key)
-    for theirs, ours in _TORCHVISION:
-        key, count = re.subn("^" + theirs, ours, key)
+    for pattern, prefix in _TORCHVISION:
+        key, count = re.subn("^" + pattern, prefix, key)
         if count:
             return key
-    for theirs, ours in _TORCHVISION_BLOCKS:
-        block = re.match(theirs, key)
+    for pattern, prefix in _TORCHVISION_BLOCKS:
+        block = re.match(pattern, key)
         if block:
-            return f"{ours}{block[1]}.{_BLOCK[int(block[2] or 0)]}.{key[block.end() :]}"
+            return f"{prefix}{block[1]}.{_BLOCK[int(block[2] or 0)]}.{key[block.end() :]}"
     return key
 
 
@@ -141,7 +141,7 @@ def mmdetection_two_stage(raw: Mapping[str, Any], file_name: str = "") -> DenseS
     deformable = deformable_stages(state)
     if any(key.endswith(".conv_offset.weight") and rows(state, key) != OFFSETS for key in state):
         raise UserError("the checkpoint's deformable convolutions are modulated or in groups, which is not supported")
-    state = {mmdetection_key(our_key(k)): v for k, v in state.items() if kept(k)}
+    state = {mmdetection_key(our_key(k)): v for k, v in state.items() if is_used_key(k)}
     _check_shape(state)
     if cascade and (len(_stages(state)) != 3 or rows(state, "roi_head.bbox_head.0.fc_reg.weight") != 4):
         raise UserError(

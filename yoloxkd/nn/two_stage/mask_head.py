@@ -89,7 +89,7 @@ def sampled_targets(targets: Targets, rows: Tensor, boxes: Tensor, size: int) ->
     return torch.cat(parts).unflatten(0, rows.shape), used
 
 
-def own_channel(logits: Tensor, labels: Tensor) -> Tensor:
+def class_channel(logits: Tensor, labels: Tensor) -> Tensor:
     """(N, K, s, s) of each region's own class: (N, s, s)."""
     index = labels.view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
     return logits.gather(1, index).squeeze(1)
@@ -100,6 +100,6 @@ def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor, used: Tensor) -> 
 
     logits (N, K, s, s), labels (N,) int64, targets (N, s, s) bool, used (N,) bool
     """
-    own = own_channel(full_precision(logits), labels)
-    entropy = F.binary_cross_entropy_with_logits(own, targets.to(own.dtype), reduction="none").mean((1, 2))
+    channel = class_channel(full_precision(logits), labels)
+    entropy = F.binary_cross_entropy_with_logits(channel, targets.to(channel.dtype), reduction="none").mean((1, 2))
     return Loss(entropy.masked_fill(~used, 0).sum(), used.sum())

@@ -64,16 +64,16 @@ class MaskDetector(FasterRCNN):
         return self.masked(out, super().detect(out, nms))
 
     @torch.no_grad()
-    def masked(self, out: RoIOutput, found: list[Detections]) -> list[Detections]:
+    def masked(self, out: RoIOutput, detections: list[Detections]) -> list[Detections]:
         """The detections of each image with `soft_masks`."""
-        boxes = pad_sequence([torch.from_numpy(one.boxes) for one in found], batch_first=True).to(out.proposals)
-        labels = pad_sequence([torch.from_numpy(one.labels) for one in found], batch_first=True).to(
+        boxes = pad_sequence([torch.from_numpy(one.boxes) for one in detections], batch_first=True).to(out.proposals)
+        labels = pad_sequence([torch.from_numpy(one.labels) for one in detections], batch_first=True).to(
             out.proposals.device
         )
         masks = self.masks(out, boxes, labels).float().cpu().numpy()
-        for one, mask in zip(found, masks, strict=True):
+        for one, mask in zip(detections, masks, strict=True):
             one.soft_masks = BoxMasks(mask[: len(one)])
-        return found
+        return detections
 
 
 class MaskRCNN(MaskDetector):

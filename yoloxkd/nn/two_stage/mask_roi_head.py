@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.two_stage.box_head import HeadForm, StageRule, class_of
-from yoloxkd.nn.two_stage.mask_head import MaskHead, mask_loss, own_channel, sampled_targets
+from yoloxkd.nn.two_stage.mask_head import MaskHead, class_channel, mask_loss, sampled_targets
 from yoloxkd.nn.two_stage.roi_head import Maps, Pooling, RoIHead
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Loss, Losses, Targets, task_losses
@@ -50,7 +50,9 @@ class MaskRoIHead(RoIHead):
     def mask_probability(self, maps: Maps, boxes: Tensor, labels: Tensor) -> Tensor:
         """Mask of each box (B, P, 4) px for its class (B, P), mean of the stages: (B, P, s, s), 0 to 1."""
         of_stages = [
-            own_channel(full_precision(self.mask_logits(maps, boxes, number)).flatten(0, 1), labels.flatten()).sigmoid()
+            class_channel(
+                full_precision(self.mask_logits(maps, boxes, number)).flatten(0, 1), labels.flatten()
+            ).sigmoid()
             for number in range(len(self.rules))
         ]
         probability: Tensor = torch.stack(of_stages).mean(0).unflatten(0, labels.shape)
@@ -64,9 +66,9 @@ class MaskRoIHead(RoIHead):
             some = Match(match.fg[:, :slots], match.gt[:, :slots], match.ignored[:, :slots])
             logits = self.mask_logits(maps, boxes[:, :slots], number).flatten(0, 1)
             labels = class_of(some, targets, 0).flatten()
-            wanted, used = sampled_targets(targets, some.gt, boxes[:, :slots], logits.shape[-1])
+            target_masks, used = sampled_targets(targets, some.gt, boxes[:, :slots], logits.shape[-1])
             with torch.autocast(boxes.device.type, enabled=False):
-                loss = mask_loss(logits, labels, wanted.flatten(0, 1), used.flatten())
+                loss = mask_loss(logits, labels, target_masks.flatten(0, 1), used.flatten())
             terms[f"{self.stage_name(number)}/mask"] = Loss(loss.total * rule.weight, loss.count)
         return super().losses(maps, targets, regions, matches) | task_losses(**terms)
 

@@ -52,11 +52,11 @@ def roi_features(
     level_of = roi_levels(boxes, len(maps)).flatten()
     pooled: Tensor | None = None
     for level, (x, stride) in enumerate(zip(maps, strides, strict=True)):
-        own = boxes.flatten(0, 1)
+        level_boxes = boxes.flatten(0, 1)
         if len(maps) > 1:
-            own = torch.where((level_of == level).unsqueeze(-1), own, _NOWHERE)
+            level_boxes = torch.where((level_of == level).unsqueeze(-1), level_boxes, _NOWHERE)
         x = full_precision(x)
-        rois = torch.cat((image.unsqueeze(-1), own), 1).to(x.dtype)
+        rois = torch.cat((image.unsqueeze(-1), level_boxes), 1).to(x.dtype)
         part: Tensor = roi_align(x, rois, size, 1 / stride, sampling, aligned)
         pooled = part if pooled is None else pooled + part
     assert pooled is not None

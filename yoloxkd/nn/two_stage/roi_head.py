@@ -57,8 +57,8 @@ def covered(regions: Tensor, boxes: Tensor, ignore: Tensor) -> Tensor:
         return torch.zeros(regions.shape[:2], dtype=torch.bool, device=regions.device)
     low = torch.maximum(regions[:, :, None, :2], boxes[:, None, :, :2])
     high = torch.minimum(regions[:, :, None, 2:], boxes[:, None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(-1).masked_fill(~ignore.unsqueeze(1), 0).amax(-1)
-    return shared >= COVERED * area(regions).clamp(min=1e-6)
+    intersection = (high - low).clamp(min=0).prod(-1).masked_fill(~ignore.unsqueeze(1), 0).amax(-1)
+    return intersection >= COVERED * area(regions).clamp(min=1e-6)
 
 
 def sampled_regions(
@@ -75,9 +75,9 @@ def sampled_regions(
     count = regions.shape[1]
     boxes, match = with_boxes(regions, assign_regions(regions, used, targets, rule), targets)
     keys = torch.cat((keys[:, count:], keys[:, :count]), 1)
-    index, chosen = gathered(sample(match, rule.samples, rule.positive_share, keys), rule.samples)
-    some = boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)).masked_fill(chosen.ignored.unsqueeze(-1), 0)
-    return some, chosen, ~chosen.ignored & (index >= targets.mask.shape[1])
+    index, sampled = gathered(sample(match, rule.samples, rule.positive_share, keys), rule.samples)
+    some = boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)).masked_fill(sampled.ignored.unsqueeze(-1), 0)
+    return some, sampled, ~sampled.ignored & (index >= targets.mask.shape[1])
 
 
 def best_pairs(boxes: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -91,9 +91,9 @@ def best_pairs(boxes: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor
     label = best.indices.remainder(classes).unsqueeze(-1)
     region = best.indices.div(classes, rounding_mode="floor")
     place = region if boxes.shape[2] == 1 else best.indices
-    found = boxes.flatten(1, 2).gather(1, place.unsqueeze(-1).expand(-1, -1, 4))
+    best_boxes = boxes.flatten(1, 2).gather(1, place.unsqueeze(-1).expand(-1, -1, 4))
     by_class = torch.zeros(*label.shape[:2], classes, dtype=scores.dtype, device=scores.device)
-    return found, by_class.scatter(2, label, best.values.unsqueeze(-1))
+    return best_boxes, by_class.scatter(2, label, best.values.unsqueeze(-1))
 
 
 class RoIHead(nn.Module):
@@ -130,8 +130,8 @@ class RoIHead(nn.Module):
         pooled = self.pooled(maps, boxes, self.pooling)
         logits, code = self.bbox_head[stage](pooled)
         raw, regions = full_precision(code), full_precision(boxes)
-        own = of_class(raw, logits[..., :-1].argmax(-1))
-        return RoIStage(pooled, logits, code, decode(regions, own, self.rules[stage].stds), regions)
+        class_code = of_class(raw, logits[..., :-1].argmax(-1))
+        return RoIStage(pooled, logits, code, decode(regions, class_code, self.rules[stage].stds), regions)
 
     def refined(self, stage: RoIStage, areas: Tensor) -> Tensor:
         """The boxes that a stage hands to the next, cut at areas (B, 2) px, without gradient."""
@@ -169,21 +169,21 @@ class RoIHead(nn.Module):
         for number, rule in enumerate(self.rules):
             count = boxes.shape[1] + targets.mask.shape[1]
             keys = random_keys(draw, Stream.ROI + number, len(boxes), count, boxes.device)
-            some, match, proposed = sampled_regions(boxes, used, targets, rule, keys)
+            some, match, is_proposal = sampled_regions(boxes, used, targets, rule, keys)
             regions.append(some)
             matches.append(match)
             if number + 1 < len(self.rules):
-                boxes, used = self.refined(self.roi(maps, some, number), areas), proposed
+                boxes, used = self.refined(self.roi(maps, some, number), areas), is_proposal
         return tuple(regions), tuple(matches)
 
     def losses(self, maps: Maps, targets: Targets, regions: Sequence[Tensor], matches: Sequence[Match]) -> Losses:
         """`roi/cls` and `roi/box` of the sampled regions; of a cascade's stages `roi1/cls`, `roi1/box`, `roi2/cls`, ..."""
         terms: dict[str, Loss] = {}
         for number, (rule, some, match) in enumerate(zip(self.rules, regions, matches, strict=True)):
-            said = self.roi(maps, some, number)
+            output = self.roi(maps, some, number)
             name = self.stage_name(number)
             with torch.autocast(some.device.type, enabled=False):
-                cls, box = stage_losses(said.cls_logits, said.box_raw, said.regions, targets, match, rule)
+                cls, box = stage_losses(output.cls_logits, output.box_raw, output.regions, targets, match, rule)
             terms |= {f"{name}/cls": cls, f"{name}/box": box}
         return task_losses(**terms)
 

@@ -31,7 +31,7 @@ class RPNRule:
     positive, negative, low_quality   IoU, see `max_iou_match`
     samples                           anchors of an image, at most `positive_share` of them positive
     beta                              of the smooth L1 loss; 0: L1
-    inside                            anchors that reach beyond the picture take no part
+    inside                            anchors that reach beyond the image take no part
     """
 
     positive: float = 0.7
@@ -104,7 +104,7 @@ def assign_anchors(out: DenseOutput, targets: Targets, rule: RPNRule, keys: Tens
 
 
 def areas(out: DenseOutput, targets: Targets) -> Tensor:
-    """(B, 2) right and lower edge of each picture, px."""
+    """(B, 2) right and lower edge of each image, px."""
     if targets.content is not None:
         return targets.content[:, 2:]
     height, width = out.image_size
@@ -124,9 +124,9 @@ def rpn_losses(out: DenseOutput, targets: Targets, match: Match, rule: RPNRule) 
         slots = min(match.fg.shape[1], int(rule.samples * rule.positive_share))
         cell, used = compact(match.fg, slots)
         code = full_precision(out.box_raw.gather(1, cell.unsqueeze(-1).expand(-1, -1, 4)))
-        wanted = encode(out.grid.anchors[cell], rows_of(targets.boxes, match.gt.gather(1, cell)).to(code.dtype))
-        wanted = torch.where(used.unsqueeze(-1), wanted, code.detach())
-        error = F.smooth_l1_loss(code, wanted, reduction="sum", beta=rule.beta)
+        target_code = encode(out.grid.anchors[cell], rows_of(targets.boxes, match.gt.gather(1, cell)).to(code.dtype))
+        target_code = torch.where(used.unsqueeze(-1), target_code, code.detach())
+        error = F.smooth_l1_loss(code, target_code, reduction="sum", beta=rule.beta)
         positives, background = match.fg.sum(1), (~match.fg & ~match.ignored).sum(1)
         count = (positives.clamp(min=1) + background.clamp(min=1)).sum()
         return task_losses(
@@ -138,5 +138,5 @@ def rows_of(boxes: Tensor, rows: Tensor) -> Tensor:
     """The rows (B, S) int64 of boxes (B, G, 4); zero where the row is negative."""
     if boxes.shape[1] == 0:
         return boxes.new_zeros(*rows.shape, 4)
-    found = boxes.gather(1, rows.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
-    return found.masked_fill((rows < 0).unsqueeze(-1), 0)
+    row_boxes = boxes.gather(1, rows.clamp(min=0).unsqueeze(-1).expand(-1, -1, 4))
+    return row_boxes.masked_fill((rows < 0).unsqueeze(-1), 0)

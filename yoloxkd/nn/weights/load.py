@@ -74,9 +74,9 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     except Exception as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign or _OBJECTS.search(str(error)):
-            named = f" ({foreign[1]})" if foreign else ""
+            kind = f" ({foreign[1]})" if foreign else ""
             raise UserError(
-                f"checkpoint {path} holds objects besides tensors{named}, and loading those could run code; save only its "
+                f"checkpoint {path} holds objects besides tensors{kind}, and loading those could run code; save only its "
                 "state dict to a new file and use that: torch.save(model.state_dict(), FILE)"
             ) from error
         raise UserError(f"{path} is not a PyTorch checkpoint, or it is damaged; copy or download it again") from error
@@ -181,16 +181,16 @@ _MMDETECTION_BLOCKS = {
 
 def from_mmdetection(key: str) -> str:
     """mmdetection's name of a YOLOX tensor -> ours; a name without a counterpart comes back as it is."""
-    for theirs, ours in _MMDETECTION_PLACES.items():
-        if key.startswith(theirs):
-            rest = key.removeprefix(theirs).split(".")
-            return ours + ".".join(_MMDETECTION_BLOCKS.get(part, part) for part in rest)
+    for prefix, our_prefix in _MMDETECTION_PLACES.items():
+        if key.startswith(prefix):
+            rest = key.removeprefix(prefix).split(".")
+            return our_prefix + ".".join(_MMDETECTION_BLOCKS.get(part, part) for part in rest)
     return key
 
 
 def _architecture(state: Mapping[str, Tensor]) -> str | None:
     """The named architecture whose channels, blocks and kind of convolution a state in our names has."""
-    found = (
+    signature = (
         len({key.split(".")[5] for key in state if key.startswith("backbone.backbone.dark2.1.m.")}),
         rows(state, "backbone.backbone.stem.conv.conv.weight"),
         "backbone.backbone.dark2.0.dconv.conv.weight" in state,
@@ -200,7 +200,7 @@ def _architecture(state: Mapping[str, Tensor]) -> str | None:
         if keys["family"] != "yolox":
             continue
         blocks, channels = max(round(keys["depth"] * 3), 1), int(keys["width"] * 64)
-        if (blocks, channels, keys.get("depthwise", False)) == found:
+        if (blocks, channels, keys.get("depthwise", False)) == signature:
             return name
     return None
 
@@ -255,32 +255,35 @@ def load_into(
     Raises UserError when shapes differ anywhere else (another architecture), when convolutions are deformable there and not
     here, or when less than half of the detector's parameters would be loaded.
     """
-    own = model.state_dict()
-    predictors = [key for key in own if key.startswith(model.class_predictors)]
-    own = {key: value for key, value in own.items() if not key.startswith(model.run_state)}
+    model_state = model.state_dict()
+    predictors = [key for key in model_state if key.startswith(model.class_predictors)]
+    model_state = {key: value for key, value in model_state.items() if not key.startswith(model.run_state)}
     state = {key: value for key, value in state.items() if not key.startswith(model.run_state)}
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
+    missing = [key for key in model_state if key not in state]
+    unexpected = [key for key in state if key not in model_state]
     _check_deformable(unexpected)
-    mismatched = [key for key in own if key in state and own[key].shape != state[key].shape]
+    mismatched = [key for key in model_state if key in state and model_state[key].shape != state[key].shape]
     # Another number of classes changes the first dimension of the class predictors and nothing else.
-    by_classes = [key for key in mismatched if key in predictors and own[key].shape[1:] == state[key].shape[1:]]
+    by_classes = [key for key in mismatched if key in predictors and model_state[key].shape[1:] == state[key].shape[1:]]
     elsewhere = [key for key in mismatched if key not in by_classes]
     if elsewhere:
-        shapes = (f"{key} is {_shape(state[key])} there and {_shape(own[key])} here" for key in elsewhere[:SHOWN])
+        shapes = (
+            f"{key} is {_shape(state[key])} there and {_shape(model_state[key])} here" for key in elsewhere[:SHOWN]
+        )
         raise UserError(
             f"the checkpoint belongs to another architecture: {'; '.join(shapes)}; choose the model it is of"
         )
     if by_classes and not allow_class_mismatch:
-        theirs, ours = state[by_classes[0]].shape[0], own[by_classes[0]].shape[0]
+        checkpoint_classes, model_classes = state[by_classes[0]].shape[0], model_state[by_classes[0]].shape[0]
         raise UserError(
-            f"the checkpoint predicts {theirs} classes and the model {ours}; build the model with the checkpoint's classes"
+            f"the checkpoint predicts {checkpoint_classes} classes and the model {model_classes}; build the model with "
+            "the checkpoint's classes"
         )
     skipped = set(predictors) if by_classes or not keep_classes else set()
-    chosen = {key: state[key] for key in own if key in state and key not in skipped}
+    weights = {key: state[key] for key in model_state if key in state and key not in skipped}
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     report = LoadReport(
-        loaded=sum(size for name, size in sizes.items() if name in chosen),
+        loaded=sum(size for name, size in sizes.items() if name in weights),
         total=sum(sizes.values()),
         missing=missing,
         unexpected=unexpected,
@@ -292,8 +295,8 @@ def load_into(
             f"the checkpoint fits only {report.share:.0%} of the model's parameters, so it is of another architecture; "
             f"missing: {_some(missing)}; not known here: {_some(unexpected)}"
         )
-    check_tensors(own, chosen)
-    model.load_state_dict(chosen, strict=False)
+    check_tensors(model_state, weights)
+    model.load_state_dict(weights, strict=False)
     return report
 
 
@@ -309,28 +312,30 @@ def _check_deformable(unexpected: Sequence[str]) -> None:
     )
 
 
-def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """UserError: a tensor of a file, of a shape that fits, holds numbers that cannot be those of a network."""
-    for key, value in found.items():
+    for key, value in tensors.items():
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise UserError(f"its {key} is no plain tensor of numbers; save the weights again as such")
-        if own[key].is_floating_point() and not value.is_floating_point():
-            raise UserError(f"its {key} holds {_kind(value)} numbers instead of {_kind(own[key])}; use another copy")
+        if expected[key].is_floating_point() and not value.is_floating_point():
+            raise UserError(
+                f"its {key} holds {_kind(value)} numbers instead of {_kind(expected[key])}; use another copy"
+            )
         if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
             raise UserError(
                 f"its {key} holds numbers that are not finite (NaN or infinity): that training had failed; use an earlier file"
             )
 
 
-def check_state(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """UserError: a state of a file has not the very tensors of `own`, by name and shape, or as `check_tensors`."""
-    missing, unknown = [key for key in own if key not in found], [key for key in found if key not in own]
+def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """UserError: a state of a file has not the very tensors of `expected`, by name and shape, or as `check_tensors`."""
+    missing, unknown = [key for key in expected if key not in state], [key for key in state if key not in expected]
     if missing or unknown:
         raise UserError(f"missing in it: {_some(missing)}; not known here: {_some(unknown)}")
-    for key, value in found.items():
-        if value.shape != own[key].shape:
-            raise UserError(f"its {key} is {_shape(value)} and should be {_shape(own[key])}")
-    check_tensors(own, found)
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            raise UserError(f"its {key} is {_shape(value)} and should be {_shape(expected[key])}")
+    check_tensors(expected, state)
 
 
 def _kind(tensor: Tensor) -> str:

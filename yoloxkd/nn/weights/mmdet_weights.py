@@ -139,7 +139,7 @@ def dense_state(raw: Mapping[str, Any], file_name: str = "") -> DenseState | Non
         state = {k: v for k, v in state.items() if not k.startswith("backbone.conv2.")}
     classes = _classes(family, state)
     return DenseState(
-        section, {our_key(k): v for k, v in state.items() if kept(k)}, classes, class_names(meta, classes)
+        section, {our_key(k): v for k, v in state.items() if is_used_key(k)}, classes, class_names(meta, classes)
     )
 
 
@@ -186,8 +186,8 @@ def deformable_stages(state: Mapping[str, Tensor]) -> int:
 
 
 def groups_of(text: str) -> int:
-    said = re.search(r"num_groups\s*=\s*(\d+)", text)
-    return int(said[1]) if said else GROUPS
+    setting = re.search(r"num_groups\s*=\s*(\d+)", text)
+    return int(setting[1]) if setting else GROUPS
 
 
 def _classes(family: str, state: Mapping[str, Tensor]) -> int:
@@ -216,9 +216,9 @@ def our_key(key: str) -> str:
         stage, block, place, leaf = int(mobile[1]) - 1, mobile[2], mobile[3], mobile[4]
         places = _MOBILE_FIRST if stage == 0 else _MOBILE_BLOCK
         return f"backbone.body.blocks.{stage}.{block}.{places.get(place, place)}.{leaf}"
-    for theirs, ours in _MOBILE_ENDS.items():
-        if rest.startswith(theirs):
-            return "backbone.body." + ours + rest.removeprefix(theirs)
+    for prefix, our_prefix in _MOBILE_ENDS.items():
+        if rest.startswith(prefix):
+            return "backbone.body." + our_prefix + rest.removeprefix(prefix)
     return "backbone.body." + rest
 
 
@@ -229,8 +229,8 @@ def _current(key: str) -> str:
     return f"{place}.{_OTHER_NAMES[part]}{dot}{leaf}" if place == "bbox_head" and part in _OTHER_NAMES else key
 
 
-def kept(key: str) -> bool:
-    """Without constants that mmdetection keeps in its files, and a classifier that no level reads."""
+def is_used_key(key: str) -> bool:
+    """Whether a tensor is used: it is no constant that mmdetection keeps, nor of a classifier that no level reads."""
     return not (key.startswith(("bbox_head.integral.", "data_preprocessor.", "backbone.fc.")))
 
 
@@ -268,12 +268,12 @@ def backbone_name(state: Mapping[str, Tensor]) -> str:
             return "mobilenetv2_100"
     elif "backbone.layer3.0.conv1.weight" in state:
         blocks = len({k.split(".")[2] for k in state if k.startswith("backbone.layer3.")})
-        found = RESNETS.get((blocks, "backbone.layer3.0.conv3.weight" in state))
+        name = RESNETS.get((blocks, "backbone.layer3.0.conv3.weight" in state))
         width = [rows(state, "backbone.layer1.0.conv2.weight", dimension) for dimension in (0, 1)]
         if width != [64, 64]:
-            found = RESNEXTS.get((blocks, width[0], width[1]))
-        if found and "backbone.stem.0.weight" not in state:
-            return found
+            name = RESNEXTS.get((blocks, width[0], width[1]))
+        if name and "backbone.stem.0.weight" not in state:
+            return name
     raise UserError("the checkpoint has a backbone other than ResNet, ResNeXt and MobileNetV2, which is not supported")
 
 
@@ -281,8 +281,8 @@ def config_text(meta: Any) -> str:
     """The configuration as text: `config` in version 2, `cfg` in version 3."""
     if not isinstance(meta, Mapping):
         return ""
-    found = meta.get("cfg") or meta.get("config")
-    return found if isinstance(found, str) else ""
+    config = meta.get("cfg") or meta.get("config")
+    return config if isinstance(config, str) else ""
 
 
 def convention(family: str, text: str, file_name: str) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def _fcos_variant(state: Mapping[str, Tensor], text: str, file_name: str) -> dic
     """
     improved = "bbox_head.cls_convs.0.conv.bias" in state
     marks = {"norm_on_bbox": "normbbox", "centerness_on_reg": "centeronreg", "center_sampling": "center-|center_"}
-    theirs = {
+    config_keys = {
         "norm_on_bbox": "norm_on_bbox",
         "centerness_on_reg": "centerness_on_reg",
         "center_sampling": "center_sampling",
@@ -321,7 +321,7 @@ def _fcos_variant(state: Mapping[str, Tensor], text: str, file_name: str) -> dic
     out: dict[str, Any] = {"conv_bias": improved}
     for key, mark in marks.items():
         if text:
-            out[key] = bool(re.search(rf"{theirs[key]}\s*=\s*True", text))
+            out[key] = bool(re.search(rf"{config_keys[key]}\s*=\s*True", text))
         elif "fcos" in file_name:
             out[key] = bool(re.search(mark, file_name))
         else:
@@ -340,9 +340,9 @@ def class_names(meta: Any, classes: int) -> list[str] | None:
     if not isinstance(meta, Mapping):
         return None
     data = meta.get("dataset_meta")
-    found = meta.get("CLASSES") or (data.get("classes") or data.get("CLASSES") if isinstance(data, Mapping) else None)
-    if not isinstance(found, list | tuple) or len(found) != classes:
+    names = meta.get("CLASSES") or (data.get("classes") or data.get("CLASSES") if isinstance(data, Mapping) else None)
+    if not isinstance(names, list | tuple) or len(names) != classes:
         return None
-    if not all(isinstance(name, str) and name for name in found) or len(set(found)) < classes:
+    if not all(isinstance(name, str) and name for name in names) or len(set(names)) < classes:
         raise UserError("the checkpoint's class names should be texts, none empty and none twice; use another copy")
-    return list(found)
+    return list(names)

@@ -11,9 +11,9 @@ from yoloxkd.nn.weights.two_stage_files import TORCHVISION_TWO_STAGE, TWO_STAGE
 
 def _zoo_file(name: str) -> Published:
     """One of mmdetection's files; its name carries the beginning of its digest."""
-    known = ZOO[name]
-    family = known.model.partition("-")[0]
-    return Published(f"{_OPENMMLAB}/{family}/{quote(known.folder)}/{quote(name)}", name, None, name[-12:-4])
+    entry = ZOO[name]
+    family = entry.model.partition("-")[0]
+    return Published(f"{_OPENMMLAB}/{family}/{quote(entry.folder)}/{quote(name)}", name, None, name[-12:-4])
 
 
 def _torchvision_file(name: str) -> Published:

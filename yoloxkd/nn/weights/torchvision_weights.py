@@ -57,19 +57,21 @@ def torchvision_state(raw: Mapping[str, Any], digest: str = "") -> DenseState | 
     family = "fcos" if CENTERNESS in state else "retinanet"
     section = {"backbone": _backbone(state), "channels": rows(state, CLASSIFIER, 1), "stacked_convs": _blocks(state)}
     section |= {"name": "fcos-r50@torchvision"} if family == "fcos" else _of_retinanet(state, digest)
-    found = {our_key(key, family): value for key, value in state.items()}
+    our_state = {our_key(key, family): value for key, value in state.items()}
     per_cell = 1 if family == "fcos" else ANCHORS
     classes = rows(state, CLASSIFIER) // per_cell
     if classes == COCO_ROWS:
         used = [row for row in range(COCO_ROWS) if row not in UNUSED_ROWS]
         for leaf in ("weight", "bias"):
             key = f"head.{_PREDICTORS[family]['cls_logits']}.{leaf}"
-            found[key] = found[key].unflatten(0, (per_cell, COCO_ROWS))[:, used].flatten(0, 1)
+            our_state[key] = our_state[key].unflatten(0, (per_cell, COCO_ROWS))[:, used].flatten(0, 1)
         classes = len(used)
-    counts = {key.replace("running_mean", "num_batches_tracked"): 0 for key in found if key.endswith("running_mean")}
+    counts = {
+        key.replace("running_mean", "num_batches_tracked"): 0 for key in our_state if key.endswith("running_mean")
+    }
     for key, count in counts.items():  # a frozen batch norm of torchvision has none
-        found.setdefault(key, torch.tensor(count))
-    return DenseState(section, found, classes, None)
+        our_state.setdefault(key, torch.tensor(count))
+    return DenseState(section, our_state, classes, None)
 
 
 def our_key(key: str, family: str) -> str:
@@ -92,9 +94,9 @@ def our_key(key: str, family: str) -> str:
 
 def neck_key(key: str) -> str:
     """torchvision's name of a tensor of the FPN or the backbone -> ours; the backbone's names are alike."""
-    for theirs, ours in _NECK:
-        if re.fullmatch(theirs, key):
-            return re.sub(theirs, ours, key)
+    for pattern, replacement in _NECK:
+        if re.fullmatch(pattern, key):
+            return re.sub(pattern, replacement, key)
     return key
 
 
@@ -109,8 +111,8 @@ def _of_retinanet(state: Mapping[str, Tensor], digest: str) -> dict[str, Any]:
     if "head.classification_head.conv.0.1.weight" in state:
         section: dict[str, Any] = {"name": "retinanet-r50@torchvision-v2"}
     else:
-        known = PUBLISHED["retinanet-r50@torchvision"].sha256
-        published = bool(known and digest.startswith(known))
+        digest_start = PUBLISHED["retinanet-r50@torchvision"].sha256
+        published = bool(digest_start and digest.startswith(digest_start))
         section = {"name": "retinanet-r50@torchvision"} | ({} if published else {"norm_eps": None})
     extra = rows(state, "backbone.fpn.extra_blocks.p6.weight", 1)
     section["extra_on"] = "output" if extra == rows(state, CLASSIFIER, 1) else "input"
