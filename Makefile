@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help setup check test test-slow bench bench-gpu demo docs clean
+.PHONY: help setup check test test-slow bench bench-gpu demo docs release-check clean
 
 help:
 	@echo "make setup   install yoloxkd and its development tools into $(VENV)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test    the test suite, without what is slow"
 	@echo "make test-slow   the tests that train or export for more than a few seconds"
 	@echo "make docs    the documentation as a site, docs/_build/html/index.html"
+	@echo "make release-check   sdist and wheel: built, installed in a clean environment, used from another folder"
 	@echo "make bench   every claim about speed, measured; writes benchmarks/results.md (about 15 minutes on two cores)"
 	@echo "make bench-gpu   the same for one GPU: steps, distillation, losses, a run (some 8 minutes)"
 
@@ -42,6 +43,10 @@ bench: setup
 docs: setup
 	$(RUN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(RUN)/python -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
+	$(RUN)/python docs/check_links.py docs/_build/html
+
+release-check: setup
+	$(RUN)/python scripts/check_release.py
 
 bench-gpu: setup
 	$(RUN)/python -m benchmarks.gpu

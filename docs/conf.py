@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.metadata import version as version_of
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
 from yoloxkd.assembly.recipe_rows import recipe_rows
+from yoloxkd.version import __version__
 
 project = "yoloxkd"
 author = "the yoloxkd authors"
 copyright = "the yoloxkd authors, Apache-2.0"
-release = version = version_of("yoloxkd")
+release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
@@ -28,7 +28,7 @@ myst_heading_anchors = 4  # links to a heading, as in `runs.md#resuming`
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_class_signature = "separated"
+autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -62,15 +62,22 @@ def _linked(target: str, folder: Path) -> str:
 
 
 def _recipe_table() -> str:
-    """A row for each recipe with a teacher: its name, and what its first line says of the paper's table."""
-    rows = []
+    """A row for each recipe with a teacher: its command, what its first line says of the paper's table, and what ran here."""
+    lines, options = [], {}
     for file in sorted((ROOT / "cfg" / "recipes").glob("*.yaml")):
-        first = file.read_text("utf-8").splitlines()[0]
+        text = file.read_text("utf-8")
+        first = text.splitlines()[0]
         if first.startswith(("# FGD", "# PGD")):
-            rows.append((file.stem, first.removeprefix("# ").rstrip(".")))
-    rows += [(name, row.describe().splitlines()[0].rstrip(".")) for name, row in recipe_rows().items()]
-    lines = [f"| `{name}` | {what.replace('|', '/')} |" for name, what in rows]
-    return "\n".join(["", "| recipe | the paper's row |", "|---|---|", *lines, ""])
+            options[file.stem] = "" if re.search("^data:", text, re.M) else " --data coco"
+            options[file.stem] += " --teacher FILE" if "--teacher FILE" in text else ""
+            lines.append((file.stem, options[file.stem], first.removeprefix("# ").rstrip("."), "two steps, made small"))
+    for name, row in recipe_rows().items():
+        lines.append((name, options[row.like], row.describe().splitlines()[0].rstrip("."), "its settings are checked"))
+    rows = [
+        f"| `yoloxkd train --recipe {name}{more}` | {what.replace('|', '/')} | {here} |"
+        for name, more, what, here in lines
+    ]
+    return "\n".join(["", "| command | the paper's row and figure | run here |", "|---|---|---|", *rows, ""])
 
 
 def _from_the_repository(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -79,6 +86,8 @@ def _from_the_repository(app: Sphinx, docname: str, source: list[str]) -> None:
     folder = (ROOT / place).parent
     text += _recipe_table() if docname == "recipes" else ""
     link = re.compile(r"(?<!!)(\[[^\]]*\])\((?![a-z]+:|#)([^)\s]+)\)")  # no images: those lie beside the pages
+    figure = re.compile(r"[\d.]+ ± [\d.]+|\[[+-][\d.]+, [+-][\d.]+\]")  # stays on one line
+    text = figure.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
     source[0] = link.sub(lambda found: f"{found[1]}({_linked(found[2], folder)})", text)
 
 

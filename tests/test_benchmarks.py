@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.run import SCRIPTS
 from benchmarks.scenes import batch_of, detector
 from benchmarks.steps import turn
 from benchmarks.timing import Samples, Spread, alternate, ratio
+from tests.conftest import REPOSITORY
 
 ALONE = ("kd_losses", "dense_losses", "kd_baselines", "kd_methods", "steps", "start", "growth", "two_stage")
 LONG = ("kd_baselines", "kd_losses", "kd_methods", "dense_losses", "two_stage")
@@ -41,6 +43,19 @@ def test_it_runs_beside_its_peer(name: str, request: pytest.FixtureRequest) -> N
     if not wanted.items() <= installed().items():
         pytest.skip("the peers are installed by the benchmarks themselves, which needs the network: make bench")
     assert all(row.value.median > 0 for row in rows(name))
+
+
+def test_the_performance_page_has_the_kept_results() -> None:
+    page = (REPOSITORY / "docs" / "performance.md").read_text("utf-8").partition("\n## ")[0]
+    kept = (REPOSITORY / "benchmarks" / "results.md").read_text("utf-8")
+    values = [float(v) for v in re.findall(r"^\| [^|]+ \| ([\d.]+) ", kept, re.M)]
+    measured = [
+        row.split(" | ")[1] for row in page.splitlines() if row.startswith("| ") and "not in that file" not in row
+    ]
+    numbers = [number for cell in measured for number in re.findall(r"\d+(?:\.\d+)?", cell)]
+    assert len(numbers) > 20
+    for number in numbers:
+        assert any(f"{value:.{len(number.partition('.')[2])}f}" == number for value in values), number
 
 
 def test_every_script_is_run() -> None:

@@ -9,6 +9,7 @@ Example:
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,8 @@ def __getattr__(name: str) -> Any:
     # importing torch costs seconds: the command line and `import yoloxkd` must not pay for it
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
-    raise AttributeError(f"module 'yoloxkd' has no attribute '{name}'")
+    # with both, Python's traceback suggests the nearest name
+    raise AttributeError(f"module 'yoloxkd' has no attribute '{name}'", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 import unicodedata
 from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+_ENTRIES = 10_000  # of a folder, among which a misspelt name is looked for
 
 
 class UserError(Exception):
@@ -59,3 +64,19 @@ def nearest(name: str, known_names: Iterable[str], say_all: int = 12) -> str:
         return f"did you mean '{best}'?"
     shown = ", ".join(options[:say_all]) + (", ..." if len(options) > say_all else "")
     return f"known: {shown or 'none'}"
+
+
+def nearest_file(path: str | Path) -> str:
+    """The tail of a "no such file" sentence: the path of the closest names that there are; nothing where none is close."""
+    place = Path()
+    for part in Path(path).parts:
+        if not os.path.lexists(place / part):
+            try:
+                names = [entry.name for entry in islice(os.scandir(place), _ENTRIES)]
+            except OSError:
+                return ""
+            part = next(iter(difflib.get_close_matches(part, names, n=1)), "")
+            if not part:
+                return ""
+        place /= part
+    return "" if place == Path(path) else f"; did you mean '{place}'?"

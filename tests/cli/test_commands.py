@@ -43,6 +43,7 @@ def test_train_val_predict_export_without_naming_a_model(
     shown = capsys.readouterr().out
     saved = json.loads(Path("val.json").read_text())
     assert "yolox-nano-pgd" in saved["model"]
+    assert saved["data"] == "data.yaml"  # the folders of this machine are nobody else's matter
     assert f"{saved['AP']:.4f}" in shown
     assert isinstance(json.loads(Path("val/detections.json").read_text()), list)
 

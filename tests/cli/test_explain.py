@@ -45,6 +45,7 @@ def test_a_page_with_every_figure(here: Path, toy: Path, capsys: pytest.CaptureF
     ):
         assert figure in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)  # nothing from elsewhere
+    assert str(toy.parent) not in page + Path("x/explain.json").read_text()
     assert page.count("<img") == page.count("<figcaption><b>") > 20
     assert {row["spatial_l1"] for row in found["attention"]} == {0}
     assert min(row["spatial_rank"] for row in found["attention"]) == pytest.approx(1)

@@ -40,6 +40,7 @@ def test_it_measures_says_and_writes(
         assert text in captured.out, text
     assert list(tmp_path.iterdir()) == [tmp_path / "check.json"]
     saved = json.loads((tmp_path / "check.json").read_text())
+    assert str(toy_run) not in (tmp_path / "check.json").read_text()
     assert saved["harm"] is True
     assert saved["student_ap"] == pytest.approx(next(iter(saved["teachers"].values())))
     start, trained = saved["students"]

@@ -43,6 +43,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: st
             ["train.epocs", "did you mean 'train.epochs'"],
         ),
         (["train", "--student", "yolox-nano", "--set", "student.widht=1"], ["student.widht", "student.width"]),
+        (["train", "--student", "yolox-nano", "--set", "agument.mosaic=1"], ["'agument'", "did you mean 'augment'?"]),
         (["train", "--student", "yolox-nano", "--set", "kd.alpha=1"], ["kd.alpha", "no distiller is chosen"]),
         (["train", "--student", "yolox-nano", "--set", "kd"], ["--set takes key=value"]),
         (["train", "--student", "yolox-nano", "--epochs", "none"], ["--epochs", "integer"]),

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from yoloxkd.config import without_folders as module
-from yoloxkd.config.without_folders import command_without_folders, without_folders
+from yoloxkd.config.without_folders import command_without_folders, distinct_names, without_folders
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,20 @@ def test_containers_and_known_paths() -> None:
     assert without_folders(told, ["/tmp/a <b> & c", "/"]) == (
         "stopped; continue with --resume a <b> & c, its a <b> & c/last.pt"
     )
+
+
+def test_a_file_inside_a_folder_is_named_from_there() -> None:
+    told = {"file": "/my sets/a/images/1.jpg", "note": "the same as /my sets/a/images/2.jpg of val, not /other/3.jpg"}
+    assert without_folders(told, inside="/my sets/a") == {
+        "file": "images/1.jpg",
+        "note": "the same as images/2.jpg of val, not 3.jpg",
+    }
+
+
+def test_files_side_by_side_have_names_of_their_own() -> None:
+    files = ["/a/x/best.pt", "/a/y/best.pt", "/a/y/last.pt", "runs/x/best.pt", "yolox-s"]
+    assert distinct_names(files) == ["a/x/best.pt", "y/best.pt", "last.pt", "runs/x/best.pt", "yolox-s"]
+    assert distinct_names(["/a/x/best.pt"]) == ["best.pt"]
 
 
 def test_a_command() -> None:

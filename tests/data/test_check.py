@@ -82,7 +82,7 @@ def test_every_fault_is_listed_with_file_and_line(broken: Path, capsys: pytest.C
         ("repeated: the same box of the same class again (kept)", '"id": 201'),
     ):
         (place,) = train[kind]["where"]
-        assert (place["file"], place["line"]) == (str(file), line_of(file, text) - 1)
+        assert (place["file"], place["line"]) == (file.name, line_of(file, text) - 1)
         assert f"{file}:{place['line']}, annotation" in shown.out
     assert {kind for kind, fault in train.items() if fault["breaking"]} == {
         MISSING,
@@ -92,7 +92,8 @@ def test_every_fault_is_listed_with_file_and_line(broken: Path, capsys: pytest.C
     assert found["breaking"] == 3 == found["splits"]["train"]["breaking"]
     (leak,) = found["splits"]["val"]["faults"][check.LEAK]["where"]
     assert leak["file"].endswith("val/0.png")
-    assert "train/0.png of train" in leak["note"]
+    assert leak["note"].endswith(" train/0.png of train")
+    assert str(broken) not in report.read_text()
     assert "3 of the" in shown.err
     assert "Traceback" not in shown.err
 

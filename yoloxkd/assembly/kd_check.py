@@ -13,6 +13,7 @@ from rich.console import Console
 from yoloxkd.assembly.models import load_student
 from yoloxkd.assembly.run import fetch_weights, prepare
 from yoloxkd.config.recipe import Recipe
+from yoloxkd.config.without_folders import distinct_names
 from yoloxkd.engine.callback_list import CallbackList
 from yoloxkd.engine.device import settings
 from yoloxkd.engine.events import State
@@ -87,7 +88,7 @@ class KDCheck:
             for one in self.students
         ]
         return {
-            "teachers": self.teachers,
+            "teachers": dict(zip(distinct_names(list(self.teachers)), self.teachers.values(), strict=True)),
             "plan": self.plan,
             "images": self.images,
             "batches": self.batches,

@@ -18,7 +18,7 @@ from yoloxkd.config.recipe import Student
 from yoloxkd.download import fetch
 from yoloxkd.engine.checkpoint import file_digest, is_checkpoint
 from yoloxkd.engine.checkpoint_parts import read_saved
-from yoloxkd.errors import UserError, nearest
+from yoloxkd.errors import UserError, nearest, nearest_file
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.detector import Detector
@@ -121,7 +121,8 @@ def find_weights(reference: str) -> Path:
         raise UserError(f"'{reference}' is a folder, not a checkpoint file; a run's student is in its best.pt")
     looks_like_file = bool(path.suffix) or len(path.parts) > 1
     if looks_like_file:
-        raise UserError(f"no file {reference}; give a checkpoint, or the name of a model ('yoloxkd models' lists them)")
+        tail = nearest_file(path) or "; give a checkpoint, or the name of a model ('yoloxkd models' lists them)"
+        raise UserError(f"no file {reference}{tail}")
     raise UserError(f"unknown model '{reference}' (neither an architecture nor a file); {nearest(name, model_names())}")
 
 

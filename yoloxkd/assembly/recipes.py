@@ -14,7 +14,7 @@ from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import leaves, merge, parse_set, put, read_yaml, sections, shown, validate
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.config.renamed import current_key, current_keys
-from yoloxkd.errors import UserError, nearest
+from yoloxkd.errors import UserError, nearest, nearest_file
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.defaults import kd_defaults, set_defaults, split_name
 from yoloxkd.nn import DETECTORS
@@ -177,7 +177,10 @@ def _whole_path(reference: str) -> str:
 
 def _check_name(name: str) -> None:
     if name not in model_names():
-        raise UserError(f"unknown model '{name}' (neither an architecture nor a file); {nearest(name, model_names())}")
+        tail = nearest(name, model_names())
+        if not tail.startswith("did you mean"):
+            tail = nearest_file(name).removeprefix("; ") or tail
+        raise UserError(f"unknown model '{name}' (neither an architecture nor a file); {tail}")
 
 
 def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str) -> None:

@@ -44,7 +44,7 @@ from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.log import RunLog
 from yoloxkd.engine.loop import TrainLoader, TrainLoop
-from yoloxkd.errors import UserError
+from yoloxkd.errors import UserError, nearest_file
 from yoloxkd.kd.base import KDConfig, Teacher
 from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.rescaled_teacher import RescaledTeacher
@@ -141,7 +141,7 @@ def read_resume(path: str, data: str | None = None) -> tuple[Recipe, Path, LastC
     """
     file = Path(path) / "last.pt" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise UserError(f"nothing to resume at {path}: no {file.name} there")
+        raise UserError(f"nothing to resume at {path}{nearest_file(path) or f': no {file.name} there'}")
     raw = load_checkpoint_file(file)
     if not is_checkpoint(raw) or raw.get("kind") != "run":
         raise UserError(f"{file} is not the last.pt of a run, so it cannot be resumed")

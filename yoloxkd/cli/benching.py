@@ -15,6 +15,7 @@ import numpy as np
 from yoloxkd.api import Detector
 from yoloxkd.cli.latency import CompiledPredictor, Timed, measure_latency
 from yoloxkd.cli.tables import table, write_json
+from yoloxkd.config.without_folders import distinct_names, without_folders
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.loader import eval_loader
@@ -64,7 +65,8 @@ def bench(
     print(f"{', '.join(map(str, models))} at {size} px on {data} {split}: {len(images)} images, {runs} runs a variant")
     print(_latency_tables(rows, many))
     if json_file is not None:
-        write_json(json_file, {"data": data, "split": split, "imgsz": size, "runs": runs, "variants": rows})
+        head = {"data": without_folders(data), "split": split, "imgsz": size, "runs": runs}
+        write_json(json_file, head | {"variants": rows})
 
 
 def _labels(detectors: Sequence[Detector]) -> list[str]:
@@ -74,7 +76,8 @@ def _labels(detectors: Sequence[Detector]) -> list[str]:
         if file in files[:number]:
             raise UserError(f"{detectors[number].source} is given twice; a model compared with itself says nothing")
     names = [Path(detector.source).name for detector in detectors]
-    return [name if names.count(name) == 1 else d.source for name, d in zip(names, detectors, strict=True)]
+    long = distinct_names([detector.source for detector in detectors])
+    return [name if names.count(name) == 1 else file for name, file in zip(names, long, strict=True)]
 
 
 def _common_size(detectors: Sequence[Detector], imgsz: int | None) -> int:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from yoloxkd.cli.tables import table, write_json
+from yoloxkd.config.without_folders import without_folders
 from yoloxkd.data.check import SplitReport, check_data
 from yoloxkd.data.convert import convert_data
 from yoloxkd.data.data_spec import DataSpec, find_data, load_split
@@ -35,7 +36,8 @@ def check_report(name: str, limit: int | None, json_file: Path | None, imgsz: in
     total = sum(len(report.faults) for report in reports)
     if json_file is not None:
         splits = {report.split: report.as_dict() for report in reports}
-        write_json(json_file, {"data": name, "format": spec.format, "breaking": breaking, "splits": splits})
+        head = {"data": without_folders(name), "format": spec.format, "breaking": breaking}
+        write_json(json_file, head | {"splits": without_folders(splits, [str(spec.root), name], inside=spec.root)})
     if breaking:
         raise UserError(f"{breaking} of the {total} faults of {name} would break training; correct those marked with !")
     print(f"{total} faults, none of which breaks training" if total else "no fault")
@@ -66,7 +68,10 @@ def stats_report(name: str, split: str | None, out: Path | None, samples: int, j
     statistics = [split_stats(data) for data in read]
     for data, stats in zip(read, statistics, strict=True):
         print(stats_text(stats) + ("" if not len(data.faults) else f"\n{data.faults.describe()}"))
-    results: dict[str, Any] = {"data": name, "splits": {stats.split: stats.as_dict() for stats in statistics}}
+    results: dict[str, Any] = {
+        "data": without_folders(name),
+        "splits": {stats.split: stats.as_dict() for stats in statistics},
+    }
     for file in (folder / "stats.json", *([] if json_file is None else [json_file])):
         write_json(file, results)  # before the images: it tells the next time that they are this command's
     written = [_draw_file(folder / f"samples-{d.split}.png", partial(draw_samples, d, count=samples)) for d in read]

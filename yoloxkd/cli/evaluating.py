@@ -10,6 +10,7 @@ from yoloxkd.api import Detector
 from yoloxkd.assembly.run import newest_run
 from yoloxkd.cli.run_tables import check_val_outputs, metrics_table, val_options, write_detections
 from yoloxkd.cli.tables import table, write_json
+from yoloxkd.config.without_folders import distinct_names, without_folders
 from yoloxkd.errors import UserError
 from yoloxkd.metrics.coco import COUNTED_FROM, ERROR_KINDS
 from yoloxkd.metrics.measure import overall
@@ -49,7 +50,9 @@ def evaluate_models(
     print(metrics_table(result.metrics) if len(models) < 2 else _side_by_side(measured))
     if errors:
         print(errors_table({model: metrics["errors"] for model, metrics in measured.items()}))
-    results = [{"model": model, "data": data, "split": split, **metrics} for model, metrics in measured.items()]
+    place = {"data": without_folders(data), "split": split}
+    rows = zip(distinct_names(list(measured)), measured.values(), strict=True)
+    results = [{"model": model, **place, **metrics} for model, metrics in rows]
     if out is not None:
         write_json(out / "metrics.json", results[0])
         print(f"written: {out / 'metrics.json'}, {write_detections(out, result)}")

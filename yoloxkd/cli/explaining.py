@@ -9,6 +9,7 @@ from typing import Any
 
 from yoloxkd.api import Detector
 from yoloxkd.cli.tables import table, write_json
+from yoloxkd.config.without_folders import distinct_names, without_folders
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.engine.atomic import write_text
@@ -58,21 +59,22 @@ def write_explanation(choice: Choice, page: Path, numbers: Path) -> None:
     for model in all_models:
         model.classes(data.names)
     parts, figure_numbers = _draw(choice, models, teacher, data, drawn, size, percents, str(detectors[0].device))
+    files, data_name = distinct_names(sources), without_folders(choice.data)
     facts = [
-        ("models", ", ".join(f"{m.name}: {source}" for m, source in zip(models, choice.models, strict=True))),
-        *([] if teacher is None else [("teacher", f"{teacher.name}: {choice.teacher}")]),
-        ("data", f"{choice.data}, split {choice.split}, {len(data)} images, {len(data.names)} classes"),
+        ("models", ", ".join(f"{m.name}: {file}" for m, file in zip(models, files, strict=False))),
+        *([] if teacher is None else [("teacher", f"{teacher.name}: {files[-1]}")]),
+        ("data", f"{data_name}, split {choice.split}, {len(data)} images, {len(data.names)} classes"),
         (
             "input",
             f"{size} px" if isinstance(size, int) else f"short side {size[0]} px, long side at most {size[1]} px",
         ),
     ]
-    head: dict[str, Any] = {"model": dict(zip([m.name for m in models], choice.models, strict=True))}
-    head |= {"teacher": choice.teacher, "data": choice.data, "split": choice.split, "imgsz": size}
+    head: dict[str, Any] = {"model": dict(zip([m.name for m in models], files, strict=False))}
+    head |= {"teacher": None if teacher is None else files[-1], "data": data_name, "split": choice.split, "imgsz": size}
     write_json(numbers, head | figure_numbers)  # before the page: it tells the next time that both are this command's
     title = f"What {' and '.join(m.name for m in models)} look{'s' if len(models) == 1 else ''} at"
     under = "" if teacher is None else f"taught by {teacher.name}, "
-    write_text(page, render_page(ExplainPage(title, f"{under}on {choice.data} {choice.split}", facts, parts=parts)))
+    write_text(page, render_page(ExplainPage(title, f"{under}on {data_name} {choice.split}", facts, parts=parts)))
     for part in parts:
         if part.rows:
             print(f"{part.title}\n{table(list(part.columns), [list(row) for row in part.rows])}\n")
@@ -128,10 +130,11 @@ def _draw(
 
 
 def _names(sources: Sequence[str]) -> list[str]:
-    """A name for each model: its run's folder, or its file; the whole path where those repeat. UserError: one comes twice."""
+    """A name for each model: its run's folder, or its file; as much of the path as differs where those repeat. UserError: one comes twice."""
     if len(set(sources)) < len(sources):
         twice = next(source for source in sources if sources.count(source) > 1)
         raise UserError(f"{twice} is given twice; a model compared with itself says nothing")
     paths = [Path(source) for source in sources]
     short = [p.parent.name if p.stem in ("best", "last") and p.parent.name else p.stem for p in paths]
-    return [name if short.count(name) == 1 else source for name, source in zip(short, sources, strict=True)]
+    long = distinct_names(sources)
+    return [name if short.count(name) == 1 else file for name, file in zip(short, long, strict=True)]

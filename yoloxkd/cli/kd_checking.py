@@ -45,6 +45,7 @@ def kd_check(
 
     from yoloxkd.api.kd_check import kd_check as measure
     from yoloxkd.cli.tables import write_json
+    from yoloxkd.config.without_folders import without_folders
     from yoloxkd.output_paths import Output, check_outputs
 
     check_outputs(
@@ -59,7 +60,7 @@ def kd_check(
         print(_losses(check, one) + "\n\n" + _concentration(one) + "\n")
     print(_remarks(check))
     if json_file is not None:
-        write_json(json_file, check.as_dict())
+        write_json(json_file, without_folders(check.as_dict()))
     if check.harm:
         raise GateError(check.verdict)
     print(f"verdict: {check.verdict}")

@@ -17,7 +17,7 @@ import numpy as np
 from yoloxkd.cli.drawn_files import plain_name
 from yoloxkd.data.io.find_images import missing
 from yoloxkd.data.io.images import IMAGE_SUFFIXES
-from yoloxkd.errors import UserError
+from yoloxkd.errors import UserError, nearest_file
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 FALLBACK_FPS = 30.0
@@ -67,7 +67,7 @@ def _hint(text: str) -> str:
         return ", a folder with no file that is one (folders in it are not looked into)"
     if glob.has_magic(text):
         return ": no file has that name, and as a pattern it matches none"
-    return f": it {missing(text)}"
+    return f": it {missing(text)}{nearest_file(text)}"
 
 
 def _inside(folder: Path) -> list[Path]:

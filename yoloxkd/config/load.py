@@ -169,6 +169,7 @@ def validate(
         key = prefix + ".".join(str(p) for p in fault["loc"] if not (isinstance(p, str) and "[" in p))
         if fault["type"] == "extra_forbidden":
             names = [*known_keys] or list(leaves(model, prefix))
+            names += {name.rpartition(".")[0] for name in names} - {""}  # sections
             raise UserError(f"unknown key '{key}' in the {where}; {nearest(key, names)}") from error
         if fault["type"] == "missing":
             raise UserError(f"the {where} lacks the key '{key}'") from error

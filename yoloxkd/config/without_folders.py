@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 Value = TypeVar("Value")
@@ -15,12 +17,13 @@ _PATH = re.compile(rf"(?<![\w.~/\\:-]){_ROOT}(?:{_PART}[\\/])+({_PART})?[\\/]?")
 _WHOLE = re.compile(rf"{_ROOT}(?:[^\\/\n]+[\\/])*[^\\/\n]+[\\/]?")
 
 
-def without_folders(value: Value, known_paths: Sequence[str] = ()) -> Value:
+def without_folders(value: Value, known_paths: Sequence[str] = (), inside: str | Path | None = None) -> Value:
     """A text, or every text in containers, with each absolute path cut to its last part; relative ones stay.
 
     Args:
         value: Text, list, tuple or dict; other values stay as they are.
         known_paths: Absolute paths that may stand in sentences; without this a blank ends a path there.
+        inside: Folder; the path of a file in it becomes relative to it.
 
     Example:
         >>> without_folders({"data": "/home/me/birds/data.yaml", "note": "no file /home/me/a.pt, see runs/a"})
@@ -28,13 +31,28 @@ def without_folders(value: Value, known_paths: Sequence[str] = ()) -> Value:
     """
     result: Any = value
     if isinstance(value, str):
-        result = _text(value, known_paths)
+        result = _text(value if inside is None else value.replace(f"{inside}{os.sep}", ""), known_paths)
     elif isinstance(value, dict):
-        result = {key: without_folders(each, known_paths) for key, each in value.items()}
+        result = {key: without_folders(each, known_paths, inside) for key, each in value.items()}
     elif isinstance(value, list | tuple):
-        parts = [without_folders(each, known_paths) for each in value]
+        parts = [without_folders(each, known_paths, inside) for each in value]
         result = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return cast("Value", result)
+
+
+def distinct_names(files: Sequence[str]) -> list[str]:
+    """Names of files side by side: relative paths as they are, of an absolute one the shortest end that no other has.
+
+    Example:
+        >>> distinct_names(["/a/plain/best.pt", "/a/fgd/best.pt", "teacher.pt"])
+        ['plain/best.pt', 'fgd/best.pt', 'teacher.pt']
+    """
+    parts = [Path(file).parts for file in files]
+    names = []
+    for file, own in zip(files, parts, strict=True):
+        ends = (n for n in range(1, len(own)) if sum(other[-n:] == own[-n:] for other in parts) == 1)
+        names.append(str(Path(*own[-next(ends, len(own)) :])) if Path(file).is_absolute() else file)
+    return names
 
 
 def command_without_folders(command: str) -> str:

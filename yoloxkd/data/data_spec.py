@@ -23,7 +23,7 @@ from yoloxkd.data.formats.ultralytics import from_ultralytics, guess_format, is_
 from yoloxkd.data.formats.values import bare_name, has_control
 from yoloxkd.data.problems import Faults, shown
 from yoloxkd.data.shapes import CLASSES, SHAPES, shapes_folder
-from yoloxkd.errors import UserError, nearest
+from yoloxkd.errors import UserError, nearest, nearest_file
 
 SPLITS = ("train", "val", "test")
 _KEYS = (
@@ -136,7 +136,8 @@ def find_data(name_or_file: str | Path) -> DataSpec:
     if file.is_file():
         return _from_yaml(file, name, file.resolve().parent)
     if file.suffix in (".yaml", ".yml"):
-        raise UserError(f"there is no data YAML {file}; give an existing file, or '{SHAPES}', which needs no download")
+        tail = nearest_file(file) or f"; give an existing file, or '{SHAPES}', which needs no download"
+        raise UserError(f"there is no data YAML {file}{tail}")
     raise UserError(f"unknown data set '{name}'; {nearest(name, [*cfg_names('data'), SHAPES])} or give a data YAML")
 
 

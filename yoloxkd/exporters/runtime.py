@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from yoloxkd.errors import UserError
+from yoloxkd.errors import UserError, nearest_file
 from yoloxkd.exporters import RUNTIMES
 from yoloxkd.exporters.metadata import FileMetadata, read_metadata
 from yoloxkd.soft_masks import BoxMasks
@@ -69,7 +69,7 @@ class OnnxPredictor:
     ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise UserError(f"there is no file {path}")
+            raise UserError(f"there is no file {path}{nearest_file(path)}")
         self.session = RUNTIMES[runtime](self.path, threads)
         self.metadata: dict[str, str] = dict(self.session.metadata)
         self._file_metadata = file_metadata = read_metadata(self.metadata, self.path)
