@@ -16,6 +16,7 @@ import torch
 
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
+from yoloxkd.exporters.edge_form import edge_form, scaled_input
 from yoloxkd.exporters.half import to_half
 from yoloxkd.exporters.raw_graph import RawHead, describe_head
 from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
@@ -39,13 +40,20 @@ OUTPUTS = ("detections", "locations", "raw")
 """What a file may give: detections after NMS, boxes and scores of every location, or the head's own tensors."""
 
 
-def chosen_outputs(name: str | None, nms: bool) -> str:
-    """One of `OUTPUTS`, of what a user gave. UserError: there is none of that name, or it contradicts `nms`."""
+def chosen_outputs(name: str | None, nms: bool | None, kind: str = "onnx") -> str:
+    """One of `OUTPUTS`, of what a user gave; with neither, NMS in an ONNX file and raw tensors in one of another `kind`.
+
+    UserError: there is none of that name, it contradicts `nms`, or the kind has no NMS.
+    """
     if name is None:
-        return "detections" if nms else "locations"
+        name = ("detections" if kind == "onnx" else "raw") if nms is None else "detections" if nms else "locations"
     if name not in OUTPUTS:
         raise UserError(f"unknown outputs '{name}'; known: {', '.join(OUTPUTS)}")
-    if name == "detections" and not nms:
+    if name == "detections" and kind != "onnx":
+        raise UserError(
+            f"a file of format {kind} has no NMS inside; give --outputs raw or locations, or leave both out"
+        )
+    if name == "detections" and nms is False:
         raise UserError("--outputs detections come of NMS, and --no-nms leaves it out: give one of the two")
     return name
 
@@ -126,10 +134,15 @@ def export_onnx(
     return save_checked(model if probes else without_probes(model), path)
 
 
-def described_graph(detector: Detector[Any, Any], options: ExportOptions, source_digest: str = "") -> onnx.ModelProto:
-    """The graph with its metadata and with probes, in float32 or fp16; that of an int8 file is still in float32."""
+def described_graph(
+    detector: Detector[Any, Any], options: ExportOptions, source_digest: str = "", *, scaled: bool = False
+) -> onnx.ModelProto:
+    """The graph with its metadata and with probes, in float32 or fp16; that of an int8 file is still in float32.
+
+    scaled: with the input made 0 to 1, see `edge_form.scaled_input`
+    """
     options.check(detector)
-    model = _graph(detector, options)
+    model = _graph(detector, options, scaled)
     if options.half:
         model = to_half(model)
     _describe(model, detector, options, source_digest)
@@ -153,7 +166,7 @@ def without_probes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelProto:
+def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -> onnx.ModelProto:
     """The traced and optimized graph.
 
     Where shapes are free, a batch of two is traced, with two cells or more on the coarsest level: one would be taken as
@@ -162,6 +175,9 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelPr
     from yoloxkd.exporters.nms_graph import WithSuppression, onnx_translations
 
     raw = Exportable(detector)
+    edge_form(raw.detector)
+    if scaled:
+        scaled_input(raw.detector)
     network: torch.nn.Module = raw
     outputs: tuple[str, ...] = RAW_OUTPUTS
     if options.raw:
