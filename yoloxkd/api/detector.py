@@ -29,7 +29,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS
 from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.matching import Suppression
-from yoloxkd.exporters.onnx import ExportOptions, chosen_outputs
+from yoloxkd.exporters.onnx import OPSET, ExportOptions, chosen_outputs
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.parity_report import TOLERANCES
 from yoloxkd.exporters.runner import check_runner, refuse_difference
@@ -205,6 +205,7 @@ class Detector:
         format: str = "onnx",
         say: Callable[[str], None] | None = print,
         outputs: str | None = None,
+        opset: int | None = None,
         **options: Any,
     ) -> Path:
         """Write a file that is proven to detect what this model detects.
@@ -222,6 +223,7 @@ class Detector:
             say: takes each line of the comparison; None: nobody does.
             outputs: what the file gives: `detections` (after NMS), `locations` (boxes and scores before it) or `raw` (the
                 head's own tensors, level by level). None: as `nms` says; of other formats than ONNX, `raw`.
+            opset: version of ONNX' operators, 17 to 23. None: 18, which every runtime reads.
             **options: of int8, as in `config.quantization.Quantization`: method, float_layers, sensitivity, ...
 
         Returns:
@@ -240,12 +242,22 @@ class Detector:
         target = export_target(path, self.source, opened.weights.path, format)
         size = self._square(imgsz)
         recipe = self._int8_recipe(int8, calib, size, options)
+        if opset is not None and format != "onnx":
+            raise UserError(f"opset is of ONNX files, and a file of format {format} has none; leave it out")
         outputs = chosen_outputs(outputs, nms, format)
         nms, raw = outputs == "detections", outputs == "raw"
         return exporter(
             opened.detector.cpu(),
             target,
-            ExportOptions(imgsz=size, nms=nms, raw=raw, dynamic=dynamic, half=half, int8=int8),
+            ExportOptions(
+                imgsz=size,
+                nms=nms,
+                raw=raw,
+                dynamic=dynamic,
+                half=half,
+                int8=int8,
+                opset=OPSET if opset is None else opset,
+            ),
             data=self._verification(verify),
             int8=recipe,
             source_digest=opened.weights.digest,

@@ -238,6 +238,7 @@ def export(
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Any batch size, height and width (multiples of the stride).")
     ] = False,
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX' operators, 17 to 23. Default: 18.")] = None,
     half: Annotated[bool, typer.Option("--half", help="fp16 weights and arithmetic.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="int8 convolutions, calibrated on --calib.")] = False,
     calib: Annotated[
@@ -271,6 +272,7 @@ def export(
         calib=calib,
         verify=verify,
         format=format_,
+        opset=opset,
         **options,
     )
     print(f"written: {path} ({sum(part.stat().st_size for part in parts_of(path)) / 1e6:.2f} MB)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.onnx import RAW_OUTPUTS, ExportOptions, metadata
 from yoloxkd.exporters.raw_graph import describe_head
+from yoloxkd.file_kinds import ARCHIVED_NOTE
 from yoloxkd.nn.detector import Detector
 
 
@@ -26,6 +28,21 @@ def describe_file(detector: Detector[Any, Any], options: ExportOptions, source_d
     outputs = describe_head(detector).tensors() if options.raw else list(RAW_OUTPUTS)
     texts = metadata(detector, options, source_digest)
     return json.dumps({"outputs": outputs, "metadata": texts}, indent=2)
+
+
+def append_description(detector: Detector[Any, Any], options: ExportOptions, source_digest: str, path: Path) -> None:
+    """Put the JSON behind a file whose readers ignore what follows, as a zip archive: TFLite's own way."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(ARCHIVED_NOTE, describe_file(detector, options, source_digest))
+
+
+def archived_description(path: Path) -> FileDescription:
+    """What `append_description` wrote. UserError: it is not there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return read_description(archive.read(ARCHIVED_NOTE), path)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{path} lacks the metadata of a file that `yoloxkd export` wrote") from error
 
 
 def read_description(text: str | bytes, path: Path) -> FileDescription:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from yoloxkd.errors import UserError
-from yoloxkd.exporters.file_description import read_description
-from yoloxkd.file_kinds import TFLITE_NOTE
+from yoloxkd.exporters.file_description import archived_description
 
 
 class LiteRtSession:
@@ -28,11 +26,7 @@ class LiteRtSession:
         except Exception as error:  # ValueError and RuntimeError, as the fault may be
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise UserError(f"{path} is not a TFLite file that LiteRT can open: {reason}") from error
-        try:
-            with zipfile.ZipFile(path) as archive:
-                description = read_description(archive.read(TFLITE_NOTE), path)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise UserError(f"{path} lacks the metadata of a file that `yoloxkd export` wrote") from error
+        description = archived_description(path)
         self.metadata, self.outputs = description.metadata, description.outputs
         self._input = next(iter(self._run.get_input_details()))
         if len(self._run.get_output_details()) != len(self.outputs):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 18
+OPSETS = range(17, 24)
+"""Versions of ONNX' operators that a file may be of; 17 is the first with all that is needed."""
 NMS_OUTPUTS = ("boxes", "scores", "labels", "counts")
 RAW_OUTPUTS = ("boxes", "scores")
 MASKS = "masks"
@@ -68,6 +70,7 @@ class ExportOptions:
     dynamic  any batch size, height and width (multiples of the size the model needs); else one image of imgsz x imgsz
     half     fp16 weights and arithmetic in the network; inputs, outputs, box decoding and suppression stay float32
     int8     int8 convolutions by static quantization, the predictors in float32: see `exporters.int8`
+    opset    version of ONNX' operators, of an ONNX file
     conf, iou, max_det   settings of the suppression. A user of the file can filter by a higher score, not by a lower
     """
 
@@ -77,6 +80,7 @@ class ExportOptions:
     dynamic: bool = False
     half: bool = False
     int8: bool = False
+    opset: int = OPSET
     conf: float = CONF
     iou: float = IOU
     max_det: int = MAX_DET
@@ -91,6 +95,8 @@ class ExportOptions:
             raise UserError("half and int8 exclude each other: choose one of them")
         if self.raw and self.nms:
             raise UserError("raw outputs come before NMS: a file cannot have both")
+        if self.opset not in OPSETS:
+            raise UserError(f"opset {self.opset} is none of {OPSETS.start} to {OPSETS.stop - 1}")
         stride = detector.size_multiple
         if self.imgsz < stride or self.imgsz % stride:
             raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, as the model needs")
@@ -121,7 +127,7 @@ class ExportOptions:
 def export_onnx(
     detector: Detector[Any, Any], path: Path, options: ExportOptions, *, source_digest: str = "", probes: bool = False
 ) -> Path:
-    """Write `detector` as an ONNX file of opset 18, weights inside; returns the path.
+    """Write `detector` as an ONNX file, weights inside; returns the path.
 
     Input `images` (N, 3, imgsz, imgsz) float32 RGB 0..255. Outputs with nms: boxes (N, D, 4) xyxy px of the input,
     scores (N, D), labels (N, D) int64, counts (N,) int64, rows past the count zero and -1, and of a detector of masks
@@ -192,7 +198,7 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -
             network.eval(),
             (sample,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=options.opset,
             external_data=False,
             input_names=["images"],
             output_names=list(outputs),
@@ -202,6 +208,9 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    made = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if made != options.opset:  # the exporter keeps its own version, silently, where it cannot convert
+        raise UserError(f"this model cannot be written in opset {options.opset}; leave --opset out for {OPSET}")
     return model
 
 
