@@ -15,6 +15,7 @@ from tests.exporters.conftest import CONF, MAX_DET, SIZE
 from tests.exporters.test_raw_outputs import Plain
 from tests.exporters.test_runtime import assert_same
 from tests.exporters.tiny import TinyDetector
+from yoloxkd import Detector
 from yoloxkd.engine.evaluate import TorchPredictor
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters import EXPORTERS, missing
@@ -140,6 +141,13 @@ def test_what_these_formats_do_not_have(kind: str, tmp_path: Path) -> None:
     for given in ({"name": None, "nms": True}, {"name": "detections", "nms": None}):
         with pytest.raises(UserError, match=f"format {kind} has no NMS inside"):
             chosen_outputs(**given, kind=kind)  # type: ignore[arg-type]
+
+
+def test_a_runtime_is_refused_a_file_that_it_does_not_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--device openvino does not read .*x\.param; ncnn can"):
+        Detector(tmp_path / "x.param", "openvino")
+    with pytest.raises(UserError, match="there is no file"):
+        Detector(tmp_path / "x.tflite")
 
 
 def test_only_files_of_the_format_are_replaced(tmp_path: Path) -> None:

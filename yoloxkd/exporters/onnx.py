@@ -198,7 +198,7 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -
             network.eval(),
             (sample,),
             dynamo=True,
-            opset_version=options.opset,
+            opset_version=max(options.opset, OPSET),
             external_data=False,
             input_names=["images"],
             output_names=list(outputs),
@@ -208,10 +208,23 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    made = next(entry.version for entry in model.opset_import if entry.domain == "")
-    if made != options.opset:  # the exporter keeps its own version, silently, where it cannot convert
-        raise UserError(f"this model cannot be written in opset {options.opset}; leave --opset out for {OPSET}")
-    return model
+    return _of_opset(model, options.opset)
+
+
+def _of_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The graph in a version that torch's exporter does not write: it begins at 18, and keeps that where it cannot convert."""
+    from onnx import version_converter
+
+    if next(entry.version for entry in model.opset_import if entry.domain == "") == opset:
+        return model
+    try:
+        converted: onnx.ModelProto = version_converter.convert_version(model, opset)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"this model cannot be written in opset {opset}: {reason}; leave --opset out for {OPSET}"
+        ) from error
+    return converted
 
 
 def _free(stride: int) -> tuple[dict[int, Any], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 from collections.abc import Sequence
@@ -61,9 +62,21 @@ def _int8(file: str, float_layers: Sequence[str], *, everything: bool) -> None:
         parts = "/".join(rf"[^/]*_{re.escape(part)}" for part in layer.split("."))
         for operator in (names.CONV_2D, names.DEPTHWISE_CONV_2D):
             maker.update_quantization_recipe(f"{parts}(/|;|$)", operator, algorithm_key="no_quantize")
-    images = np.load("images.npy")
-    ranges = maker.calibrate({"serving_default": [{"args_0": image[None]} for image in images]}, num_threads=1)
-    maker.quantize(ranges).export_model("m.tflite", overwrite=True)
+    maker.quantize(_ranges(file)).export_model("m.tflite", overwrite=True)
+
+
+def _ranges(file: str):  # type: ignore[no-untyped-def]
+    """Smallest and largest value of every tensor over images.npy; kept in ranges.pickle, for it takes minutes."""
+    from ai_edge_quantizer import qtyping, quantizer
+
+    kept = Path("ranges.pickle")
+    if not kept.is_file():
+        maker = quantizer.Quantizer(file)
+        maker.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8, 8)
+        images = np.load("images.npy")
+        data = {"serving_default": [{"args_0": image[None]} for image in images]}
+        kept.write_bytes(pickle.dumps(maker.calibrate(data, num_threads=1)))
+    return pickle.loads(kept.read_bytes())
 
 
 if __name__ == "__main__":
