@@ -29,7 +29,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS
 from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.matching import Suppression
-from yoloxkd.exporters.onnx import ExportOptions, resolved_outputs
+from yoloxkd.exporters.onnx import OPSET, ExportOptions, resolved_outputs
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.parity_report import TOLERANCES
 from yoloxkd.exporters.runner import check_runner, refuse_difference
@@ -46,9 +46,9 @@ class Detector:
 
     Args:
         model: a run's `best.pt` or `last.pt`, an official checkpoint, a model name (its published weights), or an exported
-            `.onnx`. None: the best student of the newest run under `runs/`.
+            `.onnx`, `.param` (ncnn) or `.tflite`. None: the best student of the newest run under `runs/`.
         device: `cpu`, `cuda`, a CUDA index or a `torch.device`. None: CUDA if there is one. An exported file runs on the
-            CPU, by ONNX Runtime or, with `openvino`, by OpenVINO.
+            CPU, by the runtime of its format; an `.onnx` by ONNX Runtime or, with `openvino`, by OpenVINO.
 
     Attributes:
         source: the model as it was given.
@@ -195,7 +195,7 @@ class Detector:
     def export(
         self,
         path: str | Path | None = None,
-        nms: bool = True,
+        nms: bool | None = None,
         dynamic: bool = False,
         imgsz: ImageSize | None = None,
         half: bool = False,
@@ -205,13 +205,14 @@ class Detector:
         format: str = "onnx",
         say: Callable[[str], None] | None = print,
         outputs: str | None = None,
+        opset: int | None = None,
         **options: Any,
     ) -> Path:
         """Write a file that is proven to detect what this model detects.
 
         Args:
             path: the file. None: beside the checkpoint.
-            nms: whether NMS is in the graph.
+            nms: whether NMS is in the graph. None: in an ONNX file, if `outputs` does not say otherwise.
             dynamic: whether the file takes any batch and input size.
             imgsz: input size in px. None: the model's own.
             half: fp16 convolutions.
@@ -221,7 +222,8 @@ class Detector:
             format: a name in `yoloxkd.exporters.EXPORTERS`.
             say: takes each line of the comparison; None: nobody does.
             outputs: what the file gives: `detections` (after NMS), `locations` (boxes and scores before it) or `raw` (the
-                head's own tensors, level by level). None: as `nms` says.
+                head's own tensors, level by level). None: as `nms` says; of other formats than ONNX, `raw`.
+            opset: version of ONNX' operators, 17 to 23. None: 18, which every runtime reads.
             **options: of int8, as in `config.quantization.Quantization`: method, float_layers, sensitivity, ...
 
         Returns:
@@ -236,15 +238,26 @@ class Detector:
         """
         opened = self._backend.opened(" already; export needs the checkpoint it came from")
         path = None if path is None else reference("the file to export to", path)
-        target = export_target(path, self.source, opened.weights.path)
+        exporter = EXPORTERS.find(format)
+        target = export_target(path, self.source, opened.weights.path, format)
         size = self._square(imgsz)
         recipe = self._int8_recipe(int8, calib, size, options)
-        outputs = resolved_outputs(outputs, nms)
+        if opset is not None and format != "onnx":
+            raise UserError(f"opset is of ONNX files, and a file of format {format} has none; leave it out")
+        outputs = resolved_outputs(outputs, nms, format)
         nms, raw = outputs == "detections", outputs == "raw"
-        return EXPORTERS.find(format)(
+        return exporter(
             opened.detector.cpu(),
             target,
-            ExportOptions(imgsz=size, nms=nms, raw=raw, dynamic=dynamic, half=half, int8=int8),
+            ExportOptions(
+                imgsz=size,
+                nms=nms,
+                raw=raw,
+                dynamic=dynamic,
+                half=half,
+                int8=int8,
+                opset=OPSET if opset is None else opset,
+            ),
             data=self._verification(verify),
             int8=recipe,
             source_digest=opened.weights.digest,

@@ -20,7 +20,8 @@ from yoloxkd.cli.study_command import study
 from yoloxkd.cli.versions import version_lines
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
-from yoloxkd.exporters import EXPORTERS, RUNTIMES, check_format
+from yoloxkd.exporters import EXPORTERS, RUNTIMES, check_format, listed
+from yoloxkd.file_kinds import parts_of
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.nms_defaults import IOU, PREDICT_CONF
 from yoloxkd.nn import DETECTORS
@@ -48,13 +49,13 @@ def _models() -> list[str]:
 
 
 ModelArgument = Annotated[
-    str | None, typer.Argument(help="Model name, checkpoint or .onnx. Default: best of the newest run.")
+    str | None, typer.Argument(help="Model name, checkpoint or exported file. Default: best of the newest run.")
 ]
 DataOption = Annotated[str | None, typer.Option(help="Data YAML, a name, or 'shapes' (built in, no download).")]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
-        help=f"cpu, cuda or a CUDA index; for an .onnx {' or '.join(RUNTIMES)}. Default: CUDA when there is one."
+        help=f"cpu, cuda or a CUDA index; for an exported file {' or '.join(RUNTIMES)}. Default: CUDA when there is one."
     ),
 ]
 SizeOption = Annotated[int | None, typer.Option(help="Input size in px, a multiple of the stride.")]
@@ -140,7 +141,9 @@ def train(
 def val(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Names, checkpoints, .onnx. Default: best of the newest run."),
+        typer.Argument(
+            metavar="[MODEL]...", help="Names, checkpoints, exported files. Default: best of the newest run."
+        ),
     ] = None,
     data: Annotated[str, typer.Option(help="Data YAML, a name, or 'shapes'.")] = "coco",
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
@@ -222,16 +225,20 @@ def predict(
 @app.command()
 def export(
     model: ModelArgument = None,
-    format_: Annotated[str, typer.Option("--format", help=f"File format: {', '.join(EXPORTERS)}.")] = "onnx",
+    format_: Annotated[
+        str, typer.Option("--format", help=f"File format: {', '.join(EXPORTERS)}; list: what is installed.")
+    ] = "onnx",
     output: Annotated[Path | None, typer.Option(help="File to write. Default: beside the checkpoint.")] = None,
     imgsz: SizeOption = None,
     nms: Annotated[
-        bool, typer.Option("--nms/--no-nms", help="Decoding and NMS in the graph, or decoding only.")
-    ] = True,
+        bool | None,
+        typer.Option("--nms/--no-nms", help="Decoding and NMS in the graph (onnx alone), or decoding only."),
+    ] = None,
     outputs: Annotated[str | None, typer.Option(help="detections, locations (--no-nms), or raw: head tensors.")] = None,
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Any batch size, height and width (multiples of the stride).")
     ] = False,
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX' operators, 17 to 23. Default: 18.")] = None,
     half: Annotated[bool, typer.Option("--half", help="fp16 weights and arithmetic.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="int8 convolutions, calibrated on --calib.")] = False,
     calib: Annotated[
@@ -246,6 +253,9 @@ def export(
     ] = None,
 ) -> None:
     """Export a model and prove that the file detects the same."""
+    if format_ == "list":
+        print(f"formats:  {listed(EXPORTERS)}\nruntimes: {listed(RUNTIMES)}".replace("), ", ")\n          "))
+        return
     check_format(format_)
     from yoloxkd.api import Detector
     from yoloxkd.cli.run_tables import export_options
@@ -262,9 +272,10 @@ def export(
         calib=calib,
         verify=verify,
         format=format_,
+        opset=opset,
         **options,
     )
-    print(f"written: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+    print(f"written: {path} ({sum(part.stat().st_size for part in parts_of(path)) / 1e6:.2f} MB)")
 
 
 @app.command()
