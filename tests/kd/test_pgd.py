@@ -268,7 +268,7 @@ def test_a_share_of_the_locations_inside(devices: tuple[str, ...], monkeypatch: 
 @pytest.mark.parametrize("foreground", ["box", "box-gauss", "center", "quality"])
 def test_a_share_of_locations_that_are_not_chosen_is_refused(foreground: str) -> None:
     with pytest.raises(
-        ValueError, match="k_share limits how many of the best.*set foreground to topk-eq, kde or gauss"
+        ValueError, match=r"k_share limits how many of the best.*set foreground to topk-eq, kde or gauss"
     ):
         PGDConfig(foreground=foreground, k_share=0.1)
 
