@@ -198,8 +198,8 @@ def _by_quality(
 
 
 def _limits(inside: Tensor, share: float) -> Tensor:
-    """The share of each object's locations (B, G, A), rounded up: (B, G)."""
-    return (inside.sum(-1).double() * share - ROUNDING).ceil()
+    """The share of each object's locations (B, G, A), rounded up, and at least 1: (B, G)."""
+    return (inside.sum(-1).double() * share - ROUNDING).ceil().clamp_min(1)
 
 
 def _first(best: Tensor, index: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:

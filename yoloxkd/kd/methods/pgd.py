@@ -145,8 +145,8 @@ def image_shares(weights: list[Tensor]) -> list[Tensor]:
     Divided by the number of the level's own, they are divided by that of all levels.
     """
     cells = torch.stack([(weight.flatten(1) != 0).sum(1) for weight in weights])
-    shares = cells / cells.sum(0).clamp_min(1)
-    return [weight * share[:, None, None] for weight, share in zip(weights, shares.to(weights[0].dtype), strict=True)]
+    shares = cells.double() / cells.sum(0).clamp_min(1)
+    return [weight * share[:, None, None] for weight, share in zip(weights, shares, strict=True)]
 
 
 @without_autocast
@@ -159,7 +159,7 @@ def scaled_channels(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     student, teacher = full_precision(student), full_precision(teacher.detach())
     deviation = teacher.std((2, 3), correction=0, keepdim=True)
     least = MIN_DEVIATION * deviation.square().mean(1, keepdim=True).sqrt()
-    deviation = deviation.maximum(least).clamp_min(torch.finfo(deviation.dtype).tiny)
+    deviation = torch.where(least > 0, deviation.maximum(least), 1.0)  # 1: a map without any variation stays as it is
     return student / deviation, teacher / deviation
 
 
