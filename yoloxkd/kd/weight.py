@@ -103,8 +103,10 @@ class MethodWeight:
             return False
         usable = task.isfinite() & loss.isfinite()
         task, loss = all_mean(torch.stack([task, loss]).where(usable, 0.0)).unbind()
-        anew = self._task is None or self._loss is None or self.iterations == self.before
-        self._task, self._loss = (task, loss) if anew else (self._task + task, self._loss + loss)
+        if self._task is None or self._loss is None or self.iterations == self.before:
+            self._task, self._loss = task, loss
+        else:
+            self._task, self._loss = self._task + task, self._loss + loss
         self.iterations += 1
         if self.iterations < self.needed:
             return False
