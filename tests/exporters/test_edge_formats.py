@@ -21,7 +21,7 @@ from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters import EXPORTERS, missing
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.edge_form import INPUT_SCALE, edge_form, scaled_input
-from yoloxkd.exporters.onnx import ExportOptions, chosen_outputs
+from yoloxkd.exporters.onnx import ExportOptions, resolved_outputs
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.exporters.target import export_target
 from yoloxkd.file_kinds import EXPORTED, exported_format, is_own_export, parts_of
@@ -136,11 +136,11 @@ def test_what_these_formats_do_not_have(kind: str, tmp_path: Path) -> None:
     model.spec = replace(model.spec, stable_locations=False)
     with pytest.raises(UserError, match="has NMS inside"):
         export(model, path, ExportOptions(SIZE, nms=False), data=data)
-    assert chosen_outputs(None, None, kind) == "raw"
-    assert chosen_outputs(None, False, kind) == "locations"
+    assert resolved_outputs(None, None, kind) == "raw"
+    assert resolved_outputs(None, False, kind) == "locations"
     for given in ({"name": None, "nms": True}, {"name": "detections", "nms": None}):
         with pytest.raises(UserError, match=f"format {kind} has no NMS inside"):
-            chosen_outputs(**given, kind=kind)  # type: ignore[arg-type]
+            resolved_outputs(**given, kind=kind)  # type: ignore[arg-type]
 
 
 def test_a_runtime_is_refused_a_file_that_it_does_not_read(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from yoloxkd.distributed.ranks import all_sum
 from yoloxkd.engine.step import AuxiliaryLoss, StudentPass
 from yoloxkd.kd.base import Distiller, Pair, Step
+from yoloxkd.kd.second_pass import batch_statistics
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import Batch, Loss, Losses, LossName, RoIOutput, Tap
 
@@ -152,6 +153,7 @@ class TeacherLosses(AuxiliaryLoss):
         self.counted = any(method.counted for method in distillers.values())
         self.nonfinite = NonFiniteLosses(len(self.names))
         self._teacher_output: Any = None
+        self._batch_maps: dict[str, Any] = {}  # the maps of the teacher's pass on batch statistics, by tap
         for parameter in self.parameters():
             parameter.register_hook(self._cut)
 
@@ -171,9 +173,10 @@ class TeacherLosses(AuxiliaryLoss):
         losses: Losses = {}
         for method in self.methods.values():
             if step is not None and method.runs:
-                losses |= method.compare(step)
+                losses |= method.compare(self._read_by(method.distiller, step))
             else:
                 losses |= method.nothing(batch.images.device)
+        self._batch_maps = {}
         return self._scaled(losses) if losses else losses
 
     def prepare(self, batch: Batch) -> None:
@@ -189,6 +192,11 @@ class TeacherLosses(AuxiliaryLoss):
         with torch.no_grad():
             out = self.teacher(batch.images)
         self._teacher_output = _with_maps(out, frozenset[Tap]().union(*(method.needs for method in running)))
+        taps = {tap for method in running if method.batch_statistics for tap in method.needs}
+        if taps:
+            with torch.no_grad(), batch_statistics(self.teacher):
+                out = self.teacher(batch.images)
+            self._batch_maps = {tap: getattr(out, tap) for tap in taps}
 
     def assigned_from(self, out: Any) -> Any:
         for method in self.methods.values():
@@ -202,6 +210,12 @@ class TeacherLosses(AuxiliaryLoss):
         out, self._teacher_output = self._teacher_output, None
         models = Pair(student.model, self.teacher)
         return Step(self._guarded(student.out), out, student.batch, student.match, models, *student.draw[:2])
+
+    def _read_by(self, method: Distiller, step: Step[Any]) -> Step[Any]:
+        """The step with the teacher's maps that a method reads."""
+        if not method.batch_statistics:
+            return step
+        return replace(step, teacher=replace(step.teacher, **{tap: self._batch_maps[tap] for tap in method.needs}))
 
     def _scaled(self, losses: Losses) -> Losses:
         """The losses times the teacher's weight and their method's factor; what they were before that is noted.
