@@ -89,6 +89,9 @@ def test_on_mobilenetv3_it_detects_what_torchvision_detects(tmp_path: Path) -> N
     assert small is not None
     assert small.section["name"] == "faster-rcnn-mobilenetv3@torchvision-320"
     assert small.state.keys() == model.state_dict().keys()
+    state["roi_heads.mask_predictor.mask_fcn_logits.weight"] = torch.zeros(len(NAMES) + 1, 8, 1, 1)
+    with pytest.raises(UserError, match="a Mask R-CNN on MobileNetV3, which is not supported"):
+        torchvision_two_stage(state)
     state["backbone.body.1.block.0.0.weight"] = torch.zeros(8, 1, 3, 3)
     with pytest.raises(UserError, match="backbone other than ResNet and MobileNetV3-Large"):
         torchvision_two_stage(state)

@@ -90,8 +90,7 @@ def torchvision_two_stage(raw: Mapping[str, Any], digest: str = "") -> DenseStat
         key for key in out if key.endswith(".running_mean")
     ]:  # a frozen batch norm of torchvision counts nothing
         out.setdefault(key.replace(".running_mean", COUNTER), torch.tensor(0))
-    section = _coarse_section(out, digest) if body else _torchvision_section(out, digest)
-    return DenseState(section, out, len(used), None)
+    return DenseState(_torchvision_section(out, digest), out, len(used), None)
 
 
 def _mobilenet_names(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -139,24 +138,24 @@ def _torchvision_section(state: dict[str, Tensor], digest: str) -> dict[str, Any
             state[f"rpn_head.rpn_conv.{leaf}"] = state.pop(f"rpn_head.rpn_conv.0.conv.{leaf}")
     section = {
         "name": f"{'mask' if masks else 'faster'}-rcnn-r50@torchvision{'-v2' if second else ''}",
-        "backbone": backbone_name({key.replace("backbone.body.", "backbone."): value for key, value in state.items()}),
         "channels": rows(state, "neck.lateral_convs.0.conv.weight"),
         "rpn_convs": convs,
         "head_norm": second,
         **_head_keys(state),
     }
+    if f"backbone.body.{COARSE_LAST}" in state:
+        if masks:
+            raise UserError(
+                "the checkpoint is a Mask R-CNN on MobileNetV3, which is not supported; use one on a ResNet, or a Faster R-CNN"
+            )
+        small = "-320" if digest.startswith(SMALL_INPUT) else ""
+        return section | {"name": f"faster-rcnn-mobilenetv3@torchvision{small}"}
+    section["backbone"] = backbone_name(
+        {key.replace("backbone.body.", "backbone."): value for key, value in state.items()}
+    )
     if not second:
         section["norm_eps"] = 0.0 if digest.startswith(EXACT_NORMS) else None
     return section
-
-
-def _coarse_section(state: dict[str, Tensor], digest: str) -> dict[str, Any]:
-    """The same of a MobileNetV3 with two maps of stride 32."""
-    for leaf in ("weight", "bias"):
-        state[f"rpn_head.rpn_conv.{leaf}"] = state.pop(f"rpn_head.rpn_conv.0.conv.{leaf}")
-    small = "-320" if digest.startswith(SMALL_INPUT) else ""
-    channels = rows(state, "neck.lateral_convs.0.conv.weight")
-    return {"name": f"faster-rcnn-mobilenetv3@torchvision{small}", "channels": channels, **_head_keys(state)}
 
 
 def mmdetection_two_stage(raw: Mapping[str, Any], file_name: str = "") -> DenseState | None:
