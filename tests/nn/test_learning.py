@@ -89,7 +89,7 @@ def build(family: str, names: list[str]) -> Detector[Any, Any]:
         wide |= {"mask_hidden": 32, "mask_convs": 2} if issubclass(kind, MaskRCNN) else {}
         return narrow_two_stage(kind, names, **wide)
     if family == "solo":
-        ranges = ((1, 24), (16, 32), (24, 48), (32, 80), (64, 256))
+        ranges = ((1, 48), (32, 96), (96, 384), (192, 768), (384, 2048))  # coarser levels have masks of stride 8 and 16
         keys = {"backbone": "test_byobnet", "channels": 48, "hidden": 48, "groups": 8, "stacked_convs": 2}
         return narrow_solo(SOLO, names, **keys, grids=(12, 10, 8, 6, 4), ranges=ranges, pairs=200, score_threshold=0.1)
     if family == "yolox":

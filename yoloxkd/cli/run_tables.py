@@ -143,6 +143,7 @@ def _model(name: str, detector: Detector[Any, Any], size: ImageSize) -> str:
             f"strides     {', '.join(map(str, detector.spec.strides))}",
             f"input       {detector.spec.input.describe()}",
             f"taps        {', '.join(f'{tap} {tuple(maps.values())}' for tap, maps in detector.spec.channels.items())}",
+            *(f"{stage:<11} {line}" for stage, line in detector.stage_lines().items()),
         ]
     )
 
