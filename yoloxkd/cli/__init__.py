@@ -98,6 +98,10 @@ def train(
         bool, typer.Option("--deterministic", help="The same result every time on CUDA too; slower.")
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(metavar="int8", help="Train a trained --student for int8, shortly, by the recipe beside it."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe name or file. Default: the student's own.")] = None,
     resume: ResumeOption = None,
@@ -122,6 +126,7 @@ def train(
         seed=seed,
         deterministic=deterministic or None,
         workers=workers,
+        quantize=quantize,
         out=out,
         recipe=recipe,
         resume=resume,
@@ -233,7 +238,9 @@ def export(
         bool, typer.Option("--dynamic", help="Any batch size, height and width (multiples of the stride).")
     ] = False,
     half: Annotated[bool, typer.Option("--half", help="fp16 weights and arithmetic.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="int8 convolutions, calibrated on --calib.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="int8 convolutions, calibrated on --calib or trained by --quantize.")
+    ] = False,
     calib: Annotated[
         str | None, typer.Option(help="For int8: data set (its train split) or folder of images to calibrate on.")
     ] = None,

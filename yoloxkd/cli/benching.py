@@ -97,7 +97,9 @@ def _variants(
     if compiled:
         variants.append(Variant(f"{prefix}compiled", "compiled", source))
     options_of: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"half": True}}
-    if calib is not None:
+    if detector.precision == "int8":
+        options_of = {"int8": {"int8": True}}
+    elif calib is not None:
         options_of["int8"] = {"int8": True, "calib": calib}
     for precision, options in options_of.items():
         target = folder / f"{precision}.onnx"

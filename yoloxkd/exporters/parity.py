@@ -25,7 +25,9 @@ from yoloxkd.exporters.matching import Candidates, Suppression, Tolerance, compa
 from yoloxkd.exporters.onnx import PROBES, ExportOptions, described_graph, save_checked, without_probes
 from yoloxkd.exporters.parity_report import FP32, TOLERANCES, ParityReport
 from yoloxkd.exporters.runtime import OnnxPredictor
+from yoloxkd.exporters.trained_int8 import layer_differences, layer_faults
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.fake_quantization import quantized_layers
 from yoloxkd.nn.two_stage.mask_rcnn import MaskDetector
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Detections
@@ -176,7 +178,7 @@ def export_checked(
 ) -> Path:
     """Export to ONNX, compare with the model on images of `data`, and only then give the file its name.
 
-    int8  needed with `options.int8`
+    int8  needed with `options.int8`, unless the detector is trained for int8: then every convolution is compared, too
     say   prints the table of the comparison, and the sensitivity report where it was asked for
 
     In fp32 every detection must agree (score to 0.001, IoU above 0.99). In fp16 and int8 the AP must, to 0.002 and
@@ -196,12 +198,16 @@ def export_checked(
         part.touch()
         judge = _Judge(detector, part, options, data)
         graph = described_graph(detector, options, source_digest)
-        if options.int8:
+        faults: list[str] = []
+        if quantized_layers(detector):
+            report = judge(graph)
+            faults = layer_faults(layer_differences(graph, detector, judge.images[0][:1].numpy()))
+        elif options.int8:
             assert int8 is not None
             report = search_int8(graph, int8.pictures, int8.settings, judge, say)
         else:
             report = judge(graph)
-        faults = report.faults() + judge.finished_file_faults()
+        faults += report.faults() + judge.finished_file_faults()
         if faults:
             _set_aside(path, note)
             reason = "; ".join(faults)
