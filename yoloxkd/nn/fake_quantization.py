@@ -22,6 +22,7 @@ CODES = 255
 """Steps of an activation's scale: its codes are 0 to 255."""
 WEIGHT_CODES = (-128, 127)
 LEAST_SCALE = 1e-12
+MOST_BIAS = 2.0**30
 SILU_FLOOR = -6.0
 """SiLU is nearly 0 below; as `export.silu_floor` (docs/quantization.md)."""
 _LIMITS = {
@@ -167,13 +168,20 @@ class QuantizedConv(nn.Conv2d):
         weight, bias = self.folded()
         if not self.input.rounding:
             return weight, bias
-        scale = self.weight_scale if self.weight_scale is not None else self.scale_of(weight)
+        scale = self.weight_scale if self.weight_scale is not None else self.scale_of(weight, bias)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, *WEIGHT_CODES), bias
 
-    def scale_of(self, weight: Tensor) -> Tensor:
-        """(cout,) one step of each output channel: its largest weight is the code `most`."""
-        return (weight.detach().abs().flatten(1).amax(1) / self.most).clamp(min=LEAST_SCALE)
+    def scale_of(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(cout,) one step of each output channel: its largest weight is the code `most`.
+
+        Of a channel with hardly any weights it is larger: runtimes hold the bias in 32 bits, in steps of this times the
+        input's.
+        """
+        scale = (weight.detach().abs().flatten(1).amax(1) / self.most).clamp(min=LEAST_SCALE)
+        if bias is None:
+            return scale
+        return torch.maximum(scale, bias.detach().abs() / (self.input.codes()[0] * MOST_BIAS))
 
     @torch.no_grad()
     def fix(self) -> None:
@@ -182,7 +190,7 @@ class QuantizedConv(nn.Conv2d):
         self.norm = (None,)
         self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
-        self.weight_scale = self.scale_of(weight)
+        self.weight_scale = self.scale_of(weight, bias)
         self.input.fix()
         self.output.fix()
 
