@@ -110,17 +110,10 @@ class Trainer:
         console: Console | None = None,
     ) -> None:
         options = {
-            "data": data,
-            "epochs": epochs,
-            "batch": batch,
-            "imgsz": imgsz,
-            "device": None if device is None else device_name(device),
-            "amp": amp,
-            "seed": seed,
-            "deterministic": deterministic,
-            "workers": workers,
-            "quantize": quantize,
-        }
+            "data": data, "epochs": epochs, "batch": batch, "imgsz": imgsz,
+            "device": None if device is None else device_name(device), "amp": amp, "seed": seed,
+            "deterministic": deterministic, "workers": workers, "quantize": quantize,
+        }  # fmt: skip
         refuse_while_starting()
         self.callbacks, self.console = check_objects(callbacks), console
         references(student=student, teacher=teacher, kd=kd, data=data, out=out, recipe=recipe, resume=resume)

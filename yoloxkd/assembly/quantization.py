@@ -76,12 +76,16 @@ def quantized(
     return [ActivationRanges(section.momentum, section.freeze)]
 
 
-def _batches(data: DetectionData, recipe: Recipe, student: Detector[Any, Any], device: torch.device) -> Iterator[Tensor]:
+def _batches(
+    data: DetectionData, recipe: Recipe, student: Detector[Any, Any], device: torch.device
+) -> Iterator[Tensor]:
     """Images evenly spread over the data, letterboxed; together where they have one size."""
     count = min(recipe.quantize.images, len(data))
     waiting: list[np.ndarray] = []
     for index in np.unique(np.linspace(0, len(data) - 1, count).round().astype(int)).tolist():
-        pixels = network_input(data.read(index), recipe.train.imgsz, student.size_multiple, student.spec.input.pad_value)[0]
+        pixels = network_input(
+            data.read(index), recipe.train.imgsz, student.size_multiple, student.spec.input.pad_value
+        )[0]
         if waiting and (len(waiting) == AT_ONCE or waiting[0].shape != pixels.shape):
             yield _tensor(waiting, device)
             waiting = []

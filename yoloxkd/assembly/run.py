@@ -209,7 +209,7 @@ def prepare(
         say(note)
     start = _first_weights(student, recipe, files, say) if resume is None else ""
     teachers = open_teachers(recipe.teacher, spec.names, say, files)
-    ranges = quantized(student, recipe, teachers, None if resume else train, device, say)
+    to_int8 = quantized(student, recipe, teachers, None if resume else train, device, say)
     files.clear()
     loader = _loader(recipe, train, [student, *(o.detector for o in teachers)], device)
     state = State(
@@ -226,9 +226,11 @@ def prepare(
         world=world_size(),
         parts=recipe.train.accumulate,
     )
-    first = [FirstWeights(start), *distillation(recipe, teachers, say), *ranges]
-    order = ordered_callbacks(recipe, _header(recipe, student, prints), first, callbacks, console)
-    state.callbacks = CallbackList(order)
+    first, header = (
+        [FirstWeights(start), *distillation(recipe, teachers, say), *to_int8],
+        _header(recipe, student, prints),
+    )
+    state.callbacks = CallbackList(ordered_callbacks(recipe, header, first, callbacks, console))
     return TrainLoop(state, loader, resume.raw if resume else None)
 
 

@@ -65,6 +65,14 @@ KDOption = Annotated[
         "tadf, chen and mimic are readings of papers without code; docs/method-notes.md lists their unchecked weights."
     ),
 ]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="int8",
+        help="Train a trained --student for int8, best with the same file as --teacher: a short schedule over the recipe "
+        "beside it.",
+    ),
+]
 ResumeOption = Annotated[
     str | None,
     typer.Option(
@@ -98,10 +106,7 @@ def train(
         bool, typer.Option("--deterministic", help="The same result every time on CUDA too; slower.")
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
-    quantize: Annotated[
-        str | None,
-        typer.Option(metavar="int8", help="Train a trained --student for int8, shortly, by the recipe beside it."),
-    ] = None,
+    quantize: QuantizeOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe name or file. Default: the student's own.")] = None,
     resume: ResumeOption = None,
@@ -113,7 +118,7 @@ def train(
     images = batch_size(batch)
     from yoloxkd.api import Trainer
 
-    trainer = Trainer(
+    fit = Trainer(
         student=student,
         teacher=teacher or None,
         kd=kd or None,
@@ -131,8 +136,7 @@ def train(
         recipe=recipe,
         resume=resume,
         set=set_ or (),
-    )
-    fit = trainer.fit()
+    ).fit()
     if not is_lead():
         return
     from yoloxkd.cli.run_tables import metrics_table

@@ -41,11 +41,15 @@ class Quantization(Strict):
 class QuantizeSection(Strict):
     """Training for int8: the student's convolutions are rounded as an int8 file will round them, see docs/quantization.md."""
 
-    kind: Literal["off", "int8"] = Field("off", description="int8: from a trained student; `quantize: int8` sets it too")
+    kind: Literal["off", "int8"] = Field(
+        "off", description="int8: from a trained student; `quantize: int8` sets it too"
+    )
     weight_bits: Literal[7, 8] = Field(
         8, description="7: CPUs without VNNI cannot overflow, as with export.reduce_range"
     )
-    images: int = Field(50, ge=1, le=1_000_000, description="training images that the first ranges follow from, at most")
+    images: int = Field(
+        50, ge=1, le=1_000_000, description="training images that the first ranges follow from, at most"
+    )
     momentum: float = Field(0.02, gt=0, le=1, description="how far a step moves the ranges towards what it saw")
     freeze: float = Field(0.7, ge=0, le=1, description="part of the steps after which the ranges stay")
 

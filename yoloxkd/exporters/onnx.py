@@ -85,7 +85,9 @@ class ExportOptions:
         if self.half and self.int8:
             raise UserError("half and int8 exclude each other: choose one of them")
         if quantized_layers(detector) and not self.int8:
-            raise UserError("this model is trained for int8, and its float32 weights alone are another model: give --int8")
+            raise UserError(
+                "this model is trained for int8, and its float32 weights alone are another model: give --int8"
+            )
         if self.raw and self.nms:
             raise UserError("raw outputs come before NMS: a file cannot have both")
         stride = detector.size_multiple

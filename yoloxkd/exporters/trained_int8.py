@@ -109,9 +109,7 @@ class LayerDifference:
     share: float
 
 
-def layer_differences(
-    model: onnx.ModelProto, detector: Detector[Any, Any], image: np.ndarray
-) -> list[LayerDifference]:
+def layer_differences(model: onnx.ModelProto, detector: Detector[Any, Any], image: np.ndarray) -> list[LayerDifference]:
     """Every int8 convolution of a file in ONNX Runtime against the fake-quantized model, on an image (1, 3, H, W).
 
     A layer that several levels share comes once for each.
