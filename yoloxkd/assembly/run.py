@@ -184,8 +184,7 @@ def prepare(
     notes  lines for the screen and the log, said first
     files  the command's checkpoints; their memory is given back
     """
-    files = files or CheckpointFiles()
-    console = console or Console()
+    files, console = files or CheckpointFiles(), console or Console()
     say = RunLog(console, out) if rank() == 0 else _nothing
     for note in notes:
         say(note)
@@ -226,10 +225,8 @@ def prepare(
         world=world_size(),
         parts=recipe.train.accumulate,
     )
-    first, header = (
-        [FirstWeights(start), *distillation(recipe, teachers, say), *to_int8],
-        _header(recipe, student, prints),
-    )
+    first = [FirstWeights(start), *distillation(recipe, teachers, say), *to_int8]
+    header = _header(recipe, student, prints)
     state.callbacks = CallbackList(ordered_callbacks(recipe, header, first, callbacks, console))
     return TrainLoop(state, loader, resume.raw if resume else None)
 
