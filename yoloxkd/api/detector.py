@@ -36,6 +36,7 @@ from yoloxkd.exporters.runner import check_runner, refuse_difference
 from yoloxkd.exporters.target import export_target
 from yoloxkd.nms_defaults import IOU, MAX_DET, PREDICT_CONF
 from yoloxkd.nn.detector import Detector as Network
+from yoloxkd.nn.fake_quantization import quantized_layers
 from yoloxkd.types import Detections, ImageSize
 
 logger = logging.getLogger(__name__)
@@ -217,7 +218,8 @@ class Detector:
             imgsz: input size in px. None: the model's own.
             half: fp16 convolutions.
             int8: int8 convolutions.
-            calib: for int8: a folder of images, or a data set whose train split is calibrated on.
+            calib: for int8: a folder of images, or a data set whose train split is calibrated on; not for a model trained
+                with `quantize`, which has its ranges.
             verify: data set whose validation images the two are compared on. None: the run's own, else `shapes`.
             format: a name in `yoloxkd.exporters.EXPORTERS`.
             say: takes each line of the comparison; None: nobody does.
@@ -344,7 +346,7 @@ class Detector:
 
     @property
     def precision(self) -> str:
-        """`fp32`, or what an exported file says: `fp16`, `int8`."""
+        """`fp32`, or what an exported file says: `fp16`, `int8`; a checkpoint trained for int8 is that, too."""
         return self._backend.precision
 
     def _int8_recipe(self, int8: bool, calib: str | None, size: int, options: dict[str, Any]) -> Int8Recipe | None:
@@ -352,6 +354,14 @@ class Detector:
             int8_arguments = [name for name, value in {"calib": calib, **options}.items() if value is not None]
             if int8_arguments:
                 raise UserError(f"{', '.join(int8_arguments)}: these belong to int8; add --int8 or leave them out")
+            return None
+        if quantized_layers(self.network):
+            given = [name for name, value in {"calib": calib, **options}.items() if value is not None]
+            if given:
+                raise UserError(
+                    f"{', '.join(given)}: {self.source} is trained for int8 and has its own ranges, nothing is calibrated; "
+                    "leave them out"
+                )
             return None
         settings = validate(Quantization, options, "options of int8", prefix="export.")
         if calib is None:

@@ -67,7 +67,6 @@ class TorchBackend(Backend):
     """A checkpoint, or a named model with its published weights, in PyTorch."""
 
     exported = False
-    precision = "fp32"
 
     def __init__(self, source: str, device: str) -> None:
         self.source, self.device = source, choose_device(device)
@@ -75,6 +74,7 @@ class TorchBackend(Backend):
         if not self._opened.report.complete:
             logger.warning("%s: %s", source, self._opened.report.describe())
         detector = self._opened.detector.to(self.device)
+        self.precision = "fp32" if self._opened.weights.quantize is None else "int8"
         self.file = self._opened.weights.path
         self.names, self.stride = list(detector.names), detector.size_multiple
         self.imgsz = self._opened.weights.imgsz or default_size(self._opened.name)

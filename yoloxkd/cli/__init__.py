@@ -66,6 +66,14 @@ KDOption = Annotated[
         "tadf, chen and mimic are readings of papers without code; docs/method-notes.md lists their unchecked weights."
     ),
 ]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="int8",
+        help="Train a trained --student for int8, best with the same file as --teacher: a short schedule over the recipe "
+        "beside it.",
+    ),
+]
 ResumeOption = Annotated[
     str | None,
     typer.Option(
@@ -99,6 +107,7 @@ def train(
         bool, typer.Option("--deterministic", help="The same result every time on CUDA too; slower.")
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
+    quantize: QuantizeOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe name or file. Default: the student's own.")] = None,
     resume: ResumeOption = None,
@@ -110,7 +119,7 @@ def train(
     images = batch_size(batch)
     from yoloxkd.api import Trainer
 
-    trainer = Trainer(
+    fit = Trainer(
         student=student,
         teacher=teacher or None,
         kd=kd or None,
@@ -123,12 +132,12 @@ def train(
         seed=seed,
         deterministic=deterministic or None,
         workers=workers,
+        quantize=quantize,
         out=out,
         recipe=recipe,
         resume=resume,
         set=set_ or (),
-    )
-    fit = trainer.fit()
+    ).fit()
     if not is_lead():
         return
     from yoloxkd.cli.run_tables import metrics_table
@@ -240,7 +249,9 @@ def export(
     ] = False,
     opset: Annotated[int | None, typer.Option(help="Version of ONNX' operators, 17 to 23. Default: 18.")] = None,
     half: Annotated[bool, typer.Option("--half", help="fp16 weights and arithmetic.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="int8 convolutions, calibrated on --calib.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="int8 convolutions, calibrated on --calib or trained by --quantize.")
+    ] = False,
     calib: Annotated[
         str | None, typer.Option(help="For int8: data set (its train split) or folder of images to calibrate on.")
     ] = None,

@@ -104,7 +104,9 @@ def _variants(
     if compiled:
         variants.append(Variant(f"{prefix}compiled", "compiled", source))
     options_of: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"half": True}}
-    if calib is not None:
+    if detector.precision == "int8":
+        options_of = {"int8": {"int8": True}}
+    elif calib is not None:
         options_of["int8"] = {"int8": True, "calib": calib}
     wanted = [("onnx", precision, options) for precision, options in options_of.items()]
     wanted += [(kind, "fp32", {}) for kind in EXPORTERS if kind != "onnx" and not missing(kind)]

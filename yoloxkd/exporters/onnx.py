@@ -19,9 +19,11 @@ from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.edge_form import edge_form, scaled_input
 from yoloxkd.exporters.half import to_half
 from yoloxkd.exporters.raw_graph import RawHead, describe_head
+from yoloxkd.exporters.trained_int8 import with_scales
 from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.fake_quantization import activation_quantizers, quantized_layers
 from yoloxkd.version import __version__
 
 if TYPE_CHECKING:
@@ -69,7 +71,8 @@ class ExportOptions:
     raw      without nms: the head's own tensors instead, level by level, see `exporters.head_maps`
     dynamic  any batch size, height and width (multiples of the size the model needs); else one image of imgsz x imgsz
     half     fp16 weights and arithmetic in the network; inputs, outputs, box decoding and suppression stay float32
-    int8     int8 convolutions by static quantization, the predictors in float32: see `exporters.int8`
+    int8     int8 convolutions by static quantization, the predictors in float32: see `exporters.int8`; of a model that is
+             trained for int8, all of them with its own scales: `exporters.trained_int8`
     opset    version of ONNX' operators, of an ONNX file
     conf, iou, max_det   settings of the suppression. A user of the file can filter by a higher score, not by a lower
     """
@@ -93,6 +96,10 @@ class ExportOptions:
         """UserError where the numbers make no file."""
         if self.half and self.int8:
             raise UserError("half and int8 exclude each other: choose one of them")
+        if quantized_layers(detector) and not self.int8:
+            raise UserError(
+                "this model is trained for int8, and its float32 weights alone are another model: give --int8"
+            )
         if self.raw and self.nms:
             raise UserError("raw outputs come before NMS: a file cannot have both")
         if self.opset not in OPSETS:
@@ -145,6 +152,8 @@ def described_graph(
 ) -> onnx.ModelProto:
     """The graph with its metadata and with probes, in float32 or fp16; that of an int8 file is still in float32.
 
+    That of a model trained for int8 is finished.
+
     scaled: with the input made 0 to 1, see `edge_form.scaled_input`
     """
     options.check(detector)
@@ -181,7 +190,11 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -
     from yoloxkd.exporters.nms_graph import WithSuppression, onnx_translations
 
     raw = Exportable(detector)
-    edge_form(raw.detector)
+    trained_int8 = bool(quantized_layers(detector))
+    for quantizer in activation_quantizers(raw):  # their nodes are put in afterwards
+        quantizer.rounding = False
+    if not trained_int8:  # its scales are those of the layers it was trained with
+        edge_form(raw.detector)
     if scaled:
         scaled_input(raw.detector)
     network: torch.nn.Module = raw
@@ -208,7 +221,7 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    return _of_opset(model, options.opset)
+    return _of_opset(with_scales(model, raw) if trained_int8 else model, options.opset)
 
 
 def _of_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -27,8 +27,10 @@ from yoloxkd.exporters.matching import Candidates, Suppression, Tolerance, compa
 from yoloxkd.exporters.onnx import PROBES, ExportOptions, described_graph, save_checked, without_probes
 from yoloxkd.exporters.parity_report import FP32, TOLERANCES, ParityReport
 from yoloxkd.exporters.runtime import OnnxPredictor
+from yoloxkd.exporters.trained_int8 import layer_differences, layer_faults
 from yoloxkd.file_kinds import exported_format, parts_of
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.fake_quantization import quantized_layers
 from yoloxkd.nn.two_stage.mask_rcnn import MaskDetector
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Detections
@@ -180,7 +182,7 @@ def export_checked(
 ) -> Path:
     """Export to ONNX, or to what one of `writers` writes, compare with the model on images of `data`, and only then give the file its name.
 
-    int8  needed with `options.int8`
+    int8  needed with `options.int8`, unless the detector is trained for int8: then every convolution is compared, too
     say   prints the table of the comparison, and the sensitivity report where it was asked for
     writers  put another format's file, and what belongs beside it, under the path they are given; the first whose file
           passes is taken. The key is what an int8 file keeps in float32
@@ -205,15 +207,10 @@ def export_checked(
         part.touch()
         judge = _Judge(detector, part, options, data)
         if writers is not None:
-            report = judge.first_right(writers)
+            report, faults = judge.first_right(writers), list[str]()
         else:
-            graph = described_graph(detector, options, source_digest)
-            if options.int8:
-                assert int8 is not None
-                report = search_int8(graph, int8.images, int8.settings, judge, say)
-            else:
-                report = judge(graph)
-        faults = report.faults() + judge.finished_file_faults()
+            report, faults = _onnx_report(judge, detector, options, source_digest, int8, say)
+        faults += report.faults() + judge.finished_file_faults()
         if faults:
             _set_aside(path)
             reason = "; ".join(faults)
@@ -230,6 +227,25 @@ def export_checked(
                 leftover.unlink()
     say(report.table())
     return path
+
+
+def _onnx_report(
+    judge: _Judge,
+    detector: Detector[Any, Any],
+    options: ExportOptions,
+    source_digest: str,
+    int8: Int8Recipe | None,
+    say: Callable[[str], None],
+) -> tuple[ParityReport, list[str]]:
+    """Write the ONNX file of these options: its comparison with the model, and the layers at fault in one trained for int8."""
+    graph = described_graph(detector, options, source_digest)
+    if quantized_layers(detector):
+        report = judge(graph)
+        return report, layer_faults(layer_differences(graph, detector, judge.images[0][:1].numpy()))
+    if not options.int8:
+        return judge(graph), []
+    assert int8 is not None
+    return search_int8(graph, int8.images, int8.settings, judge, say), []
 
 
 class _Judge:

@@ -57,7 +57,7 @@ def export_tflite(
         choices: list[tuple[str, ...]] = [()]
         if int8 is not None:
             choices = _float_layers(int8.settings, convolutions)
-            np.save(folder / "images.npy", np.concatenate(int8.pictures).astype(np.float32))
+            np.save(folder / "images.npy", np.concatenate(int8.images).astype(np.float32))
         writers = {kept: partial(_write, detector, options, source_digest, folder, kept) for kept in choices}
         return export_checked(
             detector, path, options, data=data, int8=int8, source_digest=source_digest, say=say, writers=writers
