@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.nn.contract import EVERY_EXPORT, FREE_SHAPES, DetectorContract
-from tests.nn.fpn import SHALLOW, narrow
+from tests.nn.fpn import narrow
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.atss import ATSS
 from yoloxkd.nn.dense.autoassign import AutoAssign
@@ -44,7 +44,6 @@ class TestPlainFCOS(DetectorContract):
         model: DenseDetector = narrow(
             FCOS,
             names,
-            backbone=SHALLOW,
             center_sampling=False,
             norm_on_bbox=False,
             centerness_on_reg=False,
@@ -58,7 +57,7 @@ class TestGFL(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(GFL, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(GFL, names)
         return model
 
 
@@ -66,7 +65,7 @@ class TestATSS(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(ATSS, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(ATSS, names)
         return model
 
 
@@ -74,7 +73,7 @@ class TestDDOD(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(DDOD, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(DDOD, names)
         return model
 
 
@@ -82,7 +81,7 @@ class TestRepPoints(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(RepPoints, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(RepPoints, names)
         return model
 
 
@@ -90,7 +89,7 @@ class TestRetinaNet(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(RetinaNet, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(RetinaNet, names)
         return model
 
 
@@ -98,7 +97,7 @@ class TestAutoAssign(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(AutoAssign, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(AutoAssign, names)
         return model
 
 
