@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.kd.contract import DistillerContract
 from tests.kd.fakes import make_batch, make_state
-from tests.nn.contract import FREE_SHAPES, DetectorContract
+from tests.nn.contract import DetectorContract
 from tests.nn.fpn import narrow
 from yoloxkd.engine.parallel import gradients
 from yoloxkd.engine.step import TrainStep
@@ -132,7 +132,7 @@ class L2(Distiller):
 
 
 class TestTwoAnchors(DetectorContract):
-    exports = FREE_SHAPES
+    exports = ((False, False),)
 
     def build(self, names: list[str]) -> DenseDetector:
         model: DenseDetector = narrow(TwoAnchors, names)

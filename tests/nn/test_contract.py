@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.nn.contract import EVERY_EXPORT, FREE_SHAPES, DetectorContract
+from tests.nn.contract import FREE_SHAPES, NMS_OF_FREE_SHAPES, DetectorContract
 from tests.nn.fpn import narrow
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.atss import ATSS
@@ -23,7 +23,8 @@ from yoloxkd.nn.two_stage.mask_rcnn import CascadeMaskRCNN, MaskRCNN
 
 
 class TestYOLOX(DetectorContract):
-    exports = EVERY_EXPORT
+    exports = ((True, True), (True, False), (False, False))
+    """Free shapes without NMS: `tests/cli/test_commands.py`."""
 
     def build(self, names: list[str]) -> DenseDetector:
         return YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), names)
@@ -54,7 +55,7 @@ class TestPlainFCOS(DetectorContract):
 
 
 class TestGFL(DetectorContract):
-    exports = FREE_SHAPES
+    exports = NMS_OF_FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
         model: DenseDetector = narrow(GFL, names)
@@ -86,7 +87,7 @@ class TestRepPoints(DetectorContract):
 
 
 class TestRetinaNet(DetectorContract):
-    exports = FREE_SHAPES
+    exports = NMS_OF_FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
         model: DenseDetector = narrow(RetinaNet, names)
