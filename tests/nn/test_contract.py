@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tests.nn.contract import EVERY_EXPORT, FREE_SHAPES, DetectorContract
-from tests.nn.fpn import SHALLOW, narrow
+from tests.nn.contract import FREE_SHAPES, NMS_OF_FREE_SHAPES, DetectorContract
+from tests.nn.fpn import narrow
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.atss import ATSS
 from yoloxkd.nn.dense.autoassign import AutoAssign
@@ -23,7 +23,8 @@ from yoloxkd.nn.two_stage.mask_rcnn import CascadeMaskRCNN, MaskRCNN
 
 
 class TestYOLOX(DetectorContract):
-    exports = EVERY_EXPORT
+    exports = ((True, True), (True, False), (False, False))
+    """Free shapes without NMS: `tests/cli/test_commands.py`."""
 
     def build(self, names: list[str]) -> DenseDetector:
         return YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), names)
@@ -44,7 +45,6 @@ class TestPlainFCOS(DetectorContract):
         model: DenseDetector = narrow(
             FCOS,
             names,
-            backbone=SHALLOW,
             center_sampling=False,
             norm_on_bbox=False,
             centerness_on_reg=False,
@@ -55,10 +55,10 @@ class TestPlainFCOS(DetectorContract):
 
 
 class TestGFL(DetectorContract):
-    exports = FREE_SHAPES
+    exports = NMS_OF_FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(GFL, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(GFL, names)
         return model
 
 
@@ -66,7 +66,7 @@ class TestATSS(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(ATSS, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(ATSS, names)
         return model
 
 
@@ -74,7 +74,7 @@ class TestDDOD(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(DDOD, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(DDOD, names)
         return model
 
 
@@ -82,15 +82,15 @@ class TestRepPoints(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(RepPoints, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(RepPoints, names)
         return model
 
 
 class TestRetinaNet(DetectorContract):
-    exports = FREE_SHAPES
+    exports = NMS_OF_FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(RetinaNet, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(RetinaNet, names)
         return model
 
 
@@ -98,7 +98,7 @@ class TestAutoAssign(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(AutoAssign, names, backbone=SHALLOW)
+        model: DenseDetector = narrow(AutoAssign, names)
         return model
 
 
