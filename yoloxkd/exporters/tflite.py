@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,9 +56,11 @@ def export_tflite(
         convolutions = _save_program(detector, options, folder)
         choices: list[tuple[str, ...]] = [()]
         if int8 is not None:
-            choices = _float_layers(int8.settings, convolutions)
+            choices = _float_layers(int8.settings, list(convolutions))
             np.save(folder / "images.npy", np.concatenate(int8.images).astype(np.float32))
-        writers = {kept: partial(_write, detector, options, source_digest, folder, kept) for kept in choices}
+        writers = {
+            kept: partial(_write, detector, options, source_digest, folder, convolutions, kept) for kept in choices
+        }
         return export_checked(
             detector, path, options, data=data, int8=int8, source_digest=source_digest, say=say, writers=writers
         )
@@ -77,11 +79,27 @@ def _float_layers(settings: Quantization, convolutions: Sequence[str]) -> list[t
     return [named, (*named, OTHERS)]
 
 
-def _save_program(detector: Detector[Any, Any], options: ExportOptions, folder: Path) -> list[str]:
-    """Write the network as `m.pt2`; returns the names of its convolutions, in the order of the modules."""
+def _save_program(detector: Detector[Any, Any], options: ExportOptions, folder: Path) -> dict[str, str]:
+    """Write the network as `m.pt2`; returns its convolutions, in the order of the modules, and what TFLite calls them."""
     program, network = exported_program(detector, options)
     torch.export.save(program, folder / "m.pt2")
-    return [name for name, layer in network.detector.named_modules() if isinstance(layer, torch.nn.Conv2d)]
+    return _called(network.detector, options.imgsz)
+
+
+def _called(detector: torch.nn.Module, imgsz: int) -> dict[str, str]:
+    """Of every convolution its name, and the parts of it that are modules which are called: lists, for example, are not."""
+    called: set[str] = set()
+    modules = dict(detector.named_modules())
+    hooks = [m.register_forward_pre_hook(lambda _, __, name=name: called.add(name)) for name, m in modules.items()]  # type: ignore[misc]
+    with torch.no_grad():
+        detector(torch.zeros(1, 3, imgsz, imgsz))
+    for hook in hooks:
+        hook.remove()
+    paths = {name: name.split(".") for name, module in modules.items() if isinstance(module, torch.nn.Conv2d)}
+    return {
+        name: ".".join(part for i, part in enumerate(parts) if ".".join(parts[: i + 1]) in called)
+        for name, parts in paths.items()
+    }
 
 
 def _write(
@@ -89,10 +107,11 @@ def _write(
     options: ExportOptions,
     source_digest: str,
     folder: Path,
+    convolutions: Mapping[str, str],
     float_layers: Sequence[str],
     path: Path,
 ) -> None:
-    kept = [layer for layer in float_layers if layer != OTHERS]
+    kept = [convolutions[layer] for layer in float_layers if layer != OTHERS]
     _convert(folder, "int8-convolutions" if OTHERS in float_layers else options.precision, kept)
     path.write_bytes((folder / "m.tflite").read_bytes())
     append_description(detector, options, source_digest, path)

@@ -48,7 +48,7 @@ def _quantizer_of_halves(file: str):  # type: ignore[no-untyped-def]
 
 
 def _int8(file: str, float_layers: Sequence[str], *, everything: bool) -> None:
-    """Operators in int8 but for inputs, outputs and those of these layers (`backbone.stem.conv`)."""
+    """Operators in int8 but for inputs, outputs and those of these layers (`backbone.stem.conv`, of modules that are called)."""
     from ai_edge_quantizer import qtyping, quantizer
 
     names = qtyping.TFLOperationName
@@ -59,9 +59,9 @@ def _int8(file: str, float_layers: Sequence[str], *, everything: bool) -> None:
         maker.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
     for layer in float_layers:
         # a tensor is called RawHead/...CSPDarknet_backbone/...Sequential_dark2/..., a part a module
-        parts = "/".join(rf"[^/]*_{re.escape(part)}" for part in layer.split("."))
+        parts = "/".join(rf"[^/;]*_{re.escape(part)}" for part in layer.split("."))
         for operator in (names.CONV_2D, names.DEPTHWISE_CONV_2D):
-            maker.update_quantization_recipe(f"{parts}(/|;|$)", operator, algorithm_key="no_quantize")
+            maker.update_quantization_recipe(f"(^|;)[^/;]*/{parts}(;|$)", operator, algorithm_key="no_quantize")
     maker.quantize(_ranges(file)).export_model("m.tflite", overwrite=True)
 
 
