@@ -57,11 +57,12 @@ def test_a_student_is_measured_as_a_step_sees_it_and_left_as_it_was() -> None:
     assert found.loss_share(LossName("pgd", ALL)) + found.loss_share(TASK_LOSS) == pytest.approx(1.0)
 
 
-def test_the_automatic_weight_is_what_these_batches_make_of_it() -> None:
-    step, distill = prepared(PGDConfig(weight="auto", auto_share=0.25))
+@pytest.mark.parametrize(("auto", "size"), [("loss", "loss"), ("gradient", "norm")])
+def test_the_automatic_weight_is_what_these_batches_make_of_it(auto: str, size: str) -> None:
+    step, distill = prepared(PGDConfig.model_validate({"weight": "auto", "auto": auto, "auto_share": 0.25}))
     found = measure_student(step, distill, BATCHES, seed=0, weights="start")
     pgd, task = found.gradients[LossName("pgd", ALL)], found.gradients[TASK_LOSS]
-    assert pgd.loss == pytest.approx(0.25 * task.loss, rel=1e-5)
+    assert getattr(pgd, size) == pytest.approx(0.25 * getattr(task, size), rel=1e-5)
 
 
 def test_the_loss_lies_where_the_maps_differ() -> None:
