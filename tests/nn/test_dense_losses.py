@@ -63,6 +63,7 @@ def test_autoassign_keeps_no_more_than_one_part(devices: tuple[str, ...], monkey
     monkeypatch.setattr(inside, "LIST_DEVICES", devices)
     model = narrow(DETECTORS["autoassign"], 4)
     out, targets = output(model, 2, 160, 4), crowd(2, 200, 160)
+    assert out.quality is not None
     found = []
     for budget in (2**30, 2**16):
         saved, pairs = 0, 2 * 200 * len(out.grid.points)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -186,7 +187,7 @@ def box_terms(
             here, label = boxes[part, some], labels[part, some]
             pairs = InsidePairs.of(grid, here, mask[part, some])
             lower_share(share[part], best[part], label, pairs)
-            arguments = *predictions, grid, here, label, pairs, prior
+            arguments: tuple[Any, ...] = *predictions, grid, here, label, pairs, prior
             once = len(parts) == 1 and some == slice(0, rows)
             of_rows.append(
                 _terms(*arguments)
