@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from torch import Tensor
 from tests.exporters.tiny import TinyDetector
 from yoloxkd.exporters.onnx import ExportOptions, export_onnx
 
+CPP = Path(__file__).resolve().parents[2] / "export" / "cpp"
 SIZE = 64
 CONF = 0.3
 MAX_DET = 40
@@ -52,3 +56,16 @@ def raw_file(detector: TinyDetector, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def half_file(detector: TinyDetector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(detector, tmp_path_factory.mktemp("half"), "half", half=True)
+
+
+@pytest.fixture(scope="session")
+def cpp_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C++ consumer, built with the ONNX Runtime of ONNXRUNTIME_ROOT or of the system."""
+    if not (shutil.which("cmake") and shutil.which("c++")):
+        pytest.skip("there is no cmake or no C++ compiler")
+    build, root = tmp_path_factory.mktemp("build"), os.environ.get("ONNXRUNTIME_ROOT", "")
+    configure = ["cmake", "-S", str(CPP), "-B", str(build), f"-DONNXRUNTIME_ROOT={root}"]
+    if subprocess.run(configure, capture_output=True, check=False).returncode:
+        pytest.skip("ONNX Runtime (ONNXRUNTIME_ROOT), stb_image or nlohmann-json is not there to build with")
+    subprocess.run(["cmake", "--build", str(build)], capture_output=True, check=True)
+    return build / "detect"

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -83,6 +84,20 @@ def test_the_script_finds_what_the_model_finds(
         assert labels.tolist() == expected.labels.tolist()
         np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
         np.testing.assert_allclose(boxes, expected.boxes.clip(0, SIZE), atol=5e-3)
+
+
+@pytest.mark.slow
+def test_the_cpp_program_finds_what_the_model_finds(
+    cpp_program: Path, file: Path, every: TinyDetector, pixels: Tensor, tmp_path: Path
+) -> None:
+    for image, expected in zip(pixels, TorchPredictor(every, 0.5, 0.65, MAX_DET)(pixels), strict=True):
+        cv2.imwrite(str(tmp_path / "x.png"), image.flip(0).permute(1, 2, 0).numpy())
+        command = [cpp_program, str(file), str(tmp_path / "x.png"), "0.5"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        detections = json.loads(done.stdout)["detections"]
+        assert [d["label"] for d in detections] == expected.labels.tolist()
+        np.testing.assert_allclose([d["score"] for d in detections], expected.scores, atol=1e-5)
+        np.testing.assert_allclose([d["box"] for d in detections], expected.boxes.clip(0, SIZE), atol=5e-3)
 
 
 @pytest.mark.skipif(NODE is None, reason="there is no node")

@@ -63,6 +63,7 @@ def test_autoassign_keeps_no_more_than_one_part(devices: tuple[str, ...], monkey
     monkeypatch.setattr(inside, "LIST_DEVICES", devices)
     model = narrow(DETECTORS["autoassign"], 4)
     out, targets = output(model, 2, 160, 4), crowd(2, 200, 160)
+    assert out.quality is not None
     found = []
     for budget in (2**30, 2**16):
         saved, pairs = 0, 2 * 200 * len(out.grid.points)
@@ -72,10 +73,10 @@ def test_autoassign_keeps_no_more_than_one_part(devices: tuple[str, ...], monkey
             saved += x.numel()
             return x
 
-        joint = out.cls_logits.sigmoid().detach().requires_grad_()
+        said = out.cls_logits.detach().requires_grad_(), out.quality, out.boxes
         with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-            terms, _ = autoassign.box_terms(joint, out.boxes, out.grid, targets, model.head.center_prior, budget)
-        (grad,) = torch.autograd.grad(terms.confidence.sum() + terms.prior.sum(), joint)
+            terms, _ = autoassign.box_terms(*said, out.grid, targets, model.head.center_prior, budget)
+        (grad,) = torch.autograd.grad(terms.confidence.sum() + terms.prior.sum(), said[0])
         found.append(SimpleNamespace(saved=saved, grad=grad, confidence=terms.confidence.detach()))
     assert pairs > 2**16
     whole, parts = found

@@ -61,13 +61,13 @@ def test_many_boxes_are_looked_at_within_the_budget(family: str, monkeypatch: py
     whole = model.assign(out, targets)  # type: ignore[attr-defined]
     largest = 500 * len(out.grid.points)
     monkeypatch.setitem(assigners.BUDGET, "cpu", largest)
-    peak, clone = [0], torch.Tensor.masked_fill_
+    peak, divide = [0], torch.Tensor.div_
 
     def watched(self: torch.Tensor, *args: object, **keys: object) -> torch.Tensor:
         peak[0] = max(peak[0], self.numel())
-        return clone(self, *args, **keys)  # type: ignore[arg-type]
+        return divide(self, *args, **keys)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(torch.Tensor, "masked_fill_", watched)
+    monkeypatch.setattr(torch.Tensor, "div_", watched)
     parts = model.assign(out, targets)  # type: ignore[attr-defined]
     assert 0 < peak[0] <= largest
     for a, b in ((whole, parts), (whole.box, parts.box)):

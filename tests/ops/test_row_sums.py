@@ -50,22 +50,29 @@ def test_focal_loss(gamma: float, transposed: bool) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_confidence_that_should_be_zero(transposed: bool) -> None:
-    x = scene(transposed)[0].sigmoid() * 0.999
-    share = torch.rand_like(x)
-    compare(
-        lambda x: row_sums(confidence_negative, x, share),
-        lambda x: (-((x * share) ** 2) * torch.log1p(-x * share)).sum(-1),
-        x,
-    )
+    x = scene(transposed)[0].clamp(max=6)
+    g = torch.Generator().manual_seed(1)
+    quality, share = torch.randn(2, 9, 1, generator=g, dtype=torch.float64), torch.rand(x.shape, generator=g).to(x)
+
+    def plain(x: Tensor, quality: Tensor = quality) -> Tensor:
+        y = share * x.sigmoid() * quality.sigmoid()
+        return (-(y**2) * torch.log1p(-y)).sum(-1)
+
+    compare(lambda x: row_sums(confidence_negative, x, quality, share), plain, x)
+    leaves = quality.requires_grad_(), quality.detach().requires_grad_()
+    row_sums(confidence_negative, x, leaves[0], share).square().sum().backward()
+    plain(x, leaves[1]).square().sum().backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-9, atol=1e-12)
 
 
 def test_certainty_is_finite() -> None:
-    x = torch.ones(1, 3, 2, requires_grad=True)
-    rows = row_sums(confidence_negative, x, torch.ones_like(x))
+    x, quality = torch.full((1, 3, 2), 200.0, requires_grad=True), torch.full((1, 3, 1), 200.0, requires_grad=True)
+    rows = row_sums(confidence_negative, x, quality, torch.ones_like(x))
     rows.sum().backward()
     assert rows.isfinite().all()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
+    for leaf in (x, quality):
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
 
 
 def compare(ours: object, plain: object, x: Tensor) -> None:

@@ -82,7 +82,7 @@ def test_negative_loss(case: Case) -> None:
     share = cls.new_ones(1, *cls.mT.shape)
     lower_share(share, case.tensor("iou_best").amax(1).unsqueeze(0), case.tensor("gt_label").unsqueeze(0), pairs)
     close(share[0].mT, case.tensor("neg_weight"))
-    value = NEGATIVE_WEIGHT * row_sums(confidence_negative, cls * obj, share[0].mT).sum()
+    value = NEGATIVE_WEIGHT * row_sums(confidence_negative, cls.logit(), obj.logit(), share[0].mT).sum()
     close(value, case.tensor("neg_value"))
     value.backward()
     assert cls.grad is not None
@@ -147,15 +147,17 @@ def head_output(case: Case) -> tuple[AutoAssign, DenseOutput, dict[str, list[Ten
     return model, replace(out, grid=replace(out.grid, points=out.grid.points.double())), maps
 
 
-def released(terms: BoxTerms, share: Tensor, joint: Tensor, targets: Targets) -> dict[str, Tensor]:
+def released(terms: BoxTerms, share: Tensor, out: DenseOutput, targets: Targets) -> dict[str, Tensor]:
     """The three losses as the release counts: a box without a location adds a constant and is counted."""
+    assert out.quality is not None
+    rows = row_sums(confidence_negative, out.cls_logits, out.quality.unsqueeze(-1), share)
     hit = -terms.confidence.clamp(min=torch.finfo(torch.float64).tiny).log().clamp(min=-LARGEST)
     hit = torch.where(terms.count > 0, hit, LARGEST).masked_fill(~targets.mask, 0)
     sums, number = terms.prior.sum(1), targets.mask.sum(1)
     center = torch.where(sums > 0, number / torch.where(sums > 0, sums, 1), 0)
     return {
         "pos": POSITIVE_WEIGHT * hit.sum() / number.sum().clamp(min=1),
-        "neg": NEGATIVE_WEIGHT * row_sums(confidence_negative, joint, share).sum() / sums.sum().detach().clamp(min=1),
+        "neg": NEGATIVE_WEIGHT * rows.sum() / sums.sum().detach().clamp(min=1),
         "center": CENTER_WEIGHT * center.mean(),
     }
 
@@ -167,14 +169,13 @@ def test_losses_and_gradients(case: Case, budget: int | None) -> None:
     model, out, maps = head_output(case)
     targets, prior = targets_of(case), model.head.center_prior
     assert out.quality is not None
-    joint = out.cls_logits.sigmoid() * out.quality.sigmoid().unsqueeze(-1)
     boxes = model.decode(out.box_raw, out.grid)
-    terms, share = box_terms(joint, boxes, out.grid, targets, prior, budget)
+    terms, share = box_terms(out.cls_logits, out.quality, boxes, out.grid, targets, prior, budget)
     assert terms.count[targets.mask].tolist() == case.params["inside_per_box"]
     close(terms.confidence[targets.mask], case.tensor("pos_conf"))
     close(terms.prior[targets.mask], case.tensor("prior").sum(1))
     close(share, case.tensor("neg_weight"))
-    losses = released(terms, share, joint, targets)
+    losses = released(terms, share, out, targets)
     for name in losses:
         close(losses[name], case.tensor(f"loss_{name}"))
     torch.stack(list(losses.values())).sum().backward()
@@ -215,18 +216,18 @@ def test_boxes_of_one_class_in_any_order(case: Case) -> None:
     model, out, _ = head_output(case)
     targets = targets_of(case)
     assert out.quality is not None
-    joint = out.cls_logits.sigmoid() * out.quality.sigmoid().unsqueeze(-1)
-    boxes = model.decode(out.box_raw, out.grid).detach()
+    said = out.cls_logits, out.quality, model.decode(out.box_raw, out.grid)
+    boxes = said[2].detach()
     best = best_overlap(boxes, targets.boxes, targets.mask)
     alone = []
     for row in range(3):
         pairs = InsidePairs.of(out.grid, targets.boxes[:, [row]], targets.mask[:, [row]])
-        alone.append(joint.new_ones(1, *joint.mT.shape[1:]))
+        alone.append(boxes.new_ones(1, *out.cls_logits.mT.shape[1:]))
         lower_share(alone[-1], best, targets.labels[:, [row]], pairs)
     smallest = torch.stack(alone).amin(0).mT
     for order in ([0, 1, 2], [2, 1, 0]):
         turned = Targets(*(t[:, order] for t in (targets.boxes, targets.labels, targets.mask, targets.ignore)))
-        assert torch.equal(box_terms(joint, boxes, out.grid, turned, model.head.center_prior)[1], smallest)
+        assert torch.equal(box_terms(*said, out.grid, turned, model.head.center_prior)[1], smallest)
     last = torch.stack(alone)[-1].mT  # the largest of the nested boxes, whose shares the release keeps
     close(last, case.tensor("neg_weight"))
     assert not torch.equal(torch.stack(alone)[0].mT[smallest < 1], smallest[smallest < 1])

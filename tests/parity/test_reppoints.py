@@ -141,12 +141,9 @@ def test_losses_and_gradients(case: Case) -> None:
     losses = [loss.mean() for loss in model.losses(out, targets, match).values()]
     for loss, name in zip(losses, ("loss_cls", "loss_pts_init", "loss_pts_refine"), strict=True):
         close(loss, case.tensor(name).sum())
-    for stage, part, name, count in (
-        (0, match.box, "loss_pts_init", "avg_init"),
-        (1, match, "loss_pts_refine", "avg_refine"),
-    ):
-        rows = model.box_terms(out, targets, part, stage) / case.params[count]
-        close(by_level(rows, out.grid), case.tensor(name))
+    names, counts = ("loss_pts_init", "loss_pts_refine"), ("avg_init", "avg_refine")
+    for rows, name, count in zip(model.box_terms(out, targets, match), names, counts, strict=True):
+        close(by_level(rows / case.params[count], out.grid), case.tensor(name))
     labels = torch.where(match.fg, targets.labels.gather(1, match.gt.clamp(min=0)), 0)
     rows = focal_loss(full_precision(out.cls_logits), labels, match.fg).masked_fill(match.ignored, 0)
     close(by_level(rows / case.params["avg_refine"], out.grid), case.tensor("loss_cls"))

@@ -43,7 +43,7 @@ def pairwise_iou(a: Tensor, b: Tensor, eps: float = 1e-16) -> Tensor:
     height = torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0)
     intersection = width.mul_(height)
     union = (area(a).unsqueeze(-1) + area(b).unsqueeze(-2)).sub_(intersection).clamp_(min=eps)
-    return intersection / union
+    return intersection.div_(union)
 
 
 def paired_iou(a: Tensor, b: Tensor, eps: float = 1e-16) -> Tensor:

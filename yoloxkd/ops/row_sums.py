@@ -1,12 +1,13 @@
 """Sums over classes of an elementwise function, as an autograd function with a written-out gradient.
 
 Logits of a dense detector are many and their sums over classes few. Left to autograd, every intermediate of their size is
-kept and passed through memory; here the forward pass works on what fits a cache and keeps the derivative alone.
+kept and passed through memory; here the forward pass works on what fits a cache and keeps the derivative alone, which
+the backward pass turns into the gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,60 +19,92 @@ from torch.autograd.function import once_differentiable
 AT_ONCE = {"cpu": 2**18, "other": 2**28}
 """Elements worked on in one go."""
 
-Formula = Callable[..., tuple[Tensor, Tensor]]
-"""Chunks of x (..., K) and of further tensors -> values and their derivatives in x (..., K)."""
+Formula = Callable[..., tuple[Tensor, Tensor | None]]
+"""Chunks of a tensor to write to, of x (..., K), and of further tensors -> values (..., K), and the derivative (...) of their
+sum in the first further tensor, None where that carries no gradient; the derivative in x is written."""
 
 
 class _RowSums(Function):
     @staticmethod
     def forward(ctx: Any, formula: Formula, x: Tensor, *others: Tensor) -> Tensor:
-        rows, keep = x.new_empty(x.shape[:-1]), ctx.needs_input_grad[1]
-        slope = torch.empty_like(x) if keep else None
-        length, width = x.shape[-2], max(x.numel() // max(x.shape[-2], 1), 1)
-        step = max(1, AT_ONCE.get(x.device.type, AT_ONCE["other"]) // width)
-        for start in range(0, length, step):
-            here = (..., slice(start, start + step), slice(None))
-            value, derivative = formula(x[here], *(other[here] for other in others))
-            rows[here[:-1]] = value.sum(-1)
-            if slope is not None:
-                slope[here] = derivative
-        if slope is not None:
-            ctx.save_for_backward(slope)
+        if not any(ctx.needs_input_grad):
+            return _sums(formula, None, x, others)[0]
+        slope = torch.empty_like(x)
+        rows, other_slope = _sums(formula, slope, x, others)
+        ctx.formula, ctx.slopes = formula, (slope, other_slope)
+        ctx.save_for_backward(x, *others)
         return rows
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return None, slope * grads[0].unsqueeze(-1), *(None for _ in ctx.needs_input_grad[2:])
+        x, *others = ctx.saved_tensors
+        if ctx.slopes is None:  # of a graph that was kept
+            slope = torch.empty_like(x)
+            ctx.slopes = slope, _sums(ctx.formula, slope, x, others)[1]
+        (slope, other_slope), ctx.slopes = (
+            ctx.slopes,
+            None,
+        )  # the first becomes the gradient, which saves a tensor of its size
+        to_others: list[Tensor | None] = [None] * len(others)
+        if other_slope is not None:
+            to_others[0] = (other_slope * grads[0]).unsqueeze(-1)
+        return None, slope.mul_(grads[0].unsqueeze(-1)), *to_others
+
+
+def _sums(formula: Formula, slope: Tensor | None, x: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The sums (..., n), and those of the second derivative of the formula; `slope`, if any, gets the derivative in x."""
+    rows, other_rows = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
+    length, width = x.shape[-2], max(x.numel() // max(x.shape[-2], 1), 1)
+    step = max(1, AT_ONCE.get(x.device.type, AT_ONCE["other"]) // width)
+    other = None
+    for start in range(0, length, step):
+        here = (..., slice(start, start + step), slice(None))
+        chunk = x[here]
+        written = torch.empty_like(chunk) if slope is None else slope[here]
+        value, other = formula(written, chunk, *(tensor[here] for tensor in others))
+        rows[here[:-1]] = value.sum(-1)
+        if other is not None:
+            other_rows[here[:-1]] = other
+    return rows, None if other is None else other_rows
 
 
 def row_sums(formula: Formula, x: Tensor, *others: Tensor) -> Tensor:
-    """The sum over the last axis of what `formula` makes of x (..., n, K): (..., n); the others carry no gradient."""
+    """The sum over the last axis of what `formula` makes of x (..., n, K): (..., n).
+
+    Gradients reach x, and the first of the others (..., n, 1) where the formula has a derivative for it.
+    """
     sums: Tensor = _RowSums.apply(formula, x, *others)
     return sums
 
 
-def focal(x: Tensor, label: Tensor, positive: Tensor, *, gamma: float, alpha: float) -> tuple[Tensor, Tensor]:
+def focal(
+    slope: Tensor, x: Tensor, label: Tensor, positive: Tensor, *, gamma: float, alpha: float
+) -> tuple[Tensor, None]:
     """Focal loss of every class as a negative, and at the label (..., 1) of positive rows as a positive."""
-    p, entropy = x.sigmoid(), F.softplus(x)
-    power = p.square() if gamma == 2 else p**gamma
-    power.mul_(1 - alpha)
-    derivative = (1 - p).mul_(entropy).mul_(gamma).add_(p).mul_(power)
-    value = power.mul_(entropy)
+    p, entropy = torch.sigmoid(x, out=slope), F.softplus(x)
+    power = p if gamma == 2 else p ** (gamma - 1)
+    value = p * entropy
+    rest = entropy.sub_(value)  # (1 - p) times the entropy
+    value.mul_(power).mul_(1 - alpha)
+    rest.mul_(gamma).add_(p)
+    slope.mul_(power).mul_(rest).mul_(1 - alpha)
     at_label = x.gather(-1, label)
     miss, entropy = (-at_label).sigmoid(), F.softplus(-at_label)
     power = alpha * miss**gamma
     value.scatter_(-1, label, torch.where(positive, power * entropy, value.gather(-1, label)))
-    slope = -power * (gamma * (1 - miss) * entropy + miss)
-    derivative.scatter_(-1, label, torch.where(positive, slope, derivative.gather(-1, label)))
-    return value, derivative
+    derivative = -power * (gamma * (1 - miss) * entropy + miss)
+    slope.scatter_(-1, label, torch.where(positive, derivative, slope.gather(-1, label)))
+    return value, None
 
 
-def confidence_negative(x: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Y² (-log(1 - y)) of confidences y = share x, 0 to 1, and its derivative in x."""
-    y = (x * share).clamp_(max=1 - torch.finfo(x.dtype).eps)
-    entropy = torch.log1p(-y).neg_()
-    square = y.square()
-    derivative = (2 * y).mul_(entropy).add_(square / (1 - y)).mul_(share)
-    return square.mul_(entropy), derivative
+def confidence_negative(slope: Tensor, x: Tensor, quality: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Y² (-log(1 - y)) of confidences y = share sigmoid(x) sigmoid(quality), of logits x and quality (..., 1)."""
+    p, objectness = x.sigmoid(), quality.sigmoid()
+    y = (p * share).mul_(objectness).clamp_(max=1 - torch.finfo(x.dtype).eps)
+    minus = -y
+    value = torch.log1p(minus).mul_(y).mul_(minus)
+    # y times the derivative in y: 2 value + y³ / (1 - y)
+    steep = (y * y).mul_(y).div_(minus.add_(1)).add_(value, alpha=2)
+    torch.addcmul(steep, steep, p, value=-1, out=slope)
+    return value, steep.sum(-1) * (1 - objectness).squeeze(-1)

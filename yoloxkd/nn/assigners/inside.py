@@ -32,6 +32,11 @@ def inside(grid: Grid, boxes: Tensor, margin: float = 0.0) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
+def _counting(boxes: Tensor, mask: Tensor) -> Tensor:
+    """Boxes (B, G, 4) with those that do not count where no location is."""
+    return boxes.masked_fill(~mask.unsqueeze(-1), torch.inf)
+
+
 @torch.no_grad()
 def smallest_around(grid: Grid, targets: Targets, budget: int | None = None) -> Match:
     """Each location answers for the smallest box strictly around it, the lower row among equals."""
@@ -41,11 +46,13 @@ def smallest_around(grid: Grid, targets: Targets, budget: int | None = None) -> 
         return no_match(images, locations, device)
     parts = []
     for part in image_parts(images, rows * locations, device, budget):
-        boxes = full_precision(targets.boxes[part])
-        size = area(boxes).masked_fill(~targets.mask[part], torch.inf)
-        least, row = torch.where(inside(grid, boxes), size.unsqueeze(-1), torch.inf).min(dim=1)
-        fg = least < torch.inf
-        parts.append(Match.of(fg, torch.where(fg, row, -1)))
+        boxes = _counting(full_precision(targets.boxes[part]), targets.mask[part])
+        order = area(boxes).argsort(dim=1, stable=True)
+        # ranks in place of sizes: a minimum of small integers, which needs no place beside it
+        rank = order.argsort(dim=1).to(torch.int16)
+        least = torch.where(inside(grid, boxes), rank.unsqueeze(-1), rows).amin(dim=1)
+        fg = least < rows
+        parts.append(Match.of(fg, torch.where(fg, order.gather(1, least.clamp(max=rows - 1).long()), -1)))
     return Match.joined(parts)
 
 
@@ -69,7 +76,7 @@ class InsidePairs:
     @classmethod
     def of(cls, grid: Grid, boxes: Tensor, mask: Tensor) -> InsidePairs:
         """boxes (b, r, 4) px, mask (b, r) bool, boxes that count."""
-        return cls.where(inside(grid, boxes) & mask.unsqueeze(-1))
+        return cls.where(inside(grid, _counting(boxes, mask)))
 
     @classmethod
     def where(cls, inside: Tensor) -> InsidePairs:

@@ -28,8 +28,8 @@ def max_iou_match(
     """Match anchors or proposals to boxes by IoU: reads boxes and mask of `targets`.
 
     anchors   (A, 4) px, the same for every image, or (B, A, 4)
-    positive  from this IoU on, an anchor is positive for the box that it overlaps most, the lower row among equals
-    negative  below this IoU with every box, it is background; between the two it is ignored
+    positive  from this IoU, above 0, an anchor is positive for the box that it overlaps most, the lower row among equals
+    negative  below this IoU, above 0, with every box, it is background; between the two it is ignored
     claim     a box claims the anchors that it overlaps most, all of them among equals, when that IoU is above zero and
               at least `claim`: they are positive for it, whatever else they would be. Of several boxes that claim one
               anchor, the last row gets it. None: no claims
@@ -46,11 +46,12 @@ def max_iou_match(
     by_columns = anchors.to(full_precision(targets.boxes).dtype).mT.contiguous().mT  # each coordinate in one piece
     parts = []
     for part in image_parts(images, rows * count, device, budget):
-        boxes = full_precision(targets.boxes[part])
+        # of no area, and at the origin, are boxes and anchors that take no part: they overlap nothing
+        boxes = full_precision(targets.boxes[part]).masked_fill(~targets.mask[part].unsqueeze(-1), 0)
         here = by_columns if by_columns.ndim == 2 else by_columns[part]
-        best, row, claimant = _scan(
-            here, boxes, targets.mask[part], None if usable is None else usable[part], claim, budget
-        )
+        if usable is not None:
+            here = here.mT.masked_fill(~usable[part].unsqueeze(-2), 0).mT
+        best, row, claimant = _scan(here, boxes, claim, budget)
         fg = (best >= positive) | (claimant >= 0)
         gt = torch.where(claimant >= 0, claimant, row)
         ignored = (best >= negative) & ~fg
@@ -60,26 +61,22 @@ def max_iou_match(
     return Match.joined(parts)
 
 
-def _scan(
-    anchors: Tensor, boxes: Tensor, mask: Tensor, usable: Tensor | None, claim: float | None, budget: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Every anchor's largest IoU with a box, -1 without any, that box's row, and the last row that claims it, -1: (B, A)."""
+def _scan(anchors: Tensor, boxes: Tensor, claim: float | None, budget: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Every anchor's largest IoU with a box, that box's row, and the last row that claims it, -1: (B, A)."""
     images, count = boxes.shape[0], anchors.shape[-2]
     best = boxes.new_full((images, count), -1.0)
-    row = torch.zeros(images, count, dtype=torch.int64, device=boxes.device)
+    row = torch.zeros(images, count, dtype=torch.int16, device=boxes.device)
     claimant = torch.full_like(row, -1)
     for some in row_parts(boxes.shape[1], images * count, boxes.device, budget):
         overlap = pairwise_iou(boxes[:, some], anchors)
-        overlap.masked_fill_(~mask[:, some, None], -1.0)
-        if usable is not None:
-            overlap.masked_fill_(~usable.unsqueeze(1), -1.0)
-        value, index = overlap.max(dim=1)
-        row = torch.where(value > best, index + some.start, row)
+        number = torch.arange(some.start, some.stop, device=boxes.device, dtype=torch.int16).view(1, -1, 1)
+        value = overlap.amax(dim=1)
+        # a maximum with its place is several times slower than these passes
+        first = torch.where(overlap == value.unsqueeze(1), number, boxes.shape[1]).amin(dim=1)
+        row = torch.where(value > best, first, row)
         best = torch.maximum(best, value)
         if claim is not None:
             top = overlap.amax(dim=2, keepdim=True)
             least = torch.where((top > 0) & (top >= claim), top * (1 - TIE), torch.inf)
-            number = torch.arange(some.start, some.stop, device=boxes.device, dtype=torch.int16).view(1, -1, 1)
-            last = torch.where(overlap >= least, number, -1).amax(dim=1)
-            claimant = torch.maximum(claimant, last.long())
-    return best, row, claimant
+            claimant = torch.maximum(claimant, torch.where(overlap >= least, number, -1).amax(dim=1))
+    return best, row.long(), claimant.long()

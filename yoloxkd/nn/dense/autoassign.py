@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ LARGEST = 100.0
 """A box's positive loss is at most this."""
 TENSORS = 4
 """Where all pairs are looked at, one part in so many of an assigner's budget of pairs is: intermediates are kept."""
+LISTED = 2
+"""Where pairs are listed, so many times the budget are looked at: few locations lie in a box."""
 
 
 class CenterPrior(nn.Module):
@@ -130,12 +133,12 @@ class AutoAssign(FPNDetector):
         """
         assert out.quality is not None
         with torch.autocast(out.quality.device.type, enabled=False):
-            joint = full_precision(out.cls_logits).sigmoid() * full_precision(out.quality).sigmoid().unsqueeze(-1)
+            logits, quality = full_precision(out.cls_logits), full_precision(out.quality)
             boxes = self.decode(out.box_raw, out.grid)
-            terms, share = box_terms(joint, boxes, out.grid, targets, self.head.center_prior)
+            terms, share = box_terms(logits, quality, boxes, out.grid, targets, self.head.center_prior)
             has_locations = terms.count > 0
-            positive_loss = -terms.confidence.clamp(min=torch.finfo(joint.dtype).tiny).log().clamp(min=-LARGEST)
-            rows = row_sums(confidence_negative, joint, share).masked_fill(match.ignored, 0)
+            positive_loss = -terms.confidence.clamp(min=torch.finfo(logits.dtype).tiny).log().clamp(min=-LARGEST)
+            rows = row_sums(confidence_negative, logits, quality.unsqueeze(-1), share).masked_fill(match.ignored, 0)
             prior, number = terms.prior.sum(1), has_locations.sum(1)
             return task_losses(
                 pos=Loss(POSITIVE_WEIGHT * positive_loss.masked_fill(~has_locations, 0).sum(), has_locations.sum()),
@@ -145,11 +148,17 @@ class AutoAssign(FPNDetector):
 
 
 def box_terms(
-    joint: Tensor, predicted: Tensor, grid: Grid, targets: Targets, prior: CenterPrior, budget: int | None = None
+    logits: Tensor,
+    quality: Tensor,
+    predicted: Tensor,
+    grid: Grid,
+    targets: Targets,
+    prior: CenterPrior,
+    budget: int | None = None,
 ) -> tuple[BoxTerms, Tensor]:
     """What the losses read of each box, and the share of each location and class that is negative (B, A, K), 0 to 1.
 
-    joint      (B, A, K) class probability times objectness
+    logits     (B, A, K) of the classes; quality (B, A) logits of the objectness
     predicted  (B, A, 4) px
     Some boxes are looked at in one go; what is kept for the gradient is computed anew where there are several goes.
     """
@@ -163,19 +172,22 @@ def box_terms(
             1,
         )
     best = best_overlap(predicted.detach(), boxes, mask, budget)
-    share = joint.new_ones(images, joint.shape[2], joint.shape[1])  # as the maps of logits lie in memory
-    device = joint.device
-    locations = len(grid.points) * (1 if device.type in inside.LIST_DEVICES else TENSORS)
+    share = logits.new_ones(images, logits.shape[2], logits.shape[1])  # as the maps of logits lie in memory
+    device = logits.device
+    listed = device.type in inside.LIST_DEVICES
+    locations = len(grid.points) // LISTED if listed else len(grid.points) * TENSORS
     parts = list(image_parts(images, rows * locations, device, budget))
     sizes = [len(range(images)[part]) for part in parts]
+    whole = logits.mT, quality, predicted
+    divided = [(x,) if len(parts) == 1 else x.split(sizes) for x in whole]  # the gradient of a split is a copy
     of_parts = []
-    for part, part_joint, part_predicted in zip(parts, joint.split(sizes), predicted.split(sizes), strict=True):
+    for part, *predictions in zip(parts, *divided, strict=True):
         of_rows = []
-        for some in row_parts(rows, len(part_joint) * locations, device, budget):
+        for some in row_parts(rows, len(range(images)[part]) * locations, device, budget):
             here, label = boxes[part, some], labels[part, some]
             pairs = InsidePairs.of(grid, here, mask[part, some])
             lower_share(share[part], best[part], label, pairs)
-            arguments = part_joint, part_predicted, grid, here, label, pairs, prior
+            arguments: tuple[Any, ...] = *predictions, grid, here, label, pairs, prior
             once = len(parts) == 1 and some == slice(0, rows)
             of_rows.append(
                 _terms(*arguments)
@@ -188,16 +200,24 @@ def box_terms(
 
 
 def _terms(
-    joint: Tensor, predicted: Tensor, grid: Grid, boxes: Tensor, labels: Tensor, pairs: InsidePairs, prior: CenterPrior
+    logits: Tensor,
+    quality: Tensor,
+    predicted: Tensor,
+    grid: Grid,
+    boxes: Tensor,
+    labels: Tensor,
+    pairs: InsidePairs,
+    prior: CenterPrior,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Confidence, sum of the prior, and number of locations of some boxes (b, r). Paper eq. 3 to 5."""
+    """Confidence, sum of the prior, and number of locations of some boxes (b, r); logits (b, K, A). Paper eq. 3 to 5."""
     image, row, cell = pairs.image, pairs.row, pairs.cell
     label, box = labels[image, row], boxes[image, row]
     center = (box[..., :2] + box[..., 2:]) / 2
     offsets = (grid.points[cell] - center) / grid.point_strides[cell].unsqueeze(-1)
     near = prior(offsets, label)
     giou_loss = 1 - paired_giou(predicted[image, cell], box)
-    confidence = joint[image, cell, label] * (-BOX_WEIGHT * giou_loss).exp()
+    joint = logits[image, label, cell].sigmoid() * quality[image, cell].sigmoid()
+    confidence = joint * (-BOX_WEIGHT * giou_loss).exp()
     return weighted_mean(confidence, near, pairs), pairs.total(near), pairs.total(torch.ones_like(near))
 
 
@@ -213,11 +233,11 @@ def best_overlap(predicted: Tensor, boxes: Tensor, mask: Tensor, budget: int | N
     images, count = predicted.shape[:2]
     best = predicted.new_zeros(images, count)
     by_columns = predicted.mT.contiguous().mT
+    boxes = boxes.masked_fill(~mask.unsqueeze(-1), 0)  # which overlap nothing
     for part in image_parts(images, boxes.shape[1] * count, boxes.device, budget):
         for some in row_parts(boxes.shape[1], len(best[part]) * count, boxes.device, budget):
             overlap = pairwise_iou(boxes[part, some], by_columns[part])
-            here = overlap.masked_fill_(~mask[part, some].unsqueeze(-1), 0).amax(1)
-            best[part] = torch.maximum(best[part], here)
+            best[part] = torch.maximum(best[part], overlap.amax(1))
     return best
 
 

@@ -139,8 +139,7 @@ class RepPoints(FPNDetector):
         assert isinstance(match, TwoMatches)
         with torch.autocast(out.cls_logits.device.type, enabled=False):
             rows = focal_loss(full_precision(out.cls_logits), dense_labels(match, targets), match.fg)
-            first = self.box_terms(out, targets, match.box, 0)
-            second = self.box_terms(out, targets, match, 1)
+            first, second = self.box_terms(out, targets, match)
             counts = [part.fg.sum(1).clamp(min=1).sum() for part in (match.box, match)]
             return task_losses(
                 cls=Loss(rows.masked_fill(match.ignored, 0).sum(), counts[1]),
@@ -148,15 +147,32 @@ class RepPoints(FPNDetector):
                 box=Loss(second.sum(), counts[1]),
             )
 
-    def box_terms(self, out: DenseOutput, targets: Targets, match: Match, stage: int) -> Tensor:
-        """The box loss (B, A) of a stage, 0 or 1, times its weight and zero where nothing is positive."""
-        part, target_boxes = slice(stage * COORDINATES, (stage + 1) * COORDINATES), matched_boxes(match, targets)
+    def box_terms(self, out: DenseOutput, targets: Targets, match: TwoMatches) -> tuple[Tensor, Tensor]:
+        """The box losses (B, A) of both stages, times their weights and zero where nothing is positive."""
+        stages = match.box, match
         if match.fg.device.type not in inside.LIST_DEVICES:
-            box_loss = self._smooth_l1(out.box_raw[..., part], target_boxes, out.grid)
-            return WEIGHTS[stage] * box_loss.masked_fill(~match.fg, 0)
-        image, cell = match.fg.nonzero(as_tuple=True)
-        box_loss = self._smooth_l1(out.box_raw[image, cell, part], target_boxes[image, cell], out.grid, cell)
-        return WEIGHTS[stage] * box_loss.new_zeros(match.fg.shape).index_put((image, cell), box_loss)
+            parts = out.box_raw.split(COORDINATES, dim=-1)
+            tables = [
+                self._smooth_l1(points, matched_boxes(stage, targets), out.grid).masked_fill(~stage.fg, 0)
+                for points, stage in zip(parts, stages, strict=True)
+            ]
+        else:
+            tables = self._of_positives(out, targets, stages)
+        return WEIGHTS[0] * tables[0], WEIGHTS[1] * tables[1]
+
+    def _of_positives(self, out: DenseOutput, targets: Targets, stages: tuple[Match, Match]) -> list[Tensor]:
+        """The box losses (B, A) of both stages, of which the positives alone are computed."""
+        places = [stage.fg.nonzero(as_tuple=True) for stage in stages]
+        image, cell = (torch.cat(index) for index in zip(*places, strict=True))
+        # one gather, so that one gradient of the map's size is made, in the layout of the map
+        codes = out.box_raw.mT[image, :, cell].split([len(cells) for _, cells in places])
+        tables = []
+        for number, (code, stage, (image, cell)) in enumerate(zip(codes, stages, places, strict=True)):
+            points = code[:, number * COORDINATES : (number + 1) * COORDINATES]
+            target_boxes = full_precision(targets.boxes)[image, stage.gt[image, cell]]
+            box_loss = self._smooth_l1(points, target_boxes, out.grid, cell)
+            tables.append(box_loss.new_zeros(stage.fg.shape).index_put((image, cell), box_loss))
+        return tables
 
     def _smooth_l1(
         self, points: Tensor, target_boxes: Tensor, grid: Grid, cell: Tensor | slice = slice(None)
