@@ -34,8 +34,8 @@ check: setup
 test: setup
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: setup
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m slow
+test-slow: setup  # a file's tests in one process: their runs and exported files are made once
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: setup
 	$(RUN)/python -m benchmarks.run

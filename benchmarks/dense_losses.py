@@ -37,7 +37,7 @@ def measure(quick: bool) -> Iterator[Row]:
         }
         for ours, theirs in zip(turns["ours"](), turns["plain"](), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
-        samples = alternate(turns, 1 if quick else 5)
+        samples = alternate(turns, 1 if quick else 5, warmup=0 if quick else 1)
         yield Row(
             f"{family}: plain per-image, per-box reading / ours, {images} images × {boxes} boxes, {size} px, {classes} classes",
             *ratio(samples["plain"], samples["ours"]),

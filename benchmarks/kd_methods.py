@@ -71,7 +71,7 @@ def measure(quick: bool) -> Iterator[Row]:
             turns[name] = partial(once, method_of(name, gfl), *sides, batch, gfl)
         else:
             turns[name] = partial(once, method_of(name, model), student, teacher, batch, model)
-    samples = alternate(turns, 1 if quick else 9)
+    samples = alternate(turns, 1 if quick else 9, warmup=0 if quick else 1)
     scene = f"{WIDTH} channels, {images} images × {BOXES} boxes, {size} px"
     maps = sum(m.nbytes for m in student.features) / 2**20
     for name, goal in GOALS.items():

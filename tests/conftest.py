@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,15 @@ os.environ.setdefault("TYPER_USE_RICH", "0")  # as the command line has it, for 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Keep pytest's log capture off torch's trace log.
+
+    pytest adds its handler to every logger that does not propagate. As soon as this one has a handler, torch writes a
+    stack summary for every guard and every fake tensor, which makes up much of the time of an export.
+    """
+    logging.getLogger("torch.__trace").propagate = True
 
 
 def shared_folder() -> Path:
@@ -93,7 +103,7 @@ TINY = {
     "engine.workers": 0,
     "teacher.min_ap": 0,
     "callbacks.report": False,
-    "callbacks.plots.interval": 1000,
+    "callbacks.plots": False,
 }
 """Recipe keys of a run that takes seconds."""
 
@@ -105,6 +115,7 @@ LEARNS = TINY | {
     "augment.mosaic": 0.0,
     "augment.hsv_prob": 0.0,
     "val.interval": 12,
+    "callbacks.plots": {"interval": 1000},
 }
 """What makes a narrow model see rectangles after 25 epochs of 24 images."""
 

@@ -140,5 +140,6 @@ def test_a_user_without_a_name_can_list_models_and_draw(tmp_path: Path) -> None:
     done = subprocess.run(
         [*nameless, sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    slow_machine = "Matplotlib is building the font cache"  # said after five seconds
+    assert (done.returncode, [x for x in done.stderr.splitlines() if not x.startswith(slow_machine)]) == (0, [])
     assert str(tmp_path / "yoloxkd-54321") in done.stdout.replace("\n", "")

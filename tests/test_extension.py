@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.kd.contract import DistillerContract
 from tests.kd.fakes import make_batch, make_state
-from tests.nn.contract import DetectorContract
-from tests.nn.fpn import narrow
+from tests.nn.contract import FREE_SHAPES, DetectorContract
+from tests.nn.fpn import SHALLOW, narrow
 from yoloxkd.engine.parallel import gradients
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS
@@ -132,8 +132,10 @@ class L2(Distiller):
 
 
 class TestTwoAnchors(DetectorContract):
+    exports = FREE_SHAPES
+
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(TwoAnchors, names)
+        model: DenseDetector = narrow(TwoAnchors, names, backbone=SHALLOW)
         return model
 
     def test_an_anchor_between_the_thresholds_is_ignored(self) -> None:

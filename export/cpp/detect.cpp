@@ -1,5 +1,6 @@
 // Detects objects with a file written by `yoloxkd export`: detect MODEL.onnx IMAGE [least score, 0.25]
-// Prints JSON: size of the image, and detections (box x1 y1 x2 y2 in px of the image, score, label, name), best first.
+// Prints JSON: size of the image, and detections (box x1 y1 x2 y2 in px of the image, score, label, name), best first; of a
+// file that gives masks each has its mask too, COCO's uncompressed run lengths.
 #include <onnxruntime_cxx_api.h>
 
 #define STB_IMAGE_IMPLEMENTATION
@@ -13,6 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 using nlohmann::json;
@@ -26,13 +28,14 @@ struct Detection {
     std::array<float, 4> box;
     float score;
     int64_t label;
+    std::vector<float> cells = {};  // probabilities of the mask, rows of the cells that the box is divided into
 };
 
 struct Settings {
     std::vector<std::string> names;
     int height, width;
     std::array<int, 3> pad;
-    bool nms;
+    bool nms, masks;
     float conf, iou;
     size_t max_det;
     size_t pairs_per_level;  // 0: of each location the best class; else every class, so many pairs of each level
@@ -60,6 +63,7 @@ static Settings read_settings(const Ort::Session& session, const std::string& pa
         return json::parse(text.get());
     };
     Settings s{get("names"),   get("input_size")[0], get("input_size")[1], get("pad_value"), get("nms"),
+               get("masks", false),
                get("conf"),    get("iou"),           get("max_det")};
     json pairs = get("pairs_per_level", 0);  // not there in files of an older version
     s.pairs_per_level = pairs.is_null() ? 0 : pairs.get<size_t>();
@@ -265,18 +269,62 @@ static std::vector<Detection> detect(Ort::Session& session, const Settings& s, s
         size_t classes = s.names.size();
         return suppress(choose(decoded_boxes.data(), decoded_scores.data(), decoded_boxes.size() / 4, classes, s), s);
     }
-    const char* outputs[] = {"boxes", "scores", "labels", "counts"};
-    std::vector<Ort::Value> out = session.Run({}, inputs, &input, 1, outputs, s.nms ? 4 : 2);
+    const char* outputs[] = {"boxes", "scores", "labels", "counts", "masks"};
+    std::vector<Ort::Value> out = session.Run({}, inputs, &input, 1, outputs, s.masks ? 5 : s.nms ? 4 : 2);
     const float *boxes = out[0].GetTensorData<float>(), *scores = out[1].GetTensorData<float>();
     if (!s.nms) {
         std::vector<int64_t> dims = out[1].GetTensorTypeAndShapeInfo().GetShape();
         return suppress(choose(boxes, scores, dims[1], dims[2], s), s);
     }
     std::vector<Detection> found;
-    for (int64_t i = 0; i < *out[3].GetTensorData<int64_t>() && scores[i] >= s.conf; ++i)
+    size_t area = 0;
+    if (s.masks) {
+        std::vector<int64_t> dims = out[4].GetTensorTypeAndShapeInfo().GetShape();
+        area = size_t(dims[2] * dims[3]);
+    }
+    for (int64_t i = 0; i < *out[3].GetTensorData<int64_t>() && scores[i] >= s.conf; ++i) {
         found.push_back({{boxes[4 * i], boxes[4 * i + 1], boxes[4 * i + 2], boxes[4 * i + 3]}, scores[i],
                          out[2].GetTensorData<int64_t>()[i]});
+        if (!s.masks) continue;
+        const float* cells = out[4].GetTensorData<float>() + i * area;
+        found.back().cells.assign(cells, cells + area);
+    }
     return found;
+}
+
+// Of each pixel the first of the two cells it is read from, and how much of the next: bilinear, at the pixel's center.
+static std::vector<std::pair<int, double>> cells_of_pixels(double low, double high, int pixels, int cells) {
+    std::vector<std::pair<int, double>> out(pixels);
+    for (int i = 0; i < pixels; ++i) {
+        double at = (i + 0.5 - low) / std::max(high - low, 1e-9) * cells - 0.5;
+        at = std::clamp(at, -2.0, cells + 1.0);  // farther away there is nothing to read
+        out[i] = {int(std::floor(at)), at - std::floor(at)};
+    }
+    return out;
+}
+
+// The mask of a box in px of the image as COCO's run lengths: down the columns, first the pixels outside.
+static json run_lengths(const Detection& d, float scale, int height, int width) {
+    int side = int(std::lround(std::sqrt(double(d.cells.size()))));
+    auto rows = cells_of_pixels(d.box[1] / scale, d.box[3] / scale, height, side);
+    auto columns = cells_of_pixels(d.box[0] / scale, d.box[2] / scale, width, side);
+    auto cell = [&](int row, int column) {
+        bool there = row >= 0 && row < side && column >= 0 && column < side;
+        return there ? double(d.cells[size_t(row) * side + column]) : 0.0;
+    };
+    std::vector<int> counts{0};
+    bool inside = false;
+    for (auto [column, right] : columns)
+        for (auto [row, down] : rows) {
+            double upper = cell(row, column) * (1 - right) + cell(row, column + 1) * right;
+            double lower = cell(row + 1, column) * (1 - right) + cell(row + 1, column + 1) * right;
+            if ((upper * (1 - down) + lower * down >= 0.5) != inside) {
+                inside = !inside;
+                counts.push_back(0);
+            }
+            ++counts.back();
+        }
+    return {{"size", {height, width}}, {"counts", counts}};
 }
 
 int main(int argc, char** argv) try {
@@ -296,6 +344,7 @@ int main(int argc, char** argv) try {
                               {"score", d.score},
                               {"label", d.label},
                               {"name", settings.names.at(d.label)}});
+        if (settings.masks) detections.back()["mask"] = run_lengths(d, scale, image.height, image.width);
     }
     json result = {{"image", argv[2]}, {"height", image.height}, {"width", image.width}, {"detections", detections}};
     std::cout << result.dump(2) << "\n";

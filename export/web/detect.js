@@ -1,5 +1,6 @@
 // A picture into the network's input, its outputs into detections: the rule of predict.py.
 import { decode } from "./head_maps.js";
+import { runLengths } from "./masks.js";
 
 /** Where in `from` pixels each of `to` pixels lies: bilinear, pixel centres at half. */
 function steps(from, to) {
@@ -89,7 +90,10 @@ export function suppress(found, { iou, maxDet }) {
   return kept;
 }
 
-/** Runs a session of onnxruntime-web on ImageData -> [{box: [x1, y1, x2, y2] px of the image, score, label, name}]. */
+/**
+ * Runs a session of onnxruntime-web on ImageData -> [{box: [x1, y1, x2, y2] px of the image, score, label, name}], and
+ * mask: {size, counts} of each where the file gives masks.
+ */
 export async function detect(ort, session, metadata, image, conf) {
   const { planes, scale } = letterbox(image, metadata);
   const input = new ort.Tensor("float32", planes, [1, 3, metadata.height, metadata.width]);
@@ -101,6 +105,7 @@ export async function detect(ort, session, metadata, image, conf) {
       box: Array.from(out.boxes.data.subarray(4 * i, 4 * i + 4)),
       score: out.scores.data[i],
       label: Number(out.labels.data[i]),
+      cells: out.masks && out.masks.data.subarray(i * out.masks.dims[2] ** 2, (i + 1) * out.masks.dims[2] ** 2),
     })).filter((d) => d.score >= conf);
   } else {
     const { boxes, scores } = metadata.headMaps
@@ -109,9 +114,12 @@ export async function detect(ort, session, metadata, image, conf) {
     found = suppress(choose(boxes, scores, metadata, conf), metadata);
   }
   const limits = [image.width, image.height, image.width, image.height];
-  return found.map((d) => ({
+  return found.map(({ cells, ...d }) => ({
     ...d,
     box: d.box.map((v, i) => Math.min(Math.max(v / scale, 0), limits[i])),
     name: metadata.names[d.label],
+    ...(cells && {
+      mask: runLengths(cells, out.masks.dims[2], d.box.map((v) => v / scale), image.height, image.width),
+    }),
   }));
 }

@@ -1,6 +1,7 @@
 // The page: a model and a picture, chosen, dropped, or named in the address (?model=URL&picture=URL&conf=0.3).
 import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs";
 import { detect } from "./detect.js";
+import { paint } from "./masks.js";
 import { readMetadata } from "./metadata.js";
 
 ort.env.wasm.wasmPaths = new URL("./node_modules/onnxruntime-web/dist/", import.meta.url).href;
@@ -54,9 +55,15 @@ function draw(context, found) {
   context.lineWidth = line;
   context.font = `${6 * line}px system-ui, sans-serif`;
   context.textBaseline = "top";
-  for (const { box, label, name, score } of [...found].reverse()) {
+  for (const { box, label, name, score, mask } of [...found].reverse()) {
     const [x1, y1, x2, y2] = box;
     const colour = `hsl(${(label * 222.5) % 360} 85% 42%)`;
+    if (mask) {
+      context.fillStyle = colour;
+      context.globalAlpha = 0.5;
+      paint(context, mask);
+      context.globalAlpha = 1;
+    }
     const caption = `${name} ${Math.round(100 * score)}`;
     const top = Math.max(y1 - 8 * line, 0);
     context.strokeStyle = context.fillStyle = colour;

@@ -86,6 +86,11 @@ def test_show_and_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "taps" in shown
     ok(["show", "runs/yolox-nano/recipe.yaml"])
     assert "width: 0.125" in capsys.readouterr().out
+    ok(["show", "mask-rcnn-mobilenetv2"])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if " " in line.strip())
+    assert lines["proposals"].startswith("3 anchors a cell at strides 4, 8, 16, 32, 64; the best 1000 of a level")
+    assert lines["roi"].startswith("7 x 7 cells of a region -> its class, and a box of every class; 14.31 M parameters")
+    assert lines["roi/mask"].startswith("14 x 14 cells of a region -> 28 x 28 of a mask of every class; 2.64 M")
     ok(["models"])
     assert "yolox-nano@coco" in capsys.readouterr().out
 

@@ -10,14 +10,17 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.cli.test_mistakes import refused
+from yoloxkd.cli import run
 from yoloxkd.errors import UserError
-from yoloxkd.exporters import NEEDED, check_format
+from yoloxkd.exporters import NEEDED, check_format, missing
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--format", "coreml"], ["unknown export format 'coreml'", "formats: onnx (installed)", "openvino ("]),
+        (["--format", "ncnn", "--output", "x.onnx"], ["lacks ncnn, pnnx" if missing("ncnn") else "ends in .param"]),
+        (["--opset", "16"], ["opset 16", "17 to 23"]),
         (["--outputs", "boxes"], ["unknown outputs 'boxes'", "raw"]),
         (["--outputs", "detections", "--no-nms"], ["--outputs detections", "--no-nms"]),
         (["--int8"], ["--int8 needs --calib"]),
@@ -28,11 +31,7 @@ from yoloxkd.exporters import NEEDED, check_format
         (["--set", "export.sensitivity=true"], ["sensitivity", "add --int8"]),
         (["--int8", "--calib", "TOY", "--set", "export.methd=minmax"], ["did you mean 'export.method'"]),
         (["--int8", "--calib", "TOY", "--set", "export.method=magic"], ["export.method", "minmax"]),
-        pytest.param(
-            ["--int8", "--calib", "TOY", "--set", "export.float_layers=[bakbone]"],
-            ["no layer's name begins with"],
-            marks=pytest.mark.slow,  # only the traced graph has the names
-        ),
+        (["--int8", "--calib", "TOY", "--set", "export.float_layers=[bakbone]"], ["no layer's name begins with"]),
         (["--imgsz", "100"], ["100", "multiple", "96"]),
         (["--output", "in-the-way/x.onnx"], ["in-the-way/x.onnx"]),
         (["--output", "/proc/x.onnx"], ["could not write /proc/x.onnx"]),
@@ -71,6 +70,16 @@ def test_an_onnx_file_that_is_not_ours(capsys: pytest.CaptureFixture[str], tmp_p
     (tmp_path / "text.onnx").write_text("not a graph")
     picture = toy.parent / "images" / "val" / "0.png"
     refused(capsys, ["predict", tmp_path / "text.onnx", picture], "text.onnx", "not an ONNX file")
+
+
+def test_the_list_of_formats_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NEEDED, "ncnn", (("no_such_module",), "pip install 'yoloxkd[ncnn]'"))
+    assert run(["export", "--format", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert "onnx (installed)" in shown
+    assert "ncnn (not installed: pip install 'yoloxkd[ncnn]')" in shown
 
 
 def test_an_export_is_not_exported_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

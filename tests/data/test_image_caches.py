@@ -208,6 +208,7 @@ def test_the_memory_of_this_machine() -> None:
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_a_run_with_a_cache(toy: Path, tmp_path: Path, kind: str) -> None:
     keys = {"student.width": 0.125, "augment.multiscale": 0, "engine.workers": 1, "engine.cache": kind}
+    keys |= {"callbacks.report": False, "callbacks.plots": False}
     Trainer(
         student="yolox-nano", data=str(toy), epochs=1, batch=8, imgsz=64, device="cpu", set=keys, out=tmp_path / "run"
     ).fit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from yoloxkd.data.check import check_data
 from yoloxkd.data.convert import convert_data
 from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.dataset import DetectionData
+from yoloxkd.data.fingerprint import changed, fingerprint
 from yoloxkd.data.loader import Collate, train_loader
 from yoloxkd.data.mask_table import MaskBuilder
 from yoloxkd.data.samples import TrainSamples
@@ -110,6 +112,27 @@ def test_painted_masks_are_the_warped_pixels(masked: Path, way: str) -> None:
             assert painted.sum() <= (painted & near).sum() + 60
     assert shared > 0.95 * every > 1000
     assert crowds
+
+
+@pytest.mark.parametrize("image", ["1", "2"])
+def test_a_resumed_run_notices_other_masks_in_the_same_boxes(masked: Path, image: str, tmp_path: Path) -> None:
+    """Of image 1, polygons; of image 2, run lengths. Who reads no masks sees the same data."""
+    copy = shutil.copytree(masked.parent, tmp_path / "copy") / masked.name
+    file = copy.parent / "train.json"
+    content = json.loads(file.read_text())
+    row = content["annotations"][int(image) - 1]
+    x, y, w, h = row["bbox"]
+    if image == "1":
+        row["segmentation"] = [[x, y, x + w, y, x + w, y + h]]
+    else:
+        mask = np.zeros(row["segmentation"]["size"], bool)
+        mask[y : y + h, x : x + w] = True
+        row["segmentation"] = rle_dict(mask)
+    file.write_text(json.dumps(content))
+    before, now = fingerprint(read(masked)), fingerprint(read(copy))
+    assert changed(before, now) == "other annotations or image files, as many as before"
+    before, now = (fingerprint(load_split(find_data(yaml), "train")) for yaml in (masked, copy))
+    assert changed(before, now) == ""
 
 
 def test_masks_are_there_when_asked_for_alone(masked: Path) -> None:

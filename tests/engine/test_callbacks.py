@@ -77,7 +77,7 @@ def wandb() -> FakeWandb:
 def logged(toy: Path, toy_run: Path, wandb: FakeWandb, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A distillation with every callback, interrupted in its second epoch and resumed."""
     out = tmp_path_factory.mktemp("logged") / "a <b> & c"
-    keys = TINY | {"callbacks.report": True, "callbacks.plots.interval": 1, "callbacks.plots.pictures": 2}
+    keys = TINY | {"callbacks.report": True, "callbacks.plots": {"interval": 1, "pictures": 2}}
     keys |= {"callbacks.tensorboard.every": 2, "callbacks.wandb": {"every": 2, "tags": ["x"]}}
     keys |= {"student.width": 0.25, "val.interval": 1, "callbacks.early_stopping": True}
     with pytest.MonkeyPatch.context() as patch:

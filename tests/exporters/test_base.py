@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.exporters.tiny import TinyDetector
-from yoloxkd.exporters import EXPORTERS
+from yoloxkd.exporters import EXPORTERS, RUNTIMES_OF
 from yoloxkd.exporters.base import Exportable, fold_batch_norm
+from yoloxkd.file_kinds import EXPORTED
 from yoloxkd.types import DenseOutput
 
 
@@ -45,6 +46,6 @@ def test_formats_are_known_by_name() -> None:
 
     from yoloxkd.errors import UserError
 
-    assert set(EXPORTERS) == {"onnx"}
-    with pytest.raises(UserError, match="unknown export format 'tensorrt'; known: onnx"):
+    assert set(EXPORTERS) == {"onnx", "ncnn", "tflite", "executorch"} == set(RUNTIMES_OF) == set(EXPORTED)
+    with pytest.raises(UserError, match="unknown export format 'tensorrt'; known: executorch, ncnn, onnx, tflite"):
         EXPORTERS.find("tensorrt")

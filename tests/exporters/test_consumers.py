@@ -16,8 +16,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from tests.nn.two_stage.contract import narrow_two_stage
 from yoloxkd import Detector
+from yoloxkd.exporters.onnx import ExportOptions, export_onnx
+from yoloxkd.nn.two_stage.mask_rcnn import MaskRCNN
 from yoloxkd.types import Detections
 
 EXPORT = Path(__file__).resolve().parents[2] / "export"
@@ -26,9 +30,15 @@ CONF = 0.05
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["detections", "locations", "raw"])
+@pytest.fixture(scope="module", params=["detections", "locations", "raw", "masks"])
 def student(request: pytest.FixtureRequest, toy: Path, toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("student") / "student.onnx"
+    if request.param == "masks":
+        torch.manual_seed(0)
+        model = narrow_two_stage(MaskRCNN, ["red", "blue"])
+        for predictor in (model.roi_head.bbox_head[0].fc_cls, model.roi_head.mask_head[0].conv_logits):
+            torch.nn.init.normal_(predictor.weight, std=0.3)
+        return export_onnx(model.eval(), path, ExportOptions(96, nms=True, conf=CONF))
     return Detector(toy_run / "best.pt", "cpu").export(
         path, nms=request.param == "detections", outputs=request.param, verify=str(toy), say=None
     )
@@ -61,9 +71,20 @@ def assert_same(detections: list[dict[str, Any]], expected: Detections) -> None:
         unmatched.remove(near)
         assert one["score"] == pytest.approx(expected.scores[near], abs=0.02)
         assert one["name"] == expected.names[one["label"]]
+        assert ("mask" in one) == (expected.masks is not None)
+        if expected.masks is not None:
+            assert iou(one["mask"], expected.masks[near]) > 0.9
     assert odd + len(unmatched) <= len(expected) / 10
     scores = [one["score"] for one in detections]
     assert scores == sorted(scores, reverse=True)
+
+
+def iou(runs: dict[str, list[int]], expected: np.ndarray) -> float:
+    """Of run lengths and a mask (h, w) that has pixels."""
+    inside = np.arange(len(runs["counts"])) % 2 == 1
+    mask = np.repeat(inside, runs["counts"]).reshape(runs["size"][::-1]).T
+    assert expected.any()
+    return float((mask & expected).sum() / (mask | expected).sum())
 
 
 def test_the_cpp_example(student: Path, image_file: Path, tmp_path: Path) -> None:

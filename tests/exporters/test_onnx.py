@@ -62,6 +62,13 @@ def test_one_image_with_nms(nms_file: Path, detector: TinyDetector, pixels: Tens
         assert_same(out, detections)
 
 
+@pytest.mark.parametrize("opset", [17, 23])
+def test_another_opset(opset: int, detector: TinyDetector, pixels: Tensor, tmp_path: Path) -> None:
+    path = exported(detector, tmp_path, "x", opset=opset)
+    assert {o.domain: o.version for o in onnx.load(path).opset_import}[""] == opset
+    assert_same(run(path, pixels[:1]), expected(detector, pixels[:1]))
+
+
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 64, 64), (5, 64, 64), (3, 32, 96), (2, 16, 16)])
 def test_any_batch_and_size_when_dynamic(
     dynamic_file: Path, detector: TinyDetector, pixels: Tensor, count: int, height: int, width: int

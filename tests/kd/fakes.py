@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from yoloxkd.config.schedule import ScheduleSection
 from yoloxkd.config.strict import Strict
 from yoloxkd.engine.events import State
 from yoloxkd.nn.assigners.match import Match, no_match
@@ -123,7 +124,11 @@ def make_state(student: DenseDetector, **changes: Any) -> tuple[State, list[str]
     """A run's state as callbacks see it, and the lines it was told."""
     said: list[str] = []
     values: dict[str, Any] = {
-        "recipe": SimpleNamespace(engine=SimpleNamespace(compile=False)),
+        "recipe": SimpleNamespace(
+            engine=SimpleNamespace(compile=False),
+            train=SimpleNamespace(epochs=10),
+            schedule=ScheduleSection(warmup_epochs=1),
+        ),
         "detector": student,
         "device": torch.device("cpu"),
         "out": Path("unused"),

@@ -5,6 +5,8 @@ The batched versions of the package are held equal to these, and timed against t
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,9 +26,12 @@ def overlaps(predicted: Tensor, box: Tensor) -> Tensor:
 
 
 def pgd_weights_by_object(
-    seen: Predictions, boxes: Tensor, labels: Tensor, rows: Tensor, xi: float, k: int = 30
+    seen: Predictions, boxes: Tensor, labels: Tensor, rows: Tensor, xi: float, k: int = 30, k_share: float = 1.0
 ) -> Tensor:
-    """Importance of each location, (B, A): quality, the k best inside, their Gaussian, object by object."""
+    """Importance of each location, (B, A): quality, the k best inside, their Gaussian, object by object.
+
+    k_share  the largest part of the locations inside that are taken
+    """
     assert seen.probability is not None
     assert seen.boxes is not None
     points = seen.points
@@ -39,7 +44,7 @@ def pgd_weights_by_object(
             inside = ((points > box[:2]) & (points < box[2:])).all(1)
             p = seen.probability[b, :, label] if label >= 0 else torch.ones_like(seen.boxes[b, :, 0])
             q = (p ** (1 - xi) * overlaps(seen.boxes[b], box) ** xi).view(len(points), -1).amax(1) * inside
-            best = q.topk(min(k, len(q)))
+            best = q.topk(min(k, len(q), math.ceil(k_share * int(inside.sum()) - 1e-6)))
             chosen = best.indices[best.values > 0]
             if len(chosen) == 0:
                 continue

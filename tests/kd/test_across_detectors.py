@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 
 import pytest
@@ -48,15 +50,24 @@ def term_of(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def detector(family: str, seed: int, **changes: object) -> DenseDetector:
+def detector(family: str, seed: int, channels: int = 16) -> DenseDetector:
+    """A copy of the one detector of these arguments; the random generator is as after building it."""
+    model, state = built(family, seed, channels)
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
+
+
+@functools.cache
+def built(family: str, seed: int, channels: int) -> tuple[DenseDetector, torch.Tensor]:
     torch.manual_seed(seed)
     if family == "yolox":
-        return YOLOX(YOLOX.Config(depth=0.1, width=0.125, depthwise=True), NAMES)
-    model: DenseDetector = narrow(DETECTORS[family], NAMES, backbone=SHALLOW, stacked_convs=1, **changes)  # type: ignore[arg-type]
+        return YOLOX(YOLOX.Config(depth=0.1, width=0.125, depthwise=True), NAMES), torch.get_rng_state()
+    keys = {"backbone": SHALLOW, "stacked_convs": 1, "channels": channels}
+    model: DenseDetector = narrow(DETECTORS[family], NAMES, **keys)  # type: ignore[arg-type]
     # boxes of an untrained head overlap nothing where its distances are zero
     for parameter in model.get_submodule("head").parameters():
         torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
-    return model
+    return model, torch.get_rng_state()
 
 
 def distilling(method: str, student: DenseDetector, teacher: DenseDetector) -> TeacherLosses:

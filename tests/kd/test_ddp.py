@@ -10,18 +10,20 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from tests.kd.fakes import TinyDetector, make_batch, tiny_yolox
+from tests.kd.fakes import TinyDetector, make_batch, make_state, tiny_yolox
 from tests.losses import means
 from yoloxkd.engine.parallel import gradients as parallel_gradients
 from yoloxkd.engine.parallel import wrapped
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS
+from yoloxkd.kd.base import Teacher
 from yoloxkd.kd.defaults import kd_defaults
+from yoloxkd.kd.distillation import Distill
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.teacher_losses import TeacherLosses
-from yoloxkd.types import Batch, Draw
+from yoloxkd.types import Batch, Draw, LossName
 
 
 def build() -> TrainStep:
@@ -87,11 +89,33 @@ def parts_of_a_batch(method: str, pieces: list[Batch]) -> dict[str, Tensor]:
     return {str(name): value for name, value in losses.items()} | grads
 
 
+def factor_by_gradients(pieces: list[Batch]) -> dict[str, Tensor]:
+    """What PGD's factor is after one step over these parts, by its gradient beside the task's."""
+    torch.manual_seed(0)
+    student, teacher = tiny_yolox(1).eval().double(), tiny_yolox(2, width=0.0625).double()
+    state, _ = make_state(student, parts=len(pieces))
+    cfg = PGDConfig(weight="auto", auto="gradient")
+    callback = Distill(Teacher(teacher, "teacher.pt", "a" * 64, 1.0), {"pgd": cfg}, min_ap=0)
+    callback.on_setup(state)
+    state.aux.double()
+
+    def on_losses(part: int, losses: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
+        state.part, state.losses = part, losses
+        callback.on_losses(state)
+        return state.losses
+
+    callback.on_batch_start(state)
+    step = wrapped(TrainStep(student, state.aux))
+    parallel_gradients(step, pieces, Draw(), lambda loss: loss.backward(), on_losses)
+    return {"factor": torch.as_tensor(callback.weights["pgd"].at(0, 1, torch.device("cpu")))}
+
+
 def work_on_parts(rank: int, port: int, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     share = make_batch(images=4).part(rank, 2)
     found = {method: parts_of_a_batch(method, [share.part(i, 2) for i in range(2)]) for method in WHOLE_BATCH}
+    found["auto"] = factor_by_gradients([share.part(i, 2) for i in range(2)])
     torch.save(found, f"{out}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -110,3 +134,7 @@ def test_two_processes_with_two_parts_each_are_the_batch_at_once(tmp_path: Path)
         for name, value in whole.items():
             torch.testing.assert_close(ranks[0][method][name], value, rtol=1e-6, atol=1e-9, msg=f"{method} {name}")
             assert torch.equal(ranks[0][method][name], ranks[1][method][name]), (method, name)
+    whole = factor_by_gradients([make_batch(images=4)])["factor"]
+    assert float(whole) > 0
+    for rank in ranks:
+        torch.testing.assert_close(rank["auto"]["factor"], whole, rtol=1e-5, atol=0.0)

@@ -9,7 +9,10 @@ import torch
 
 from tests.kd.fakes import TinyDetector, make_batch, make_state, metrics
 from tests.kd.test_base import Broken
+from yoloxkd.assembly.recipes import resolve
 from yoloxkd.engine.events import State
+from yoloxkd.engine.gradients import ALL, TASK_LOSS, loss_gradients, trunk
+from yoloxkd.engine.optim import warmup_steps
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.kd.base import KDConfig, Teacher
@@ -262,3 +265,68 @@ def test_self_distillation() -> None:
     assert not any("adapters" in k for k in state.aux.state_dict())
     epoch(callback, state)
     assert all(v > 0 for k, v in state.epoch_losses.items() if k[:2] == ("pgd", "cls_attention"))
+
+
+GRADIENTS = {"weight": "auto", "auto": "gradient", "auto_every": 2, "auto_iterations": 4}
+
+
+def test_the_weight_by_gradients_is_the_ratio_of_norms_on_the_trunk() -> None:
+    """The first step only measures, every second one does; after the warm-up it begins anew, and is fixed."""
+    callback, state, said = start({"pgd": PGDConfig(**GRADIENTS, auto_share=0.25)})
+    start_step = warmup_steps(state.recipe, state.iters_per_epoch)
+    assert start_step == 4
+    measured: list[tuple[float, float]] = []
+    for i in range(9):
+        state.batch = make_batch(seed=i)
+        callback.on_batch_start(state)
+        losses = TrainStep(state.detector, state.aux)(state.batch)
+        state.losses = {name: loss.mean() for name, loss in losses.items()}
+        unscaled = dict(state.losses)
+        if measures := i % 2 == 0 and i < 8:
+            norms = loss_gradients(unscaled, trunk(state.detector))
+            measured.append((norms[TASK_LOSS].norm, norms[LossName("pgd", ALL)].norm))
+        callback.on_losses(state)
+        known = measured[:-1] if measures else measured  # a step's own gradients count from the next one on
+        counted = known[2:] if len(known) > 2 else known
+        expected = 0.25 * sum(t for t, _ in counted) / sum(k for _, k in counted) if counted else 0.0
+        factor = state.aux["kd"].methods["pgd"].factor
+        name = LossName("pgd", "cls_fg", 8)
+        used = state.losses[name] / unscaled[name] if measures else factor
+        assert float(used) == pytest.approx(expected, rel=1e-4), i
+        state.iteration += 1
+    assert callback.weights["pgd"].fixed == pytest.approx(expected)
+    assert [line for line in said if "fixed at" in line and "gradient on backbone and neck 0.25 of the task" in line]
+
+
+def test_a_measurement_of_gradients_goes_on_where_it_was_interrupted() -> None:
+    cfg = {"pgd": PGDConfig(**GRADIENTS)}
+    whole, state, _ = start(cfg)
+    first, stopped, _ = start(cfg)
+    for _ in range(2):
+        epoch(whole, state)
+    epoch(first, stopped)
+    second, resumed, _ = start(cfg, saved=first.state_dict(), state={"iteration": 4, "epoch": 1})
+    resumed.detector.load_state_dict(stopped.detector.state_dict())
+    resumed.aux.load_state_dict(stopped.aux.state_dict())
+    epoch(second, resumed)
+    assert whole.weights["pgd"].fixed is not None
+    assert second.weights["pgd"].fixed == whole.weights["pgd"].fixed
+    assert resumed.epoch_losses == state.epoch_losses
+
+
+def test_a_compiled_student_cannot_have_its_gradients_measured() -> None:
+    recipe = resolve(student="yolox-nano", sets={"engine.compile": True})
+    with pytest.raises(UserError, match=r"kd\.auto gradient .* compiled model .* --set kd\.auto=loss"):
+        start({"pgd": PGDConfig(**GRADIENTS)}, state={"recipe": recipe})
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"auto": "gradient"}, "weight is a number: set weight to auto"),
+        ({"weight": "auto", "auto_every": 5}, "auto_every belongs to auto gradient"),
+    ],
+)
+def test_keys_of_a_measurement_that_is_not_made_are_refused(keys: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        PGDConfig(**keys)

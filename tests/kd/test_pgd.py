@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kd.fakes import TinyDetector, make_batch
-from tests.losses import compared, step_of
+from tests.kd.fakes import TinyDetector, make_batch, tiny_yolox
+from tests.kd.plain import pgd_cls_by_image, pgd_reg_by_image, pgd_weights_by_object
+from tests.losses import compared, means, passed, step_of
 from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.errors import UserError
-from yoloxkd.kd.functional.importance import STRATEGIES
-from yoloxkd.kd.methods.pgd import PGD, PGDConfig, pgd_cls_terms, pgd_reg_terms
+from yoloxkd.kd.functional import importance
+from yoloxkd.kd.functional.importance import STRATEGIES, Predictions, pgd_weights
+from yoloxkd.kd.methods.pgd import PGD, PGDConfig, pgd_cls_terms, pgd_reg_terms, scaled_channels
 from yoloxkd.kd.pairing import Pairing
-from yoloxkd.types import TASK, Batch
+from yoloxkd.kd.teacher_losses import TeacherLosses
+from yoloxkd.types import TASK, Batch, DenseOutput
 
 
 def distil(
@@ -186,6 +190,104 @@ def test_no_boxes_leaves_background_and_attention() -> None:
 def test_too_few_level_weights_are_named() -> None:
     with pytest.raises(UserError, match="level_weights has 1 numbers for 2"):
         distil(*pair(), level_weights=[1.0])
+
+
+def plain_pgd(method: PGD, student: DenseOutput, teacher: DenseOutput, batch: Batch) -> dict[str, Tensor]:
+    """`compare` with normalize image and channel_scale std, an image at a time; level weights and weights of 1."""
+    weights, background = method.regions(step_of(student, teacher, batch, TinyDetector()))
+    images, out = len(batch.images), dict[str, Tensor]()
+    for b in range(images):
+        cells = {
+            name: sum(int((w[b] != 0).sum()) for w in maps) for name, maps in (weights | {"bg": background}).items()
+        }
+        for i, stride in enumerate((8, 16)):
+            pairs = []
+            for tap in ("cls_features", "reg_features"):
+                s, t = getattr(student, tap)[i][b], getattr(teacher, tap)[i][b]
+                deviation = (t - t.mean((1, 2), keepdim=True)).square().mean((1, 2)).sqrt()
+                deviation = deviation.clamp_min(0.1 * float(deviation.square().mean().sqrt()))[:, None, None]
+                pairs.append(((s / deviation)[None], (t / deviation)[None]))
+            (cls, reg), tau = pairs, method.cfg.tau
+            masks = weights["cls"][i][b : b + 1].double(), background[i][b : b + 1].double()
+            terms = {f"cls_{term}": v for term, v in pgd_cls_by_image(*cls, *masks, tau).items()}
+            at = weights["reg"][i][b : b + 1].double()
+            terms |= {f"reg_{term}": v for term, v in pgd_reg_by_image(*reg, at, tau).items()}
+            own = {"cls_fg": (masks[0], cells["cls"]), "cls_bg": (masks[1], cells["bg"]), "reg_fea": (at, cells["reg"])}
+            for term, (mask, of_image) in own.items():
+                terms[term] = terms[term] * int((mask != 0).sum()) / max(of_image, 1)
+            for term, value in terms.items():
+                key = f"{term}/s{stride}"
+                out[key] = out.get(key, torch.zeros((), dtype=torch.float64)) + value / images
+    return out
+
+
+def test_one_normalizer_over_levels_and_scaled_channels_equal_their_plain_reading() -> None:
+    batch = make_batch()
+    student, teacher = (detector.double().eval() for detector in pair())
+    ones = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0, "delta": 1.0, "level_weights": [1.0, 1.0]}
+    cfg = PGDConfig.model_validate(ones | {"normalize": "image", "channel_scale": "std"})
+    method = PGD(cfg, Pairing.between(student, teacher)).double()
+    with torch.no_grad():
+        seen, out = teacher(batch.images), student(batch.images)
+    maps = [m.requires_grad_() for m in (*out.cls_features, *out.reg_features)]
+    ours, plain = compared(method, out, seen, batch, teacher), plain_pgd(method, out, seen, batch)
+    assert ours.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+    for a, b in zip(*(torch.autograd.grad(sum(t.values()), maps) for t in (ours, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_channel_that_hardly_varies_is_not_raised_without_bound() -> None:
+    torch.manual_seed(0)
+    s, t = torch.randn(2, 1, 4, 6, 6, dtype=torch.float64)
+    t[:, 0], t[:, 1] = 3.0, t[:, 1] * 100
+    scaled = scaled_channels(s, t)
+    assert float(scaled[1][:, 1].std(correction=0)) == pytest.approx(1.0)  # an outlier channel counts as the others
+    assert float(scaled[0][:, 0].abs().max() / s[:, 0].abs().max()) < 1.0
+    assert all(x.isfinite().all() for x in scaled_channels(s, torch.zeros_like(t)))
+
+
+@pytest.mark.parametrize("devices", [("cpu",), ()])
+def test_a_share_of_the_locations_inside(devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object takes its k best, and at most so many of those that it has; either way to find them."""
+    monkeypatch.setattr(importance, "LIST_DEVICES", devices)
+    batch, teacher = make_batch(), pair()[1].eval()
+    with torch.no_grad():
+        out = teacher(batch.images)
+        seen = Predictions(out.grid.points, teacher.class_probability(out), out.boxes)
+    targets = batch.targets
+    of = seen, targets.boxes, targets.labels, targets.mask
+    for k, share in ((30, 0.1), (30, 0.5), (2, 0.5), (30, 1e-9)):
+        (found,) = pgd_weights(*of, xi=(0.8,), k=k, k_share=share)
+        torch.testing.assert_close(found, pgd_weights_by_object(*of, 0.8, k, max(share, 1e-5)), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(pgd_weights(*of, xi=(0.8,), k=30)[0], pgd_weights(*of, xi=(0.8,), k=30, k_share=0.1)[0])
+    assert torch.equal(pgd_weights(*of, xi=(0.8,), k=3), pgd_weights(*of, xi=(0.8,), k=3, k_share=1.0))
+
+
+@pytest.mark.parametrize("foreground", ["box", "box-gauss", "center", "quality"])
+def test_a_share_of_locations_that_are_not_chosen_is_refused(foreground: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"k_share limits how many of the best.*set foreground to topk-eq, kde or gauss"
+    ):
+        PGDConfig(foreground=foreground, k_share=0.1)
+
+
+def test_on_batch_statistics_a_student_with_its_teachers_weights_pays_nothing() -> None:
+    torch.manual_seed(0)
+    teacher, batch = tiny_yolox(2).eval(), make_batch()
+    student = deepcopy(teacher).train()
+    before = deepcopy(teacher.state_dict())
+    total = {}
+    for statistics in ("running", "batch"):
+        cfg = PGDConfig(statistics=statistics)
+        module = TeacherLosses(teacher, {"pgd": PGD(cfg, Pairing.between(student, teacher))})
+        module.prepare(batch)
+        total[statistics] = float(sum(means(module(passed(student, batch))).values()).detach())
+    assert total["running"] > 0.01
+    assert total["batch"] == 0.0
+    assert not any(m.training for m in teacher.modules())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
 def test_float16_maps_with_large_values_stay_finite() -> None:

@@ -116,6 +116,8 @@ def test_a_run_with_a_teacher_at_twice_the_size(toy: Path, toy_run: Path, tmp_pa
         "engine.workers": 0,
         "teacher.scale": 2,
         "teacher.min_ap": 0,
+        "callbacks.report": False,
+        "callbacks.plots": False,
     }
     fit = Trainer(
         student="yolox-nano", teacher=str(toy_run / "best.pt"), kd=["pgd", "fgd"], data=str(toy), epochs=1, batch=8,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tests.nn.contract import DetectorContract
-from tests.nn.fpn import narrow
+from tests.nn.contract import EVERY_EXPORT, FREE_SHAPES, DetectorContract
+from tests.nn.fpn import SHALLOW, narrow
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.atss import ATSS
 from yoloxkd.nn.dense.autoassign import AutoAssign
@@ -21,10 +21,6 @@ from yoloxkd.nn.two_stage.cascade_rcnn import CascadeRCNN
 from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 from yoloxkd.nn.two_stage.mask_rcnn import CascadeMaskRCNN, MaskRCNN
 
-EVERY_EXPORT = ((True, True), (True, False), (False, True), (False, False))
-FREE_SHAPES = ((False, True),)
-"""Their graphs have so many operators that NMS and free shapes together take two minutes; NMS is the same for all families."""
-
 
 class TestYOLOX(DetectorContract):
     exports = EVERY_EXPORT
@@ -34,8 +30,6 @@ class TestYOLOX(DetectorContract):
 
 
 class TestFCOS(DetectorContract):
-    exports = EVERY_EXPORT
-
     def build(self, names: list[str]) -> DenseDetector:
         model: DenseDetector = narrow(FCOS, names)
         return model
@@ -50,6 +44,7 @@ class TestPlainFCOS(DetectorContract):
         model: DenseDetector = narrow(
             FCOS,
             names,
+            backbone=SHALLOW,
             center_sampling=False,
             norm_on_bbox=False,
             centerness_on_reg=False,
@@ -60,14 +55,18 @@ class TestPlainFCOS(DetectorContract):
 
 
 class TestGFL(DetectorContract):
+    exports = FREE_SHAPES
+
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(GFL, names)
+        model: DenseDetector = narrow(GFL, names, backbone=SHALLOW)
         return model
 
 
 class TestATSS(DetectorContract):
+    exports = FREE_SHAPES
+
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(ATSS, names)
+        model: DenseDetector = narrow(ATSS, names, backbone=SHALLOW)
         return model
 
 
@@ -75,7 +74,7 @@ class TestDDOD(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(DDOD, names)
+        model: DenseDetector = narrow(DDOD, names, backbone=SHALLOW)
         return model
 
 
@@ -83,13 +82,15 @@ class TestRepPoints(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(RepPoints, names)
+        model: DenseDetector = narrow(RepPoints, names, backbone=SHALLOW)
         return model
 
 
 class TestRetinaNet(DetectorContract):
+    exports = FREE_SHAPES
+
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(RetinaNet, names)
+        model: DenseDetector = narrow(RetinaNet, names, backbone=SHALLOW)
         return model
 
 
@@ -97,7 +98,7 @@ class TestAutoAssign(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(AutoAssign, names)
+        model: DenseDetector = narrow(AutoAssign, names, backbone=SHALLOW)
         return model
 
 

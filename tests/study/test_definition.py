@@ -11,7 +11,7 @@ from tests.study.conftest import write
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
 from yoloxkd.study.definition import read_study
-from yoloxkd.study.pages import check_report_paths
+from yoloxkd.study.pages import check_report_paths, write_report
 from yoloxkd.study.plan import Key, differences, plan
 from yoloxkd.study.runner import Runner
 
@@ -111,8 +111,23 @@ def test_a_trained_teacher_is_a_run_of_its_own(tiny: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize("name", cfg_names("studies"))
 def test_shipped_studies_resolve(name: str, tmp_path: Path) -> None:
     study = read_study(name)
+    for grid in (study, *study.grids.values()):  # a seed changes nothing of what is resolved
+        grid.seeds = grid.seeds and grid.seeds[:1]
     runs = plan(study, tmp_path)
-    assert len(runs) > len(study.methods)
+    assert {key.student for key in runs} >= set(study.students)
+    assert {key.method for key in runs} >= set(study.methods)
+    assert not study.screening or study.report == "val"  # the test split is left alone
+
+
+def test_a_screening_reports_the_split_that_chooses(tiny: dict[str, Any], tmp_path: Path) -> None:
+    alike = {"choose": "val", "report": "val"}
+    with pytest.raises(UserError, match=r"a study that only chooses a setting says so: screening: true"):
+        read_study(write(tmp_path, tiny | alike))
+    with pytest.raises(UserError, match=r"reports on 'test'; set report to val, or leave screening out"):
+        read_study(write(tmp_path, tiny | {"screening": True}))
+    study = read_study(write(tmp_path, tiny | alike | {"screening": True}))
+    page, *_ = write_report(study, {}, tmp_path / "results")
+    assert "these numbers are too good" in page.read_text()
 
 
 def test_the_tables_of_a_study_replace_only_their_own(tiny: dict[str, Any], tmp_path: Path) -> None:

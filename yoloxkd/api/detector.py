@@ -29,13 +29,14 @@ from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS
 from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.matching import Suppression
-from yoloxkd.exporters.onnx import ExportOptions, resolved_outputs
+from yoloxkd.exporters.onnx import OPSET, ExportOptions, resolved_outputs
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.parity_report import TOLERANCES
 from yoloxkd.exporters.runner import check_runner, refuse_difference
 from yoloxkd.exporters.target import export_target
 from yoloxkd.nms_defaults import IOU, MAX_DET, PREDICT_CONF
 from yoloxkd.nn.detector import Detector as Network
+from yoloxkd.nn.fake_quantization import quantized_layers
 from yoloxkd.types import Detections, ImageSize
 
 logger = logging.getLogger(__name__)
@@ -46,9 +47,9 @@ class Detector:
 
     Args:
         model: a run's `best.pt` or `last.pt`, an official checkpoint, a model name (its published weights), or an exported
-            `.onnx`. None: the best student of the newest run under `runs/`.
+            `.onnx`, `.param` (ncnn) or `.tflite`. None: the best student of the newest run under `runs/`.
         device: `cpu`, `cuda`, a CUDA index or a `torch.device`. None: CUDA if there is one. An exported file runs on the
-            CPU, by ONNX Runtime or, with `openvino`, by OpenVINO.
+            CPU, by the runtime of its format; an `.onnx` by ONNX Runtime or, with `openvino`, by OpenVINO.
 
     Attributes:
         source: the model as it was given.
@@ -195,7 +196,7 @@ class Detector:
     def export(
         self,
         path: str | Path | None = None,
-        nms: bool = True,
+        nms: bool | None = None,
         dynamic: bool = False,
         imgsz: ImageSize | None = None,
         half: bool = False,
@@ -205,23 +206,26 @@ class Detector:
         format: str = "onnx",
         say: Callable[[str], None] | None = print,
         outputs: str | None = None,
+        opset: int | None = None,
         **options: Any,
     ) -> Path:
         """Write a file that is proven to detect what this model detects.
 
         Args:
             path: the file. None: beside the checkpoint.
-            nms: whether NMS is in the graph.
+            nms: whether NMS is in the graph. None: in an ONNX file, if `outputs` does not say otherwise.
             dynamic: whether the file takes any batch and input size.
             imgsz: input size in px. None: the model's own.
             half: fp16 convolutions.
             int8: int8 convolutions.
-            calib: for int8: a folder of images, or a data set whose train split is calibrated on.
+            calib: for int8: a folder of images, or a data set whose train split is calibrated on; not for a model trained
+                with `quantize`, which has its ranges.
             verify: data set whose validation images the two are compared on. None: the run's own, else `shapes`.
             format: a name in `yoloxkd.exporters.EXPORTERS`.
             say: takes each line of the comparison; None: nobody does.
             outputs: what the file gives: `detections` (after NMS), `locations` (boxes and scores before it) or `raw` (the
-                head's own tensors, level by level). None: as `nms` says.
+                head's own tensors, level by level). None: as `nms` says; of other formats than ONNX, `raw`.
+            opset: version of ONNX' operators, 17 to 23. None: 18, which every runtime reads.
             **options: of int8, as in `config.quantization.Quantization`: method, float_layers, sensitivity, ...
 
         Returns:
@@ -236,15 +240,26 @@ class Detector:
         """
         opened = self._backend.opened(" already; export needs the checkpoint it came from")
         path = None if path is None else reference("the file to export to", path)
-        target = export_target(path, self.source, opened.weights.path)
+        exporter = EXPORTERS.find(format)
+        target = export_target(path, self.source, opened.weights.path, format)
         size = self._square(imgsz)
         recipe = self._int8_recipe(int8, calib, size, options)
-        outputs = resolved_outputs(outputs, nms)
+        if opset is not None and format != "onnx":
+            raise UserError(f"opset is of ONNX files, and a file of format {format} has none; leave it out")
+        outputs = resolved_outputs(outputs, nms, format)
         nms, raw = outputs == "detections", outputs == "raw"
-        return EXPORTERS.find(format)(
+        return exporter(
             opened.detector.cpu(),
             target,
-            ExportOptions(imgsz=size, nms=nms, raw=raw, dynamic=dynamic, half=half, int8=int8),
+            ExportOptions(
+                imgsz=size,
+                nms=nms,
+                raw=raw,
+                dynamic=dynamic,
+                half=half,
+                int8=int8,
+                opset=OPSET if opset is None else opset,
+            ),
             data=self._verification(verify),
             int8=recipe,
             source_digest=opened.weights.digest,
@@ -331,7 +346,7 @@ class Detector:
 
     @property
     def precision(self) -> str:
-        """`fp32`, or what an exported file says: `fp16`, `int8`."""
+        """`fp32`, or what an exported file says: `fp16`, `int8`; a checkpoint trained for int8 is that, too."""
         return self._backend.precision
 
     def _int8_recipe(self, int8: bool, calib: str | None, size: int, options: dict[str, Any]) -> Int8Recipe | None:
@@ -339,6 +354,14 @@ class Detector:
             int8_arguments = [name for name, value in {"calib": calib, **options}.items() if value is not None]
             if int8_arguments:
                 raise UserError(f"{', '.join(int8_arguments)}: these belong to int8; add --int8 or leave them out")
+            return None
+        if quantized_layers(self.network):
+            given = [name for name, value in {"calib": calib, **options}.items() if value is not None]
+            if given:
+                raise UserError(
+                    f"{', '.join(given)}: {self.source} is trained for int8 and has its own ranges, nothing is calibrated; "
+                    "leave them out"
+                )
             return None
         settings = validate(Quantization, options, "options of int8", prefix="export.")
         if calib is None:

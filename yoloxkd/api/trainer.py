@@ -66,6 +66,8 @@ class Trainer:
         seed: of initial weights, sample order and augmentation.
         deterministic: the same result every time on CUDA too.
         workers: loader processes. None: by the cores beside a GPU, at most 12; beside a CPU 2.
+        quantize: `int8`: round the convolutions of a trained student as its int8 file will be rounded, in a short schedule
+            (`cfg/quantize.yaml`) over the recipe beside its checkpoint. None: as the recipe says, which is off.
         out: run folder. None: a new one under `runs/`.
         recipe: recipe name or file. None: the student's own.
         resume: folder or `last.pt` of an interrupted run; beside it only `data`, where the data set has moved.
@@ -99,6 +101,7 @@ class Trainer:
         seed: int | None = None,
         deterministic: bool | None = None,
         workers: int | None = None,
+        quantize: str | None = None,
         out: str | Path | None = None,
         recipe: str | None = None,
         resume: str | Path | None = None,
@@ -107,16 +110,10 @@ class Trainer:
         console: Console | None = None,
     ) -> None:
         options = {
-            "data": data,
-            "epochs": epochs,
-            "batch": batch,
-            "imgsz": imgsz,
-            "device": None if device is None else device_name(device),
-            "amp": amp,
-            "seed": seed,
-            "deterministic": deterministic,
-            "workers": workers,
-        }
+            "data": data, "epochs": epochs, "batch": batch, "imgsz": imgsz,
+            "device": None if device is None else device_name(device), "amp": amp, "seed": seed,
+            "deterministic": deterministic, "workers": workers, "quantize": quantize,
+        }  # fmt: skip
         refuse_while_starting()
         self.callbacks, self.console = check_objects(callbacks), console
         references(student=student, teacher=teacher, kd=kd, data=data, out=out, recipe=recipe, resume=resume)

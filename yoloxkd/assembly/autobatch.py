@@ -28,6 +28,7 @@ from yoloxkd.engine.memory import Memory
 from yoloxkd.engine.stepper import Stepper
 from yoloxkd.errors import UserError
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.fake_quantization import fake_quantize
 from yoloxkd.types import Batch, Targets
 
 FILLED = 0.8
@@ -156,6 +157,8 @@ def _trial(
             "teacher": recipe.teacher.model_copy(update={"min_ap": 0.0}),
         }
     )
+    if recipe.quantize.kind != "off":
+        fake_quantize(student, recipe.quantize.weight_bits)
     state = State(
         recipe=trial_recipe,
         detector=student,

@@ -15,9 +15,9 @@ from yoloxkd.assembly.run import check_size
 from yoloxkd.engine.device import choose_device
 from yoloxkd.engine.evaluate import TorchPredictor
 from yoloxkd.errors import UserError
-from yoloxkd.exporters import RUNTIMES
+from yoloxkd.exporters import RUNTIMES, RUNTIMES_OF
 from yoloxkd.exporters.runtime import OnnxPredictor
-from yoloxkd.file_kinds import is_onnx
+from yoloxkd.file_kinds import exported_format
 from yoloxkd.types import ImageSize, Predictor
 
 logger = logging.getLogger("yoloxkd")
@@ -67,7 +67,6 @@ class TorchBackend(Backend):
     """A checkpoint, or a named model with its published weights, in PyTorch."""
 
     exported = False
-    precision = "fp32"
 
     def __init__(self, source: str, device: str) -> None:
         self.source, self.device = source, choose_device(device)
@@ -75,6 +74,7 @@ class TorchBackend(Backend):
         if not self._opened.report.complete:
             logger.warning("%s: %s", source, self._opened.report.describe())
         detector = self._opened.detector.to(self.device)
+        self.precision = "fp32" if self._opened.weights.quantize is None else "int8"
         self.file = self._opened.weights.path
         self.names, self.stride = list(detector.names), detector.size_multiple
         self.imgsz = self._opened.weights.imgsz or default_size(self._opened.name)
@@ -93,7 +93,12 @@ class ExportedBackend(Backend):
     exported = True
 
     def __init__(self, source: str, device: str) -> None:
-        runtime = device if device in RUNTIMES else "onnxruntime"
+        readers = RUNTIMES_OF[exported_format(source) or "onnx"]
+        if device in RUNTIMES and device not in readers:
+            raise UserError(
+                f"--device {device} does not read {source}; {' and '.join(readers)} can, leave --device out"
+            )
+        runtime = device if device in RUNTIMES else readers[0]
         self.source, self.file = source, Path(source)
         self.device = choose_device("cpu" if device in RUNTIMES else device)
         self._runtime = OnnxPredictor(source, runtime=runtime)
@@ -126,5 +131,4 @@ def open_backend(source: str, device: str) -> Backend:
     Raises:
         UserError: the source or the device cannot be used.
     """
-    exported = source.lower().endswith(".onnx") or is_onnx(source)
-    return ExportedBackend(source, device) if exported else TorchBackend(source, device)
+    return ExportedBackend(source, device) if exported_format(source) is not None else TorchBackend(source, device)

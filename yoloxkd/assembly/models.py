@@ -14,6 +14,7 @@ from torch import Tensor
 from yoloxkd.assembly.older_checkpoints import current_layout
 from yoloxkd.config.files import cfg_folder, cfg_names
 from yoloxkd.config.load import read_yaml, shown, validate
+from yoloxkd.config.quantization import QuantizeSection
 from yoloxkd.config.recipe import Student
 from yoloxkd.download import fetch
 from yoloxkd.engine.checkpoint import file_digest, is_checkpoint
@@ -22,6 +23,7 @@ from yoloxkd.errors import UserError, nearest, nearest_file
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.fake_quantization import fake_quantize
 from yoloxkd.nn.solo.key_map import mmdetection_solo
 from yoloxkd.nn.two_stage.key_map import mmdetection_two_stage, torchvision_two_stage
 from yoloxkd.nn.weights.load import PUBLISHED, LoadReport, load_checkpoint_file, load_into, official_state
@@ -72,6 +74,7 @@ class Weights:
         names: class names; named: whether they are in the file, else they are COCO's or made up
         imgsz: input size the model was trained at, where the file says so
         kind: "yoloxkd", "megvii", "mmdetection" or "torchvision"
+        quantize: how its convolutions are rounded, where it was trained for int8
     """
 
     section: dict[str, Any]
@@ -82,6 +85,7 @@ class Weights:
     path: Path
     digest: str
     named: bool = True
+    quantize: QuantizeSection | None = None
 
 
 @dataclass
@@ -160,7 +164,11 @@ def _open(path: Path) -> Weights:
     digest = file_digest(path)
     if is_checkpoint(raw):
         saved = read_saved(current_layout(raw), path)
-        return Weights(saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest)
+        with naming(path):
+            quantize = saved.quantize and validate(QuantizeSection, saved.quantize, "checkpoint", prefix="quantize.")
+        return Weights(
+            saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest, quantize=quantize or None
+        )
     with naming(path):
         yolox = official_state(raw)
         dense = None if yolox else _mmdetection(raw, path.name)
@@ -205,6 +213,8 @@ def open_model(reference: str, files: CheckpointFiles | None = None) -> Opened:
     with naming(weights.path):
         student = parse_student(weights.section)
         detector = new_detector(student, weights.names)
+        if weights.quantize is not None:
+            fake_quantize(detector, weights.quantize.weight_bits)
         report = load_into(detector, weights.state, allow_class_mismatch=False)
     return Opened(detector.eval(), student, weights, report, reference)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloxkd.assembly.models import CheckpointFiles, architecture, model_names
+from yoloxkd.assembly.quantized_recipe import recipe_of_student, with_short_schedule, written_shortly
 from yoloxkd.assembly.recipe_rows import recipe_rows
 from yoloxkd.assembly.run_callbacks import callback_keys, check_callbacks
 from yoloxkd.assembly.teachers import names_from_files
@@ -21,10 +22,12 @@ from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.weights.mmdet_files import AT_COCO, ZOO
 
 KD_WHEN_TAUGHT = "pgd"  # the distiller of a run that names a teacher and no --kd
+KD_WHEN_QUANTIZED = "response"  # the same, where teacher and student are one network in float32 and int8
 
 # the command line's short options and where they live in the recipe
 OPTIONS = {
     "data": "data",
+    "quantize": "quantize.kind",
     "epochs": "train.epochs",
     "batch": "train.batch",
     "imgsz": "train.imgsz",
@@ -77,23 +80,29 @@ def resolve(
     options  keys of `OPTIONS`; None means not given
     """
     tree: dict[str, Any] = {}
+    files = files or CheckpointFiles()
     if student:
-        tree = current_keys({"student": _student_keys(student, files or CheckpointFiles())}, note=False)
+        tree = current_keys({"student": _student_keys(student, files)}, note=False)
+    quantize = options.get("quantize") not in (None, "off")
+    if quantize and not recipe and student and Path(student).is_file():
+        tree = merge(recipe_of_student(Path(student), files), tree)
     base = recipe or tree.get("student", {}).get("name")
     if base and not recipe and base not in cfg_names("recipes"):
         base = str(base).partition("@")[0]  # a model of another source has the recipe of the model it is a kind of
     if recipe or (base and base in cfg_names("recipes")):
-        tree = merge(current_keys(sections(recipe_tree(str(base)), Recipe, "recipe")), tree)
+        tree = merge(current_keys(sections(written_shortly(recipe_tree(str(base))), Recipe, "recipe")), tree)
     if "name" not in tree.get("student", {}):
         raise UserError("no student: give --student NAME|FILE, or a recipe that names one")
     _check_name(tree["student"]["name"])
+    if quantize:
+        tree = with_short_schedule(tree)
     if teacher:
         put(tree, "teacher.models", [_whole_path(t) for t in teacher])
     for option, value in options.items():
         if value is not None:
             put(tree, OPTIONS[option], _whole_path(value) if option == "data" else value)
     family, defaults = architecture(tree["student"]["name"])
-    _choose_methods(tree, kd, family)
+    _choose_methods(tree, kd, family, KD_WHEN_QUANTIZED if quantize else KD_WHEN_TAUGHT)
     tree["student"] = merge(defaults, tree["student"])
     if not isinstance(sets, Mapping) and not (isinstance(sets, list | tuple) and all(isinstance(t, str) for t in sets)):
         raise UserError(f"set should be a mapping of recipe keys to values, or a list of 'a.b=c' texts, got {sets!r}")
@@ -109,7 +118,7 @@ def check(tree: Mapping[str, Any]) -> Recipe:
 
     UserError: an unknown key, or a value that does not fit.
     """
-    tree = sections(tree, Recipe, "recipe")
+    tree = sections(written_shortly(tree), Recipe, "recipe")
     student, kd, callbacks = (dict(tree.get(name, {})) for name in ("student", "kd", "callbacks"))
     if "name" not in student:
         raise UserError("the recipe lacks the key 'student.name'")
@@ -140,6 +149,11 @@ def check(tree: Mapping[str, Any]) -> Recipe:
         )
     for method, keys in methods.items():
         keys.check_length(recipe.train.epochs, method)
+    if recipe.quantize.kind != "off" and weights is None:
+        raise UserError(
+            f"--quantize {recipe.quantize.kind} rounds a student that is trained already: give its checkpoint, "
+            "--student runs/x/best.pt"
+        )
     if recipe.kd and not recipe.teacher.models:
         raise UserError(f"--kd {next(iter(recipe.kd))} needs a teacher: give --teacher NAME|FILE")
     return recipe
@@ -183,7 +197,7 @@ def _check_name(name: str) -> None:
         raise UserError(f"unknown model '{name}' (neither an architecture nor a file); {tail}")
 
 
-def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str) -> None:
+def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str, when_taught: str) -> None:
     """Fill `tree["kd"]` with the defaults of each chosen method under what the recipe file says of it.
 
     A method may be named with a set of defaults, `pgd@small-data`; the tree has the method's name alone.
@@ -191,7 +205,7 @@ def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str)
     written = tree.get("kd") or {}
     taught = bool(tree.get("teacher", {}).get("models"))
     if kd is None:
-        methods = list(map(str, written)) or ([KD_WHEN_TAUGHT] if taught else [])
+        methods = list(map(str, written)) or ([when_taught] if taught else [])
     else:
         methods = list(dict.fromkeys(kd))
         if "none" in methods:

@@ -23,6 +23,7 @@ from yoloxkd.assembly.models import (
     parse_student,
 )
 from yoloxkd.assembly.older_checkpoints import current_layout
+from yoloxkd.assembly.quantization import check_start, quantized
 from yoloxkd.assembly.recipes import check
 from yoloxkd.assembly.run_callbacks import ordered_callbacks
 from yoloxkd.assembly.same_data import data_of_run, say_changes
@@ -183,8 +184,7 @@ def prepare(
     notes  lines for the screen and the log, said first
     files  the command's checkpoints; their memory is given back
     """
-    files = files or CheckpointFiles()
-    console = console or Console()
+    files, console = files or CheckpointFiles(), console or Console()
     say = RunLog(console, out) if rank() == 0 else _say_nothing
     for note in notes:
         say(note)
@@ -208,6 +208,7 @@ def prepare(
         say(note)
     start = _first_weights(student, recipe, files, say) if resume is None else ""
     teachers = open_teachers(recipe.teacher, spec.names, say, files)
+    to_int8 = quantized(student, recipe, teachers, None if resume else train, device, say)
     files.clear()
     loader = _loader(recipe, train, [student, *(o.detector for o in teachers)], device)
     state = State(
@@ -224,9 +225,9 @@ def prepare(
         world=world_size(),
         parts=recipe.train.accumulate,
     )
-    first = [FirstWeights(start), *distillation(recipe, teachers, say)]
-    order = ordered_callbacks(recipe, _header(recipe, student, prints), first, callbacks, console)
-    state.callbacks = CallbackList(order)
+    first = [FirstWeights(start), *distillation(recipe, teachers, say), *to_int8]
+    header = _header(recipe, student, prints)
+    state.callbacks = CallbackList(ordered_callbacks(recipe, header, first, callbacks, console))
     return TrainLoop(state, loader, resume.raw if resume else None)
 
 
@@ -273,6 +274,7 @@ def _first_weights(
     if recipe.student.weights:
         report = load_student(student, recipe.student.weights, files)
         say(f"student weights from {recipe.student.weights}: {report.describe()}")
+        check_start(recipe, report, files, say)
         return ""
     if start := student.pretrain():
         say(start)
@@ -291,6 +293,7 @@ def _header(recipe: Recipe, student: Detector[Any, Any], prints: Mapping[str, An
         "names": list(student.names),
         "imgsz": recipe.train.imgsz,
         "data": dict(prints),
+        **({} if recipe.quantize.kind == "off" else {"quantize": recipe.quantize.model_dump()}),
         "recipe": recipe.model_dump(by_alias=True, mode="json"),
     }
 

@@ -51,7 +51,12 @@ def check_teachers(recipe: Recipe) -> list[str]:
         if any(_same(model, other) for other in models[:number]):
             raise UserError(f"the teacher {model} is given twice; give it once, with teacher.weight for its share")
     start = recipe.student.weights
-    if recipe.kd and start is not None and any(_same(start, model) for model in models):
+    if (
+        recipe.kd
+        and recipe.quantize.kind == "off"
+        and start is not None
+        and any(_same(start, model) for model in models)
+    ):
         return [
             f"note: {start} is both the student's start and a teacher, so the student is compared with itself: the "
             "distillation begins with nothing to teach"

@@ -20,7 +20,8 @@ from yoloxkd.cli.study_command import study
 from yoloxkd.cli.versions import version_lines
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
-from yoloxkd.exporters import EXPORTERS, RUNTIMES, check_format
+from yoloxkd.exporters import EXPORTERS, RUNTIMES, check_format, listed
+from yoloxkd.file_kinds import parts_of
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.nms_defaults import IOU, PREDICT_CONF
 from yoloxkd.nn import DETECTORS
@@ -48,13 +49,13 @@ def _models() -> list[str]:
 
 
 ModelArgument = Annotated[
-    str | None, typer.Argument(help="Model name, checkpoint or .onnx. Default: best of the newest run.")
+    str | None, typer.Argument(help="Model name, checkpoint or exported file. Default: best of the newest run.")
 ]
 DataOption = Annotated[str | None, typer.Option(help="Data YAML, a name, or 'shapes' (built in, no download).")]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
-        help=f"cpu, cuda or a CUDA index; for an .onnx {' or '.join(RUNTIMES)}. Default: CUDA when there is one."
+        help=f"cpu, cuda or a CUDA index; for an exported file {' or '.join(RUNTIMES)}. Default: CUDA when there is one."
     ),
 ]
 SizeOption = Annotated[int | None, typer.Option(help="Input size in px, a multiple of the stride.")]
@@ -63,6 +64,14 @@ KDOption = Annotated[
     typer.Option(
         help=f"none, {', '.join(DISTILLERS)}, or METHOD@SET; may be repeated. Default: pgd with a teacher. "
         "tadf, chen and mimic are readings of papers without code; docs/method-notes.md lists their unchecked weights."
+    ),
+]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="int8",
+        help="Train a trained --student for int8, best with the same file as --teacher: a short schedule over the recipe "
+        "beside it.",
     ),
 ]
 ResumeOption = Annotated[
@@ -98,6 +107,7 @@ def train(
         bool, typer.Option("--deterministic", help="The same result every time on CUDA too; slower.")
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Loader processes.")] = None,
+    quantize: QuantizeOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe name or file. Default: the student's own.")] = None,
     resume: ResumeOption = None,
@@ -109,7 +119,7 @@ def train(
     images = batch_size(batch)
     from yoloxkd.api import Trainer
 
-    trainer = Trainer(
+    fit = Trainer(
         student=student,
         teacher=teacher or None,
         kd=kd or None,
@@ -122,12 +132,12 @@ def train(
         seed=seed,
         deterministic=deterministic or None,
         workers=workers,
+        quantize=quantize,
         out=out,
         recipe=recipe,
         resume=resume,
         set=set_ or (),
-    )
-    fit = trainer.fit()
+    ).fit()
     if not is_lead():
         return
     from yoloxkd.cli.run_tables import metrics_table
@@ -140,7 +150,9 @@ def train(
 def val(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Names, checkpoints, .onnx. Default: best of the newest run."),
+        typer.Argument(
+            metavar="[MODEL]...", help="Names, checkpoints, exported files. Default: best of the newest run."
+        ),
     ] = None,
     data: Annotated[str, typer.Option(help="Data YAML, a name, or 'shapes'.")] = "coco",
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
@@ -222,18 +234,24 @@ def predict(
 @app.command()
 def export(
     model: ModelArgument = None,
-    format_: Annotated[str, typer.Option("--format", help=f"File format: {', '.join(EXPORTERS)}.")] = "onnx",
+    format_: Annotated[
+        str, typer.Option("--format", help=f"File format: {', '.join(EXPORTERS)}; list: what is installed.")
+    ] = "onnx",
     output: Annotated[Path | None, typer.Option(help="File to write. Default: beside the checkpoint.")] = None,
     imgsz: SizeOption = None,
     nms: Annotated[
-        bool, typer.Option("--nms/--no-nms", help="Decoding and NMS in the graph, or decoding only.")
-    ] = True,
+        bool | None,
+        typer.Option("--nms/--no-nms", help="Decoding and NMS in the graph (onnx alone), or decoding only."),
+    ] = None,
     outputs: Annotated[str | None, typer.Option(help="detections, locations (--no-nms), or raw: head tensors.")] = None,
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Any batch size, height and width (multiples of the stride).")
     ] = False,
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX' operators, 17 to 23. Default: 18.")] = None,
     half: Annotated[bool, typer.Option("--half", help="fp16 weights and arithmetic.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="int8 convolutions, calibrated on --calib.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="int8 convolutions, calibrated on --calib or trained by --quantize.")
+    ] = False,
     calib: Annotated[
         str | None, typer.Option(help="For int8: data set (its train split) or folder of images to calibrate on.")
     ] = None,
@@ -246,6 +264,9 @@ def export(
     ] = None,
 ) -> None:
     """Export a model and prove that the file detects the same."""
+    if format_ == "list":
+        print(f"formats:  {listed(EXPORTERS)}\nruntimes: {listed(RUNTIMES)}".replace("), ", ")\n          "))
+        return
     check_format(format_)
     from yoloxkd.api import Detector
     from yoloxkd.cli.run_tables import export_options
@@ -262,9 +283,10 @@ def export(
         calib=calib,
         verify=verify,
         format=format_,
+        opset=opset,
         **options,
     )
-    print(f"written: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+    print(f"written: {path} ({sum(part.stat().st_size for part in parts_of(path)) / 1e6:.2f} MB)")
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import tempfile
 from collections.abc import Sequence
@@ -21,10 +20,15 @@ from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.loader import eval_loader
 from yoloxkd.engine.evaluate import TorchPredictor, evaluate
 from yoloxkd.errors import GateError, UserError
+from yoloxkd.exporters import EXPORTERS, RUNTIMES_OF, missing
 from yoloxkd.exporters.runtime import OnnxPredictor
+from yoloxkd.file_kinds import EXPORTED, exported_format, parts_of
 from yoloxkd.metrics.measure import overall
 from yoloxkd.nms_defaults import IOU, PREDICT_CONF
 from yoloxkd.output_paths import Output, check_outputs
+
+_FORMAT_NAMES = {"onnx": "ONNX", "ncnn": "ncnn", "tflite": "TFLite", "executorch": "ExecuTorch"}
+_RUNTIME_NAMES = {"openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,29 +99,37 @@ def _variants(
     prefix = f"{label} " if label else ""
     source = Path(detector.weights_file)
     if detector.onnx:
-        return _of_file(f"{prefix}ONNX {detector.precision}", source)
+        return _of_file(f"{prefix}{_FORMAT_NAMES[exported_format(source) or 'onnx']} {detector.precision}", source)
     variants = [Variant(f"{prefix}PyTorch", "torch", source)]
     if compiled:
         variants.append(Variant(f"{prefix}compiled", "compiled", source))
     options_of: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"half": True}}
-    if calib is not None:
+    if detector.precision == "int8":
+        options_of = {"int8": {"int8": True}}
+    elif calib is not None:
         options_of["int8"] = {"int8": True, "calib": calib}
-    for precision, options in options_of.items():
-        target = folder / f"{precision}.onnx"
+    wanted = [("onnx", precision, options) for precision, options in options_of.items()]
+    wanted += [(kind, "fp32", {}) for kind in EXPORTERS if kind != "onnx" and not missing(kind)]
+    for kind, precision, options in wanted:
+        name = f"{prefix}{_FORMAT_NAMES.get(kind, kind)} {precision}"
+        target = folder / f"{precision}{EXPORTED[kind]}"
         try:
-            detector.export(target, imgsz=size, verify=data, say=None, **options)
+            detector.export(target, imgsz=size, verify=data, say=None, format=kind, **options)
         except GateError as error:
-            print(f"{prefix}{precision} is left out: {error}")
+            print(f"{name.replace('ONNX ', '')} is left out: {error}")
+        except UserError as error:
+            if kind == "onnx":
+                raise
+            print(f"{name} is left out: {error}")
         else:
-            variants += _of_file(f"{prefix}ONNX {precision}", target)
+            variants += _of_file(name, target)
     return variants
 
 
 def _of_file(name: str, file: Path) -> list[Variant]:
-    variants = [Variant(name, "onnxruntime", file)]
-    if importlib.util.find_spec("openvino") is not None:
-        variants.append(Variant(f"{name}, OpenVINO", "openvino", file))
-    return variants
+    usual, *others = RUNTIMES_OF[exported_format(file) or "onnx"]
+    others = [runtime for runtime in others if not missing(runtime)]
+    return [Variant(name, usual, file), *(Variant(f"{name}, {_RUNTIME_NAMES.get(r, r)}", r, file) for r in others)]
 
 
 def _predictor(variant: Variant, detector: Detector, conf: float, threads: int | None) -> Timed:
@@ -128,11 +140,16 @@ def _predictor(variant: Variant, detector: Detector, conf: float, threads: int |
     return OnnxPredictor(variant.file, conf=conf, threads=threads, runtime=variant.kind)
 
 
+def _size(file: Path) -> int:
+    """Bytes of a model, in all its files."""
+    return sum(part.stat().st_size for part in parts_of(file))
+
+
 def _measure(
     variants: dict[Variant, Detector], images: DetectionData, size: int, runs: int, many: int
 ) -> list[dict[str, Any]]:
     image = images.read(len(images) // 2)
-    rows = {v.name: {"variant": v.name, "size_mb": round(v.file.stat().st_size / 1e6, 3)} for v in variants}
+    rows = {v.name: {"variant": v.name, "size_mb": round(_size(v.file) / 1e6, 3)} for v in variants}
     for variant, detector in variants.items():
         predictor = _predictor(variant, detector, 0.01, None)
         loader = eval_loader(images, imgsz=size, batch=1, workers=0, pad_value=predictor.pad_value)

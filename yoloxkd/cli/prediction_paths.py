@@ -15,10 +15,10 @@ from yoloxkd.cli.drawn_files import is_drawn, is_drawn_text, read_digests
 from yoloxkd.cli.sources import VIDEO_SUFFIXES, Source
 from yoloxkd.data.io.images import IMAGE_SUFFIXES
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.file_kinds import is_onnx, is_torch
+from yoloxkd.file_kinds import EXPORTED, exported_format, is_torch
 from yoloxkd.output_paths import Output, check_folder, check_outputs, folded
 
-MODEL_SUFFIXES = (".pt", ".pth", ".onnx")
+MODEL_SUFFIXES = (".pt", ".pth", *EXPORTED.values())
 _FRAME = re.compile(r"(.+)_\d{6,}", re.DOTALL)
 
 
@@ -52,7 +52,9 @@ def _is_model(argument: str) -> bool:
     lower = argument.lower()
     if lower.endswith(MODEL_SUFFIXES) or argument.partition("@")[0] in model_names():
         return True
-    return not lower.endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES) and (is_onnx(argument) or is_torch(argument))
+    return not lower.endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES) and (
+        exported_format(argument) is not None or is_torch(argument)
+    )
 
 
 def free_targets(sources: Sequence[Source], out: Path) -> list[Target]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from yoloxkd.assembly.models import architecture, build_detector, model_names, open_model
 from yoloxkd.assembly.prediction import default_size
+from yoloxkd.assembly.quantized_recipe import short_schedule
 from yoloxkd.assembly.recipe_rows import recipe_rows
 from yoloxkd.assembly.recipes import recipe_names, recipe_tree, resolve
 from yoloxkd.cache_folders import cache_folder, find_cached
@@ -24,6 +25,7 @@ from yoloxkd.metrics.measure import MASK, overall
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.fake_quantization import quantized_layers
 from yoloxkd.nn.weights.load import PUBLISHED
 from yoloxkd.output_paths import Output, check_outputs, is_own_json
 from yoloxkd.types import ImageSize
@@ -111,6 +113,11 @@ def describe(what: str) -> str:
         f"sha256      {weights.digest}",
         f"classes     {len(weights.names)}: {', '.join(weights.names[:8])}{', ...' if len(weights.names) > 8 else ''}"
         f"{names_note}",
+        *(
+            []
+            if weights.quantize is None
+            else [f"quantized   int8, {len(quantized_layers(opened.detector))} convolutions with trained ranges"]
+        ),
         _model(opened.name, opened.detector, weights.imgsz or default_size(opened.name)),
     ]
     return "\n".join(lines)
@@ -126,9 +133,15 @@ def _recipe(name: str, tree: Mapping[str, Any]) -> str:
         f"# recipe {name}, resolved",
         *([f"# {rows[name].describe()}"] if name in rows else []),
         f"# learning rate: peak {peak:g} for {recipe.train.batch} images; {recipe.schedule.describe(recipe.train.epochs)}",
+        *([f"# with --quantize int8: {_int8_schedule()}"] if recipe.quantize.kind == "off" else []),
         write_yaml(recipe.model_dump(by_alias=True, mode="json")).rstrip(),
     ]
     return "\n".join(lines)
+
+
+def _int8_schedule() -> str:
+    short = short_schedule()
+    return f"{short['train']['epochs']} epochs at {short['lr_factor']:g} of the learning rate, without mosaic and multi-scale"
 
 
 def _model(name: str, detector: Detector[Any, Any], size: ImageSize) -> str:
@@ -143,6 +156,7 @@ def _model(name: str, detector: Detector[Any, Any], size: ImageSize) -> str:
             f"strides     {', '.join(map(str, detector.spec.strides))}",
             f"input       {detector.spec.input.describe()}",
             f"taps        {', '.join(f'{tap} {tuple(maps.values())}' for tap, maps in detector.spec.channels.items())}",
+            *(f"{stage:<11} {line}" for stage, line in detector.stage_lines().items()),
         ]
     )
 

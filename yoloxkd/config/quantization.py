@@ -1,10 +1,10 @@
-"""Settings of an int8 export: what `yoloxkd export --int8 --set export.KEY=VALUE` takes."""
+"""Settings of int8: of an export (`--set export.KEY=VALUE`) and of training for it (the recipe's `quantize` section)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from yoloxkd.config.strict import Strict
 
@@ -36,3 +36,24 @@ class Quantization(Strict):
         le=1e6,
         description="what the sensitivity report may take; where single layers take longer, groups are tried",
     )
+
+
+class QuantizeSection(Strict):
+    """Training for int8: the student's convolutions are rounded as an int8 file will round them, see docs/quantization.md."""
+
+    kind: Literal["off", "int8"] = Field(
+        "off", description="int8: from a trained student; `quantize: int8` sets it too"
+    )
+    weight_bits: Literal[7, 8] = Field(
+        8, description="7: CPUs without VNNI cannot overflow, as with export.reduce_range"
+    )
+    images: int = Field(
+        50, ge=1, le=1_000_000, description="training images that the first ranges follow from, at most"
+    )
+    momentum: float = Field(0.02, gt=0, le=1, description="how far a step moves the ranges towards what it saw")
+    freeze: float = Field(0.7, ge=0, le=1, description="part of the steps after which the ranges stay")
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare `off` as False

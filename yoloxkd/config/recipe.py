@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from yoloxkd.config.augment import Augment
+from yoloxkd.config.quantization import QuantizeSection
 from yoloxkd.config.schedule import ScheduleSection
 from yoloxkd.config.strict import MOST_INT, Strict
 from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
@@ -247,6 +248,7 @@ class Recipe(Strict):
     kd: dict[str, SerializeAsAny[Strict]] = Field(default_factory=dict, description="{method: its Config}")
     data: str = "coco"
     train: TrainSection = Field(default_factory=TrainSection)
+    quantize: QuantizeSection = Field(default_factory=QuantizeSection)
     engine: EngineSection = Field(default_factory=EngineSection)
     optim: OptimSection = Field(default_factory=OptimSection)
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)

@@ -13,7 +13,7 @@ from yoloxkd.data.dataset import DetectionData
 
 
 def fingerprint(data: DetectionData) -> dict[str, Any]:
-    """Counts, and a digest of image names and sizes, boxes, labels and what is to be ignored.
+    """Counts, and a digest of image names and sizes, boxes, labels, what is to be ignored, and masks where they are read.
 
     Folders do not count, so a data set may be moved; nor do class names (a label is an index), ids or the pixels.
     """
@@ -27,6 +27,7 @@ def fingerprint(data: DetectionData) -> dict[str, Any]:
         (np.round(data.boxes, 3) + 0.0).astype("<f8"),  # + 0.0: no negative zero
         data.labels.astype("<i8"),
         data.crowd.astype("u1"),
+        *(() if data.masks is None else data.masks.columns()),
     )
     for column in columns:
         digest.update(np.ascontiguousarray(column).tobytes())

@@ -60,6 +60,12 @@ class MaskTable:
     def nbytes(self) -> int:
         return sum(getattr(self, name).nbytes for name in self.__slots__)
 
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """All of its arrays, the same on every machine; points to 0.001 px."""
+        points = (self.points.astype(np.float64).round(_DECIMALS) + 0.0).astype("<f8")  # + 0.0: no negative zero
+        starts = (self.part_starts, self.row_parts, self.packed_starts)
+        return points, self.packed, self.rle_sizes.astype("<i4"), *(column.astype("<i8") for column in starts)
+
     def there(self) -> np.ndarray:
         """(M,) bool: rows that have a mask."""
         return (np.diff(self.row_parts) > 0) | (np.diff(self.packed_starts) > 0)

@@ -115,6 +115,7 @@ class Saved(SavedPart):
     imgsz    input size the model was trained at; None where it is not known
     model    weights; of a run the raw ones, the averaged ones are in `run.ema`
     recipe   of a run: the resolved recipe, checked when the run is resumed
+    quantize   of a student trained for int8: that section of its recipe; its weights have the ranges of activations beside them
     data     split -> what it held when the run began
     """
 
@@ -125,6 +126,7 @@ class Saved(SavedPart):
     imgsz: ImageSize | None = None
     model: State
     recipe: dict[str, Any] | None = None
+    quantize: dict[str, Any] | None = None
     data: dict[str, SavedData] = {}
     images_per_second: Finite = 0.0
     run: SavedRun | None = None

@@ -79,6 +79,17 @@ def loss_gradients(
     return {name: _read(numbers[name]) for name in sorted(numbers, key=_place)}
 
 
+def gradient_rows(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter], scale: Tensor | float = 1.0) -> Tensor:
+    """Gradients of scalars on all parameters, (losses, N) float32; the graph is kept, and no `.grad` is touched.
+
+    Args:
+        losses: scalars with a graph
+        parameters: the trunk
+        scale: as of `loss_gradients`
+    """
+    return torch.stack([_gradient(loss.float(), parameters, scale) for loss in losses])
+
+
 def average(measured: Sequence[Mapping[LossName, LossGradient]]) -> dict[LossName, LossGradient]:
     """Means over batches; the share is that of the mean norms."""
     n = len(measured)
@@ -104,7 +115,7 @@ def _place(name: LossName) -> tuple[bool, str, bool, bool, int, str]:
     return name.source != TASK, name.source, name.term != ALL, name.level is not None, name.level or 0, name.term
 
 
-def _gradient(loss: Tensor, parameters: Sequence[nn.Parameter], scale: float) -> Tensor:
+def _gradient(loss: Tensor, parameters: Sequence[nn.Parameter], scale: Tensor | float) -> Tensor:
     """(N,) float32 of all parameters in a row; zero where the loss does not depend on one."""
     if not loss.requires_grad:
         return torch.zeros(sum(p.numel() for p in parameters), device=loss.device)

@@ -99,6 +99,14 @@ def step_lr(
     return rate
 
 
+def warmup_steps(recipe: Recipe, iters_per_epoch: int) -> int:
+    """Steps during which the rate rises to its peak."""
+    schedule, epochs = recipe.schedule, recipe.train.epochs
+    if schedule.kind == "step":
+        return schedule.warmup_steps(epochs * iters_per_epoch)
+    return schedule.warmup(epochs) * iters_per_epoch
+
+
 def learning_rate(recipe: Recipe, iteration: int, iters_per_epoch: int) -> float:
     """The rate that a recipe's optim and schedule sections give for a step; iteration counts over all epochs from 0."""
     schedule, epochs = recipe.schedule, recipe.train.epochs

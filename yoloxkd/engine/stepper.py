@@ -103,8 +103,7 @@ class Stepper:
             parts = [state.batch.part(number, state.parts) for number in range(state.parts)]
             state.losses = gradients(self.step_module, parts, draw, self._backward, self._losses_of_part)
             self._optimize(state.optimizer)
-        for name, value in state.losses.items():
-            state.sums[name] = state.sums.get(name, 0.0) + value
+        state.sums = _added(state.sums, state.losses)
         state.step_in_epoch += 1
         state.iteration += 1
         average_statistics(self.step_module)
@@ -172,3 +171,10 @@ class Stepper:
 
     def _learning_rate(self, iteration: int) -> float:
         return learning_rate(self.recipe, iteration, self.state.iters_per_epoch)
+
+
+def _added(sums: dict[LossName, Tensor], losses: dict[LossName, Tensor]) -> dict[LossName, Tensor]:
+    """The sums with a step's losses added, on CUDA in one launch for all."""
+    names = [name for name in losses if name in sums]
+    totals = torch._foreach_add([sums[name] for name in names], [losses[name] for name in names]) if names else ()
+    return sums | losses | dict(zip(names, totals, strict=True))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from yoloxkd.nn.conv_followers import norms_after, replace_modules, rest_of
 from yoloxkd.nn.deform import DeformableConv, of_samples
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.fake_quantization import quantized_layers
 
 
 class Exportable(nn.Module):
     """A frozen copy of a detector in evaluation mode and float32, batch norm folded, reduced to boxes and scores.
+
+    One whose convolutions are fake-quantized stays so, with plain numbers as scales.
 
     forward: images (N, 3, H, W) float32 or uint8, RGB 0..255 -> boxes (N, A, 4) xyxy px of the input, scores (N, A, K).
     Normalization and color order are the detector's own and become part of the graph. The detector given is not
@@ -24,7 +27,11 @@ class Exportable(nn.Module):
     def __init__(self, detector: Detector[Any, Any]) -> None:
         super().__init__()
         self.detector = copy.deepcopy(detector).cpu().eval().requires_grad_(False)
-        fold_batch_norm(self.detector)
+        if layers := quantized_layers(self.detector):
+            for layer in layers.values():
+                layer.fix()
+        else:
+            fold_batch_norm(self.detector)
         for module in self.detector.modules():
             if isinstance(module, DeformableConv):  # so that a graph's weights keep the name of their layer
                 module.weight = nn.Parameter(of_samples(module.weight), requires_grad=False)
@@ -44,51 +51,9 @@ def fold_batch_norm(detector: Detector[Any, Any]) -> None:
     Which follows which is seen in a forward pass, not guessed from names; a convolution that feeds two different norms,
     or a norm fed by two convolutions, stays as it is. The detector is left in float32.
     """
-    pairs = _followers(detector.double())
-    convolutions = [conv for conv, _ in pairs]
-    norms = [norm for _, norm in pairs]
-    for conv, norm in pairs:
-        if convolutions.count(conv) == norms.count(norm) == 1:
-            fused = fuse_conv_bn_eval(conv, norm)
-            conv.weight, conv.bias = fused.weight, fused.bias
-            _replace(detector, norm, _rest(norm))
+    pairs = {conv: norm for conv, norm in norms_after(detector.double()).items() if norm is not None}
+    for conv, norm in pairs.items():
+        fused = fuse_conv_bn_eval(conv, norm)
+        conv.weight, conv.bias = fused.weight, fused.bias
+    replace_modules(detector, {norm: rest_of(norm) for norm in pairs.values()})
     detector.float().requires_grad_(False)
-
-
-def _followers(detector: Detector[Any, Any]) -> set[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Pairs of a convolution and the batch norm that reads its output."""
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
-    pairs: set[tuple[nn.Conv2d, nn.BatchNorm2d]] = set()
-
-    def after_conv(module: nn.Module, _: Any, output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        made[id(output)] = (module, output)  # the tensor is kept, so that its id is not given to another
-
-    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, nn.BatchNorm2d)
-        if _rest(module) is not None and id(inputs[0]) in made:
-            pairs.add((made[id(inputs[0])][0], module))
-
-    hooks = [m.register_forward_hook(after_conv) for m in detector.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [m.register_forward_pre_hook(before_norm) for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
-    side = 2 * detector.size_multiple
-    with torch.no_grad():
-        detector(torch.zeros(1, 3, side, side))
-    for hook in hooks:
-        hook.remove()
-    return pairs
-
-
-def _rest(norm: nn.BatchNorm2d) -> nn.Module | None:
-    """What a norm does besides normalizing: timm's own kind has an activation inside. None: a kind not known here."""
-    if type(norm) is nn.BatchNorm2d:
-        return nn.Identity()
-    inside = dict(norm.named_children())
-    return inside["act"] if inside.keys() == {"drop", "act"} else None
-
-
-def _replace(root: nn.Module, old: nn.Module, new: nn.Module | None) -> None:
-    for module in root.modules():
-        for name, child in module.named_children():
-            if child is old:
-                setattr(module, name, new)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.errors import UserError, nearest
 from yoloxkd.exporters.int8 import Int8Quantizer
 from yoloxkd.exporters.parity_report import ParityReport
 from yoloxkd.exporters.sensitivity import LayerCost, describe_costs, layer_costs
+from yoloxkd.nn.detector import Detector
 
 if TYPE_CHECKING:
     import onnx
@@ -50,6 +52,12 @@ def search_int8(
     if settings.sensitivity:
         say(describe_costs(costs, float_layers))
     return report
+
+
+def check_float_layers(detector: Detector[Any, Any], settings: Quantization) -> None:
+    """UserError: one of `settings.float_layers` begins no convolution's name, as is seen before the graph is traced."""
+    convolutions = [name for name, module in detector.named_modules() if isinstance(module, nn.Conv2d)]
+    named_layers(convolutions, settings.float_layers or [])
 
 
 def named_layers(layers: Sequence[str], starts: Sequence[str]) -> list[str]:

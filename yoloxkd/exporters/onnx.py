@@ -16,17 +16,22 @@ import torch
 
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
+from yoloxkd.exporters.edge_form import edge_form, scaled_input
 from yoloxkd.exporters.half import to_half
 from yoloxkd.exporters.raw_graph import RawHead, describe_head
+from yoloxkd.exporters.trained_int8 import with_scales
 from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.fake_quantization import activation_quantizers, quantized_layers
 from yoloxkd.version import __version__
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 18
+OPSETS = range(17, 24)
+"""Versions of ONNX' operators that a file may be of; 17 is the first with all that is needed."""
 NMS_OUTPUTS = ("boxes", "scores", "labels", "counts")
 RAW_OUTPUTS = ("boxes", "scores")
 MASKS = "masks"
@@ -39,13 +44,20 @@ OUTPUTS = ("detections", "locations", "raw")
 """What a file may give: detections after NMS, boxes and scores of every location, or the head's own tensors."""
 
 
-def resolved_outputs(name: str | None, nms: bool) -> str:
-    """One of `OUTPUTS`, of what a user gave. UserError: there is none of that name, or it contradicts `nms`."""
+def resolved_outputs(name: str | None, nms: bool | None, kind: str = "onnx") -> str:
+    """One of `OUTPUTS`, of what a user gave; with neither, NMS in an ONNX file and raw tensors in one of another `kind`.
+
+    UserError: there is none of that name, it contradicts `nms`, or the kind has no NMS.
+    """
     if name is None:
-        return "detections" if nms else "locations"
+        name = ("detections" if kind == "onnx" else "raw") if nms is None else "detections" if nms else "locations"
     if name not in OUTPUTS:
         raise UserError(f"unknown outputs '{name}'; known: {', '.join(OUTPUTS)}")
-    if name == "detections" and not nms:
+    if name == "detections" and kind != "onnx":
+        raise UserError(
+            f"a file of format {kind} has no NMS inside; give --outputs raw or locations, or leave both out"
+        )
+    if name == "detections" and nms is False:
         raise UserError("--outputs detections come of NMS, and --no-nms leaves it out: give one of the two")
     return name
 
@@ -59,7 +71,9 @@ class ExportOptions:
     raw      without nms: the head's own tensors instead, level by level, see `exporters.head_maps`
     dynamic  any batch size, height and width (multiples of the size the model needs); else one image of imgsz x imgsz
     half     fp16 weights and arithmetic in the network; inputs, outputs, box decoding and suppression stay float32
-    int8     int8 convolutions by static quantization, the predictors in float32: see `exporters.int8`
+    int8     int8 convolutions by static quantization, the predictors in float32: see `exporters.int8`; of a model that is
+             trained for int8, all of them with its own scales: `exporters.trained_int8`
+    opset    version of ONNX' operators, of an ONNX file
     conf, iou, max_det   settings of the suppression. A user of the file can filter by a higher score, not by a lower
     """
 
@@ -69,6 +83,7 @@ class ExportOptions:
     dynamic: bool = False
     half: bool = False
     int8: bool = False
+    opset: int = OPSET
     conf: float = CONF
     iou: float = IOU
     max_det: int = MAX_DET
@@ -81,8 +96,14 @@ class ExportOptions:
         """UserError where the numbers make no file."""
         if self.half and self.int8:
             raise UserError("half and int8 exclude each other: choose one of them")
+        if quantized_layers(detector) and not self.int8:
+            raise UserError(
+                "this model is trained for int8, and its float32 weights alone are another model: give --int8"
+            )
         if self.raw and self.nms:
             raise UserError("raw outputs come before NMS: a file cannot have both")
+        if self.opset not in OPSETS:
+            raise UserError(f"opset {self.opset} is none of {OPSETS.start} to {OPSETS.stop - 1}")
         stride = detector.size_multiple
         if self.imgsz < stride or self.imgsz % stride:
             raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, as the model needs")
@@ -113,7 +134,7 @@ class ExportOptions:
 def export_onnx(
     detector: Detector[Any, Any], path: Path, options: ExportOptions, *, source_digest: str = "", probes: bool = False
 ) -> Path:
-    """Write `detector` as an ONNX file of opset 18, weights inside; returns the path.
+    """Write `detector` as an ONNX file, weights inside; returns the path.
 
     Input `images` (N, 3, imgsz, imgsz) float32 RGB 0..255. Outputs with nms: boxes (N, D, 4) xyxy px of the input,
     scores (N, D), labels (N, D) int64, counts (N,) int64, rows past the count zero and -1, and of a detector of masks
@@ -126,10 +147,17 @@ def export_onnx(
     return save_checked(model if probes else without_probes(model), path)
 
 
-def described_graph(detector: Detector[Any, Any], options: ExportOptions, source_digest: str = "") -> onnx.ModelProto:
-    """The graph with its metadata and with probes, in float32 or fp16; that of an int8 file is still in float32."""
+def described_graph(
+    detector: Detector[Any, Any], options: ExportOptions, source_digest: str = "", *, scaled: bool = False
+) -> onnx.ModelProto:
+    """The graph with its metadata and with probes, in float32 or fp16; that of an int8 file is still in float32.
+
+    That of a model trained for int8 is finished.
+
+    scaled: with the input made 0 to 1, see `edge_form.scaled_input`
+    """
     options.check(detector)
-    model = _graph(detector, options)
+    model = _graph(detector, options, scaled)
     if options.half:
         model = to_half(model)
     _describe(model, detector, options, source_digest)
@@ -153,7 +181,7 @@ def without_probes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelProto:
+def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -> onnx.ModelProto:
     """The traced and optimized graph.
 
     Where shapes are free, a batch of two is traced, with two cells or more on the coarsest level: one would be taken as
@@ -162,6 +190,13 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelPr
     from yoloxkd.exporters.nms_graph import WithSuppression, onnx_translations
 
     raw = Exportable(detector)
+    trained_int8 = bool(quantized_layers(detector))
+    for quantizer in activation_quantizers(raw):  # their nodes are put in afterwards
+        quantizer.rounding = False
+    if not trained_int8:  # its scales are those of the layers it was trained with
+        edge_form(raw.detector)
+    if scaled:
+        scaled_input(raw.detector)
     network: torch.nn.Module = raw
     outputs: tuple[str, ...] = RAW_OUTPUTS
     if options.raw:
@@ -176,7 +211,7 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelPr
             network.eval(),
             (sample,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=max(options.opset, OPSET),
             external_data=False,
             input_names=["images"],
             output_names=list(outputs),
@@ -186,7 +221,23 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions) -> onnx.ModelPr
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    return model
+    return _of_opset(with_scales(model, raw) if trained_int8 else model, options.opset)
+
+
+def _of_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The graph in a version that torch's exporter does not write: it begins at 18, and keeps that where it cannot convert."""
+    from onnx import version_converter
+
+    if next(entry.version for entry in model.opset_import if entry.domain == "") == opset:
+        return model
+    try:
+        converted: onnx.ModelProto = version_converter.convert_version(model, opset)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"this model cannot be written in opset {opset}: {reason}; leave --opset out for {OPSET}"
+        ) from error
+    return converted
 
 
 def _free(stride: int) -> tuple[dict[int, Any], ...]:

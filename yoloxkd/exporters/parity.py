@@ -6,8 +6,9 @@ import contextlib
 import copy
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,17 @@ from yoloxkd.config.quantization import Quantization
 from yoloxkd.data.augment.transforms import letterbox
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.errors import GateError, UserError
+from yoloxkd.exporters import NEEDED, RUNTIMES_OF
 from yoloxkd.exporters.accuracy import Detect, average_precisions
-from yoloxkd.exporters.int8_search import search_int8
+from yoloxkd.exporters.int8_search import check_float_layers, search_int8
 from yoloxkd.exporters.matching import Candidates, Suppression, Tolerance, compare, overlaps
 from yoloxkd.exporters.onnx import PROBES, ExportOptions, described_graph, save_checked, without_probes
 from yoloxkd.exporters.parity_report import FP32, TOLERANCES, ParityReport
 from yoloxkd.exporters.runtime import OnnxPredictor
+from yoloxkd.exporters.trained_int8 import layer_differences, layer_faults
+from yoloxkd.file_kinds import exported_format, parts_of
 from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.fake_quantization import quantized_layers
 from yoloxkd.nn.two_stage.mask_rcnn import MaskDetector
 from yoloxkd.ops.nms import postprocess
 from yoloxkd.types import Detections
@@ -173,11 +178,14 @@ def export_checked(
     int8: Int8Recipe | None = None,
     source_digest: str = "",
     say: Callable[[str], None] | None = None,
+    writers: Mapping[tuple[str, ...], Callable[[Path], None]] | None = None,
 ) -> Path:
-    """Export to ONNX, compare with the model on images of `data`, and only then give the file its name.
+    """Export to ONNX, or to what one of `writers` writes, compare with the model on images of `data`, and only then give the file its name.
 
-    int8  needed with `options.int8`
+    int8  needed with `options.int8`, unless the detector is trained for int8: then every convolution is compared, too
     say   prints the table of the comparison, and the sensitivity report where it was asked for
+    writers  put another format's file, and what belongs beside it, under the path they are given; the first whose file
+          passes is taken. The key is what an int8 file keeps in float32
 
     In fp32 every detection must agree (score to 0.001, IoU above 0.99). In fp16 and int8 the AP must, to 0.002 and
     0.01, on at most 100 images of `data`, where it has classes of the model; single detections only roughly. Beside
@@ -186,38 +194,58 @@ def export_checked(
     int8 cannot be judged because `data` has no object of the model's classes.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     note = path.with_suffix(".parity.json")
     note_part = part.with_suffix(".json")
+    published = dict(zip([*parts_of(part), note_part], [*parts_of(path), note], strict=True))
     say = say or (lambda _: None)
     options.check(detector)
+    if int8 is not None:
+        check_float_layers(detector, int8.settings)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         judge = _Judge(detector, part, options, data)
-        graph = described_graph(detector, options, source_digest)
-        if options.int8:
-            assert int8 is not None
-            report = search_int8(graph, int8.images, int8.settings, judge, say)
+        if writers is not None:
+            report, faults = judge.first_right(writers), list[str]()
         else:
-            report = judge(graph)
-        faults = report.faults() + judge.finished_file_faults()
+            report, faults = _onnx_report(judge, detector, options, source_digest, int8, say)
+        faults += report.faults() + judge.finished_file_faults()
         if faults:
-            _set_aside(path, note)
+            _set_aside(path)
             reason = "; ".join(faults)
             raise GateError(f"{path} was not written: the export does not detect what the model detects: {reason}")
-        note_part.write_text(json.dumps(_note(report, options, int8), indent=2) + "\n", encoding="utf-8")
-        os.replace(part, path)
-        os.replace(note_part, note)
+        note_part.write_text(json.dumps(_note(path, report, options, int8), indent=2) + "\n", encoding="utf-8")
+        for made, final in published.items():
+            os.replace(made, final)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"could not write {path}: {reason} (is the disk full or the folder read-only?)") from error
     finally:
-        for leftover in (part, note_part):
+        for leftover in published:
             with contextlib.suppress(OSError):
                 leftover.unlink()
     say(report.table())
     return path
+
+
+def _onnx_report(
+    judge: _Judge,
+    detector: Detector[Any, Any],
+    options: ExportOptions,
+    source_digest: str,
+    int8: Int8Recipe | None,
+    say: Callable[[str], None],
+) -> tuple[ParityReport, list[str]]:
+    """Write the ONNX file of these options: its comparison with the model, and the layers at fault in one trained for int8."""
+    graph = described_graph(detector, options, source_digest)
+    if quantized_layers(detector):
+        report = judge(graph)
+        return report, layer_faults(layer_differences(graph, detector, judge.images[0][:1].numpy()))
+    if not options.int8:
+        return judge(graph), []
+    assert int8 is not None
+    return search_int8(graph, int8.images, int8.settings, judge, say), []
 
 
 class _Judge:
@@ -235,16 +263,27 @@ class _Judge:
         save_checked(graph, self.part)
         report = check_parity(self.detector, self.part, self.images, self.tolerance)
         save_checked(without_probes(graph), self.part)
-        if self.tolerance.ap is not None:
-            self._measure(report)
+        return self._measured(report)
+
+    def first_right(self, writers: Mapping[tuple[str, ...], Callable[[Path], None]]) -> ParityReport:
+        """The report on the first file at `part` that passes, else on the last."""
+        for float_layers, write in writers.items():
+            write(self.part)
+            report = self._measured(check_parity(self.detector, self.part, self.images, self.tolerance))
+            if self.options.int8:
+                report.float_layers = list(float_layers)
+            if not report.faults():
+                break
         return report
 
     def finished_file_faults(self) -> list[str]:
         """Of the file as it is given out, on the first images."""
         return check_parity(self.detector, self.part, self.images[:1], self.tolerance).faults()
 
-    def _measure(self, report: ParityReport) -> None:
-        """AP of the model (once) and of the file, into the report."""
+    def _measured(self, report: ParityReport) -> ParityReport:
+        """With AP of the model (once) and of the file, where it judges."""
+        if self.tolerance.ap is None:
+            return report
         settings = Suppression(
             self.options.conf, self.options.iou, self.options.max_det, self.detector.spec.pairs_per_level
         )
@@ -266,22 +305,24 @@ class _Judge:
         if precisions is not None:
             report.file_ap = precisions[0]
             report.model_ap = self.model_ap = precisions[1] if self.model_ap is None else self.model_ap
+        return report
 
 
-def _set_aside(path: Path, note: Path) -> None:
+def _set_aside(path: Path) -> None:
     """Rename what an earlier export left: it must not be taken for what this one should have been."""
+    endings = [file.name.removeprefix(path.stem) for file in parts_of(path)] + [".parity.json"]
     name, number = f"{path.stem}.previous", 1
-    while any(path.with_name(name + ending).exists() for ending in (path.suffix, ".parity.json")):
+    while any(path.with_name(name + ending).exists() for ending in endings):
         number += 1
         name = f"{path.stem}.previous-{number}"
-    for file, ending in ((path, path.suffix), (note, ".parity.json")):
+    for ending in endings:
+        file = path.with_name(path.stem + ending)
         if file.exists():
             os.replace(file, path.with_name(name + ending))
 
 
-def _note(report: ParityReport, options: ExportOptions, int8: Int8Recipe | None) -> dict[str, Any]:
-    import onnxruntime
-
+def _note(path: Path, report: ParityReport, options: ExportOptions, int8: Int8Recipe | None) -> dict[str, Any]:
+    runtime = RUNTIMES_OF[exported_format(path) or "onnx"][0]
     quantization = {} if int8 is None else {"quantization": int8.settings.model_dump()}
     return {
         "passed": not report.faults(),
@@ -289,5 +330,5 @@ def _note(report: ParityReport, options: ExportOptions, int8: Int8Recipe | None)
         "options": asdict(options),
         **quantization,
         "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        runtime: version(NEEDED[runtime][0][0]),
     }

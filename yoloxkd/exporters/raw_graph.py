@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
+from yoloxkd.exporters.edge_form import edge_form, scaled_input
 from yoloxkd.exporters.head_maps import HeadLevel, HeadMaps
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
 from yoloxkd.ops.boxes import LARGEST_LOG
 from yoloxkd.types import Tap
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from yoloxkd.exporters.onnx import ExportOptions
 
 PLAIN = ("cells", "distances", "distributions", "anchors")
 """Box codes that `HeadMaps` decodes."""
@@ -37,6 +43,18 @@ class RawHead(nn.Module):
             *(part for part in (head_out.classes, head_out.quality, head_out.boxes) if part is not None), strict=True
         )
         return tuple(tensor for level in of_levels for tensor in level)
+
+
+def exported_program(detector: Detector[Any, Any], options: ExportOptions) -> tuple[ExportedProgram, Exportable]:
+    """The edge form of a detector as an exported program, of raw tensors or of boxes and scores; and its network."""
+    network = Exportable(detector)
+    edge_form(network.detector)
+    if options.half:
+        scaled_input(network.detector)
+    module: nn.Module = RawHead(network) if options.raw else network
+    sample = torch.full((1, 3, options.imgsz, options.imgsz), 114.0)
+    with torch.no_grad():  # decomposed, so that nothing is done in place
+        return torch.export.export(module.eval(), (sample,)).run_decompositions({}), network
 
 
 def describe_head(detector: Detector[Any, Any]) -> HeadMaps:

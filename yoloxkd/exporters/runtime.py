@@ -1,4 +1,4 @@
-"""Exported files as predictors, on ONNX Runtime or another runtime that reads ONNX."""
+"""Exported files as predictors, on ONNX Runtime or another runtime."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from yoloxkd.errors import UserError, nearest_file
-from yoloxkd.exporters import RUNTIMES
+from yoloxkd.exporters import RUNTIMES, RUNTIMES_OF
 from yoloxkd.exporters.metadata import FileMetadata, read_metadata
+from yoloxkd.file_kinds import exported_format
 from yoloxkd.soft_masks import BoxMasks
 from yoloxkd.types import Detections
 
@@ -45,9 +46,9 @@ MASKS = "masks"
 
 
 class OnnxPredictor:
-    """A `types.Predictor` around an ONNX file that this package wrote, with suppression in the graph or without.
+    """A `types.Predictor` around a file that this package exported, with suppression in the graph or without.
 
-    runtime              a key of RUNTIMES
+    runtime              a key of RUNTIMES; None: the usual one of the file's format
     conf, iou, max_det   None: as in the file's metadata. Where suppression is in the graph its settings are fixed: a
                          higher conf or a smaller max_det filters its output, anything else is a UserError
     threads              of the runtime; None: its own choice
@@ -65,11 +66,12 @@ class OnnxPredictor:
         iou: float | None = None,
         max_det: int | None = None,
         threads: int | None = None,
-        runtime: str = "onnxruntime",
+        runtime: str | None = None,
     ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"there is no file {path}{nearest_file(path)}")
+        runtime = runtime or RUNTIMES_OF[exported_format(self.path) or "onnx"][0]
         self.session = RUNTIMES[runtime](self.path, threads)
         self.metadata: dict[str, str] = dict(self.session.metadata)
         self._file_metadata = file_metadata = read_metadata(self.metadata, self.path)

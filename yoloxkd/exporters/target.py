@@ -5,24 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from yoloxkd.errors import UserError
-from yoloxkd.file_kinds import is_onnx, is_own_onnx
+from yoloxkd.file_kinds import EXPORTED, is_content_of, is_own_export, parts_of
 from yoloxkd.output_paths import Output, check_outputs, head
 
 
-def export_target(path: str | Path | None, source: str, weights: Path) -> Path:
+def export_target(path: str | Path | None, source: str, weights: Path, kind: str = "onnx") -> Path:
     """The file to export to: the one given, else beside its source. Looked at before any work is done.
 
     source   what the user called the model
     weights  the file it was read from
-    UserError: the name does not end in .onnx, is the checkpoint itself, or has a file that is not ONNX (where nobody gave
-    the name: that this program did not export).
+    kind     the format, a key of `EXPORTED`
+    UserError: the name does not end as the format's do, is the checkpoint itself, or has a file that is not of the format
+    (where nobody gave the name: that this program did not export).
     """
-    target = Path(source).with_suffix(".onnx") if path is None else Path(path)
-    if target.suffix.lower() != ".onnx" and not target.is_dir():
-        raise UserError(f"--output {target} should be a file name that ends in .onnx")
-    whose = is_own_onnx if path is None else is_onnx
+    ending = EXPORTED[kind]
+    target = Path(source).with_suffix(ending) if path is None else Path(path)
+    if target.suffix.lower() != ending and not target.is_dir():
+        raise UserError(f"--output {target} should be a file name that ends in {ending}")
+
+    def replaceable(_: Path) -> bool:
+        return is_own_export(target) if path is None else is_content_of(target, kind)
+
+    files = [Output("--output" if file == target else "its part", file, replaceable) for file in parts_of(target)]
     note = Output("the parity report", target.with_suffix(".parity.json"), is_parity_note)
-    check_outputs([Output("--output", target, whose), note], [weights])
+    check_outputs([*files, note], [weights])
     return target
 
 

@@ -27,6 +27,14 @@ class KDConfig(Strict):
     )
     auto_share: float = Field(0.5, gt=0, description="with weight auto: the method's terms as a share of the task loss")
     auto_iterations: int = Field(100, ge=1, description="with weight auto: iterations measured, then fixed")
+    auto: Literal["loss", "gradient"] = Field(
+        "loss",
+        description="what weight auto measures: losses from the start, or gradients on backbone and neck, those after the "
+        "learning rate's warm-up for good",
+    )
+    auto_every: int = Field(
+        20, ge=1, description="with auto gradient: steps between measurements, two backward passes each"
+    )
     warmup: float = Field(0.0, ge=0, description="epochs (or part of one) over which the factor grows linearly")
     stop_epoch: int | None = Field(None, ge=0, description="distil the first so many epochs only; None: all")
     decay: Decay = Field("none", description="how the factor falls to decay_floor")
@@ -51,6 +59,18 @@ class KDConfig(Strict):
         if not 0 <= number < math.inf:
             raise ValueError("should be a number of at least 0, or auto")
         return number
+
+    @model_validator(mode="after")
+    def _gradients_that_are_measured(self) -> Self:
+        if self.auto == "gradient" and self.weight != "auto":
+            raise ValueError(
+                "auto gradient measures for weight auto, and weight is a number: set weight to auto, or leave auto out"
+            )
+        if self.auto == "loss" and self.auto_every != type(self).model_fields["auto_every"].default:
+            raise ValueError(
+                "auto_every belongs to auto gradient, and auto is loss: set auto to gradient, or leave auto_every out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_decay_that_is_one(self) -> Self:
@@ -124,6 +144,7 @@ class Distiller(nn.Module, ABC):
         counted: whether one of them has a `Loss.count`, or the student's labels come from it; else each is a
             mean over images
         labels: it gives labels for the student's own losses, and has no terms
+        batch_statistics: it reads the teacher's maps (`needs`) from a second pass on the statistics of the batch
     """
 
     Config: ClassVar[type[KDConfig]]
@@ -133,6 +154,7 @@ class Distiller(nn.Module, ABC):
     terms: tuple[LossName, ...]
     counted: bool = False
     labels: ClassVar[bool] = False
+    batch_statistics: bool = False
 
     def __init__(self, cfg: KDConfig, pairing: Pairing) -> None:
         super().__init__()

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from yoloxkd.config.recipe import TeacherSection
 from yoloxkd.engine.checkpoint_parts import checked_state
 from yoloxkd.engine.events import Callback, State
+from yoloxkd.engine.gradients import gradient_rows, trunk
+from yoloxkd.engine.optim import warmup_steps
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.kd import DISTILLERS
 from yoloxkd.kd.base import Distiller, KDConfig, Teacher
@@ -67,6 +70,7 @@ class Distill(Callback):
         self.weights: dict[str, MethodWeight] = {}
         self.silent: set[LossName] = set()  # losses that were zero throughout their last epoch, said once
         self._saved: SavedDistillation | None = None
+        self._applied: dict[str, Tensor] = {}  # factors of methods whose gradients are measured in this step
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self._saved = checked_state(SavedDistillation, saved, self.name)
@@ -113,7 +117,11 @@ class Distill(Callback):
             module = TeacherLosses(teacher.detector, distillers, tag=tag, weight=teacher.weight)
             self.modules.append(module)
             state.aux[f"kd{tag}"] = module
-        self.weights = {n: MethodWeight(cfg, state.iters_per_epoch, state.epochs) for n, cfg in self.methods.items()}
+        self._check_compiled(state)
+        start = warmup_steps(state.recipe, state.iters_per_epoch)
+        self.weights = {
+            n: MethodWeight(cfg, state.iters_per_epoch, state.epochs, start) for n, cfg in self.methods.items()
+        }
         if saved is not None:
             self._restore(saved, state.device)
         self._saved = None
@@ -139,23 +147,66 @@ class Distill(Callback):
                 teacher.detector.compile()
 
     def on_batch_start(self, state: State) -> None:
+        self._applied = {}
         for name, weight in self.weights.items():
-            factor = weight.at(state.epoch, state.iteration, state.device)
+            factor: float | Tensor = weight.at(state.epoch, state.iteration, state.device)
+            if (
+                isinstance(factor, Tensor)
+                and weight.measures_gradients(state.iteration)
+                and not DISTILLERS[name].labels
+            ):
+                self._applied[name], factor = factor, 1.0  # given to the losses once they are measured
             for method in self._under_teachers(name):
                 method.factor = factor
 
     def on_losses(self, state: State) -> None:
-        measuring = [(n, weight) for n, weight in self.weights.items() if weight.measuring and self._runs(n)]
-        if not measuring:
-            return
-        task = torch.stack([v.detach().float() for k, v in state.losses.items() if k.source == TASK]).sum()
+        measuring = [
+            (n, weight)
+            for n, weight in self.weights.items()
+            if weight.measuring and weight.cfg.auto == "loss" and self._runs(n)
+        ]
+        if measuring:
+            task = torch.stack([v.detach().float() for k, v in state.losses.items() if k.source == TASK]).sum()
         for name, weight in measuring:
             loss = torch.stack([method.loss for method in self._under_teachers(name) if method.loss is not None]).sum()
             if weight.observe_part(task, loss / state.parts, state.part, state.parts):
-                state.say(
-                    f"{name}: kd.weight is fixed at {weight.fixed:.4g}, which makes its terms "
-                    f"{weight.cfg.auto_share:g} of the task loss of the first {weight.iterations} iterations"
-                )
+                self._say_fixed(state, name)
+        if self._applied:
+            self._measure_gradients(state)
+
+    def _measure_gradients(self, state: State) -> None:
+        """Take in gradients of a part's losses, which have no factor yet, and give it to them."""
+        groups = {name: [n for m in self._under_teachers(name) for n in m.names] for name in self._applied}
+        task = torch.stack([v.float() for k, v in state.losses.items() if k.source == TASK]).sum()
+        sums = [torch.stack([state.losses[n].float() for n in names]).sum() for names in groups.values()]
+        scale = state.scaler.scale(torch.ones((), device=state.device)) if state.scaler else 1.0
+        rows = gradient_rows([task, *sums], trunk(state.detector), scale)
+        for place, (name, names) in enumerate(groups.items(), start=1):
+            factor = self._applied[name]
+            state.losses = state.losses | {n: state.losses[n] * factor for n in names}
+            if self.weights[name].observe_gradients(torch.stack([rows[0], rows[place]]), state.part, state.parts):
+                self._say_fixed(state, name)
+        if state.part + 1 == state.parts:
+            self._applied = {}
+
+    def _say_fixed(self, state: State, name: str) -> None:
+        weight = self.weights[name]
+        what, of = ("terms", f"loss of the first {weight.iterations} iterations")
+        if weight.cfg.auto == "gradient":
+            what, of = (
+                "gradient on backbone and neck",
+                f"loss's at {weight.needed - weight.before} steps after the warm-up",
+            )
+        state.say(
+            f"{name}: kd.weight is fixed at {weight.fixed:.4g}, which makes its {what} {weight.cfg.auto_share:g} of the task {of}"
+        )
+
+    def _check_compiled(self, state: State) -> None:
+        if state.recipe.engine.compile and any(cfg.auto == "gradient" for cfg in self.methods.values()):
+            raise UserError(
+                "kd.auto gradient runs several backward passes on one step, for which a compiled model does not keep its "
+                "values; use --set engine.compile=false, or --set kd.auto=loss"
+            )
 
     def on_step(self, state: State) -> None:
         if state.iteration % CHECK_EVERY == 0:

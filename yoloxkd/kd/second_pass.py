@@ -1,4 +1,4 @@
-"""A second pass of a part of the student in the same step: statistics, and gradients of terms that are left out."""
+"""A second pass of the teacher or of a part of the student in a step: statistics, and gradients of terms that are left out."""
 
 from __future__ import annotations
 
@@ -20,6 +20,24 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+@contextmanager
+def batch_statistics(teacher: nn.Module) -> Iterator[None]:
+    """Batch norms of a detector in evaluation mode normalize by the batch where they would in training; nothing else changes.
+
+    Their running statistics stay as they are. Norms that training keeps frozen stay on theirs.
+    """
+    teacher.train()
+    norms = [m for m in teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    teacher.eval()
+    for norm in norms:
+        norm.training = True
+    try:
+        with frozen_statistics(teacher):
+            yield
+    finally:
+        teacher.eval()
 
 
 def finite_gradient(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from yoloxkd.distributed.ranks import all_sum
 from yoloxkd.engine.step import AuxiliaryLoss, StudentPass
 from yoloxkd.kd.base import Distiller, Pair, Step
+from yoloxkd.kd.second_pass import batch_statistics
 from yoloxkd.nn.detector import Detector
 from yoloxkd.types import Batch, Loss, Losses, LossName, RoIOutput, Tap
 
@@ -102,19 +103,13 @@ class NonFiniteLosses:
         """Go on counting where another run, which told the user, stopped."""
         self.counts, self.reported = counts.to(device), counts.tolist()
 
-    def leave_out(self, losses: Losses) -> Losses:
-        """The losses with zero for those that are not finite."""
-        if not losses:
-            return losses
-        values = torch.stack([loss.mean().detach().float() for loss in losses.values()])
-        bad = ~values.isfinite()
+    def finite_totals(self, losses: Collection[Loss]) -> Tensor:
+        """The losses' totals, (losses,), with zero for those that are not finite. At least one loss."""
+        bad = ~torch.stack([loss.mean().detach().float() for loss in losses]).isfinite()
         self._in_this_step = bad.any()
         count = all_sum(bad.long())
         self.counts = count if self.counts is None else self.counts.to(bad.device) + count
-        return {
-            name: replace(loss, total=torch.where(b, torch.zeros_like(loss.total), loss.total))
-            for (name, loss), b in zip(losses.items(), bad, strict=True)
-        }
+        return torch.stack([loss.total for loss in losses]).masked_fill(bad, 0.0)
 
     def cut(self, gradient: Tensor) -> Tensor:
         """The gradient that a loss of this step sends back; finite where one was left out: 0 * inf is NaN."""
@@ -158,6 +153,7 @@ class TeacherLosses(AuxiliaryLoss):
         self.counted = any(method.counted for method in distillers.values())
         self.nonfinite = NonFiniteLosses(len(self.names))
         self._teacher_output: Any = None
+        self._batch_maps: dict[str, Any] = {}  # the maps of the teacher's pass on batch statistics, by tap
         for parameter in self.parameters():
             parameter.register_hook(self._cut)
 
@@ -177,10 +173,11 @@ class TeacherLosses(AuxiliaryLoss):
         losses: Losses = {}
         for method in self.methods.values():
             if step is not None and method.runs:
-                losses |= method.compare(step)
+                losses |= method.compare(self._read_by(method.distiller, step))
             else:
                 losses |= method.nothing(batch.images.device)
-        return self._scaled(self.nonfinite.leave_out(losses))
+        self._batch_maps = {}
+        return self._scaled(losses) if losses else losses
 
     def prepare(self, batch: Batch) -> None:
         """Run the teacher, when a method of the coming step needs it, and keep the maps that are asked for.
@@ -195,6 +192,11 @@ class TeacherLosses(AuxiliaryLoss):
         with torch.no_grad():
             out = self.teacher(batch.images)
         self._teacher_output = _with_maps(out, frozenset[Tap]().union(*(method.needs for method in running)))
+        taps = {tap for method in running if method.batch_statistics for tap in method.needs}
+        if taps:
+            with torch.no_grad(), batch_statistics(self.teacher):
+                out = self.teacher(batch.images)
+            self._batch_maps = {tap: getattr(out, tap) for tap in taps}
 
     def assigned_from(self, out: Any) -> Any:
         for method in self.methods.values():
@@ -209,15 +211,29 @@ class TeacherLosses(AuxiliaryLoss):
         models = Pair(student.model, self.teacher)
         return Step(self._guarded(student.out), out, student.batch, student.match, models, *student.draw[:2])
 
+    def _read_by(self, method: Distiller, step: Step[Any]) -> Step[Any]:
+        """The step with the teacher's maps that a method reads."""
+        if not method.batch_statistics:
+            return step
+        return replace(step, teacher=replace(step.teacher, **{tap: self._batch_maps[tap] for tap in method.needs}))
+
     def _scaled(self, losses: Losses) -> Losses:
-        """The losses times the teacher's weight and their method's factor; what they were before that is noted."""
-        losses = {name: replace(loss, total=loss.total * self.weight) for name, loss in losses.items()}
+        """The losses times the teacher's weight and their method's factor; what they were before that is noted.
+
+        All totals at once: on CUDA every operation on a single number costs a launch.
+        """
+        totals = self.nonfinite.finite_totals([losses[name] for name in self.names])
+        if self.weight != 1.0:
+            totals = totals * self.weight
         out: Losses = {}
-        for method in self.methods.values():
-            of_method = {name: losses[name] for name in method.names}
-            method.loss = sum((loss.mean().detach() for loss in of_method.values()), torch.zeros(()))
+        for method, part in zip(
+            self.methods.values(), totals.split([len(m.names) for m in self.methods.values()]), strict=True
+        ):
+            method.loss = _sum_of_means(_with_totals(losses, method.names, part))
             factor = method.factor if method.runs else 1.0
-            out |= {name: replace(loss, total=loss.total * factor) for name, loss in of_method.items()}
+            if isinstance(factor, Tensor) or factor != 1.0:
+                part = part * factor
+            out |= _with_totals(losses, method.names, part)
         return out
 
     def _guarded(self, value: Any) -> Any:
@@ -246,3 +262,13 @@ def _with_maps(out: Any, taps: frozenset[Tap]) -> Any:
 
 def _short(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
+
+
+def _with_totals(losses: Losses, names: Sequence[LossName], totals: Tensor) -> Losses:
+    """The named losses with other totals, (names,)."""
+    return {name: replace(losses[name], total=total) for name, total in zip(names, totals.unbind(), strict=True)}
+
+
+def _sum_of_means(losses: Losses) -> Tensor:
+    """Of the losses as if these images were the whole batch, detached."""
+    return torch.stack([loss.mean().detach() for loss in losses.values()]).sum() if losses else torch.zeros(())

@@ -76,8 +76,13 @@ def by_sampling(
     x (B, cin, H, W), offset (B, 2 k k, h, w) cells, weight (cout, cin / groups, k, k), or as `of_samples`, -> (B, cout, h, w). Exported graphs
     compute it this way: ONNX has an operator of its own from opset 19 only, and not every runtime has that.
     """
-    kernel, weight = math.isqrt(offset.shape[1] // 2), of_samples(weight)
-    groups = x.shape[1] * kernel * kernel // weight.shape[1]
+    cells, weight = samples(x, offset, stride, padding), of_samples(weight)
+    return F.conv2d(cells, weight, bias, groups=cells.shape[1] // weight.shape[1])
+
+
+def samples(x: Tensor, offset: Tensor, stride: int, padding: int) -> Tensor:
+    """What every kernel cell sees: x (B, cin, H, W), offset (B, 2 k k, h, w) cells -> (B, cin k k, h, w)."""
+    kernel = math.isqrt(offset.shape[1] // 2)
     height, width = offset.shape[2:]
     shift = offset.unflatten(1, (kernel, kernel, 2))  # (B, k, k, 2, h, w)
     of_kernel = torch.arange(kernel, device=x.device, dtype=x.dtype) - padding
@@ -87,9 +92,8 @@ def by_sampling(
     x_ = shift[:, :, :, 1] + of_kernel[:, None, None] + column
     # grid_sample's frame without aligned corners: cell i of n has its center at (2 i + 1) / n - 1.
     places = torch.stack(((2 * x_ + 1) / x.shape[3] - 1, (2 * y + 1) / x.shape[2] - 1), dim=-1)
-    samples = F.grid_sample(x, places.flatten(1, 3), mode="bilinear", padding_mode="zeros", align_corners=False)
-    cells = samples.unflatten(2, (kernel * kernel, height)).flatten(1, 2)  # (B, cin k k, h, w)
-    return F.conv2d(cells, weight, bias, groups=groups)
+    sampled = F.grid_sample(x, places.flatten(1, 3), mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled.unflatten(2, (kernel * kernel, height)).flatten(1, 2)
 
 
 def of_samples(weight: Tensor) -> Tensor:

@@ -188,5 +188,9 @@ class Detector(nn.Module, ABC, Generic[O, M]):
         """(B, N, K) the probability of each class at each candidate that a distiller reads; the score, if there is no other."""
         return self.candidates(out)[1]
 
+    def stage_lines(self) -> dict[str, str]:
+        """What `yoloxkd show` says of each stage: name -> a line; nothing, where there is but one."""
+        return {}
+
     def final_phase(self, on: bool) -> None:
         """Told by the engine when the last epochs (no strong augmentation) begin; YOLOX switches its L1 loss on."""

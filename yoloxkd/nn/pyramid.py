@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, field_validator
 
 from yoloxkd.config.strict import Strict
+from yoloxkd.nn.backbones.coarse_mobilenet import CoarseMobileNet
 from yoloxkd.nn.backbones.timm_backbone import Style, TimmBackbone, gray, input_convention
 from yoloxkd.nn.detector import InputConvention
 
@@ -64,17 +65,17 @@ C = TypeVar("C", bound=PyramidConfig)
 
 def build_backbone(cfg: PyramidConfig, strides: tuple[int, ...]) -> TimmBackbone:
     """The backbone of these keys, with random weights."""
-    return TimmBackbone(
-        cfg.backbone,
-        strides=strides,
-        frozen_stages=cfg.frozen_stages,
-        norm_eval=cfg.norm_eval,
-        norm_frozen=cfg.norm_frozen,
-        norm_eps=cfg.norm_eps,
-        style=cfg.style,
-        last_conv=cfg.last_conv,
-        deformable_stages=cfg.deformable_stages,
-    )
+    return TimmBackbone(cfg.backbone, strides=strides, **_backbone_keys(cfg))
+
+
+def build_coarse_backbone(cfg: PyramidConfig) -> CoarseMobileNet:
+    """The same with two maps of stride 32. UserError: it is no MobileNetV3."""
+    return CoarseMobileNet(cfg.backbone, **_backbone_keys(cfg))
+
+
+def _backbone_keys(cfg: PyramidConfig) -> dict[str, Any]:
+    names = ("frozen_stages", "norm_eval", "norm_frozen", "norm_eps", "style", "last_conv", "deformable_stages")
+    return {name: getattr(cfg, name) for name in names}
 
 
 def start_backbone(backbone: TimmBackbone, cfg: C) -> tuple[C, str | None]:

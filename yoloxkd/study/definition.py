@@ -91,6 +91,9 @@ class Definition(Strict):
     settings: dict[str, Any] = Field(default_factory=dict, description="dotted recipe keys for every run")
     choose: str = Field("val", description="split that chooses the best epoch")
     report: str = Field("test", description="split that is reported")
+    screening: bool = Field(
+        False, description="choose and report on one split: to choose a setting, with the reported split left alone"
+    )
     baseline: str = Field("none", description="the plain method that others are compared with, seed by seed")
     teacher: TeacherPart | None = None
     students: dict[str, StudentPart] = Field(min_length=1)
@@ -186,9 +189,15 @@ def _check_methods(study: Definition, where: str) -> None:
             )
         if part is None and not method.without_kd and method.teacher in (GIVEN, UNTRAINED):
             raise UserError(f"method '{name}' in the {where} needs a teacher, and the study gives none")
-    if study.choose == study.report:
+    if study.choose == study.report and not study.screening:
         raise UserError(
-            f"the {where} chooses and reports on the same split '{study.report}'; what is reported would be too good"
+            f"the {where} chooses and reports on the same split '{study.report}'; what is reported would be too good (a study "
+            "that only chooses a setting says so: screening: true)"
+        )
+    if study.screening and study.choose != study.report:
+        raise UserError(
+            f"the {where} has screening, which chooses and reports on one split, and reports on '{study.report}'; set report "
+            f"to {study.choose}, or leave screening out"
         )
 
 

@@ -66,6 +66,11 @@ def markdown(
         "time of a training step, CPU is the processor time of the whole training with its evaluations.",
         "",
     ]
+    if study.screening:
+        lines += [
+            f"Screening: `{study.report}` chose the epochs, so these numbers are too good, and serve to choose a setting.",
+            "",
+        ]
     lines += _teacher_lines(records)
     for title, grid in study.parts().items():
         lines += _grid_lines(study, title, grid, tables[title])

@@ -110,6 +110,11 @@ class TwoStageContract:
             assert {stride: m.shape[1] for stride, m in found.items()} == channels
             assert {s: tuple(m.shape[2:]) for s, m in found.items()} == {s: (height // s, width // s) for s in channels}
 
+    def test_every_stage_has_a_line(self) -> None:
+        stages = [self.model.roi_head.stage_name(i) for i in range(len(self.model.stage_rules()))]
+        masks = [f"{stage}/mask" for stage in stages] if self.model.spec.masks else []
+        assert list(self.model.stage_lines()) == ["proposals", *stages, *masks]
+
     def test_candidates_are_pairs_of_a_region_and_a_class(self) -> None:
         out = self.forward(pictures(2, self.size, self.size))
         out.valid[1, 5:] = False

@@ -39,13 +39,13 @@ def on_resnet18(**keys: Any) -> Any:
     )
 
 
-def random_reference(build: Callable[..., Any], images: Tensor) -> Any:
+def random_reference(build: Callable[..., Any], images: Tensor, **keys: Any) -> Any:
     """torchvision's detector with random weights, whose norms have statistics of their own, or maps grow without bound."""
     torch.manual_seed(0)
     untrained = {} if build is on_resnet18 else {"weights": None, "weights_backbone": None}
     model = build(
-        num_classes=len(NAMES) + 1, min_size=HEIGHT, max_size=WIDTH, rpn_post_nms_top_n_test=60,
-        box_detections_per_img=20, **untrained,
+        num_classes=len(NAMES) + 1, min_size=HEIGHT, box_detections_per_img=20,
+        **untrained, **({"max_size": WIDTH, "rpn_post_nms_top_n_test": 60} | keys),
     )  # fmt: skip
     norms = [m for m in model.modules() if isinstance(m, BatchNorm2d)]
     for norm in norms:
@@ -58,6 +58,43 @@ def random_reference(build: Callable[..., Any], images: Tensor) -> Any:
         model.roi_heads.box_predictor.cls_score.weight *= 10
         model.roi_heads.box_predictor.bbox_pred.weight *= 4
     return model
+
+
+def test_on_mobilenetv3_it_detects_what_torchvision_detects(tmp_path: Path) -> None:
+    """Two maps of stride 32, proposals from both, regions from the first; proposals below a score are left out."""
+    images = torch.rand(2, 3, HEIGHT, 192)
+    reference = random_reference(
+        detection.fasterrcnn_mobilenet_v3_large_fpn, images, max_size=192, rpn_score_thresh=0.5,
+        rpn_post_nms_top_n_test=1000,
+    )  # fmt: skip
+    torch.save(reference.state_dict(), tmp_path / "faster.pth")
+    opened = open_model(str(tmp_path / "faster.pth"))
+    assert (opened.weights.kind, opened.name) == ("torchvision", "faster-rcnn-mobilenetv3@torchvision")
+    assert opened.report.complete
+    model = opened.detector.double()
+    assert model.cfg.proposal_score == 0.05
+    model.cfg.proposal_score = 0.5
+    reference, images = reference.double(), images.double()
+    with torch.no_grad():
+        expected = reference(list(images))
+        out = model(images * 255)
+    assert (out.rpn.cls_logits < 0).any()  # some proposals are left out
+    for ours, theirs in zip(model.detect(out, NMS(conf=0.05, iou=0.5, max_det=20)), expected, strict=True):
+        assert len(ours.boxes) == len(theirs["boxes"]) > 3
+        torch.testing.assert_close(torch.from_numpy(ours.boxes), theirs["boxes"].float(), rtol=0, atol=1e-3)
+        torch.testing.assert_close(torch.from_numpy(ours.scores), theirs["scores"].float(), rtol=1e-4, atol=0)
+        assert (ours.labels == (theirs["labels"] - 1).numpy()).all()
+    state = {k: v for k, v in reference.state_dict().items() if not k.endswith("num_batches_tracked")}
+    small = torchvision_two_stage({"model": state}, "907ea3f9" + 56 * "0")  # frozen norms have no counter
+    assert small is not None
+    assert small.section["name"] == "faster-rcnn-mobilenetv3@torchvision-320"
+    assert small.state.keys() == model.state_dict().keys()
+    state["roi_heads.mask_predictor.mask_fcn_logits.weight"] = torch.zeros(len(NAMES) + 1, 8, 1, 1)
+    with pytest.raises(UserError, match="a Mask R-CNN on MobileNetV3, which is not supported"):
+        torchvision_two_stage(state)
+    state["backbone.body.1.block.0.0.weight"] = torch.zeros(8, 1, 3, 3)
+    with pytest.raises(UserError, match="backbone other than ResNet and MobileNetV3-Large"):
+        torchvision_two_stage(state)
 
 
 @pytest.mark.slow
@@ -127,6 +164,8 @@ def test_torchvisions_own_addresses() -> None:
     weights = {
         "faster-rcnn-r50": detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
         "faster-rcnn-r50-v2": detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+        "faster-rcnn-mobilenetv3": detection.FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1,
+        "faster-rcnn-mobilenetv3-320": detection.FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1,
         "mask-rcnn-r50": detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
         "mask-rcnn-r50-v2": detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
     }

@@ -73,14 +73,15 @@ def measure_student(
 
 
 def _factors(distill: Distill, mean: Mapping[LossName, LossGradient]) -> dict[str, float]:
-    """Each method's factor: its number, or what makes its loss `auto_share` of the task's on these batches."""
+    """Each method's factor: its number, or what makes its loss, or its gradient, `auto_share` of the task's on these batches."""
     out = {}
     for method, cfg in distill.methods.items():
         if cfg.weight != "auto":
             out[method] = float(cfg.weight)
             continue
-        loss = sum(one.loss for name, one in mean.items() if _is_whole(name) and _method(name) == method)
-        out[method] = cfg.auto_share * mean[TASK_LOSS].loss / loss if loss > 0 else 1.0
+        size = "norm" if cfg.auto == "gradient" else "loss"
+        own = sum(getattr(one, size) for name, one in mean.items() if _is_whole(name) and _method(name) == method)
+        out[method] = cfg.auto_share * getattr(mean[TASK_LOSS], size) / own if own > 0 else 1.0
     return out
 
 

@@ -18,12 +18,16 @@ from yoloxkd.ops.boxes import paired_iou
 Strategy = Literal["box", "box-gauss", "centre", "quality", "topk-eq", "kde", "gauss"]
 Order = Literal["paper", "release"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+BY_BEST: tuple[Strategy, ...] = ("topk-eq", "kde", "gauss")
+"""Those that take an object's k best locations."""
 
 COVARIANCE_EPS = 0.1**2 / 12
 """px²: the variance of the uniform noise of ±0.05 px that the published code adds to the locations it fits."""
 CENTER_SHARE = 0.2
 """Sides of the `centre` region over the sides of its box."""
 MIN_UNION = 1e-6
+ROUNDING = 1e-6
+"""Locations: a share that is a whole number of them but for rounding is that number."""
 BORDER = 1e-2
 """px: a location this near to a border lies on it."""
 PAIR_BUDGET = {"cpu": 3_000_000, "other": 2**26}
@@ -108,6 +112,7 @@ def pgd_weights(
     *,
     xi: tuple[float, ...],
     k: int = 30,
+    k_share: float | None = None,
     strategy: Strategy = "gauss",
     order: Order = "paper",
     eps: float = COVARIANCE_EPS,
@@ -119,6 +124,7 @@ def pgd_weights(
     boxes   (B, G, 4) px; labels (B, G) index into the teacher's classes or -1; rows (B, G) bool, boxes that count
     xi      balance of classification and localization, one result for each
     k       locations of an object, at most; ties go to the lower index, a quality of zero is never chosen
+    k_share  and at most this share, rounded up, of the locations inside its box
     order   "paper": the k best inside the box (PGD eq. 1 to 3); "release": the k best anywhere are fitted, then those
             outside the box are dropped
     eps     px², added to the diagonal of the fitted covariance; det_eps px⁴, added to its determinant
@@ -135,7 +141,7 @@ def pgd_weights(
         if strategy in ("box", "box-gauss", "centre"):
             importance = _by_geometry(points, some[0], some[2], strategy)[None]
         else:
-            importance = _by_quality(predictions, points, *some, xi, k, strategy, order, eps, det_eps)
+            importance = _by_quality(predictions, points, *some, xi, k, k_share, strategy, order, eps, det_eps)
         out = torch.maximum(out, importance)
     return out
 
@@ -162,6 +168,7 @@ def _by_quality(
     rows: Tensor,
     xi: tuple[float, ...],
     k: int,
+    k_share: float | None,
     strategy: Strategy,
     order: Order,
     eps: float,
@@ -174,6 +181,8 @@ def _by_quality(
         return quality(predictions, boxes, labels, xi).masked_fill_(~candidates, -torch.inf).exp_().amax(2)
     best_of = best_of_pairs if order == "paper" and points.device.type in LIST_DEVICES else best_of_table
     best, index = best_of(predictions, boxes, labels, candidates, xi, k)
+    if k_share is not None:
+        best, index = _first(best, index, _limits(inside, k_share))
     at = points[index]  # (X, B, G, K, 2)
     there = best > -torch.inf
     if strategy == "topk-eq":
@@ -186,6 +195,21 @@ def _by_quality(
         weight = weight * inside.expand(len(xi), -1, -1, -1).gather(-1, index)
     out = weight.new_zeros(len(xi), len(boxes), len(points))
     return out.scatter_reduce(2, index.flatten(2), weight.flatten(2), "amax")
+
+
+def _limits(inside: Tensor, share: float) -> Tensor:
+    """The share of each object's locations (B, G, A), rounded up, and at least 1: (B, G)."""
+    return (inside.sum(-1).double() * share - ROUNDING).ceil().clamp_min(1)
+
+
+def _first(best: Tensor, index: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """The best locations (X, B, G, K) in order, ties by index; from place `limit` (B, G) of an object on they are -inf."""
+    order = index.argsort(-1)
+    best, index = best.gather(-1, order), index.gather(-1, order)
+    order = best.argsort(-1, descending=True, stable=True)
+    best, index = best.gather(-1, order), index.gather(-1, order)
+    place = torch.arange(best.shape[-1], device=best.device)
+    return best.masked_fill(place >= limit[..., None], -torch.inf), index
 
 
 def best_of_table(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from yoloxkd.kd.functional.precision import full_precision
 from yoloxkd.ops.boxes import pairwise_iou
+from yoloxkd.ops.constants import constant
 from yoloxkd.types import Batch
 
 CELL_BUDGET = {"cpu": 4_000_000, "other": 2**26}
@@ -19,28 +21,37 @@ CellSize = tuple[float, float]
 """Height and width of a cell, px of the network input."""
 
 
-def box_cells(
-    boxes: Tensor, rows: Tensor, size: tuple[int, int], image_size: tuple[int, int] | Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+class BoxCells(NamedTuple):
+    """The cells of a map that boxes touch; a cell belongs to a box when its row and its column do.
+
+    Attributes:
+        rectangle: (B, G, 4) x1, y1, x2, y2 in whole cells, both ends included, not clipped to the map.
+        in_rows: (B, G, h) bool, of map rows.
+        in_columns: (B, G, w) 0 or 1, of map columns.
+    """
+
+    rectangle: Tensor
+    in_rows: Tensor
+    in_columns: Tensor
+
+
+def box_cells(boxes: Tensor, size: tuple[int, int], image_size: tuple[int, int] | Tensor) -> BoxCells:
     """The cells each box touches: from floor of its low to ceil of its high edge, both included.
 
-    boxes (B, G, 4) px of an input of image_size (H, W), or (B, 2) of one each; rows (B, G) bool, boxes that count
-    -> rectangle (B, G, 4) x1, y1, x2, y2 in whole cells, not clipped to the map;
-       membership of map rows (B, G, h) and of map columns (B, G, w), 0 or 1, all 0 for a box that does not count.
-    A cell belongs to a box when its row and its column do.
+    boxes (B, G, 4) px of an input of image_size (H, W), or (B, 2) of one each; size (h, w) of the map
     """
     h, w = size
-    height, width = image_size if isinstance(image_size, tuple) else (image_size[:, 0:1], image_size[:, 1:2])
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    if isinstance(image_size, tuple):
+        sides = constant((image_size[1], image_size[0]) * 2, boxes.dtype, boxes.device)
+    else:
+        sides = image_size.flip(1).repeat(1, 2)[:, None]
     # multiplied before divided: exact for whole pixels, where a rounded ratio could push ceil one cell too far
-    x1, x2 = (boxes[..., 0] * w / width).floor(), (boxes[..., 2] * w / width).ceil()
-    y1, y2 = (boxes[..., 1] * h / height).floor(), (boxes[..., 3] * h / height).ceil()
-    rectangle = torch.stack([x1, y1, x2, y2], -1)
-    iy = torch.arange(h, device=boxes.device, dtype=boxes.dtype)
-    ix = torch.arange(w, device=boxes.device, dtype=boxes.dtype)
-    in_rows = (iy >= y1[..., None]) & (iy <= y2[..., None]) & rows[..., None]
-    in_columns = (ix >= x1[..., None]) & (ix <= x2[..., None])
-    return rectangle, in_rows.to(boxes.dtype), in_columns.to(boxes.dtype)
+    edges = boxes * constant((w, h, w, h), boxes.dtype, boxes.device) / sides
+    rectangle = torch.cat([edges[..., :2].floor(), edges[..., 2:].ceil()], -1)
+    x1, y1, x2, y2 = rectangle.split(1, -1)
+    iy, ix = (constant(tuple(range(n)), boxes.dtype, boxes.device) for n in size)
+    return BoxCells(rectangle, (iy >= y1) & (iy <= y2), ((ix >= x1) & (ix <= x2)).to(boxes.dtype))
 
 
 def box_levels(boxes: Tensor, levels: int, base: float) -> Tensor:
@@ -131,14 +142,20 @@ def cell_size(stride: int, finest: tuple[int, int], finest_stride: int, image_si
     return tuple(stride * side / (n * finest_stride) for side, n in zip(image_size, finest, strict=True))  # type: ignore[return-value]
 
 
-def excluded_cells(batch: Batch, size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Cells in an ignore region, or whose center is outside the image: (B, h, w) bool."""
+def excluded_cells(
+    batch: Batch, size: tuple[int, int], image_size: tuple[int, int], cells: BoxCells | None = None
+) -> Tensor:
+    """Cells in an ignore region, or whose center is outside the image: (B, h, w) bool; `cells` of the boxes, if at hand."""
     targets, content = batch.targets, batch.content
-    _, in_rows, in_columns = box_cells(targets.boxes, targets.ignore, size, image_size)
+    rectangle, in_rows, in_columns = box_cells(targets.boxes, size, image_size) if cells is None else cells
+    in_rows = (in_rows & targets.ignore[..., None]).to(rectangle.dtype)
     ignored = torch.bmm(in_rows.transpose(1, 2), in_columns) > 0
-    h, w = size
-    y = (torch.arange(h, device=content.device) + 0.5) * (image_size[0] / h)
-    x = (torch.arange(w, device=content.device) + 0.5) * (image_size[1] / w)
+    y, x = (_centers(n, side / n, content) for n, side in zip(size, image_size, strict=True))
     rows = (y >= content[:, 1:2]) & (y < content[:, 3:4])
     columns = (x >= content[:, 0:1]) & (x < content[:, 2:3])
     return ignored | ~(rows[:, :, None] & columns[:, None, :])
+
+
+def _centers(cells: int, side: float, like: Tensor) -> Tensor:
+    """Of so many cells in a row, px."""
+    return constant(tuple((i + 0.5) * side for i in range(cells)), like.dtype, like.device)

@@ -19,9 +19,10 @@ from yoloxkd.kd.base import Distiller, KDConfig, Step
 from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.attention import channel_attention, spatial_attention
 from yoloxkd.kd.functional.fused import differences, pooled, shifted_error
-from yoloxkd.kd.functional.masks import box_cells, box_parts, excluded_cells
+from yoloxkd.kd.functional.masks import BoxCells, box_cells, box_parts, excluded_cells
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
 from yoloxkd.kd.pairing import LevelPair, Pairing
+from yoloxkd.ops.constants import constant
 from yoloxkd.types import DetectorOutput, Loss, Losses, LossName, Tap
 
 ImageSize = tuple[int, int] | Tensor
@@ -57,12 +58,17 @@ def fgd_masks(
     A box covers the cells floor(x1 w/W) to ceil(x2 w/W), both included, and weighs them 1 over the cells it would cover
     on an unbounded map; the largest weight (smallest box) wins. Background cells weigh 1 over their number.
     """
-    rectangle, in_rows, in_columns = box_cells(boxes, rows, size, image_size)
-    x1, y1, x2, y2 = rectangle.unbind(-1)
-    weight = 1.0 / ((x2 + 1 - x1) * (y2 + 1 - y1)).clamp_min(1.0)
-    weighted = in_rows * weight[..., None]
-    foreground = weighted.new_zeros(boxes.shape[0], *size)
-    for part in box_parts(boxes.shape[1], foreground.numel(), foreground.device):
+    return _focal_masks(box_cells(boxes, size, image_size), rows, excluded)
+
+
+def _focal_masks(cells: BoxCells, rows: Tensor, excluded: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`fgd_masks` of boxes whose cells are known."""
+    rectangle, in_rows, in_columns = cells
+    weight = 1.0 / (rectangle[..., 2:] - rectangle[..., :2] + 1).prod(-1).clamp_min(1.0)
+    weighted = (in_rows & rows[..., None]) * weight[..., None]
+    images, boxes, size = len(rows), rows.shape[1], (in_rows.shape[2], in_columns.shape[2])
+    foreground = weighted.new_zeros(images, *size)
+    for part in box_parts(boxes, foreground.numel(), foreground.device):
         foreground = torch.maximum(foreground, (weighted[:, part, :, None] * in_columns[:, part, None, :]).amax(1))
     background = (foreground == 0).to(foreground.dtype)
     if excluded is not None:
@@ -98,21 +104,21 @@ def fgd_focal_terms(
     difference = differences(student_map, teacher_map, a_teacher)
     error = difference.error
     foreground, background = foreground.flatten(1).to(error.dtype), background.flatten(1).to(error.dtype)
-    attention = error.new_zeros(())
+    distances = []
     if p_teacher is not None:
-        attention = attention + (p_teacher - spatial_attention(difference.cells, tau)).abs().sum()
+        distances.append((p_teacher - spatial_attention(difference.cells, tau)).abs().sum())
         error = error * p_teacher
     if channel:
-        attention = attention + (a_teacher - channel_attention(difference.channels, tau)).abs().sum()
-    terms = {
-        "fg": (foreground * error).sum() / images,
-        "bg": (background * error).sum() / images,
-        "attention": attention / images,
+        distances.append((a_teacher - channel_attention(difference.channels, tau)).abs().sum())
+    sums = {
+        "fg": (foreground * error).sum(),
+        "bg": (background * error).sum(),
+        "attention": sum(distances[1:], distances[0]) if distances else error.new_zeros(()),
     }
     if context is not None:
         shift = (context[0](student) - context[1](teacher.detach())).flatten(1)
-        terms["global"] = difference.shifted(shift, student_map.shape[2]) / images
-    return terms
+        sums["global"] = difference.shifted(shift, student_map.shape[2])
+    return dict(zip(sums, (torch.stack(list(sums.values())) / images).unbind(), strict=True))
 
 
 def _attention(teacher_map: Tensor, tau: float, spatial: bool, channel: bool) -> tuple[Tensor, Tensor | None]:
@@ -213,13 +219,14 @@ class FGD(Distiller):
                 self.teacher_blocks[f"s{level.stride}"] = block(channels)
 
     def compare(self, step: Step[DetectorOutput]) -> Losses:
+        if not self.terms:
+            return {}
         share = self._area_ratio(step.student.image_size)
-        out: Losses = {}
-        for level in self.pairing.levels:
-            terms = self._level(step, level)
-            for term, weight in self.weights.items():
-                out[LossName(self.name, term, level.stride)] = Loss(terms[term] * (weight / share))
-        return out
+        terms = [self._level(step, level) for level in self.pairing.levels]
+        values = torch.stack([of_level[term] for of_level in terms for term in self.weights])
+        weights = tuple(weight / share for weight in self.weights.values()) * len(terms)
+        values = values * constant(weights, values.dtype, values.device)
+        return {term: Loss(value) for term, value in zip(self.terms, values.unbind(), strict=True)}
 
     def maps(self, step: Step[DetectorOutput]) -> dict[str, Tensor]:
         """Foreground and background weights, and the teacher's spatial attention."""
@@ -261,7 +268,8 @@ class FGD(Distiller):
     def _masks(self, step: Step[DetectorOutput], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Foreground and background weights (B, h, w) of a map of the teacher's."""
         targets, image_size = step.batch.targets, step.teacher.image_size
-        return fgd_masks(targets.boxes, targets.mask, size, image_size, excluded_cells(step.batch, size, image_size))
+        cells = box_cells(targets.boxes, size, image_size)
+        return _focal_masks(cells, targets.mask, excluded_cells(step.batch, size, image_size, cells))
 
     def _area_ratio(self, image_size: tuple[int, int]) -> float:
         """Current over nominal input area, the divisor of the authors' YOLOX branch; 1 when it is not asked for."""

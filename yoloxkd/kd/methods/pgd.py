@@ -5,10 +5,10 @@ Where the paper and its published code differ, `docs/method-notes.md` says which
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from yoloxkd.errors import UserError
@@ -18,6 +18,7 @@ from yoloxkd.kd.defaults import published
 from yoloxkd.kd.functional.attention import spatial_attention
 from yoloxkd.kd.functional.fused import local_error_and_attention, local_error_attention_and_strength
 from yoloxkd.kd.functional.importance import (
+    BY_BEST,
     COVARIANCE_EPS,
     Order,
     Predictions,
@@ -31,6 +32,9 @@ from yoloxkd.kd.neck import TAPS, Branch
 from yoloxkd.kd.pairing import LevelPair, Pairing
 from yoloxkd.ops.points import within_content
 from yoloxkd.types import DenseOutput, Grid, Loss, Losses, LossName
+
+MIN_DEVIATION = 0.1
+"""Of the root mean square deviation of a map's channels."""
 
 
 class PGDConfig(KDConfig):
@@ -59,11 +63,34 @@ class PGDConfig(KDConfig):
     order: Order = Field("paper", description="paper: best inside a box; release: best anywhere, then cut to the box")
     level_weights: list[float] = published("pgd", "level_weights", description="of neck and cls features, finest first")
     covariance_eps: float = Field(COVARIANCE_EPS, ge=0, description="px², keeps the Gaussian of few locations finite")
+    k_share: float | None = Field(
+        None, gt=0, le=1, description="k is at most this share of the locations inside an object's box, and at least 1"
+    )
+    normalize: Literal["level", "image"] = Field(
+        "level",
+        description="foreground and background are means over the cells of a level, or of an image's levels together",
+    )
+    channel_scale: Literal["none", "std"] = Field(
+        "none", description="std: both maps are divided by the teacher's standard deviation of each channel of an image"
+    )
+    statistics: Literal["running", "batch"] = Field(
+        "running",
+        description="of the batch norms behind the teacher's maps; batch: those of the batch, as the student's",
+    )
 
     @field_validator("foreground", mode="before")
     @classmethod
     def _both_spellings(cls, value: object) -> object:
         return "centre" if value == "center" else value
+
+    @model_validator(mode="after")
+    def _a_share_of_something(self) -> Self:
+        if self.k_share is not None and self.foreground not in BY_BEST:
+            raise ValueError(
+                f"k_share limits how many of the best locations are taken, and foreground {self.foreground} takes them all: "
+                f"set foreground to {', '.join(BY_BEST[:-1])} or {BY_BEST[-1]}, or leave k_share out"
+            )
+        return self
 
 
 @without_autocast
@@ -112,6 +139,30 @@ def _cells(x: Tensor) -> Tensor:
     return full_precision(x).flatten(2).transpose(1, 2).contiguous()
 
 
+def image_shares(weights: list[Tensor]) -> list[Tensor]:
+    """Weights (B, h, w) of an image's levels times the part that each level has of their non-zero cells together.
+
+    Divided by the number of the level's own, they are divided by that of all levels.
+    """
+    cells = torch.stack([(weight.flatten(1) != 0).sum(1) for weight in weights])
+    shares = cells.double() / cells.sum(0).clamp_min(1)
+    return [weight * share[:, None, None] for weight, share in zip(weights, shares, strict=True)]
+
+
+@without_autocast
+def scaled_channels(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps (B, C, h, w) over the teacher's standard deviation of each channel over the cells of an image.
+
+    A deviation is at least `MIN_DEVIATION` times the root mean square of the image's channels: one that hardly varies would
+    be raised without a bound.
+    """
+    student, teacher = full_precision(student), full_precision(teacher.detach())
+    deviation = teacher.std((2, 3), correction=0, keepdim=True)
+    least = MIN_DEVIATION * deviation.square().mean(1, keepdim=True).sqrt()
+    deviation = torch.where(least > 0, deviation.maximum(least), 1.0)  # 1: a map without any variation stays as it is
+    return student / deviation, teacher / deviation
+
+
 def _shared(weight: Tensor, like: Tensor) -> Tensor:
     """(B, h, w) divided by the number of its non-zero cells, image by image: (B, h w). PGD eq. (4)."""
     flat = weight.flatten(1)
@@ -141,6 +192,7 @@ class PGD(Distiller):
         self.branches: tuple[Branch, ...] = tuple(dict.fromkeys(cfg.branches))
         taps = [TAPS[branch] for branch in self.branches]
         self.needs = frozenset(taps)
+        self.batch_statistics = cfg.statistics == "batch"
         if len(cfg.level_weights) < len(pairing.levels):
             raise UserError(
                 f"kd.level_weights has {len(cfg.level_weights)} numbers for {len(pairing.levels)} paired levels; "
@@ -165,6 +217,9 @@ class PGD(Distiller):
 
     def compare(self, step: Step[DenseOutput]) -> Losses:
         weights, background = self.regions(step)
+        if self.cfg.normalize == "image":
+            weights = {branch: image_shares(maps) for branch, maps in weights.items()}
+            background = image_shares(background)
         out: Losses = {}
         for i, level in enumerate(self.pairing.levels):
             for branch in self.branches:
@@ -213,6 +268,7 @@ class PGD(Distiller):
             targets.mask & self.taught.to(targets.labels.device)[targets.labels],
             xi=values,
             k=cfg.k,
+            k_share=cfg.k_share,
             strategy=cfg.foreground,
             order=cfg.order,
             eps=cfg.covariance_eps,
@@ -233,6 +289,8 @@ class PGD(Distiller):
         tap = TAPS[branch]
         student_map, teacher_map = step.maps(tap, level)
         student_map = self.adapters(student_map, teacher_map, tap, level)
+        if self.cfg.channel_scale == "std":
+            student_map, teacher_map = scaled_channels(student_map, teacher_map)
         if branch == "reg":
             return pgd_reg_terms(student_map, teacher_map, weight, self.cfg.tau)
         return pgd_cls_terms(student_map, teacher_map, weight, background, self.cfg.tau)

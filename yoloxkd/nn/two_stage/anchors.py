@@ -22,21 +22,28 @@ def cell_anchors(side: float, ratios: Sequence[float], *, rounded: bool = False)
     Returns:
         (ratios, 4) float64 xyxy px
     """
-    return torch.tensor(_corners(side, ratios, rounded), dtype=torch.float64)
+    return torch.tensor(_corners((side,), ratios, rounded), dtype=torch.float64)
 
 
-def _corners(side: float, ratios: Sequence[float], rounded: bool) -> tuple[tuple[float, ...], ...]:
-    halves = [(side / math.sqrt(ratio) / 2, side * math.sqrt(ratio) / 2) for ratio in ratios]
+def _corners(sides: Sequence[float], ratios: Sequence[float], rounded: bool) -> tuple[tuple[float, ...], ...]:
+    """All sides of the first ratio, then those of the next."""
+    halves = [(side / math.sqrt(ratio) / 2, side * math.sqrt(ratio) / 2) for ratio in ratios for side in sides]
     corners = [(-w, -h, w, h) for w, h in halves]
     return tuple(tuple(float(round(x)) if rounded else x for x in corner) for corner in corners)
 
 
 def grid_anchors(
-    grid: Grid, scale: float, ratios: Sequence[float], dtype: torch.dtype = torch.float32, *, rounded: bool = False
+    grid: Grid,
+    scale: float,
+    ratios: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    *,
+    rounded: bool = False,
+    sides: Sequence[float] = (),
 ) -> Tensor:
-    """Anchors of side `scale` strides at every cell of a grid with one prediction for each ratio: (A, 4) px."""
+    """Anchors at every cell of a grid, one a prediction: (A, 4) px. Their side is `scale` strides, or each of `sides` px."""
     shapes = []
     for (h, w), stride in zip(grid.sizes, grid.strides, strict=True):
-        corners = constant(_corners(scale * stride, ratios, rounded), dtype, grid.points.device)
+        corners = constant(_corners(sides or (scale * stride,), ratios, rounded), dtype, grid.points.device)
         shapes.append(corners.repeat(h * w, 1))
     return grid.points.to(dtype).repeat(1, 2) + torch.cat(shapes)

@@ -11,14 +11,21 @@ from torch import Tensor
 
 from yoloxkd.nn.detector import BoxCode, DetectorSpec
 from yoloxkd.nn.necks.pooled_fpn import PooledFPN, with_pooled
-from yoloxkd.nn.pyramid import PyramidConfig, build_backbone, start_backbone
+from yoloxkd.nn.pyramid import PyramidConfig, build_backbone, build_coarse_backbone, start_backbone
 from yoloxkd.nn.two_stage.box_head import HeadForm, StageRule
 from yoloxkd.nn.two_stage.proposals import ProposalRule, propose
 from yoloxkd.nn.two_stage.roi_detector import RoIDetector, RoIMatch
 from yoloxkd.nn.two_stage.roi_head import STRIDES, Pooling, RoIHead, best_pairs
 from yoloxkd.nn.two_stage.rpn import RPN, RPNRule, areas, assign_anchors, rpn_losses
+from yoloxkd.nn.two_stage.rpn import STRIDES as RPN_STRIDES
 from yoloxkd.nn.two_stage.sampling import Stream, random_keys
 from yoloxkd.types import Draw, Losses, RoIOutput, RoIStage, Tap, Targets
+
+COARSE = (32,)
+COARSE_LEVELS = (32, 32, 64)
+COARSE_ANCHORS = (32.0, 64.0, 128.0, 256.0, 512.0)
+"""Strides of the maps that regions are read from, and of those that proposals come from, and px of the sides of a cell's
+anchors, where `coarse` is set (torchvision's fasterrcnn_mobilenet_v3_large_fpn)."""
 
 
 class FasterRCNNConfig(PyramidConfig):
@@ -36,6 +43,10 @@ class FasterRCNNConfig(PyramidConfig):
     roi_sampling: int = Field(0, ge=0, description="RoIAlign: points a cell and direction; 0: as many as it has pixels")
     roi_aligned: bool = Field(True, description="RoIAlign: shift by half a pixel; false: torchvision's detectors")
     rounded_anchors: bool = Field(False, description="anchors of whole px: torchvision's detectors")
+    proposal_score: float = Field(0.0, ge=0, lt=1, description="proposals of a smaller one are left out")
+    coarse: bool = Field(
+        False, description="on a MobileNetV3: two maps of stride 32, 15 anchors a cell, as torchvision's detectors"
+    )
     rpn_convs: int = Field(1, ge=1, le=64, description="3x3 convolutions of the proposal network")
     box_convs: int = Field(0, ge=0, le=64, description="3x3 convolutions of the second stage")
     box_layers: int = Field(2, ge=1, le=64, description="its fully connected layers")
@@ -54,7 +65,8 @@ class FasterRCNN(RoIDetector):
     """Faster R-CNN on any timm backbone.
 
     `features` of the output are the pyramid's maps of strides 4 to 32; a fifth, of stride 64, is taken from the last by
-    skipping cells, and serves proposals alone. In training mode the output has no `stages`: only sampled regions go
+    skipping cells, and serves proposals alone. With `coarse` the pyramid has two maps of stride 32, and `features` is the
+    first, the only one that regions are read from; the second serves proposals alone too. In training mode the output has no `stages`: only sampled regions go
     through the heads then, in `losses`.
     """
 
@@ -66,16 +78,23 @@ class FasterRCNN(RoIDetector):
 
     def __init__(self, cfg: FasterRCNNConfig, names: Sequence[str]) -> None:
         super().__init__(cfg, names)
-        self.backbone = build_backbone(cfg, STRIDES)
+        self.strides = COARSE if cfg.coarse else STRIDES
+        self.backbone = build_coarse_backbone(cfg) if cfg.coarse else build_backbone(cfg, STRIDES)
         self.neck = PooledFPN(self.backbone.channels, cfg.channels, norm=cfg.head_norm)
-        self.rpn_head = RPN(cfg.channels, rounded=cfg.rounded_anchors, convs=cfg.rpn_convs)
+        self.rpn_head = RPN(
+            cfg.channels,
+            strides=COARSE_LEVELS if cfg.coarse else RPN_STRIDES,
+            sides=COARSE_ANCHORS if cfg.coarse else (),
+            rounded=cfg.rounded_anchors,
+            convs=cfg.rpn_convs,
+        )
         self.roi_head = self.build_roi_head(len(names))
         self.spec = DetectorSpec(
             names=tuple(names),
-            strides=STRIDES,
+            strides=self.strides,
             channels={
-                Tap.BACKBONE: dict(zip(STRIDES, self.backbone.channels, strict=True)),
-                Tap.NECK: dict.fromkeys(STRIDES, cfg.channels),
+                Tap.BACKBONE: dict(zip(self.strides, self.backbone.channels, strict=not cfg.coarse)),
+                Tap.NECK: dict.fromkeys(self.strides, cfg.channels),
             },
             box_code=BoxCode("anchors"),
             input=cfg.convention(),
@@ -85,7 +104,14 @@ class FasterRCNN(RoIDetector):
     def build_roi_head(self, classes: int) -> RoIHead:
         """The second stage."""
         cfg = self.cfg
-        return RoIHead(cfg.channels, classes, self.stage_rules(), form=cfg.head_form(), pooling=cfg.pooling())
+        return RoIHead(
+            cfg.channels,
+            classes,
+            self.stage_rules(),
+            form=cfg.head_form(),
+            pooling=cfg.pooling(),
+            strides=self.strides,
+        )
 
     def stage_rules(self) -> tuple[StageRule, ...]:
         """How each stage trains."""
@@ -94,6 +120,15 @@ class FasterRCNN(RoIDetector):
     def rpn_rule(self) -> RPNRule:
         """How the proposal network trains."""
         return RPNRule(samples=self.cfg.anchor_samples)
+
+    def stage_lines(self) -> dict[str, str]:
+        cfg, rpn = self.cfg, self.rpn_head
+        line = (
+            f"{rpn.anchors} anchors a cell at strides {', '.join(map(str, rpn.strides))}; the best {cfg.test_anchors} of a "
+            f"level, {cfg.test_proposals} of an image (in training {cfg.train_anchors}, {cfg.train_proposals}), NMS at IoU "
+            f"{cfg.proposal_iou:g}"
+        )
+        return {"proposals": line} | self.roi_head.stage_lines()
 
     def pretrain(self) -> str | None:
         """Start the backbone from published weights. One that starts untrained trains whole: nothing of it is frozen."""
@@ -104,9 +139,11 @@ class FasterRCNN(RoIDetector):
         height, width = x.shape[-2:]
         self.check_size(height, width)
         backbone = tuple(self.backbone(x))
-        features = self.neck(backbone)
-        rpn = self.rpn_head(with_pooled(features), (height, width))
-        rpn.backbone_features, rpn.features = backbone, features
+        pyramid = self.neck(backbone)
+        rpn = self.rpn_head(with_pooled(pyramid), (height, width))
+        shared = len(self.strides)
+        features = pyramid[:shared]
+        rpn.backbone_features, rpn.features = backbone[:shared], features
         proposals, _, valid = propose(rpn, self.proposal_rule())
         stages = () if self.training else self.roi_head.stages(features, proposals)
         return RoIOutput(rpn, proposals, valid, stages)
@@ -115,8 +152,8 @@ class FasterRCNN(RoIDetector):
         """How proposals are chosen, in training or at test."""
         cfg = self.cfg
         if self.training:
-            return ProposalRule(cfg.train_anchors, cfg.train_proposals, cfg.proposal_iou)
-        return ProposalRule(cfg.test_anchors, cfg.test_proposals, cfg.proposal_iou)
+            return ProposalRule(cfg.train_anchors, cfg.train_proposals, cfg.proposal_iou, score=cfg.proposal_score)
+        return ProposalRule(cfg.test_anchors, cfg.test_proposals, cfg.proposal_iou, score=cfg.proposal_score)
 
     def roi(self, features: tuple[Tensor, ...], boxes: Tensor, stage: int = 0) -> RoIStage:
         return self.roi_head.roi(features, boxes, stage)

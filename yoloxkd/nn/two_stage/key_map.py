@@ -11,6 +11,7 @@ from torch import Tensor
 
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
+from yoloxkd.nn.backbones.timm_backbone import create
 from yoloxkd.nn.weights.load import rows
 from yoloxkd.nn.weights.mmdet_weights import (
     MOBILE_LAST,
@@ -31,8 +32,12 @@ NOT_COCO = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = 90
 EXACT_NORMS = ("258fb6c6", "bf2d0c1e")
 """Beginnings of the digests of torchvision's published first versions, whose batch norms add nothing to their variances."""
-RPN_ANCHORS = 3
-LEVELS = 4
+COUNTER = ".num_batches_tracked"
+COARSE, COARSE_LAST = "mobilenetv3_large_100", "blocks.6.0.conv.weight"
+SMALL_INPUT = "907ea3f9"
+"""Beginning of the digest of torchvision's published MobileNetV3 detector for images of 320 px."""
+RPN_ANCHORS = {4: 3, 2: 15}
+"""Levels with convolutions -> anchors of a cell: of the pyramid, and of `coarse`."""
 
 _CLASSES, _BOXES = "roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.bbox_pred.weight"
 _BLOCK = ("conv", "bn")
@@ -58,7 +63,7 @@ _TORCHVISION_BLOCKS = (
 
 
 def torchvision_two_stage(raw: Mapping[str, Any], digest: str = "") -> DenseState | None:
-    """Recognize a Faster or Mask R-CNN of torchvision on a ResNet, bare or wrapped ({"model": ...}); None: it is none.
+    """Recognize a Faster or Mask R-CNN of torchvision on a ResNet or MobileNetV3, bare or wrapped ({"model": ...}); None: it is none.
 
     The background class, the first there, comes last here. COCO's files have a row for each of the numbers 0 to 90; those
     of the 80 categories are kept. digest: the file's SHA-256.
@@ -71,7 +76,8 @@ def torchvision_two_stage(raw: Mapping[str, Any], digest: str = "") -> DenseStat
         return None
     classes = rows(state, _CLASSES) - 1
     used = [i for i in range(1, classes + 1) if classes != COCO_IDS or i not in NOT_COCO]
-    out = {torchvision_key(key): value for key, value in state.items()}
+    body = _mobilenet_names(state)
+    out = {body.get(key) or torchvision_key(key): value for key, value in state.items()}
     for key, value in out.items():
         if key.startswith("roi_head.bbox_head.0.fc_cls."):
             out[key] = value[[*used, 0]]
@@ -83,8 +89,26 @@ def torchvision_two_stage(raw: Mapping[str, Any], digest: str = "") -> DenseStat
     for key in [
         key for key in out if key.endswith(".running_mean")
     ]:  # a frozen batch norm of torchvision counts nothing
-        out.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+        out.setdefault(key.replace(".running_mean", COUNTER), torch.tensor(0))
     return DenseState(_torchvision_section(out, digest), out, len(used), None)
+
+
+def _mobilenet_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """torchvision's names of the tensors of a MobileNetV3-Large -> timm's, which has the same ones in the same order.
+
+    Empty: the backbone is another.
+    """
+    prefix = "backbone.body."
+    theirs = [key for key in state if key.startswith(prefix)]
+    if f"{prefix}16.0.weight" not in state:
+        return {}
+    with torch.device("meta"):
+        tensors = create(COARSE).state_dict()
+    counted = any(key.endswith(COUNTER) for key in theirs)
+    names = [key for key in tensors if counted or not key.endswith(COUNTER)]
+    if [tensors[key].shape for key in names] != [state[key].shape for key in theirs]:
+        raise UserError("the checkpoint has a backbone other than ResNet and MobileNetV3-Large, which is not supported")
+    return {key: prefix + name for key, name in zip(theirs, names, strict=True)}
 
 
 def torchvision_key(key: str) -> str:
@@ -114,12 +138,21 @@ def _torchvision_section(state: dict[str, Tensor], digest: str) -> dict[str, Any
             state[f"rpn_head.rpn_conv.{leaf}"] = state.pop(f"rpn_head.rpn_conv.0.conv.{leaf}")
     section = {
         "name": f"{'mask' if masks else 'faster'}-rcnn-r50@torchvision{'-v2' if second else ''}",
-        "backbone": backbone_name({key.replace("backbone.body.", "backbone."): value for key, value in state.items()}),
         "channels": rows(state, "neck.lateral_convs.0.conv.weight"),
         "rpn_convs": convs,
         "head_norm": second,
         **_head_keys(state),
     }
+    if f"backbone.body.{COARSE_LAST}" in state:
+        if masks:
+            raise UserError(
+                "the checkpoint is a Mask R-CNN on MobileNetV3, which is not supported; use one on a ResNet, or a Faster R-CNN"
+            )
+        small = "-320" if digest.startswith(SMALL_INPUT) else ""
+        return section | {"name": f"faster-rcnn-mobilenetv3@torchvision{small}"}
+    section["backbone"] = backbone_name(
+        {key.replace("backbone.body.", "backbone."): value for key, value in state.items()}
+    )
     if not second:
         section["norm_eps"] = 0.0 if digest.startswith(EXACT_NORMS) else None
     return section
@@ -191,10 +224,10 @@ def _check_shape(state: Mapping[str, Tensor]) -> None:
     """UserError: parts that are not supported here."""
     levels = _count(state, r"neck\.fpn_convs\.\d+\.conv\.weight")
     anchors = rows(state, "rpn_head.rpn_cls.weight")
-    if levels != LEVELS or anchors != RPN_ANCHORS:
+    if RPN_ANCHORS.get(levels) != anchors or (levels == 2) != (f"backbone.body.{COARSE_LAST}" in state):
         raise UserError(
             f"the checkpoint's R-CNN has {levels} levels with convolutions and {anchors} anchors a cell, which is not supported; "
-            f"use one on strides 4, 8, 16 and 32 with {RPN_ANCHORS} anchors"
+            f"use one on strides 4, 8, 16 and 32 with {RPN_ANCHORS[4]} anchors, or torchvision's on MobileNetV3"
         )
 
 

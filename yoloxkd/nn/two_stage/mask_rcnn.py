@@ -51,6 +51,7 @@ class MaskDetector(FasterRCNN):
             self.stage_rules(),
             form=cfg.head_form(),
             pooling=cfg.pooling(),
+            strides=self.strides,
             mask_hidden=cfg.mask_hidden,
             mask_convs=cfg.mask_convs,
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from yoloxkd.nn.assigners.match import Match
 from yoloxkd.nn.two_stage.box_head import HeadForm, StageRule, class_of
 from yoloxkd.nn.two_stage.mask_head import MaskHead, class_channel, mask_loss, sampled_targets
-from yoloxkd.nn.two_stage.roi_head import Maps, Pooling, RoIHead
+from yoloxkd.nn.two_stage.roi_head import STRIDES, Maps, Pooling, RoIHead, millions
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Loss, Losses, Targets, task_losses
 
@@ -32,14 +32,24 @@ class MaskRoIHead(RoIHead):
         *,
         form: HeadForm = HeadForm(),
         pooling: Pooling = Pooling(),
+        strides: Sequence[int] = STRIDES,
         mask_hidden: int = 256,
         mask_convs: int = 4,
     ) -> None:
-        super().__init__(channels, classes, rules, form=form, pooling=pooling)
+        super().__init__(channels, classes, rules, form=form, pooling=pooling, strides=strides)
         self.mask_pooling = Pooling(MASK_SIZE, pooling.sampling, pooling.aligned)
         self.mask_head = nn.ModuleList(
             MaskHead(channels, classes, hidden=mask_hidden, convs=mask_convs, norm=form.norm) for _ in rules
         )
+
+    def stage_lines(self) -> dict[str, str]:
+        size = self.mask_pooling.size
+        lines = {
+            f"{self.stage_name(number)}/mask": f"{size} x {size} cells of a region -> {2 * size} x {2 * size} of a mask of "
+            f"every class; {millions(head)}; positives train"
+            for number, head in enumerate(self.mask_head)
+        }
+        return super().stage_lines() | lines
 
     def mask_logits(self, maps: Maps, boxes: Tensor, stage: int = 0) -> Tensor:
         """What a stage's mask head says of regions (B, P, 4) px: (B, P, K, s, s)."""

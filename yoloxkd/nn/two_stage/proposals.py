@@ -22,12 +22,14 @@ class ProposalRule:
     most       proposals of an image, after it
     iou        overlap above which the worse of two boxes of a level falls
     min_size   px; a box with a smaller side falls
+    score      a box with a smaller one falls
     """
 
     per_level: int = 1000
     most: int = 1000
     iou: float = 0.7
     min_size: float = 0.0
+    score: float = 0.0
 
 
 @torch.no_grad()
@@ -57,6 +59,8 @@ def propose(rpn: DenseOutput, rule: ProposalRule, areas: Tensor | None = None) -
         level_of.append(boxes.new_full((best.values.shape[1],), level))
     score = torch.cat(scores, 1).sigmoid()
     box = clip(boxes.gather(1, torch.cat(index, 1).unsqueeze(-1).expand(-1, -1, 4)), areas)
+    if rule.score > 0:
+        score = score.masked_fill(score < rule.score, -1)
     if rule.min_size > 0:
         score = score.masked_fill(((box[..., 2:] - box[..., :2]) < rule.min_size).any(-1), -1)
     plane = torch.cat(level_of)[:, None] * (2.0 * max(height, width))

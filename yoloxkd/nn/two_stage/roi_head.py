@@ -96,10 +96,15 @@ def best_pairs(boxes: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor
     return best_boxes, by_class.scatter(2, label, best.values.unsqueeze(-1))
 
 
+def millions(module: nn.Module) -> str:
+    """How many parameters a module has."""
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters"
+
+
 class RoIHead(nn.Module):
     """Box heads, one a stage; each refines the regions of the one before.
 
-    rules: one a stage; form: of the box heads
+    rules: one a stage; form: of the box heads; strides: of the maps that they read
     """
 
     def __init__(
@@ -110,9 +115,10 @@ class RoIHead(nn.Module):
         *,
         form: HeadForm = HeadForm(),
         pooling: Pooling = Pooling(),
+        strides: Sequence[int] = STRIDES,
     ) -> None:
         super().__init__()
-        self.rules, self.pooling = tuple(rules), pooling
+        self.rules, self.pooling, self.strides = tuple(rules), pooling, tuple(strides)
         self.bbox_head = nn.ModuleList(
             BoxHead(channels, pooling.size, form, classes, agnostic=rule.agnostic) for rule in rules
         )
@@ -121,12 +127,22 @@ class RoIHead(nn.Module):
         """What a stage's losses are called: `roi`, or of a cascade's stages `roi1`, `roi2`, ..."""
         return "roi" if len(self.rules) == 1 else f"roi{number + 1}"
 
+    def stage_lines(self) -> dict[str, str]:
+        """What each stage reads and gives: the name of its losses -> a line."""
+        size = self.pooling.size
+        return {
+            self.stage_name(number): f"{size} x {size} cells of a region -> its class, and a box "
+            f"{'for all classes alike' if rule.agnostic else 'of every class'}; {millions(self.bbox_head[number])}; "
+            f"{rule.samples} regions of an image train, positive from IoU {rule.iou:g}"
+            for number, rule in enumerate(self.rules)
+        }
+
     def pooled(self, maps: Maps, boxes: Tensor, pooling: Pooling) -> Tensor:
         """(B, P, C, s, s) features of regions (B, P, 4) px."""
-        return roi_features(maps, STRIDES, boxes, pooling.size, sampling=pooling.sampling, aligned=pooling.aligned)
+        return roi_features(maps, self.strides, boxes, pooling.size, sampling=pooling.sampling, aligned=pooling.aligned)
 
     def roi(self, maps: Maps, boxes: Tensor, stage: int = 0) -> RoIStage:
-        """What a stage says of regions (B, P, 4) px on maps of strides 4 to 32."""
+        """What a stage says of regions (B, P, 4) px on maps of these strides."""
         pooled = self.pooled(maps, boxes, self.pooling)
         logits, code = self.bbox_head[stage](pooled)
         raw, regions = full_precision(code), full_precision(boxes)
@@ -139,11 +155,17 @@ class RoIHead(nn.Module):
 
     def stages(self, maps: Maps, proposals: Tensor) -> tuple[RoIStage, ...]:
         """All stages, one after the other, on an image's proposals (B, P, 4) px."""
-        areas = input_areas(maps)
+        areas = self.input_areas(maps)
         out = [self.roi(maps, proposals, 0)]
         for number in range(1, len(self.rules)):
             out.append(self.roi(maps, self.refined(out[-1], areas), number))
         return tuple(out)
+
+    def input_areas(self, maps: Maps) -> Tensor:
+        """(B, 2) width and height px of the input that the maps come from."""
+        images, _, h, w = maps[0].shape
+        size = constant(((w * self.strides[0], h * self.strides[0]),), torch.float32, maps[0].device)
+        return size.expand(images, 2)
 
     def scores(self, stages: Sequence[RoIStage]) -> Tensor:
         """(B, P, K) the softmax of the stages' mean logits, without the background."""
@@ -186,10 +208,3 @@ class RoIHead(nn.Module):
                 cls, box = stage_losses(output.cls_logits, output.box_raw, output.regions, targets, match, rule)
             terms |= {f"{name}/cls": cls, f"{name}/box": box}
         return task_losses(**terms)
-
-
-def input_areas(maps: Maps) -> Tensor:
-    """(B, 2) width and height px of the input that maps of strides 4, ... come from."""
-    images, _, h, w = maps[0].shape
-    size = constant(((w * STRIDES[0], h * STRIDES[0]),), torch.float32, maps[0].device)
-    return size.expand(images, 2)

@@ -47,6 +47,7 @@ class RPN(nn.Module):
     """One or more 3x3 convolutions, and the two 1x1 predictors, shared by all levels; attributes as mmdetection's keys.
 
     scale    side of an anchor in strides; ratios: height over width of a cell's anchors
+    strides  of the levels; sides: px, of a cell's anchors at every level instead of the scale, each with every ratio
     rounded  anchors have whole px (torchvision)
     convs    3x3 convolutions; one of them is `rpn_conv` itself
     """
@@ -57,36 +58,42 @@ class RPN(nn.Module):
         scale: float = 8.0,
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         *,
+        strides: Sequence[int] = STRIDES,
+        sides: Sequence[float] = (),
         rounded: bool = False,
         convs: int = 1,
     ) -> None:
         super().__init__()
         self.scale, self.ratios, self.rounded = scale, tuple(ratios), rounded
+        self.strides, self.sides = tuple(strides), tuple(sides)
+        self.anchors = len(self.ratios) * max(1, len(self.sides))
         several = nn.Sequential(*conv_blocks(channels, channels, convs))
         self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1) if convs == 1 else several
-        self.rpn_cls = nn.Conv2d(channels, len(self.ratios), 1)
-        self.rpn_reg = nn.Conv2d(channels, 4 * len(self.ratios), 1)
+        self.rpn_cls = nn.Conv2d(channels, self.anchors, 1)
+        self.rpn_reg = nn.Conv2d(channels, 4 * self.anchors, 1)
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
                 nn.init.normal_(conv.weight, std=0.01)
                 nn.init.zeros_(conv.get_parameter("bias"))
 
     def forward(self, maps: Sequence[Tensor], image_size: tuple[int, int]) -> DenseOutput:
-        """Maps L x (B, C, h, w) of strides 4 to 64 of an input of image_size (H, W) px."""
+        """Maps L x (B, C, h, w) of these strides of an input of image_size (H, W) px."""
         hidden = [F.relu(self.rpn_conv(x)) for x in maps]
         logits, deltas = [self.rpn_cls(x) for x in hidden], [self.rpn_reg(x) for x in hidden]
         return self.output(logits, deltas, image_size)
 
     def output(self, logits: Sequence[Tensor], deltas: Sequence[Tensor], image_size: tuple[int, int]) -> DenseOutput:
-        """Predictions L x (B, 3, h, w) and L x (B, 12, h, w) as an output without maps; its boxes have no gradient."""
+        """Predictions L x (B, n, h, w) and L x (B, 4 n, h, w), n anchors a cell, as an output without maps; its boxes have no gradient."""
         sizes = [(m.shape[2], m.shape[3]) for m in logits]
-        grid = grid_of(sizes, STRIDES, logits[0].device, 0.0, len(self.ratios))
-        raw = flat(deltas, len(self.ratios))
+        grid = grid_of(sizes, self.strides, logits[0].device, 0.0, self.anchors)
+        raw = flat(deltas, self.anchors)
         with torch.no_grad():
             code = full_precision(raw)
-            grid.anchors = grid_anchors(grid, self.scale, self.ratios, code.dtype, rounded=self.rounded)
+            grid.anchors = grid_anchors(
+                grid, self.scale, self.ratios, code.dtype, rounded=self.rounded, sides=self.sides
+            )
             boxes = decode(grid.anchors, code)
-        return DenseOutput((), (), (), (), flat(logits, len(self.ratios)), raw, boxes, None, grid, image_size)
+        return DenseOutput((), (), (), (), flat(logits, self.anchors), raw, boxes, None, grid, image_size)
 
 
 def assign_anchors(out: DenseOutput, targets: Targets, rule: RPNRule, keys: Tensor | None) -> Match:

@@ -33,7 +33,9 @@ TWO_STAGE = {
 TORCHVISION_TWO_STAGE = {
     ("faster-rcnn-r50", ""): "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
     ("faster-rcnn-r50", "-v2"): "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
+    ("faster-rcnn-mobilenetv3", ""): "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth",
+    ("faster-rcnn-mobilenetv3", "-320"): "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
     ("mask-rcnn-r50", ""): "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
     ("mask-rcnn-r50", "-v2"): "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
 }
-"""(model, version) -> torchvision's file behind MODEL@torchvision or MODEL@torchvision-v2."""
+"""(model, version) -> torchvision's file behind MODEL@torchvision, MODEL@torchvision-v2 or MODEL@torchvision-320."""

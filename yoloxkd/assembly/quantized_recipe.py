@@ -1,0 +1,51 @@
+"""Recipe of a run that trains for int8: the student's own, shorter and gentler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yoloxkd.assembly.models import CheckpointFiles
+from yoloxkd.config.files import cfg_folder
+from yoloxkd.config.load import merge, read_yaml, sections
+from yoloxkd.config.recipe import OptimSection, Recipe
+from yoloxkd.config.renamed import current_keys
+
+OF_ANOTHER_RUN = ("student", "teacher", "kd", "quantize", "schedule")
+"""Sections of the student's recipe that say nothing of the one that follows."""
+
+
+def short_schedule() -> dict[str, Any]:
+    """What `cfg/quantize.yaml` holds: keys of a recipe, and `lr_factor` on the recipe's learning rate."""
+    return read_yaml(cfg_folder() / "quantize.yaml")
+
+
+def recipe_of_student(student: Path, files: CheckpointFiles) -> dict[str, Any]:
+    """The recipe that lies beside a student's checkpoint, for its data, size and augmentation; else its input size alone."""
+    beside = student.parent / "recipe.yaml"
+    if beside.is_file():
+        tree = current_keys(sections(read_yaml(beside), Recipe, "recipe"), note=False)
+        return {key: value for key, value in tree.items() if key not in OF_ANOTHER_RUN}
+    imgsz = files.read(str(student)).imgsz
+    return {} if imgsz is None else {"train": {"imgsz": imgsz}}
+
+
+def with_short_schedule(tree: dict[str, Any]) -> dict[str, Any]:
+    """A recipe tree in the schedule of `cfg/quantize.yaml`; one that is for int8 already stays as it is."""
+    if (tree.get("quantize") or {}).get("kind") == "int8":
+        return tree
+    short = short_schedule()
+    optim = tree.get("optim") or {}
+    rate = optim.get("lr_per_image", OptimSection().lr_per_image) * short.pop("lr_factor")
+    rest = {key: value for key, value in tree.items() if key != "schedule"}
+    val = {key: value for key, value in (tree.get("val") or {}).items() if key != "interval"}
+    return merge(rest, short) | {"optim": optim | {"lr_per_image": rate}, "val": val}
+
+
+def written_shortly(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe tree whose `quantize: int8` is a section."""
+    quantize = tree.get("quantize")
+    if quantize is None or isinstance(quantize, Mapping):
+        return dict(tree)
+    return dict(tree) | {"quantize": {"kind": quantize}}

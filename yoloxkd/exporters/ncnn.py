@@ -1,0 +1,72 @@
+"""NCNN export: the ONNX graph through pnnx, as `x.param`, `x.bin` and `x.metadata.json`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yoloxkd.errors import UserError
+from yoloxkd.exporters.file_description import check_plain, describe_file
+from yoloxkd.exporters.onnx import ExportOptions, described_graph, save_checked
+from yoloxkd.exporters.parity import Int8Recipe, export_checked
+from yoloxkd.file_kinds import parts_of
+from yoloxkd.nn.detector import Detector
+
+if TYPE_CHECKING:
+    from yoloxkd.data.dataset import DetectionData
+
+_COMPLAINTS = re.compile(r"not supported|unsupported|ignore", re.IGNORECASE)
+"""pnnx ends with exit status 0 whatever it left out, and only says so."""
+
+
+def export_ncnn(
+    detector: Detector[Any, Any],
+    path: str | Path,
+    options: ExportOptions,
+    *,
+    data: DetectionData,
+    int8: Int8Recipe | None = None,
+    source_digest: str = "",
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Export as `export_checked` does, to `x.param` and the files beside it, run in ncnn.
+
+    fp16 is a smaller file; what ncnn computes in is its own choice. UserError: int8, free shapes, NMS in the graph, or an
+    operator that pnnx does not translate.
+    """
+    check_plain(detector, options, "ncnn")
+    if options.int8:
+        raise UserError("format ncnn has no int8 here: on x86 it is no faster than float; leave --int8 out")
+    write = partial(_write, detector, options, source_digest)
+    return export_checked(detector, path, options, data=data, source_digest=source_digest, say=say, writers={(): write})
+
+
+def _write(detector: Detector[Any, Any], options: ExportOptions, source_digest: str, path: Path) -> None:
+    graph = described_graph(detector, replace(options, half=False), scaled=options.half)
+    param, weights, note = parts_of(path)
+    with tempfile.TemporaryDirectory(prefix="yoloxkd-ncnn-") as name:
+        folder = Path(name)
+        save_checked(graph, folder / "m.onnx")
+        _run_pnnx(folder, half=options.half)
+        param.write_bytes((folder / "m.ncnn.param").read_bytes())
+        weights.write_bytes((folder / "m.ncnn.bin").read_bytes())
+    note.write_text(describe_file(detector, options, source_digest), encoding="utf-8")
+
+
+def _run_pnnx(folder: Path, *, half: bool) -> None:
+    import pnnx
+
+    command = [str(pnnx.EXEC_PATH), "m.onnx", f"fp16={int(half)}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+    said = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
+    complaints = [line for line in said if _COMPLAINTS.search(line)]
+    made = all((folder / f"m.ncnn.{kind}").is_file() for kind in ("param", "bin"))
+    if done.returncode or complaints or not made:
+        reason = (complaints or said or ["it said nothing"])[-1]
+        raise UserError(f"pnnx cannot translate this model to ncnn: {reason}; --outputs raw has the fewest operators")
