@@ -35,7 +35,7 @@ EXAMPLES = Path(os.path.relpath(Path(__file__).resolve().parent))
 DATA = "shapes-easy"
 TEACHER, RECIPE = EXAMPLES / "teacher.pt", EXAMPLES / "demo.yaml"
 KD = ("--kd", "response")
-PICTURES, CONF = 4, 0.3
+PICTURES, CONF, GAP = 4, 0.4, 6
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -59,9 +59,10 @@ def draw(models: dict[str, Path], output: Path) -> None:
         drawn[name] = [found.plot() for found in Detector(model, "cpu").predict(images, conf=CONF)]
     sheet = []
     for name, row in drawn.items():
-        title = np.full((36, sum(one.shape[1] for one in row), 3), 255, np.uint8)
+        line = np.hstack([np.pad(one, ((0, 0), (0, GAP), (0, 0)), constant_values=255) for one in row])
+        title = np.full((36, line.shape[1], 3), 255, np.uint8)
         cv2.putText(title, name, (8, 25), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 2, cv2.LINE_AA)
-        sheet += [title, np.hstack(row)]
+        sheet += [title, line]
     write_image(output, np.vstack(sheet))
 
 

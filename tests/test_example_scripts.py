@@ -83,6 +83,8 @@ def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
     runs = [(out / name / "results.csv").read_text().splitlines()[0] for name in ("plain", "distilled")]
     assert ["loss/response/" in columns for columns in runs] == [False, True]
 
+    recipe["callbacks"] = {"report": False, "plots": False}
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.setattr(sys, "argv", ["demo_teacher", "--epochs=1", f"--out={out / 'own'}", f"--file={out / 'own.pt'}"])
     runpy.run_path(str(EXAMPLES / "demo_teacher.py"), run_name="__main__")
     full, half = (torch.load(file, weights_only=True)["model"] for file in (out / "own" / "best.pt", out / "own.pt"))
