@@ -8,7 +8,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 
 help:
 	@echo "make setup   install yoloxkd and its development tools into $(VENV)"
-	@echo "make demo    teacher, distilled and plain student, ONNX: the whole way on a generated data set"
+	@echo "make demo    plain and distilled student, ONNX, a picture: the whole way on a generated data set, in minutes"
 	@echo "make check   lint, types, import floors"
 	@echo "make test    the test suite, without what is slow"
 	@echo "make test-slow   the tests that train or export for more than a few seconds"

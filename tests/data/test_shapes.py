@@ -15,6 +15,8 @@ from yoloxkd.data.shape_outlines import OUTLINES
 from yoloxkd.errors import UserError
 from yoloxkd.instance_masks import decode_rle, rle_extent, unpack_counts
 
+EASY_CLASSES = ["circle", "square", "triangle", "star", "cross", "heart"]
+
 
 def digest(folder: Path) -> dict[str, str]:
     files = sorted(f for f in folder.rglob("*") if f.is_file())
@@ -40,18 +42,20 @@ def test_a_set_that_is_there_already_stays(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.rglob("*")] == ["set", "mark"]
 
 
-def test_it_is_found_by_name_and_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "classes"), [("shapes", list(OUTLINES)), ("shapes-easy", EASY_CLASSES)])
+def test_it_is_found_by_name_and_drawn_once(
+    name: str, classes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("YOLOXKD_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(shapes, "COUNTS", {"train": 4, "val": 2, "test": 2})
-    spec = find_data("shapes")
+    spec = find_data(name)
     assert spec.splits == ["train", "val", "test"]
-    assert spec.names == list(OUTLINES)
-    assert len(spec.names) == 10
+    assert spec.names == classes
     data = load_split(spec, "train")
     assert (len(data), len(data.faults)) == (4, 0)
     assert data.read(0).shape == (shapes.SIDE, shapes.SIDE, 3)
     monkeypatch.setattr(shapes, "generate", lambda *_: pytest.fail("drawn twice"))
-    assert find_data("shapes").root == spec.root
+    assert find_data(name).root == spec.root
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +81,18 @@ def test_drawings_span_scales_counts_and_classes() -> None:
             assert 0 <= y < y + h <= shapes.SIDE
 
 
+def test_easy_drawings_have_few_large_objects_that_hardly_hide_each_other() -> None:
+    drawn = [shapes.draw("train", n, shapes.EASY)[1] for n in range(40)]
+    assert {len(objects) for objects in drawn} == {1, 2, 3, 4, 5}
+    assert {one.label for objects in drawn for one in objects} == set(range(6))
+    # a diamond-like turn of the smallest: its box is at least half its circle's; an object may be cut by the border
+    assert min(max(one.box[2:]) for objects in drawn for one in objects) >= shapes.SIDE / 10
+    masks = [[decode_rle(one.counts, shapes.SIDE, shapes.SIDE) for one in objects] for objects in drawn]
+    area = sum(int(mask.sum()) for image in masks for mask in image)
+    seen = sum(int(np.any(image, axis=0).sum()) for image in masks)
+    assert seen > 0.9 * area
+
+
 @pytest.mark.parametrize("name", list(OUTLINES))
 def test_outlines_fit_the_unit_circle(name: str) -> None:
     radius = max(np.linalg.norm(contour, axis=1).max() for contour in OUTLINES[name])
@@ -87,8 +103,8 @@ def test_outlines_fit_the_unit_circle(name: str) -> None:
 def test_a_box_holds_exactly_the_drawn_pixels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One object on a flat ground: what differs from the ground is its mask, in a box that it touches at its four sides."""
     label = list(OUTLINES).index(name)
-    monkeypatch.setattr(shapes, "_plan", lambda _: [(label, 40.0)])
-    monkeypatch.setattr(shapes, "_background", lambda _: np.full((shapes.SIDE, shapes.SIDE, 3), 90, np.float32))
+    monkeypatch.setattr(shapes, "_plan", lambda *_: [(label, 40.0)])
+    monkeypatch.setattr(shapes, "_background", lambda *_: np.full((shapes.SIDE, shapes.SIDE, 3), 90, np.float32))
     monkeypatch.setattr(shapes, "_finish", lambda _, canvas: canvas)
     image, [(found, (x, y, w, h), counts)] = shapes.draw("train", 3)
     assert found == label

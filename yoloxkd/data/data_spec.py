@@ -22,7 +22,7 @@ from yoloxkd.data.formats.format import SplitSource
 from yoloxkd.data.formats.ultralytics import from_ultralytics, guess_format, is_flat
 from yoloxkd.data.formats.values import bare_name, has_control
 from yoloxkd.data.problems import Faults, shown
-from yoloxkd.data.shapes import CLASSES, SHAPES, shapes_folder
+from yoloxkd.data.shapes import LEVELS, SHAPES, shapes_folder
 from yoloxkd.errors import UserError, nearest, nearest_file
 
 SPLITS = ("train", "val", "test")
@@ -122,14 +122,14 @@ class DataSpec(Strict):
 
 
 def find_data(name_or_file: str | Path) -> DataSpec:
-    """The data set of a YAML file, of a name in `cfg/data`, or `shapes` (generated on first use).
+    """The data set of a YAML file, of a name in `cfg/data`, or `shapes` or `shapes-easy` (generated on first use).
 
     UserError: no such file or name; the YAML lacks a key or has an unknown one; the format is unknown; the data set's
     folder is not on disk.
     """
     name = str(name_or_file)
-    if name == SHAPES:
-        return _shapes()
+    if name in LEVELS:
+        return _shapes(name)
     if name in cfg_names("data"):
         return _from_yaml(cfg_folder() / "data" / f"{name}.yaml", name, Path.cwd())
     file = expand(name)
@@ -138,7 +138,7 @@ def find_data(name_or_file: str | Path) -> DataSpec:
     if file.suffix in (".yaml", ".yml"):
         tail = nearest_file(file) or f"; give an existing file, or '{SHAPES}', which needs no download"
         raise UserError(f"there is no data YAML {file}{tail}")
-    raise UserError(f"unknown data set '{name}'; {nearest(name, [*cfg_names('data'), SHAPES])} or give a data YAML")
+    raise UserError(f"unknown data set '{name}'; {nearest(name, [*cfg_names('data'), *LEVELS])} or give a data YAML")
 
 
 @contextmanager
@@ -178,12 +178,11 @@ def _source(spec: DataSpec, files: SplitFiles) -> SplitSource:
     )
 
 
-def _shapes() -> DataSpec:
-    folder = shapes_folder()
+def _shapes(name: str) -> DataSpec:
+    folder = shapes_folder(name)
     files = {s: {"images": f"images/{s}", "annotations": f"annotations/{s}.json"} for s in SPLITS}
-    return _set_location(
-        DataSpec.model_validate({"path": str(folder), "names": list(CLASSES), **files}), SHAPES, folder
-    )
+    content = {"path": str(folder), "names": list(LEVELS[name].classes), **files}
+    return _set_location(DataSpec.model_validate(content), name, folder)
 
 
 def read_spec(file: Path, name: str, base: Path) -> DataSpec:

@@ -1,4 +1,4 @@
-"""The built-in data set `shapes`: images of colored shapes, drawn on first use, always the same."""
+"""The built-in data sets `shapes` and `shapes-easy`: images of colored shapes, drawn on first use, always the same."""
 
 from __future__ import annotations
 
@@ -23,14 +23,27 @@ from yoloxkd.write_image import write_image
 
 SHAPES = "shapes"
 VERSION = 3
+SIDE = 320
 _DRAWING = 2  # the first version whose images are the same
 CLASSES = tuple(OUTLINES)
 COUNTS: Mapping[str, int] = {"train": 800, "val": 150, "test": 150}
-SIDE = 320
-_SMALLEST, _LARGEST, _MOST = 10.0, 0.62 * SIDE, 20
 # An object is annotated when at least this part of it can be seen.
 _VISIBLE = 0.25
 _SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}
+
+
+class Level(NamedTuple):
+    """How hard the images are: classes in label order, smallest and largest side (px), most objects, background clutter."""
+
+    classes: tuple[str, ...]
+    sides: tuple[float, float]
+    most: int
+    clutter: bool
+
+
+HARD = Level(CLASSES, (10.0, 0.62 * SIDE), 20, True)
+EASY = Level(("circle", "square", "triangle", "star", "cross", "heart"), (0.2 * SIDE, 0.45 * SIDE), 5, False)
+LEVELS: Mapping[str, Level] = {SHAPES: HARD, f"{SHAPES}-easy": EASY}
 
 
 class Shape(NamedTuple):
@@ -41,20 +54,20 @@ class Shape(NamedTuple):
     counts: bytes
 
 
-def shapes_folder() -> Path:
-    """The data set's folder, drawn if it is not there yet: shapes-<version> in the cache folder (see `places`)."""
-    folder = find_cached(f"{SHAPES}-{VERSION}")
+def shapes_folder(name: str = SHAPES) -> Path:
+    """The folder of a data set of LEVELS, drawn if it is not there yet: <name>-<version> in the cache folder."""
+    folder = find_cached(f"{name}-{VERSION}")
     if not folder.is_dir():
         folder = make_cache_folder() / folder.name
         try:
-            generate(folder, COUNTS)
+            generate(folder, COUNTS, LEVELS[name])
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"cannot write the data set '{SHAPES}' to {folder}: {reason}; set YOLOXKD_HOME") from error
+            raise UserError(f"cannot write the data set '{name}' to {folder}: {reason}; set YOLOXKD_HOME") from error
     return folder
 
 
-def generate(folder: Path, counts: Mapping[str, int]) -> None:
+def generate(folder: Path, counts: Mapping[str, int], level: Level = HARD) -> None:
     """Draw `counts` images a split into `folder`, as JPEG files with COCO annotations.
 
     An image depends on its split and number alone. The folder appears whole or not at all; when another process has
@@ -69,13 +82,13 @@ def generate(folder: Path, counts: Mapping[str, int]) -> None:
             (work / "images" / split).mkdir(parents=True)
             records = []
             with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-                for number, rows in enumerate(pool.map(lambda n, s=split: _write(work, s, n), range(count))):
+                for number, rows in enumerate(pool.map(lambda n, s=split: _write(work, s, n, level), range(count))):
                     records.append((number, rows))
                     done += 1
                     if done % 50 == 0 or done == total:
                         _progress(folder, done, total)
             (work / "annotations").mkdir(exist_ok=True)
-            (work / "annotations" / f"{split}.json").write_text(json.dumps(_coco(split, records)))
+            (work / "annotations" / f"{split}.json").write_text(json.dumps(_coco(split, records, level)))
         try:
             work.rename(folder)
         except OSError:
@@ -87,21 +100,21 @@ def generate(folder: Path, counts: Mapping[str, int]) -> None:
 
 def _progress(folder: Path, done: int, total: int) -> None:
     """One line on a terminal, rewritten as it goes; elsewhere a line at the start and one at the end."""
-    text = f"drawing the data set '{SHAPES}' into {folder}: {done} of {total}"
+    text = f"drawing the data set '{folder.name.rsplit('-', 1)[0]}' into {folder}: {done} of {total}"
     if sys.stderr.isatty():
         print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
     elif done in (0, total):
         print(text, file=sys.stderr, flush=True)
 
 
-def _write(work: Path, split: str, number: int) -> list[Shape]:
-    image, objects = draw(split, number)
+def _write(work: Path, split: str, number: int, level: Level) -> list[Shape]:
+    image, objects = draw(split, number, level)
     file = work / "images" / split / f"{number:05d}.jpg"
     write_image(file, image, [cv2.IMWRITE_JPEG_QUALITY, 90])
     return objects
 
 
-def _coco(split: str, records: list[tuple[int, list[Shape]]]) -> dict[str, Any]:
+def _coco(split: str, records: list[tuple[int, list[Shape]]], level: Level) -> dict[str, Any]:
     first = _SPLIT_SEEDS[split] * 1_000_000
     images = [{"id": first + n, "file_name": f"{n:05d}.jpg", "height": SIDE, "width": SIDE} for n, _ in records]
     rows = [(first + n, one) for n, objects in records for one in objects]
@@ -117,29 +130,29 @@ def _coco(split: str, records: list[tuple[int, list[Shape]]]) -> dict[str, Any]:
         }
         for i, (n, one) in enumerate(rows, start=1)
     ]
-    categories = [{"id": k + 1, "name": name} for k, name in enumerate(CLASSES)]
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(level.classes)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def draw(split: str, number: int) -> tuple[np.ndarray, list[Shape]]:
+def draw(split: str, number: int, level: Level = HARD) -> tuple[np.ndarray, list[Shape]]:
     """One image: uint8 (SIDE, SIDE, 3) RGB, and every object that can be seen.
 
     Mask and box hold exactly the pixels that the object would show with nothing in front of it.
     """
     rng = np.random.default_rng((_DRAWING, _SPLIT_SEEDS[split], number))
-    canvas = _background(rng)
+    canvas = _background(rng, level)
     owner = np.zeros((SIDE, SIDE), np.uint8)
     placed: list[tuple[Shape, int]] = []
-    for label, radius in _plan(rng):
-        center = _free_place(rng, owner, radius)
-        mask, left, top = _mask(rng, CLASSES[label], center, radius)
+    for label, radius in _plan(rng, level):
+        center = _free_place(rng, owner, radius, level)
+        mask, left, top = _mask(rng, level.classes[label], center, radius)
         solid = mask > 127
         columns, rows = np.flatnonzero(solid.any(0)), np.flatnonzero(solid.any(1))
         if not len(columns) or len(placed) >= 255:
             continue
         box = [left + int(columns[0]), top + int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
         view = (slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1]))
-        _paint(rng, canvas[view], mask, label)
+        _paint(rng, canvas[view], mask, label, len(level.classes))
         whole = np.zeros((SIDE, SIDE), bool)
         whole[view] = solid
         placed.append((Shape(label, box, encode_rle(whole)), int(solid.sum())))
@@ -153,20 +166,23 @@ def draw(split: str, number: int) -> tuple[np.ndarray, list[Shape]]:
     return _finish(rng, canvas), objects
 
 
-def _plan(rng: np.random.Generator) -> list[tuple[int, float]]:
+def _plan(rng: np.random.Generator, level: Level) -> list[tuple[int, float]]:
     """Label and radius of each object in drawing order: mostly large ones first, so that they do not bury the small."""
-    count = int(rng.integers(0, _MOST + 1)) if rng.random() < 0.5 else int(rng.integers(1, 8))
-    largest = _LARGEST if count <= 5 else max(32.0, 1.3 * SIDE / np.sqrt(count))
-    sides = np.exp(rng.uniform(np.log(_SMALLEST), np.log(largest), count))
+    many = level.clutter and rng.random() < 0.5
+    count = int(rng.integers(0, level.most + 1)) if many else int(rng.integers(1, min(8, level.most + 1)))
+    smallest, largest = level.sides
+    if count > 5:
+        largest = max(32.0, 1.3 * SIDE / np.sqrt(count))
+    sides = np.exp(rng.uniform(np.log(smallest), np.log(largest), count))
     order = np.argsort(-sides * rng.uniform(0.5, 2.0, count))
-    labels = rng.integers(0, len(CLASSES), count)
+    labels = rng.integers(0, len(level.classes), count)
     return [(int(labels[i]), float(sides[i]) / 2) for i in order]
 
 
-def _free_place(rng: np.random.Generator, owner: np.ndarray, radius: float) -> tuple[float, float]:
+def _free_place(rng: np.random.Generator, owner: np.ndarray, radius: float, level: Level) -> tuple[float, float]:
     """A center: of a few drawn, the one whose surroundings are least covered, so that occlusion is not the rule."""
     margin = min(0.6 * radius, SIDE / 2 - 1)
-    tried = rng.uniform(margin, SIDE - margin, (int(rng.integers(1, 5)), 2))
+    tried = rng.uniform(margin, SIDE - margin, (int(rng.integers(1, 5)) if level.clutter else 16, 2))
 
     def coverage(center: np.ndarray) -> float:
         (left, top), (right, bottom) = np.maximum(center - radius, 0).astype(int), (center + radius).astype(int) + 1
@@ -192,11 +208,11 @@ def _mask(
     return mask, left, top
 
 
-def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, label: int) -> None:
+def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, label: int, classes: int) -> None:
     """Color the masked pixels of a view so that they stand out from what is there, shaded, sometimes striped."""
     height, width = mask.shape
     under = np.array(cv2.mean(canvas)[:3])
-    colors = _colors(rng, 6, label)
+    colors = _colors(rng, 6, label, classes)
     distance = np.abs(colors - under).sum(1)
     color = colors[int(np.argmax(distance >= 110))] if (distance >= 110).any() else colors[int(distance.argmax())]
     across, down = np.meshgrid(
@@ -212,23 +228,23 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, label
     canvas[...] = canvas * (1 - part) + fill * part
 
 
-def _colors(rng: np.random.Generator, count: int, label: int) -> np.ndarray:
+def _colors(rng: np.random.Generator, count: int, label: int, classes: int) -> np.ndarray:
     """(count, 3) float RGB 0..255, mostly bright, of about the class's own hue.
 
     Hues of neighboring classes overlap (a standard deviation is half their distance), so color helps a detector that is
     trained for minutes to tell classes apart, and only the outline tells them apart for certain.
     """
-    apart = 180 / len(CLASSES)
+    apart = 180 / classes
     hue = rng.normal(apart * label, apart / 2, count) % 180
     hsv = np.stack([hue, rng.uniform(90, 255, count), rng.uniform(80, 255, count)], -1)
     return np.asarray(cv2.cvtColor(hsv.astype(np.uint8)[None], cv2.COLOR_HSV2RGB)[0], np.float32)
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
-    """(SIDE, SIDE, 3) float32: colored noise of several grain sizes, a slope of light, and unlabelled clutter."""
+def _background(rng: np.random.Generator, level: Level) -> np.ndarray:
+    """(SIDE, SIDE, 3) float32: colored noise of several grain sizes, a slope of light, and unlabelled clutter or none."""
     half = SIDE // 2  # noise this coarse loses nothing by being drawn at half size
     canvas = np.full((half, half, 3), rng.uniform(50, 200, 3), np.float32)
-    for grain in (3, 8, 24, 80):
+    for grain in (3, 8, 24, 80) if level.clutter else (3,):
         noise = rng.standard_normal((grain, grain, 3 if rng.random() < 0.4 else 1), np.float32)
         noise *= np.float32(rng.uniform(2, 16))
         canvas += cv2.resize(noise, (half, half), interpolation=cv2.INTER_CUBIC).reshape(half, half, -1)
@@ -236,7 +252,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     canvas += slope[:, None, None] if rng.random() < 0.5 else slope[None, :, None]
     canvas = np.asarray(cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR))
     mean = np.array(cv2.mean(canvas)[:3])
-    for _ in range(int(rng.integers(0, 10))):
+    for _ in range(int(rng.integers(0, 10)) if level.clutter else 0):
         start, end = rng.integers(-20, SIDE + 20, (2, 2))
         color = (mean + rng.uniform(-50, 50, 3)).tolist()
         if rng.random() < 0.6:
