@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.exporters.tiny import TinyDetector
 from yoloxkd.errors import UserError
+from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.conv_followers import readers_of
 from yoloxkd.nn.deform import SelfOffsetConv
 from yoloxkd.nn.fake_quantization import (
@@ -153,3 +154,9 @@ def test_deformable_convolutions_round_their_samples(plain: TinyDetector, images
     assert plain.state_dict().keys() < model.state_dict().keys()
     expected, out = plain(images).cls_logits, model(images).cls_logits
     assert 0 < (out - expected).abs().mean() < 0.1 * expected.std()
+
+
+def test_the_cost_is_that_of_the_plain_model(plain: TinyDetector, images: Tensor) -> None:
+    before, after = complexity(plain, 64), complexity(quantized(plain, images), 64)
+    assert after.parameters == before.parameters
+    assert 0.9 * before.flops < after.flops <= before.flops  # folded norms cost nothing

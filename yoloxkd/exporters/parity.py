@@ -201,7 +201,8 @@ def export_checked(
         faults: list[str] = []
         if quantized_layers(detector):
             report = judge(graph)
-            faults = layer_faults(layer_differences(graph, detector, judge.images[0][:1].numpy()))
+            for batch in judge.images[:1]:
+                faults = layer_faults(layer_differences(graph, detector, batch[:1].numpy()))
         elif options.int8:
             assert int8 is not None
             report = search_int8(graph, int8.pictures, int8.settings, judge, say)
