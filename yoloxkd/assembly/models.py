@@ -215,6 +215,10 @@ def open_model(reference: str, files: CheckpointFiles | None = None) -> Opened:
         if weights.quantize is not None:
             fake_quantize(detector, weights.quantize.weight_bits)
         report = load_into(detector, weights.state, allow_class_mismatch=False)
+        if weights.quantize is not None and report.missing:
+            raise UserError(
+                f"it is of a model trained for int8 and lacks {report.missing[0]}; use another copy of the file"
+            )
     return Opened(detector.eval(), student, weights, report, reference)
 
 

@@ -52,13 +52,14 @@ class ActivationQuantizer(nn.Module):
     scale: Tensor
     lowest: Tensor
     seen: Tensor
+    limits: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("lowest", torch.tensor(0.0))
         self.register_buffer("seen", torch.tensor([torch.inf, -torch.inf]), persistent=False)
-        self.limits = (-torch.inf, torch.inf)
+        self.register_buffer("limits", torch.tensor([-torch.inf, torch.inf]), persistent=False)
         self.rounding, self.observing = True, True
         self.fixed: tuple[float, int] | None = None
 
@@ -90,7 +91,7 @@ def settle(quantizers: list[ActivationQuantizer], momentum: float, mean: Callabl
     scale = torch.stack([q.scale for q in quantizers])
     before = torch.stack((lowest, lowest + CODES * scale), dim=1)
     seen = mean(torch.where(seen.isfinite(), seen, before))  # a layer that did not run stays as it was
-    limits = seen.new_tensor([q.limits for q in quantizers])
+    limits = torch.stack([q.limits for q in quantizers])
     low = torch.maximum(seen[:, 0].clamp(max=0), limits[:, 0])
     scale = (torch.minimum(seen[:, 1].clamp(min=0), limits[:, 1]) - low) / CODES
     torch._foreach_lerp_([q.scale for q in quantizers], list(scale.unbind()), momentum)
@@ -169,7 +170,7 @@ class QuantizedConv(nn.Conv2d):
         if not self.input.rounding:
             return weight, bias
         scale = self.weight_scale if self.weight_scale is not None else self.scale_of(weight, bias)
-        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        zeros = torch.zeros_like(scale)  # of integers torch reads the extremes, which waits for the device
         return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, *WEIGHT_CODES), bias
 
     def scale_of(self, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -242,7 +243,7 @@ def fake_quantize(detector: Detector[Any, Any], weight_bits: int) -> None:
     for name, layer in layers.items():
         limits = [_LIMITS[reader] for reader in readers[name] if reader in _LIMITS]
         if limits and len(limits) == len(readers[name]):
-            layer.output.limits = (min(low for low, _ in limits), max(high for _, high in limits))
+            layer.output.limits = torch.tensor([min(low for low, _ in limits), max(high for _, high in limits)])
 
 
 def quantized_layers(module: nn.Module) -> dict[str, QuantizedConv]:
