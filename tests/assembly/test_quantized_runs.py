@@ -15,6 +15,7 @@ from tests.engine.runs import StopAt, same_file
 from tests.exporters.tiny import TinyDetector
 from yoloxkd import Detector, Trainer, UserError
 from yoloxkd.assembly.recipes import check, resolve
+from yoloxkd.config.files import cfg_folder
 from yoloxkd.engine.callbacks.activation_ranges import ActivationRanges
 from yoloxkd.errors import Interrupted
 from yoloxkd.nn.fake_quantization import activation_quantizers, fake_quantize, quantized_layers
@@ -45,6 +46,13 @@ def test_the_recipe_is_the_student_s_own_shorter_and_gentler(toy_run: Path) -> N
     )
     assert (again.train.epochs, again.optim.lr_per_image) == (3, 0.5)
     assert again.kd == {}
+
+
+def test_every_number_of_the_short_schedule_says_where_it_comes_from() -> None:
+    lines = (cfg_folder() / "quantize.yaml").read_text().splitlines()
+    assert not [
+        line for line in lines if any(c.isdigit() for c in line.partition(":")[2].partition("#")[0]) and "#" not in line
+    ]
 
 
 def test_a_recipe_that_is_for_int8_already_stays_as_it_is(toy_run: Path, tmp_path: Path) -> None:
