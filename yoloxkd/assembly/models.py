@@ -164,9 +164,11 @@ def _open(path: Path) -> Weights:
     if is_own(raw):
         saved = read_saved(current_layout(raw), path)
         with naming(path):
-            quantize = saved.quantize and validate(QuantizeSection, saved.quantize, "checkpoint", prefix="quantize.")
+            quantize = (
+                validate(QuantizeSection, saved.quantize, "checkpoint", prefix="quantize.") if saved.quantize else None
+            )
         return Weights(
-            saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest, quantize=quantize or None
+            saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest, quantize=quantize
         )
     with naming(path):
         yolox = official_state(raw)

@@ -64,14 +64,15 @@ class ActivationQuantizer(nn.Module):
         self.fixed: tuple[float, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fixed is not None:
-            return torch.fake_quantize_per_tensor_affine(x, *self.fixed, 0, CODES) if self.rounding else x
-        if self.observing and (self.training or not self.rounding):
+        if self.fixed is None and self.observing and (self.training or not self.rounding):
             low, high = torch.aminmax(x.detach())
             self.seen.copy_(torch.stack((torch.minimum(self.seen[0], low), torch.maximum(self.seen[1], high))))
         if not self.rounding:
             return x
-        return torch.fake_quantize_per_tensor_affine(x, *self.codes(), 0, CODES)
+        if self.fixed is not None:
+            return torch.fake_quantize_per_tensor_affine(x, self.fixed[0], self.fixed[1], 0, CODES)
+        scale, zero = self.codes()
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, CODES)
 
     def codes(self) -> tuple[Tensor, Tensor]:
         """The scale and the code of zero, a whole number from 0 to 255."""
@@ -139,13 +140,12 @@ class QuantizedConv(nn.Conv2d):
 
     def __init__(self, conv: nn.Conv2d, norm: FoldedNorm | None, most: int) -> None:
         assert conv.padding_mode == "zeros"
-        super().__init__(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-            bias=False, device="meta",
-        )  # fmt: skip
+        super().__init__(conv.in_channels, conv.out_channels, 1, bias=False, device="meta")
+        for name in ("kernel_size", "stride", "padding", "dilation", "groups"):
+            setattr(self, name, getattr(conv, name))
         self.weight, self.bias = conv.weight, conv.bias
         self.around: list[int] | None = getattr(conv, "around", None)
-        self.norm = (norm,)  # in a tuple, since it is a module of another place
+        self.norm: tuple[FoldedNorm | None] = (norm,)  # in a tuple, since it is a module of another place
         self.most = most
         self.input, self.output = ActivationQuantizer(), ActivationQuantizer()
         self.weight_scale: Tensor | None = None
@@ -229,14 +229,14 @@ def fake_quantize(detector: Detector[Any, Any], weight_bits: int) -> None:
     if not pairs:
         raise UserError(f"a {detector.family} has no convolution to quantize")
     most = 2 ** (weight_bits - 1) - 1
-    norms = {norm: FoldedNorm(norm) for norm in pairs.values() if norm is not None}
-    convolutions: dict[nn.Module, nn.Module] = {}
+    norms: dict[nn.Module, FoldedNorm] = {norm: FoldedNorm(norm) for norm in pairs.values() if norm is not None}
+    convolutions: dict[nn.Module, QuantizedConv] = {}
     for conv, norm in pairs.items():
         folded = None if norm is None else norms[norm]
-        deformable = isinstance(conv, DeformableConv)
-        convolutions[conv] = (
-            QuantizedDeformable(conv, folded, most) if deformable else QuantizedConv(conv, folded, most)
-        )
+        if isinstance(conv, DeformableConv):
+            convolutions[conv] = QuantizedDeformable(conv, folded, most)
+        else:
+            convolutions[conv] = QuantizedConv(conv, folded, most)
     replace_modules(detector, {**norms, **convolutions})
     layers = quantized_layers(detector)
     readers = readers_of(detector, {layer.output: name for name, layer in layers.items()})
