@@ -81,7 +81,7 @@ def test_the_checkpoint_is_a_detector_with_its_scales(run: Path, toy: Path, toy_
     assert before > 0.2
     assert detector.val(str(toy), workers=0)["AP"] > before - 0.1
     log = (run / "train.log").read_text()
-    assert "convolutions, 8-bit weights, 8-bit inputs and outputs" in log
+    assert "convolutions, 7-bit weights, 8-bit inputs and outputs" in log
     assert "compared with itself" not in log
 
 

@@ -76,8 +76,12 @@ class ActivationQuantizer(nn.Module):
 
     def codes(self) -> tuple[Tensor, Tensor]:
         """The scale and the code of zero, a whole number from 0 to 255."""
-        scale = self.scale.clamp(min=LEAST_SCALE)
+        scale = self.scale_now()
         return scale, (-self.lowest / scale).round().clamp(0, CODES).to(torch.int32)
+
+    def scale_now(self) -> Tensor:
+        """The scale, never 0."""
+        return self.scale.clamp(min=LEAST_SCALE)
 
     def fix(self) -> None:
         """Compute with plain numbers from here on."""
@@ -165,12 +169,15 @@ class QuantizedConv(nn.Conv2d):
         return (self.weight, self.bias) if norm is None else norm.folded(self.weight, self.bias)
 
     def rounded(self) -> tuple[Tensor, Tensor | None]:
-        """Weights on their grids, and the bias."""
+        """Weights and bias on their grids; the bias has the steps of the sums of products, which are whole numbers."""
         weight, bias = self.folded()
         if not self.input.rounding:
             return weight, bias
         scale = self.weight_scale if self.weight_scale is not None else self.scale_of(weight, bias)
         zeros = torch.zeros_like(scale)  # of integers torch reads the extremes, which waits for the device
+        if bias is not None:
+            step = scale * self.input.scale_now()
+            bias = bias + ((bias / step).round() * step - bias).detach()
         return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, *WEIGHT_CODES), bias
 
     def scale_of(self, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -182,7 +189,7 @@ class QuantizedConv(nn.Conv2d):
         scale = (weight.detach().abs().flatten(1).amax(1) / self.most).clamp(min=LEAST_SCALE)
         if bias is None:
             return scale
-        return torch.maximum(scale, bias.detach().abs() / (self.input.codes()[0] * MOST_BIAS))
+        return torch.maximum(scale, bias.detach().abs() / (self.input.scale_now() * MOST_BIAS))
 
     @torch.no_grad()
     def fix(self) -> None:
