@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.exporters.tiny import TinyDetector
 from yoloxkd.errors import UserError
+from yoloxkd.nn.complexity import complexity
 from yoloxkd.nn.conv_followers import readers_of
 from yoloxkd.nn.deform import SelfOffsetConv
 from yoloxkd.nn.fake_quantization import (
@@ -80,7 +81,7 @@ def test_seven_bits(plain: TinyDetector, images: Tensor) -> None:
 def test_a_range_ends_where_the_activation_tells_nothing_apart(plain: TinyDetector, images: Tensor) -> None:
     plain.down[2] = nn.ReLU6()
     model = quantized(plain, images)
-    limits = {name: layer.output.limits for name, layer in quantized_layers(model).items()}
+    limits = {name: tuple(layer.output.limits.tolist()) for name, layer in quantized_layers(model).items()}
     assert limits == {"stem.0": (-6.0, torch.inf), "down.0": (0.0, 6.0), "head": (-torch.inf, torch.inf)}
     output = quantized_layers(model)["down.0"].output
     assert float(output.lowest) == 0
@@ -96,7 +97,7 @@ def test_an_output_that_others_read_too_keeps_its_range(plain: TinyDetector, ima
     model = quantized(plain, images)
     layer = quantized_layers(model)["down.0"]
     assert readers_of(model, {layer.output: "down"})["down"] == {"silu", "add"}
-    assert layer.output.limits == (-torch.inf, torch.inf)
+    assert layer.output.limits.tolist() == [-torch.inf, torch.inf]
 
 
 def test_gradients_go_straight_through_and_not_beyond_the_range(plain: TinyDetector, images: Tensor) -> None:
@@ -153,3 +154,9 @@ def test_deformable_convolutions_round_their_samples(plain: TinyDetector, images
     assert plain.state_dict().keys() < model.state_dict().keys()
     expected, out = plain(images).cls_logits, model(images).cls_logits
     assert 0 < (out - expected).abs().mean() < 0.1 * expected.std()
+
+
+def test_the_cost_is_that_of_the_plain_model(plain: TinyDetector, images: Tensor) -> None:
+    before, after = complexity(plain, 64), complexity(quantized(plain, images), 64)
+    assert after.parameters == before.parameters
+    assert 0.9 * before.flops < after.flops <= before.flops  # folded norms cost nothing

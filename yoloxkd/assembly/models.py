@@ -165,9 +165,11 @@ def _open(path: Path) -> Weights:
     if is_checkpoint(raw):
         saved = read_saved(current_layout(raw), path)
         with naming(path):
-            quantize = saved.quantize and validate(QuantizeSection, saved.quantize, "checkpoint", prefix="quantize.")
+            quantize = (
+                validate(QuantizeSection, saved.quantize, "checkpoint", prefix="quantize.") if saved.quantize else None
+            )
         return Weights(
-            saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest, quantize=quantize or None
+            saved.student, saved.names, saved.weights, saved.imgsz, "yoloxkd", path, digest, quantize=quantize
         )
     with naming(path):
         yolox = official_state(raw)
@@ -216,6 +218,10 @@ def open_model(reference: str, files: CheckpointFiles | None = None) -> Opened:
         if weights.quantize is not None:
             fake_quantize(detector, weights.quantize.weight_bits)
         report = load_into(detector, weights.state, allow_class_mismatch=False)
+        if weights.quantize is not None and report.missing:
+            raise UserError(
+                f"it is of a model trained for int8 and lacks {report.missing[0]}; use another copy of the file"
+            )
     return Opened(detector.eval(), student, weights, report, reference)
 
 

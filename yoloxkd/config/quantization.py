@@ -45,7 +45,9 @@ class QuantizeSection(Strict):
         "off", description="int8: from a trained student; `quantize: int8` sets it too"
     )
     weight_bits: Literal[7, 8] = Field(
-        8, description="7: CPUs without VNNI cannot overflow, as with export.reduce_range"
+        7,
+        description="8: finer, and for devices that sum products in 32 bits alone: CPUs without VNNI overflow, as with "
+        "export.reduce_range=false",
     )
     images: int = Field(
         50, ge=1, le=1_000_000, description="training images that the first ranges follow from, at most"

@@ -55,5 +55,6 @@ def fold_batch_norm(detector: Detector[Any, Any]) -> None:
     for conv, norm in pairs.items():
         fused = fuse_conv_bn_eval(conv, norm)
         conv.weight, conv.bias = fused.weight, fused.bias
-    replace_modules(detector, {norm: rest_of(norm) for norm in pairs.values()})
+    rests: dict[nn.Module, nn.Module | None] = {norm: rest_of(norm) for norm in pairs.values()}
+    replace_modules(detector, rests)
     detector.float().requires_grad_(False)

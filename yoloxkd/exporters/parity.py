@@ -241,7 +241,8 @@ def _onnx_report(
     graph = described_graph(detector, options, source_digest)
     if quantized_layers(detector):
         report = judge(graph)
-        return report, layer_faults(layer_differences(graph, detector, judge.images[0][:1].numpy()))
+        one = next(iter(judge.images), None)
+        return report, [] if one is None else layer_faults(layer_differences(graph, detector, one[:1].numpy()))
     if not options.int8:
         return judge(graph), []
     assert int8 is not None

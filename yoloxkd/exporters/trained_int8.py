@@ -31,11 +31,10 @@ def with_scales(model: onnx.ModelProto, exportable: Exportable) -> onnx.ModelPro
     made: dict[tuple[str, float, int], str] = {}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        nodes.append(node)
-        if node.op_type != "Conv":
+        layer = layers.get(_layer(node.input[1])) if node.op_type == "Conv" else None
+        if layer is None:
+            nodes.append(node)
             continue
-        layer = layers[_layer(node.input[1])]
-        del nodes[-1]
         node.input[0] = _rounded(graph, nodes, made, node.input[0], layer.input)
         node.input[1] = _int8_weight(graph, nodes, arrays[node.input[1]], layer)
         float_output, node.output[0] = node.output[0], f"{node.output[0]}_float"
@@ -112,7 +111,7 @@ class LayerDifference:
 def layer_differences(model: onnx.ModelProto, detector: Detector[Any, Any], image: np.ndarray) -> list[LayerDifference]:
     """Every int8 convolution of a file in ONNX Runtime against the fake-quantized model, on an image (1, 3, H, W).
 
-    A layer that several levels share comes once for each.
+    A layer that several levels share comes once for each; one that is not int8 in the file differs everywhere.
     """
     import onnxruntime
 
@@ -123,8 +122,11 @@ def layer_differences(model: onnx.ModelProto, detector: Detector[Any, Any], imag
     names = sorted({name for place in places for name in place[1:]})
     values = dict(zip(names, session.run(names, {"images": image.astype(np.float32)}), strict=True))
     layers = quantized_layers(Exportable(detector).detector)
-    return [
+    seen = [
         _difference(name, layers[name], values[codes_in], values[codes_out]) for name, codes_in, codes_out in places
+    ]
+    return seen + [
+        LayerDifference(name, CODES, 1.0) for name in layers.keys() - {difference.layer for difference in seen}
     ]
 
 
@@ -141,7 +143,7 @@ def _with_codes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[str
             read_by[name].append(node)
     places = []
     for node in copy.graph.node:
-        if node.op_type != "Conv":
+        if node.op_type != "Conv" or node.input[1] not in made_by:  # its weight is a float32 initializer
             continue
         weight = made_by[node.input[1]].input[0]
         (after,) = read_by[node.output[0]]
@@ -171,7 +173,8 @@ def _computed(layer: QuantizedConv, x: Tensor) -> Tensor:
     weight, bias = layer.rounded()
     if weight.shape[-1] == 1 and layer.kernel_size != (1, 1):  # of the samples of a deformable convolution
         return torch.nn.functional.conv2d(x, weight, bias, groups=layer.groups)
-    return layer._conv_forward(x, weight, bias)
+    y: Tensor = layer._conv_forward(x, weight, bias)
+    return y
 
 
 def layer_faults(differences: list[LayerDifference]) -> list[str]:

@@ -52,30 +52,36 @@ class ActivationQuantizer(nn.Module):
     scale: Tensor
     lowest: Tensor
     seen: Tensor
+    limits: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("lowest", torch.tensor(0.0))
         self.register_buffer("seen", torch.tensor([torch.inf, -torch.inf]), persistent=False)
-        self.limits = (-torch.inf, torch.inf)
+        self.register_buffer("limits", torch.tensor([-torch.inf, torch.inf]), persistent=False)
         self.rounding, self.observing = True, True
         self.fixed: tuple[float, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fixed is not None:
-            return torch.fake_quantize_per_tensor_affine(x, *self.fixed, 0, CODES) if self.rounding else x
-        if self.observing and (self.training or not self.rounding):
+        if self.fixed is None and self.observing and (self.training or not self.rounding):
             low, high = torch.aminmax(x.detach())
             self.seen.copy_(torch.stack((torch.minimum(self.seen[0], low), torch.maximum(self.seen[1], high))))
         if not self.rounding:
             return x
-        return torch.fake_quantize_per_tensor_affine(x, *self.codes(), 0, CODES)
+        if self.fixed is not None:
+            return torch.fake_quantize_per_tensor_affine(x, self.fixed[0], self.fixed[1], 0, CODES)
+        scale, zero = self.codes()
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, CODES)
 
     def codes(self) -> tuple[Tensor, Tensor]:
         """The scale and the code of zero, a whole number from 0 to 255."""
-        scale = self.scale.clamp(min=LEAST_SCALE)
+        scale = self.scale_now()
         return scale, (-self.lowest / scale).round().clamp(0, CODES).to(torch.int32)
+
+    def scale_now(self) -> Tensor:
+        """The scale, never 0."""
+        return self.scale.clamp(min=LEAST_SCALE)
 
     def fix(self) -> None:
         """Compute with plain numbers from here on."""
@@ -90,7 +96,7 @@ def settle(quantizers: list[ActivationQuantizer], momentum: float, mean: Callabl
     scale = torch.stack([q.scale for q in quantizers])
     before = torch.stack((lowest, lowest + CODES * scale), dim=1)
     seen = mean(torch.where(seen.isfinite(), seen, before))  # a layer that did not run stays as it was
-    limits = seen.new_tensor([q.limits for q in quantizers])
+    limits = torch.stack([q.limits for q in quantizers])
     low = torch.maximum(seen[:, 0].clamp(max=0), limits[:, 0])
     scale = (torch.minimum(seen[:, 1].clamp(min=0), limits[:, 1]) - low) / CODES
     torch._foreach_lerp_([q.scale for q in quantizers], list(scale.unbind()), momentum)
@@ -138,13 +144,12 @@ class QuantizedConv(nn.Conv2d):
 
     def __init__(self, conv: nn.Conv2d, norm: FoldedNorm | None, most: int) -> None:
         assert conv.padding_mode == "zeros"
-        super().__init__(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-            bias=False, device="meta",
-        )  # fmt: skip
+        super().__init__(conv.in_channels, conv.out_channels, 1, bias=False, device="meta")
+        for name in ("kernel_size", "stride", "padding", "dilation", "groups"):
+            setattr(self, name, getattr(conv, name))
         self.weight, self.bias = conv.weight, conv.bias
         self.around: list[int] | None = getattr(conv, "around", None)
-        self.norm = (norm,)  # in a tuple, since it is a module of another place
+        self.norm: tuple[FoldedNorm | None] = (norm,)  # in a tuple, since it is a module of another place
         self.most = most
         self.input, self.output = ActivationQuantizer(), ActivationQuantizer()
         self.weight_scale: Tensor | None = None
@@ -164,12 +169,15 @@ class QuantizedConv(nn.Conv2d):
         return (self.weight, self.bias) if norm is None else norm.folded(self.weight, self.bias)
 
     def rounded(self) -> tuple[Tensor, Tensor | None]:
-        """Weights on their grids, and the bias."""
+        """Weights and bias on their grids; the bias has the steps of the sums of products, which are whole numbers."""
         weight, bias = self.folded()
         if not self.input.rounding:
             return weight, bias
         scale = self.weight_scale if self.weight_scale is not None else self.scale_of(weight, bias)
-        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        zeros = torch.zeros_like(scale)  # of integers torch reads the extremes, which waits for the device
+        if bias is not None:
+            step = scale * self.input.scale_now()
+            bias = bias + ((bias / step).round() * step - bias).detach()
         return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, *WEIGHT_CODES), bias
 
     def scale_of(self, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -181,7 +189,7 @@ class QuantizedConv(nn.Conv2d):
         scale = (weight.detach().abs().flatten(1).amax(1) / self.most).clamp(min=LEAST_SCALE)
         if bias is None:
             return scale
-        return torch.maximum(scale, bias.detach().abs() / (self.input.codes()[0] * MOST_BIAS))
+        return torch.maximum(scale, bias.detach().abs() / (self.input.scale_now() * MOST_BIAS))
 
     @torch.no_grad()
     def fix(self) -> None:
@@ -228,21 +236,21 @@ def fake_quantize(detector: Detector[Any, Any], weight_bits: int) -> None:
     if not pairs:
         raise UserError(f"a {detector.family} has no convolution to quantize")
     most = 2 ** (weight_bits - 1) - 1
-    norms = {norm: FoldedNorm(norm) for norm in pairs.values() if norm is not None}
-    convolutions: dict[nn.Module, nn.Module] = {}
+    norms: dict[nn.Module, FoldedNorm] = {norm: FoldedNorm(norm) for norm in pairs.values() if norm is not None}
+    convolutions: dict[nn.Module, QuantizedConv] = {}
     for conv, norm in pairs.items():
         folded = None if norm is None else norms[norm]
-        deformable = isinstance(conv, DeformableConv)
-        convolutions[conv] = (
-            QuantizedDeformable(conv, folded, most) if deformable else QuantizedConv(conv, folded, most)
-        )
+        if isinstance(conv, DeformableConv):
+            convolutions[conv] = QuantizedDeformable(conv, folded, most)
+        else:
+            convolutions[conv] = QuantizedConv(conv, folded, most)
     replace_modules(detector, {**norms, **convolutions})
     layers = quantized_layers(detector)
     readers = readers_of(detector, {layer.output: name for name, layer in layers.items()})
     for name, layer in layers.items():
         limits = [_LIMITS[reader] for reader in readers[name] if reader in _LIMITS]
         if limits and len(limits) == len(readers[name]):
-            layer.output.limits = (min(low for low, _ in limits), max(high for _, high in limits))
+            layer.output.limits = torch.tensor([min(low for low, _ in limits), max(high for _, high in limits)])
 
 
 def quantized_layers(module: nn.Module) -> dict[str, QuantizedConv]:
