@@ -36,7 +36,8 @@ def student(request: pytest.FixtureRequest, toy: Path, toy_run: Path, tmp_path_f
     if request.param == "masks":
         torch.manual_seed(0)
         model = narrow_two_stage(MaskRCNN, ["red", "blue"])
-        for predictor in (model.roi_head.bbox_head[0].fc_cls, model.roi_head.mask_head[0].conv_logits):
+        head: Any = model.roi_head
+        for predictor in (head.bbox_head[0].fc_cls, head.mask_head[0].conv_logits):
             torch.nn.init.normal_(predictor.weight, std=0.3)
         return export_onnx(model.eval(), path, ExportOptions(96, nms=True, conf=CONF))
     return Detector(toy_run / "best.pt", "cpu").export(
