@@ -150,7 +150,11 @@ class Distill(Callback):
         self._applied = {}
         for name, weight in self.weights.items():
             factor: float | Tensor = weight.at(state.epoch, state.iteration, state.device)
-            if isinstance(factor, Tensor) and weight.measures_gradients(state.iteration) and not DISTILLERS[name].labels:
+            if (
+                isinstance(factor, Tensor)
+                and weight.measures_gradients(state.iteration)
+                and not DISTILLERS[name].labels
+            ):
                 self._applied[name], factor = factor, 1.0  # given to the losses once they are measured
             for method in self._under_teachers(name):
                 method.factor = factor

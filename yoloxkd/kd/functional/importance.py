@@ -204,9 +204,9 @@ def _limits(inside: Tensor, share: float) -> Tensor:
 
 def _first(best: Tensor, index: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     """The best locations (X, B, G, K) in order, ties by index; from place `limit` (B, G) of an object on they are -inf."""
-    order = index.argsort(-1)
+    order = index.argsort(dim=-1)
     best, index = best.gather(-1, order), index.gather(-1, order)
-    order = best.argsort(-1, descending=True, stable=True)
+    order = best.argsort(dim=-1, descending=True, stable=True)
     best, index = best.gather(-1, order), index.gather(-1, order)
     place = torch.arange(best.shape[-1], device=best.device)
     return best.masked_fill(place >= limit[..., None], -torch.inf), index
