@@ -292,7 +292,7 @@ def test_the_weight_by_gradients_is_the_ratio_of_norms_on_the_trunk() -> None:
         factor = state.aux["kd"].methods["pgd"].factor
         name = LossName("pgd", "cls_fg", 8)
         used = state.losses[name] / unscaled[name] if measures else factor
-        assert float(used) == pytest.approx(expected, rel=1e-4), i
+        assert float(torch.as_tensor(used).detach()) == pytest.approx(expected, rel=1e-4), i
         state.iteration += 1
     assert callback.weights["pgd"].fixed == pytest.approx(expected)
     assert [line for line in said if "fixed at" in line and "gradient on backbone and neck 0.25 of the task" in line]

@@ -204,7 +204,7 @@ def _limits(inside: Tensor, share: float) -> Tensor:
 
 def _first(best: Tensor, index: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     """The best locations (X, B, G, K) in order, ties by index; from place `limit` (B, G) of an object on they are -inf."""
-    order = index.argsort(-1)
+    order = index.argsort(dim=-1)
     best, index = best.gather(-1, order), index.gather(-1, order)
     order = best.argsort(dim=-1, descending=True, stable=True)
     best, index = best.gather(-1, order), index.gather(-1, order)
