@@ -33,7 +33,7 @@ FORMATS = [
         kind,
         marks=[pytest.mark.skipif(bool(missing(kind)), reason=f"not installed: {', '.join(missing(kind))}"), *marks],
     )
-    for kind, marks in (("ncnn", []), ("tflite", [pytest.mark.slow]), ("executorch", [pytest.mark.slow]))
+    for kind, marks in (("ncnn", []), ("tflite", [pytest.mark.slow]))
 ]
 
 
@@ -69,10 +69,6 @@ def test_a_file_detects_what_its_model_detects(kind: str, half: bool, pixels: Te
     model = Plain().eval()
     path = tmp_path / f"x{EXPORTED[kind]}"
     options = ExportOptions(SIZE, nms=False, raw=True, half=half, conf=CONF, max_det=MAX_DET)
-    if half and kind == "executorch":
-        with pytest.raises(UserError, match="fp32 alone here, not fp16"):
-            EXPORTERS[kind](model, path, options, data=scene(tmp_path, images=1))
-        return
     (tmp_path / "data").mkdir()
     assert EXPORTERS[kind](model, path, options, data=scene(tmp_path / "data", images=4)) == path
     note = json.loads(path.with_suffix(".parity.json").read_text())
@@ -128,7 +124,7 @@ def test_a_wrong_ncnn_file_is_not_published_and_a_broken_one_not_run(
         OnnxPredictor(aside)
 
 
-@pytest.mark.parametrize("kind", ["ncnn", "tflite", "executorch"])
+@pytest.mark.parametrize("kind", ["ncnn", "tflite"])
 def test_what_these_formats_do_not_have(kind: str, tmp_path: Path) -> None:
     model, data = Plain().eval(), scene(tmp_path, images=1)
     export, path = EXPORTERS[kind], tmp_path / f"x{EXPORTED[kind]}"
