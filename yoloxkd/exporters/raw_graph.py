@@ -50,7 +50,8 @@ def exported_program(detector: Detector[Any, Any], options: ExportOptions) -> Ex
     module: nn.Module = RawHead(network) if options.raw else network
     sample = torch.full((1, 3, options.imgsz, options.imgsz), 114.0)
     with torch.no_grad():  # decomposed, so that nothing is done in place
-        return torch.export.export(module.eval(), (sample,)).run_decompositions({})
+        program: ExportedProgram = torch.export.export(module.eval(), (sample,)).run_decompositions({})
+    return program
 
 
 def describe_head(detector: Detector[Any, Any]) -> HeadMaps:
