@@ -16,10 +16,9 @@ from tests.exporters.test_raw_outputs import Plain
 from tests.exporters.test_runtime import assert_same
 from tests.exporters.tiny import TinyDetector
 from yoloxkd import Detector
-from yoloxkd.config.quantization import Quantization
 from yoloxkd.engine.evaluate import TorchPredictor
 from yoloxkd.errors import GateError, UserError
-from yoloxkd.exporters import EXPORTERS, missing, tflite
+from yoloxkd.exporters import EXPORTERS, missing
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.edge_form import INPUT_SCALE, edge_form, scaled_input
 from yoloxkd.exporters.onnx import ExportOptions, resolved_outputs
@@ -33,7 +32,7 @@ FORMATS = [
         kind,
         marks=[pytest.mark.skipif(bool(missing(kind)), reason=f"not installed: {', '.join(missing(kind))}"), *marks],
     )
-    for kind, marks in (("ncnn", []), ("tflite", [pytest.mark.slow]), ("executorch", [pytest.mark.slow]))
+    for kind, marks in (("ncnn", []), ("tflite", [pytest.mark.slow]))
 ]
 
 
@@ -63,17 +62,17 @@ def test_a_swap_of_channels_that_no_convolution_reads_stays(detector: TinyDetect
     assert edge.detector.spec.input.bgr is True
 
 
-@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_detects_what_its_model_detects(kind: str, half: bool, pixels: Tensor, tmp_path: Path) -> None:
     model = Plain().eval()
     path = tmp_path / f"x{EXPORTED[kind]}"
     options = ExportOptions(SIZE, nms=False, raw=True, half=half, conf=CONF, max_det=MAX_DET)
-    if half and kind == "executorch":
-        with pytest.raises(UserError, match="fp32 alone here, not fp16"):
-            EXPORTERS[kind](model, path, options, data=scene(tmp_path, images=1))
-        return
     (tmp_path / "data").mkdir()
+    if half and kind == "tflite":
+        with pytest.raises(UserError, match="format tflite is fp32 alone here, not fp16"):
+            EXPORTERS[kind](model, path, options, data=scene(tmp_path / "data", images=1))
+        return
     assert EXPORTERS[kind](model, path, options, data=scene(tmp_path / "data", images=4)) == path
     note = json.loads(path.with_suffix(".parity.json").read_text())
     assert note["passed"] is True
@@ -128,7 +127,7 @@ def test_a_wrong_ncnn_file_is_not_published_and_a_broken_one_not_run(
         OnnxPredictor(aside)
 
 
-@pytest.mark.parametrize("kind", ["ncnn", "tflite", "executorch"])
+@pytest.mark.parametrize("kind", ["ncnn", "tflite"])
 def test_what_these_formats_do_not_have(kind: str, tmp_path: Path) -> None:
     model, data = Plain().eval(), scene(tmp_path, images=1)
     export, path = EXPORTERS[kind], tmp_path / f"x{EXPORTED[kind]}"
@@ -166,18 +165,3 @@ def test_only_files_of_the_format_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "y").write_bytes(b"\0\0\0\0TFL3")
     assert exported_format(tmp_path / "y") == "tflite"
     assert not is_own_export(tmp_path / "y")
-
-
-def test_what_an_int8_tflite_file_keeps_in_float() -> None:
-    network = Exportable(nano()).detector
-    names = tflite._called(edge_form(network), 64)
-    stem, depthwise, pointwise = list(names)[:3]
-    assert (stem, names[stem]) == ("backbone.backbone.stem.conv.conv", "backbone.stem.conv.conv")  # PAFPN is not called
-    first = (stem, depthwise, pointwise)
-    assert tflite._float_layers(Quantization(), list(names)) == [(), first, (*first, tflite.OTHERS)]
-    chosen = tflite._float_layers(Quantization(float_layers=["backbone.backbone.stem"]), list(names))
-    assert chosen == [(stem,), (stem, tflite.OTHERS)]
-    with pytest.raises(UserError, match="no layer's name begins with 'bakbone'"):
-        tflite._float_layers(Quantization(float_layers=["bakbone"]), list(names))
-    with pytest.raises(UserError, match=r"export\.method is of ONNX files"):
-        tflite._float_layers(Quantization(method="entropy"), list(names))

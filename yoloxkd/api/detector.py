@@ -225,7 +225,7 @@ class Detector:
             say: takes each line of the comparison; None: nobody does.
             outputs: what the file gives: `detections` (after NMS), `locations` (boxes and scores before it) or `raw` (the
                 head's own tensors, level by level). None: as `nms` says; of other formats than ONNX, `raw`.
-            opset: version of ONNX' operators, 17 to 23. None: 18, which every runtime reads.
+            opset: version of ONNX' operators, 17 to 23, of an ONNX file. None: 18.
             **options: of int8, as in `config.quantization.Quantization`: method, float_layers, sensitivity, ...
 
         Returns:

@@ -44,7 +44,7 @@ def export_ncnn(
     if options.int8:
         raise UserError("format ncnn has no int8 here: on x86 it is no faster than float; leave --int8 out")
     write = partial(_write, detector, options, source_digest)
-    return export_checked(detector, path, options, data=data, source_digest=source_digest, say=say, writers={(): write})
+    return export_checked(detector, path, options, data=data, source_digest=source_digest, say=say, write=write)
 
 
 def _write(detector: Detector[Any, Any], options: ExportOptions, source_digest: str, path: Path) -> None:

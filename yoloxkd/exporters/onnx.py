@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 OPSETS = range(17, 24)
-"""Versions of ONNX' operators that a file may be of; 17 is the first with all that is needed."""
+"""Versions of ONNX' operators that a file may be of, where the graph can be converted to them."""
 NMS_OUTPUTS = ("boxes", "scores", "labels", "counts")
 RAW_OUTPUTS = ("boxes", "scores")
 MASKS = "masks"

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -178,14 +178,13 @@ def export_checked(
     int8: Int8Recipe | None = None,
     source_digest: str = "",
     say: Callable[[str], None] | None = None,
-    writers: Mapping[tuple[str, ...], Callable[[Path], None]] | None = None,
+    write: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Export to ONNX, or to what one of `writers` writes, compare with the model on images of `data`, and only then give the file its name.
+    """Export to ONNX, or to what `write` writes, compare with the model on images of `data`, and only then give the file its name.
 
     int8  needed with `options.int8`, unless the detector is trained for int8: then every convolution is compared, too
     say   prints the table of the comparison, and the sensitivity report where it was asked for
-    writers  put another format's file, and what belongs beside it, under the path they are given; the first whose file
-          passes is taken. The key is what an int8 file keeps in float32
+    write puts another format's file, and what belongs beside it, under the path it is given
 
     In fp32 every detection must agree (score to 0.001, IoU above 0.99). In fp16 and int8 the AP must, to 0.002 and
     0.01, on at most 100 images of `data`, where it has classes of the model; single detections only roughly. Beside
@@ -206,8 +205,8 @@ def export_checked(
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         judge = _Judge(detector, part, options, data)
-        if writers is not None:
-            report, faults = judge.first_right(writers), list[str]()
+        if write is not None:
+            report, faults = judge.of_file(write), list[str]()
         else:
             report, faults = _onnx_report(judge, detector, options, source_digest, int8, say)
         faults += report.faults() + judge.finished_file_faults()
@@ -266,16 +265,10 @@ class _Judge:
         save_checked(without_probes(graph), self.part)
         return self._measured(report)
 
-    def first_right(self, writers: Mapping[tuple[str, ...], Callable[[Path], None]]) -> ParityReport:
-        """The report on the first file at `part` that passes, else on the last."""
-        for float_layers, write in writers.items():
-            write(self.part)
-            report = self._measured(check_parity(self.detector, self.part, self.images, self.tolerance))
-            if self.options.int8:
-                report.float_layers = list(float_layers)
-            if not report.faults():
-                break
-        return report
+    def of_file(self, write: Callable[[Path], None]) -> ParityReport:
+        """The report on the file that `write` puts at `part`."""
+        write(self.part)
+        return self._measured(check_parity(self.detector, self.part, self.images, self.tolerance))
 
     def finished_file_faults(self) -> list[str]:
         """Of the file as it is given out, on the first images."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
-from yoloxkd.exporters.edge_form import edge_form, scaled_input
+from yoloxkd.exporters.edge_form import edge_form
 from yoloxkd.exporters.head_maps import HeadLevel, HeadMaps
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
@@ -45,16 +45,15 @@ class RawHead(nn.Module):
         return tuple(tensor for level in of_levels for tensor in level)
 
 
-def exported_program(detector: Detector[Any, Any], options: ExportOptions) -> tuple[ExportedProgram, Exportable]:
-    """The edge form of a detector as an exported program, of raw tensors or of boxes and scores; and its network."""
+def exported_program(detector: Detector[Any, Any], options: ExportOptions) -> ExportedProgram:
+    """The edge form of a detector as an exported program, of raw tensors or of boxes and scores."""
     network = Exportable(detector)
     edge_form(network.detector)
-    if options.half:
-        scaled_input(network.detector)
     module: nn.Module = RawHead(network) if options.raw else network
     sample = torch.full((1, 3, options.imgsz, options.imgsz), 114.0)
     with torch.no_grad():  # decomposed, so that nothing is done in place
-        return torch.export.export(module.eval(), (sample,)).run_decompositions({}), network
+        program: ExportedProgram = torch.export.export(module.eval(), (sample,)).run_decompositions({})
+    return program
 
 
 def describe_head(detector: Detector[Any, Any]) -> HeadMaps:
