@@ -172,9 +172,9 @@ def _computed(layer: QuantizedConv, x: Tensor) -> Tensor:
     """The convolution itself, of an input on its grid."""
     weight, bias = layer.rounded()
     if weight.shape[-1] == 1 and layer.kernel_size != (1, 1):  # of the samples of a deformable convolution
-        y: Tensor = torch.nn.functional.conv2d(x, weight, bias, groups=layer.groups)
-        return y
-    return layer._conv_forward(x, weight, bias)
+        return torch.nn.functional.conv2d(x, weight, bias, groups=layer.groups)
+    y: Tensor = layer._conv_forward(x, weight, bias)
+    return y
 
 
 def layer_faults(differences: list[LayerDifference]) -> list[str]:
