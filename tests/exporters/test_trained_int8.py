@@ -53,7 +53,7 @@ def test_the_graph_has_exactly_the_model_s_scales(trained: TinyDetector, pixels:
     assert len(convolutions) == 4  # both levels have the same predictor
     for node in convolutions:
         weight = made_by[node.input[1]]
-        layer = layers[weight.input[0].removeprefix("network.detector.").removesuffix(".weight")]
+        layer = layers[weight.input[0].removesuffix(".weight").rpartition("detector.")[2]]
         folded, bias = layer.folded()
         np.testing.assert_array_equal(arrays[weight.input[1]], layer.scale_of(folded, bias).numpy(force=True))
         assert arrays[weight.input[0]].dtype == np.int8

@@ -51,8 +51,8 @@ def rest_of(norm: nn.BatchNorm2d) -> nn.Module | None:
 
 
 def replace_modules(root: nn.Module, new: Mapping[nn.Module, nn.Module | None]) -> None:
-    """Put another module wherever one of `new` lies in `root`: {module: what replaces it}."""
-    for module in list(root.modules()):
+    """Put another module wherever one of `new` lies, in `root` or in another new one: {module: what replaces it}."""
+    for module in [*root.modules(), *(made for made in new.values() if made is not None)]:
         for name, child in list(module.named_children()):
             if child in new:
                 setattr(module, name, new[child])

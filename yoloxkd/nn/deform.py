@@ -93,8 +93,8 @@ def samples(x: Tensor, offset: Tensor, stride: int, padding: int) -> Tensor:
     # grid_sample's frame without aligned corners: cell i of n has its center at (2 i + 1) / n - 1.
     places = torch.stack(((2 * x_ + 1) / x.shape[3] - 1, (2 * y + 1) / x.shape[2] - 1), dim=-1)
     sampled = F.grid_sample(x, places.flatten(1, 3), mode="bilinear", padding_mode="zeros", align_corners=False)
-    columns: Tensor = sampled.unflatten(2, (kernel * kernel, height)).flatten(1, 2)
-    return columns
+    cells: Tensor = sampled.unflatten(2, (kernel * kernel, height)).flatten(1, 2)
+    return cells
 
 
 def of_samples(weight: Tensor) -> Tensor:

@@ -64,6 +64,8 @@ class ActivationQuantizer(nn.Module):
         self.fixed: tuple[float, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_meta:  # of shapes alone, by which operations are counted
+            return x
         if self.fixed is None and self.observing and (self.training or not self.rounding):
             low, high = torch.aminmax(x.detach())
             self.seen.copy_(torch.stack((torch.minimum(self.seen[0], low), torch.maximum(self.seen[1], high))))
@@ -171,7 +173,7 @@ class QuantizedConv(nn.Conv2d):
     def rounded(self) -> tuple[Tensor, Tensor | None]:
         """Weights and bias on their grids; the bias has the steps of the sums of products, which are whole numbers."""
         weight, bias = self.folded()
-        if not self.input.rounding:
+        if not self.input.rounding or weight.is_meta:
             return weight, bias
         scale = self.weight_scale if self.weight_scale is not None else self.scale_of(weight, bias)
         zeros = torch.zeros_like(scale)  # of integers torch reads the extremes, which waits for the device
