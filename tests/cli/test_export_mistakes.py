@@ -89,6 +89,6 @@ def test_an_export_is_not_exported_again(capsys: pytest.CaptureFixture[str], tmp
 
 def test_a_format_that_lacks_a_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NEEDED, "onnx", (("no_such_module",), "pip install it"))
-    words = r"'onnx' lacks no_such_module; formats: onnx \(not installed: pip install it\); .* onnxruntime \(installed"
+    words = r"'onnx' lacks no_such_module; formats: onnx \(not installed: pip install it\), .* onnxruntime \(installed"
     with pytest.raises(UserError, match=words):
         check_format("onnx")
