@@ -233,7 +233,7 @@ def _of_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     try:
         converted: onnx.ModelProto = version_converter.convert_version(model, opset)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = str(error).strip().splitlines()[-1].rpartition("failed: ")[2]
         raise UserError(
             f"this model cannot be written in opset {opset}: {reason}; leave --opset out for {OPSET}"
         ) from error
