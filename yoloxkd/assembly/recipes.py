@@ -191,8 +191,8 @@ def _whole_path(reference: str) -> str:
 
 def _check_name(name: str) -> None:
     if name not in model_names():
-        tail = nearest(name, model_names())
-        if not tail.startswith("did you mean"):
+        tail = nearest(str(name), model_names())
+        if isinstance(name, str) and not tail.startswith("did you mean"):  # a YAML may hold a number
             tail = nearest_file(name).removeprefix("; ") or tail
         raise UserError(f"unknown model '{name}' (neither an architecture nor a file); {tail}")
 
