@@ -36,6 +36,7 @@ def test_auto_is_read_from_anywhere(toy: Path) -> None:
         batch_size("many")
 
 
+@pytest.mark.slow
 def test_the_number_is_in_the_recipe_of_the_run(toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     trainer = Trainer(

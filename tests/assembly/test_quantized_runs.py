@@ -137,6 +137,7 @@ def test_what_cannot_be_quantized(toy: Path, toy_run: Path, tmp_path: Path) -> N
     assert not any((tmp_path / name).exists() for name in "abc")
 
 
+@pytest.mark.slow
 def test_an_export_of_it_calibrates_nothing(run: Path, tmp_path: Path) -> None:
     detector = Detector(run / "best.pt", "cpu")
     with pytest.raises(UserError, match=r"calib: .*best.pt is trained for int8 and has its own ranges"):

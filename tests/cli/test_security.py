@@ -74,6 +74,7 @@ def test_yaml_with_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_a_run_opens_no_connection(toy: Path, tmp_path: Path) -> None:
     """Imports included: nothing looks for updates, models or telemetry."""
     script = f"""

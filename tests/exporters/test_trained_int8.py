@@ -80,6 +80,7 @@ def test_a_wrong_scale_is_found(trained: TinyDetector, pixels: Tensor) -> None:
     assert "1 of 4 int8 convolutions differ from the model's; the worst, down.0" in faults[0]
 
 
+@pytest.mark.slow
 def test_the_gate_needs_no_calibration(tmp_path: Path, trained: TinyDetector, monkeypatch: pytest.MonkeyPatch) -> None:
     data = scene(tmp_path)
     said: list[str] = []
