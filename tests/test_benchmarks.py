@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
+from benchmarks import run
 from benchmarks.peak_memory import high_water
 from benchmarks.peers import PEERS, installed
 from benchmarks.report import Row
@@ -56,6 +59,21 @@ def test_the_performance_page_has_the_kept_results() -> None:
     assert len(numbers) > 20
     for number in numbers:
         assert any(f"{value:.{len(number.partition('.')[2])}f}" == number for value in values), number
+
+
+def test_a_part_measured_again_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (REPOSITORY / "benchmarks" / "results.md").read_text("utf-8")
+    file = tmp_path / "results.md"
+    file.write_text(text, "utf-8")
+    (tmp_path / "simota.json").write_text(
+        json.dumps({"quick": False, "title": "New", "rows": [["x", "1", "1", "", "", ""]]})
+    )
+    monkeypatch.setattr(run, "RESULTS", file)
+    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    run.write_results(["simota"])
+    old, new = run.sections(text), run.sections(file.read_text("utf-8"))
+    assert {name for name in SCRIPTS if old.get(name) != new.get(name)} == {"simota"}
+    assert new["simota"].startswith("## New (`python -m benchmarks.simota`)\n\nMeasured ")
 
 
 def test_every_script_is_run() -> None:
