@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,7 +148,7 @@ def _copied(self: Tensor, memo: dict[int, Any]) -> Tensor:
 
 
 class _Backward:
-    """`Tensor.backward` and `Tensor.register_hook` without torch's engine, which asks the driver."""
+    """`Tensor.backward`, `torch.autograd.grad` and `Tensor.register_hook` without torch's engine, which asks the driver."""
 
     def __init__(self) -> None:
         self.hooks: dict[tuple[int, int], Any] = {}
@@ -194,6 +194,18 @@ class _Backward:
                         send(to, place, value)
 
 
+    def grad(self, loss: Tensor, inputs: Sequence[nn.Parameter], **_: Any) -> tuple[Tensor | None, ...]:
+        """Of parameters; what they have gathered stays."""
+        gathered = [parameter.grad for parameter in inputs]
+        for parameter in inputs:
+            parameter.grad = None
+        self.backward(loss)
+        gradients = tuple(parameter.grad for parameter in inputs)
+        for parameter, gradient in zip(inputs, gathered, strict=True):
+            parameter.grad = gradient
+        return gradients
+
+
 def _sent_back(node: Any, gradients: list[Tensor | None]) -> Iterator[tuple[tuple[Any, int], Tensor | None]]:
     """Where the gradients of a node's inputs go, with each."""
     if callable(node):
@@ -224,6 +236,7 @@ def fake_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "_apply", _applied)
         patch.setattr(torch.Tensor, "backward", lambda loss: engine.backward(loss))
+        patch.setattr(torch.autograd, "grad", engine.grad)
         patch.setattr(torch.Tensor, "register_hook", lambda tensor, hook: engine.register_hook(tensor, hook))
         patch.setattr(torch.Tensor, "__deepcopy__", _copied)
         patch.setattr(torch.Tensor, "pin_memory", _pinned)
