@@ -193,7 +193,6 @@ class _Backward:
                     if to is not None and value is not None:
                         send(to, place, value)
 
-
     def grad(self, loss: Tensor, inputs: Sequence[nn.Parameter], **_: Any) -> tuple[Tensor | None, ...]:
         """Of parameters; what they have gathered stays."""
         gathered = [parameter.grad for parameter in inputs]
