@@ -52,6 +52,7 @@ def test_the_students_losses_are_those_of_the_teachers_assignment() -> None:
     assert torch.equal(module.match.fg, theirs.fg)
     assert torch.equal(module.match.gt, theirs.gt)
     assert not torch.equal(theirs.fg, own.fg)
+    assert module.methods["lad"].loss == 0  # it ran, and has no loss
     expected = means(student.losses(student(batch.images), batch.targets, module.match))
     assert losses.keys() == expected.keys()
     for name, value in expected.items():

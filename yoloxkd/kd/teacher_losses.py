@@ -177,7 +177,7 @@ class TeacherLosses(AuxiliaryLoss):
             else:
                 losses |= method.nothing(batch.images.device)
         self._batch_maps = {}
-        return self._scaled(losses) if losses else losses
+        return self._scaled(losses)
 
     def prepare(self, batch: Batch) -> None:
         """Run the teacher, when a method of the coming step needs it, and keep the maps that are asked for.
@@ -222,7 +222,7 @@ class TeacherLosses(AuxiliaryLoss):
 
         All totals at once: on CUDA every operation on a single number costs a launch.
         """
-        totals = self.nonfinite.finite_totals([losses[name] for name in self.names])
+        totals = self.nonfinite.finite_totals([losses[name] for name in self.names]) if losses else torch.zeros(0)
         if self.weight != 1.0:
             totals = totals * self.weight
         out: Losses = {}
