@@ -29,7 +29,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS
 from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.matching import Suppression
-from yoloxkd.exporters.onnx import OPSET, ExportOptions, resolved_outputs
+from yoloxkd.exporters.onnx import requested_options
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.parity_report import TOLERANCES
 from yoloxkd.exporters.runner import check_runner, refuse_difference
@@ -244,22 +244,10 @@ class Detector:
         target = export_target(path, self.source, opened.weights.path, format)
         size = self._square(imgsz)
         recipe = self._int8_recipe(int8, calib, size, options)
-        if opset is not None and format != "onnx":
-            raise UserError(f"opset is of ONNX files, and a file of format {format} has none; leave it out")
-        outputs = resolved_outputs(outputs, nms, format)
-        nms, raw = outputs == "detections", outputs == "raw"
         return exporter(
             opened.detector.cpu(),
             target,
-            ExportOptions(
-                imgsz=size,
-                nms=nms,
-                raw=raw,
-                dynamic=dynamic,
-                half=half,
-                int8=int8,
-                opset=OPSET if opset is None else opset,
-            ),
+            requested_options(format, size, nms, outputs, opset, dynamic=dynamic, half=half, int8=int8),
             data=self._verification(verify),
             int8=recipe,
             source_digest=opened.weights.digest,
@@ -356,10 +344,10 @@ class Detector:
                 raise UserError(f"{', '.join(int8_arguments)}: these belong to int8; add --int8 or leave them out")
             return None
         if quantized_layers(self.network):
-            given = [name for name, value in {"calib": calib, **options}.items() if value is not None]
-            if given:
+            calibration_options = [name for name, value in {"calib": calib, **options}.items() if value is not None]
+            if calibration_options:
                 raise UserError(
-                    f"{', '.join(given)}: {self.source} is trained for int8 and has its own ranges, nothing is calibrated; "
+                    f"{', '.join(calibration_options)}: {self.source} is trained for int8 and has its own ranges, nothing is calibrated; "
                     "leave them out"
                 )
             return None

@@ -131,6 +131,20 @@ class ExportOptions:
             raise UserError(f"max_det {self.max_det} must be at least 1")
 
 
+def requested_options(
+    kind: str, imgsz: int, nms: bool | None, outputs: str | None, opset: int | None, **flags: bool
+) -> ExportOptions:
+    """The options of a file of a format, of what a user gave. UserError: as of `resolved_outputs`, or an opset for no ONNX file.
+
+    flags  dynamic, half, int8 of `ExportOptions`
+    """
+    if opset is not None and kind != "onnx":
+        raise UserError(f"opset is of ONNX files, and a file of format {kind} has none; leave it out")
+    outputs = resolved_outputs(outputs, nms, kind)
+    opset = OPSET if opset is None else opset
+    return ExportOptions(imgsz, nms=outputs == "detections", raw=outputs == "raw", opset=opset, **flags)
+
+
 def export_onnx(
     detector: Detector[Any, Any], path: Path, options: ExportOptions, *, source_digest: str = "", probes: bool = False
 ) -> Path:
