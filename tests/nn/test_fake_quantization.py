@@ -133,7 +133,7 @@ def test_ranges_move_by_a_part_of_what_is_seen_and_always_hold_zero() -> None:
     settle([seen], 1.0, same)
     assert float(seen.lowest) == 0
     seen.eval()(torch.tensor([99.0]))
-    assert torch.isinf(seen.seen).all()
+    assert torch.isinf(seen.extremes).all()
 
 
 def test_a_channel_without_weights_keeps_its_bias_within_32_bits(plain: TinyDetector, images: Tensor) -> None:

@@ -51,9 +51,7 @@ def _models() -> list[str]:
 ModelArgument = Annotated[
     str | None, typer.Argument(help="Model name, checkpoint or exported file. Default: best of the newest run.")
 ]
-DataOption = Annotated[
-    str | None, typer.Option(help="Data YAML, a name, or 'shapes' or 'shapes-easy' (built in, no download).")
-]
+DataOption = Annotated[str | None, typer.Option(help="Data YAML, name, or built-in 'shapes' or 'shapes-easy'.")]
 DeviceOption = Annotated[
     str | None,
     typer.Option(

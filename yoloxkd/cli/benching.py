@@ -108,9 +108,9 @@ def _variants(
         options_of = {"int8": {"int8": True}}
     elif calib is not None:
         options_of["int8"] = {"int8": True, "calib": calib}
-    wanted = [("onnx", precision, options) for precision, options in options_of.items()]
-    wanted += [(kind, "fp32", {}) for kind in EXPORTERS if kind != "onnx" and not missing(kind)]
-    for kind, precision, options in wanted:
+    exports = [("onnx", precision, options) for precision, options in options_of.items()]
+    exports += [(kind, "fp32", {}) for kind in EXPORTERS if kind != "onnx" and not missing(kind)]
+    for kind, precision, options in exports:
         name = f"{prefix}{_FORMAT_NAMES.get(kind, kind)} {precision}"
         target = folder / f"{precision}{EXPORTED[kind]}"
         try:

@@ -49,9 +49,9 @@ def distinct_names(files: Sequence[str]) -> list[str]:
     """
     parts = [Path(file).parts for file in files]
     names = []
-    for file, own in zip(files, parts, strict=True):
-        ends = (n for n in range(1, len(own)) if sum(other[-n:] == own[-n:] for other in parts) == 1)
-        names.append(str(Path(*own[-next(ends, len(own)) :])) if Path(file).is_absolute() else file)
+    for file, file_parts in zip(files, parts, strict=True):
+        ends = (n for n in range(1, len(file_parts)) if sum(other[-n:] == file_parts[-n:] for other in parts) == 1)
+        names.append(str(Path(*file_parts[-next(ends, len(file_parts)) :])) if Path(file).is_absolute() else file)
     return names
 
 

@@ -86,11 +86,11 @@ def _first(detector: Detector[Any, Any]) -> nn.Conv2d | None:
     inputs: list[Tensor] = []
     readers: list[nn.Module] = []
 
-    def before(module: nn.Module, given: tuple[Any, ...]) -> None:
-        if module is detector or not given or not isinstance(given[0], Tensor):
+    def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if module is detector or not arguments or not isinstance(arguments[0], Tensor):
             return
-        if given[0].shape[1:2] == (3,) and not list(module.children()):
-            inputs.append(given[0])
+        if arguments[0].shape[1:2] == (3,) and not list(module.children()):
+            inputs.append(arguments[0])
             readers.append(module)
 
     hooks = [module.register_forward_pre_hook(before) for module in detector.modules()]

@@ -64,9 +64,9 @@ def _run_pnnx(folder: Path, *, half: bool) -> None:
 
     command = [str(pnnx.EXEC_PATH), "m.onnx", f"fp16={int(half)}"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
-    said = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
-    complaints = [line for line in said if _COMPLAINTS.search(line)]
+    output_lines = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
+    complaints = [line for line in output_lines if _COMPLAINTS.search(line)]
     made = all((folder / f"m.ncnn.{kind}").is_file() for kind in ("param", "bin"))
     if done.returncode or complaints or not made:
-        reason = (complaints or said or ["it said nothing"])[-1]
+        reason = (complaints or output_lines or ["it said nothing"])[-1]
         raise UserError(f"pnnx cannot translate this model to ncnn: {reason}; --outputs raw has the fewest operators")

@@ -122,11 +122,11 @@ def layer_differences(model: onnx.ModelProto, detector: Detector[Any, Any], imag
     names = sorted({name for place in places for name in place[1:]})
     values = dict(zip(names, session.run(names, {"images": image.astype(np.float32)}), strict=True))
     layers = quantized_layers(Exportable(detector).detector)
-    seen = [
+    differences = [
         _difference(name, layers[name], values[codes_in], values[codes_out]) for name, codes_in, codes_out in places
     ]
-    return seen + [
-        LayerDifference(name, CODES, 1.0) for name in layers.keys() - {difference.layer for difference in seen}
+    return differences + [
+        LayerDifference(name, CODES, 1.0) for name in layers.keys() - {difference.layer for difference in differences}
     ]
 
 

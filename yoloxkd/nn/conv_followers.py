@@ -19,13 +19,13 @@ def norms_after(detector: Detector[Any, Any]) -> dict[nn.Conv2d, nn.BatchNorm2d 
     A convolution that feeds two different norms, or a norm fed by two convolutions, makes no pair.
     """
     made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
-    seen: dict[nn.Conv2d, None] = {}
+    visited: dict[nn.Conv2d, None] = {}
     pairs: set[tuple[nn.Conv2d, nn.BatchNorm2d]] = set()
 
     def after_conv(module: nn.Module, _: Any, output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
         made[id(output)] = (module, output)  # the tensor is kept, so that its id is not given to another
-        seen[module] = None
+        visited[module] = None
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, nn.BatchNorm2d)
@@ -39,7 +39,7 @@ def norms_after(detector: Detector[Any, Any]) -> dict[nn.Conv2d, nn.BatchNorm2d 
         hook.remove()
     convolutions, norms = [conv for conv, _ in pairs], [norm for _, norm in pairs]
     single = {c: n for c, n in pairs if convolutions.count(c) == norms.count(n) == 1}
-    return {conv: single.get(conv) for conv in seen}
+    return {conv: single.get(conv) for conv in visited}
 
 
 def rest_of(norm: nn.BatchNorm2d) -> nn.Module | None:
@@ -92,11 +92,11 @@ class _Readers(TorchFunctionMode):
         if name == "hardtanh" and kwargs:
             name += f" {kwargs['min_val']:g} {kwargs['max_val']:g}"
         if name != "__get__":  # attributes such as the shape
-            for given in _tensors([*args, *(kwargs or {}).values()]):
-                if id(given) in self.made:
-                    self.readers[self.made[id(given)][0]].add(name)
-                    if result is given:
-                        del self.made[id(given)]
+            for argument in _tensors([*args, *(kwargs or {}).values()]):
+                if id(argument) in self.made:
+                    self.readers[self.made[id(argument)][0]].add(name)
+                    if result is argument:
+                        del self.made[id(argument)]
         return result
 
 

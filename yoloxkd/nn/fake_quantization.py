@@ -51,14 +51,14 @@ class ActivationQuantizer(nn.Module):
 
     scale: Tensor
     lowest: Tensor
-    seen: Tensor
+    extremes: Tensor
     limits: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("lowest", torch.tensor(0.0))
-        self.register_buffer("seen", torch.tensor([torch.inf, -torch.inf]), persistent=False)
+        self.register_buffer("extremes", torch.tensor([torch.inf, -torch.inf]), persistent=False)
         self.register_buffer("limits", torch.tensor([-torch.inf, torch.inf]), persistent=False)
         self.rounding, self.observing = True, True
         self.fixed: tuple[float, int] | None = None
@@ -68,7 +68,9 @@ class ActivationQuantizer(nn.Module):
             return x
         if self.fixed is None and self.observing and (self.training or not self.rounding):
             low, high = torch.aminmax(x.detach())
-            self.seen.copy_(torch.stack((torch.minimum(self.seen[0], low), torch.maximum(self.seen[1], high))))
+            self.extremes.copy_(
+                torch.stack((torch.minimum(self.extremes[0], low), torch.maximum(self.extremes[1], high)))
+            )
         if not self.rounding:
             return x
         if self.fixed is not None:
@@ -94,17 +96,17 @@ class ActivationQuantizer(nn.Module):
 @torch.no_grad()
 def settle(quantizers: list[ActivationQuantizer], momentum: float, mean: Callable[[Tensor], Tensor]) -> None:
     """Move every range by `momentum` towards the extremes seen since the last time, of which `mean` is taken over processes."""
-    seen, lowest = torch.stack([q.seen for q in quantizers]), torch.stack([q.lowest for q in quantizers])
+    extremes, lowest = torch.stack([q.extremes for q in quantizers]), torch.stack([q.lowest for q in quantizers])
     scale = torch.stack([q.scale for q in quantizers])
     before = torch.stack((lowest, lowest + CODES * scale), dim=1)
-    seen = mean(torch.where(seen.isfinite(), seen, before))  # a layer that did not run stays as it was
+    extremes = mean(torch.where(extremes.isfinite(), extremes, before))  # a layer that did not run stays as it was
     limits = torch.stack([q.limits for q in quantizers])
-    low = torch.maximum(seen[:, 0].clamp(max=0), limits[:, 0])
-    scale = (torch.minimum(seen[:, 1].clamp(min=0), limits[:, 1]) - low) / CODES
+    low = torch.maximum(extremes[:, 0].clamp(max=0), limits[:, 0])
+    scale = (torch.minimum(extremes[:, 1].clamp(min=0), limits[:, 1]) - low) / CODES
     torch._foreach_lerp_([q.scale for q in quantizers], list(scale.unbind()), momentum)
     torch._foreach_lerp_([q.lowest for q in quantizers], list(low.unbind()), momentum)
     for quantizer in quantizers:
-        quantizer.seen[0], quantizer.seen[1] = torch.inf, -torch.inf
+        quantizer.extremes[0], quantizer.extremes[1] = torch.inf, -torch.inf
 
 
 class FoldedNorm(nn.Module):

@@ -80,8 +80,10 @@ def _factors(distill: Distill, mean: Mapping[LossName, LossGradient]) -> dict[st
             out[method] = float(cfg.weight)
             continue
         size = "norm" if cfg.auto == "gradient" else "loss"
-        own = sum(getattr(one, size) for name, one in mean.items() if _is_whole(name) and _method(name) == method)
-        out[method] = cfg.auto_share * getattr(mean[TASK_LOSS], size) / own if own > 0 else 1.0
+        method_size = sum(
+            getattr(one, size) for name, one in mean.items() if _is_whole(name) and _method(name) == method
+        )
+        out[method] = cfg.auto_share * getattr(mean[TASK_LOSS], size) / method_size if method_size > 0 else 1.0
     return out
 
 

@@ -99,16 +99,16 @@ def _mobilenet_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     Empty: the backbone is another.
     """
     prefix = "backbone.body."
-    theirs = [key for key in state if key.startswith(prefix)]
+    published_keys = [key for key in state if key.startswith(prefix)]
     if f"{prefix}16.0.weight" not in state:
         return {}
     with torch.device("meta"):
         tensors = create(COARSE).state_dict()
-    counted = any(key.endswith(COUNTER) for key in theirs)
+    counted = any(key.endswith(COUNTER) for key in published_keys)
     names = [key for key in tensors if counted or not key.endswith(COUNTER)]
-    if [tensors[key].shape for key in names] != [state[key].shape for key in theirs]:
+    if [tensors[key].shape for key in names] != [state[key].shape for key in published_keys]:
         raise UserError("the checkpoint has a backbone other than ResNet and MobileNetV3-Large, which is not supported")
-    return {key: prefix + name for key, name in zip(theirs, names, strict=True)}
+    return {key: prefix + name for key, name in zip(published_keys, names, strict=True)}
 
 
 def torchvision_key(key: str) -> str:
