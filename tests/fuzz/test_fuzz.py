@@ -20,8 +20,7 @@ TRIES = {"--set": 12, "recipe.yaml": 30, "study.yaml": 40, "run.json": 40, "onnx
 TRIES |= dict.fromkeys(
     ("data.yaml", "our data.yaml", "coco.json", "crowdhuman.odgt", "voc.xml", "yolo labels", "yolo poses"), 40
 )
-SLOW = ["best.pt", *(name for name in TARGETS if name not in TRIES)]
-"""Kinds of which a try takes a second and more: a dozen seeds in the slow tests, five times `TRIES` of the others."""
+SLOW = [name for name in TARGETS if name not in TRIES]
 
 
 @pytest.mark.parametrize("name", TRIES)
@@ -32,11 +31,11 @@ def test_a_mutated_file_is_a_success_or_a_sentence(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_a_mutated_file_of_the_slower_kinds_too(name: str) -> None:
-    check(name, 12, first=TRIES.get(name, 0))
+    check(name, 12)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in TRIES if name not in SLOW])
+@pytest.mark.parametrize("name", TRIES)
 def test_more_seeds_of_the_quick_kinds(name: str) -> None:
     check(name, 5 * TRIES[name], first=1000)
 
