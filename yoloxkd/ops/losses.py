@@ -57,7 +57,7 @@ def focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, gamma: float = 
     """Focal loss (Lin et al. 2017), summed over classes.
 
     logits (..., K), labels (...) int64 class of the positive rows (any valid index elsewhere), positive (...) bool -> (...).
-    Every class of every row counts as negative first; at the label of positive rows that is replaced.
+    Every class of every row counts as negative first; at the label of positive rows that is replaced. gamma is 1 at least.
     """
     formula = partial(focal, gamma=gamma, alpha=alpha)
     return row_sums(formula, full_precision(logits), labels.unsqueeze(-1), positive.unsqueeze(-1))

@@ -42,10 +42,8 @@ class _RowSums(Function):
         if ctx.slopes is None:  # of a graph that was kept
             slope = torch.empty_like(x)
             ctx.slopes = slope, _sums(ctx.formula, slope, x, others)[1]
-        (slope, other_slope), ctx.slopes = (
-            ctx.slopes,
-            None,
-        )  # the first becomes the gradient, which saves a tensor of its size
+        slope, other_slope = ctx.slopes
+        ctx.slopes = None  # the first becomes the gradient, which saves a tensor of its size
         to_others: list[Tensor | None] = [None] * len(others)
         if other_slope is not None:
             to_others[0] = (other_slope * grads[0]).unsqueeze(-1)
@@ -81,7 +79,7 @@ def row_sums(formula: Formula, x: Tensor, *others: Tensor) -> Tensor:
 def focal(
     slope: Tensor, x: Tensor, label: Tensor, positive: Tensor, *, gamma: float, alpha: float
 ) -> tuple[Tensor, None]:
-    """Focal loss of every class as a negative, and at the label (..., 1) of positive rows as a positive."""
+    """Focal loss of every class as a negative, and at the label (..., 1) of positive rows as a positive. gamma: 1 at least."""
     p, entropy = torch.sigmoid(x, out=slope), F.softplus(x)
     power = p if gamma == 2 else p ** (gamma - 1)
     value = p * entropy
