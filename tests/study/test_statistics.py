@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from yoloxkd.study.files import METRICS
 from yoloxkd.study.kept_runs import Record
 from yoloxkd.study.pages import gain_text, markdown, points_text, statistics_csv
 from yoloxkd.study.plan import Key, keys
-from yoloxkd.study.statistics import rows, spread, student_t
+from yoloxkd.study.statistics import holm, rows, spread, student_t
 from yoloxkd.viz.comparison import Comparison
 
 
@@ -52,14 +53,37 @@ def test_the_interval_is_that_of_the_paired_t_test(study: Definition) -> None:
     plain, taught = [0.30, 0.35, 0.28], [0.36, 0.40, 0.37]
     records = {r.key: r for s in range(3) for r in (record("none", s, plain[s]), record("pgd", s, taught[s]))}
     base, pgd = rows(study, Grid(), records)
-    expected = ttest_rel(taught, plain).confidence_interval(0.95)
+    test = ttest_rel(taught, plain)
+    expected = test.confidence_interval(0.95)
     gain = pgd.gains["AP"]
     assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high))
+    assert gain.p_value == pytest.approx(test.pvalue)
     assert gain.sure
     assert base.gains == {}
     assert pgd.metrics["APs"].n == 0  # -1 is no value
     assert gain_text(gain).startswith("**+6.7 [+")
     assert points_text(base.metrics["AP"]) == "31.0 ± 3.6"
+
+
+def test_p_values_of_samples_without_spread() -> None:
+    assert math.isnan(spread([0.1]).p_value)
+    assert (spread([0.5, 0.5]).p_value, spread([0.0, 0.0]).p_value) == (0.0, 1.0)
+
+
+def test_holm_adjusts_in_rising_order() -> None:
+    """By hand: 3 * 0.01; 2 * 0.02 = 0.04; 1 * 0.03 is raised to 0.04, the one before it."""
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_the_page_adjusts_its_tests_for_their_number(study: Definition) -> None:
+    methods = ("none", "pgd", "fgd")
+    found = [record(m, s, 0.3 + 0.1 * (m != "none") * (1 + 0.1 * s)) for s in range(3) for m in methods]
+    base, pgd = rows(study, Grid(), {r.key: r for r in found})
+    assert "Holm" not in markdown(study, {"all": [base, pgd]}, {}, None)  # one test needs no adjustment
+    page = markdown(study, {"all": [base, pgd, replace(pgd, method="pgd")]}, {}, None)
+    p_value = pgd.gains["AP"].p_value
+    assert f"for 2 rows: `pgd` {p_value:.2g} ({2 * p_value:.2g})" in page
 
 
 def test_only_seeds_that_both_have_are_paired(study: Definition) -> None:

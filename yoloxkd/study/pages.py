@@ -15,7 +15,7 @@ from yoloxkd.study.definition import Definition, Grid
 from yoloxkd.study.files import METRICS
 from yoloxkd.study.kept_runs import Record, write_summary
 from yoloxkd.study.plan import TEACHER, Key
-from yoloxkd.study.statistics import Row, Spread, rows
+from yoloxkd.study.statistics import Row, Spread, holm, rows
 from yoloxkd.viz.comparison import Comparison, draw_comparison
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -103,8 +103,21 @@ def _grid_lines(study: Definition, title: str, grid: Grid, table: Sequence[Row])
         head = ["method", "seeds", "AP", "gain in AP", *SHOWN[1:], "gain in AP50", "step ms", "CPU s", "wall s"]
         lines += [_line(head), _line(["---"] * len(head))]
         lines += [_line(_cells(study, row)) for row in part]
-        lines += ["", *_error_lines(part)]
+        lines += ["", *_test_lines(part), *_error_lines(part)]
     return lines
+
+
+def _test_lines(part: Sequence[Row]) -> list[str]:
+    """The paired t tests of a table's gains in AP, adjusted for their number; nothing for a single one."""
+    tested = [(row.method, row.gains["AP"].p_value) for row in part if row.gains and row.gains["AP"].n > 1]
+    if len(tested) < 2:
+        return []
+    adjusted = holm([p_value for _, p_value in tested])
+    values = ", ".join(f"`{method}` {p:.2g} ({a:.2g})" for (method, p), a in zip(tested, adjusted, strict=True))
+    return [
+        f"Paired t tests of the gains in AP: p, and in brackets p adjusted by Holm's method for {len(tested)} rows: {values}.",
+        "",
+    ]
 
 
 def _error_lines(part: Sequence[Row]) -> list[str]:

@@ -39,6 +39,27 @@ class Spread:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
+    @property
+    def p_value(self) -> float:
+        """Of a two-sided t test against a mean of zero (for paired differences: the paired t test); NaN below two values."""
+        from scipy.special import stdtr
+
+        if self.n < 2 or self.deviation == 0:
+            return math.nan if self.n < 2 else float(self.mean == 0)
+        return float(2 * stdtr(self.n - 1, -abs(self.mean) * math.sqrt(self.n) / self.deviation))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted by Holm's step-down method (Holm 1979): at most a share a of families has a false one below a.
+
+    Each, in rising order, times the number of values from it on, at least the one before it, at most 1. Must not be NaN.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean, deviation and interval of a sample; all NaN without values."""
