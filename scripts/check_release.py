@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "openvino,tensorboard,wandb"
+EXTRAS = "openvino,ncnn,tflite,tensorboard,wandb"
 OF_THE_RUN_ITSELF = {"recipe.yaml", "environment.json", "train.log", "last.pt"}
 """Files of a run's folder that a resume and a bug report need with their paths; docs/runs.md says which."""
 
