@@ -129,17 +129,27 @@ def test_the_same_detections_of_a_retinanet(
     assert_same_detections(model, opened.detector)
 
 
-def test_whole_anchors_are_those_of_torchvision() -> None:
+@pytest.mark.parametrize("anchor_scale", [4.0, 2.0])
+def test_whole_anchors_are_those_of_torchvision(anchor_scale: float) -> None:
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.image_list import ImageList
     from torchvision.models.detection.retinanet import _default_anchorgen
 
-    sizes = [(-(-SIZE[0] // s), -(-SIZE[1] // s)) for s in (8, 16, 32, 64, 128)]
+    strides = (8, 16, 32, 64, 128)
+    of_level = [[int(anchor_scale * s * 2 ** (k / 3)) for k in range(3)] for s in strides]
+    generator = AnchorGenerator(of_level, ((0.5, 1.0, 2.0),) * 5)
+    if anchor_scale == 4:
+        assert [list(sizes) for sizes in _default_anchorgen().sizes] == of_level
+    sizes = [(-(-SIZE[0] // s), -(-SIZE[1] // s)) for s in strides]
     images = ImageList(torch.zeros(1, 3, *SIZE), [SIZE])
-    (wanted,) = _default_anchorgen()(images, [torch.zeros(1, 1, h, w) for h, w in sizes])
-    detector = narrow(RetinaNet, 1, anchors="whole")
-    assert torch.equal(detector.anchors(detector.grid(sizes, SIZE, torch.device("cpu"))), wanted)
-    exact = narrow(RetinaNet, 1)
-    assert not torch.equal(exact.anchors(exact.grid(sizes, SIZE, torch.device("cpu"))), wanted)
+    (wanted,) = generator(images, [torch.zeros(1, 1, h, w) for h, w in sizes])
+    whole = narrow(RetinaNet, 1, anchors="whole", anchor_scale=anchor_scale)
+    assert torch.equal(whole.anchors(whole.grid(sizes, SIZE, torch.device("cpu"))), wanted)
+    exact = narrow(RetinaNet, 1, anchor_scale=anchor_scale)
+    anchors = exact.anchors(exact.grid(sizes, SIZE, torch.device("cpu")))
+    assert not torch.equal(anchors, wanted)
+    roots = ((anchors[:, 2:] - anchors[:, :2]).prod(1)).sqrt()
+    assert float(roots.min()) == pytest.approx(8 * anchor_scale)
 
 
 def test_published_retinanets_are_those_of_torchvision() -> None:

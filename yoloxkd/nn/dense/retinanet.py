@@ -21,12 +21,13 @@ from yoloxkd.ops.losses import focal_loss, full_precision, giou_loss
 from yoloxkd.ops.points import grid_of, within_content
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
-SCALES = tuple(4 * 2 ** (k / 3) for k in range(3))
-"""Square roots of the anchors' areas, in strides (section 4: 32 px at stride 8, three sizes an octave)."""
+ANCHOR_SCALE = 4.0
+"""Square root of the smallest anchors' area, in strides (section 4: 32 px at stride 8)."""
+SCALES = tuple(2 ** (k / 3) for k in range(3))
+"""Square roots of the anchors' areas over that of the smallest (section 4: three sizes an octave)."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width of the anchors."""
-SIDES = tuple((scale / math.sqrt(ratio), scale * math.sqrt(ratio)) for ratio in RATIOS for scale in SCALES)
-"""Width and height of a cell's anchors, in strides."""
+PER_CELL = len(RATIOS) * len(SCALES)
 POSITIVE, NEGATIVE = 0.5, 0.4
 """IoU from which an anchor is positive, and below which it is background (section 4)."""
 
@@ -42,6 +43,9 @@ class RetinaNetConfig(FPNConfig):
     anchors: Literal["exact", "whole"] = Field(
         "exact", description="whole: of whole px, row i of n at i (H // n) px, as in torchvision"
     )
+    anchor_scale: float = Field(
+        ANCHOR_SCALE, ge=0.5, le=64, description="square root of a cell's smallest anchors' area, in strides"
+    )
     box_loss: Literal["l1", "giou"] = Field(
         "l1", description="of the box codes, or 1 - GIoU of the boxes (torchvision's v2)"
     )
@@ -52,8 +56,8 @@ class RetinaNetHead(SharedHead):
 
     def __init__(self, cfg: RetinaNetConfig, classes: int) -> None:
         super().__init__(cfg, levels=0, bias=cfg.groups is None)
-        self.retina_cls = nn.Conv2d(cfg.channels, len(SIDES) * classes, 3, padding=1)
-        self.retina_reg = nn.Conv2d(cfg.channels, len(SIDES) * 4, 3, padding=1)
+        self.retina_cls = nn.Conv2d(cfg.channels, PER_CELL * classes, 3, padding=1)
+        self.retina_reg = nn.Conv2d(cfg.channels, PER_CELL * 4, 3, padding=1)
         self.initialize(self.retina_cls)
 
 
@@ -67,7 +71,7 @@ class RetinaNet(FPNDetector):
     Config = RetinaNetConfig
     family = "retinanet"
     class_predictors = ("head.retina_cls.",)
-    per_cell = len(SIDES)
+    per_cell = PER_CELL
     offset = 0.0
 
     cfg: RetinaNetConfig
@@ -100,7 +104,9 @@ class RetinaNet(FPNDetector):
         return grid_of(sizes, self.spec.strides, device, self.offset, self.per_cell, steps)
 
     def anchors(self, grid: Grid) -> Tensor:
-        return whole_anchors(grid) if self.cfg.anchors == "whole" else cell_anchors(grid.points, grid.point_strides)
+        if self.cfg.anchors == "whole":
+            return whole_anchors(grid, self.cfg.anchor_scale)
+        return cell_anchors(grid.points, grid.point_strides, self.cfg.anchor_scale)
 
     def decode(self, raw: Tensor, grid: Grid) -> Tensor:
         assert grid.anchors is not None
@@ -133,18 +139,19 @@ class RetinaNet(FPNDetector):
             return task_losses(cls=Loss(rows.sum(), count), box=Loss(box_loss.masked_fill(~match.fg, 0).sum(), count))
 
 
-def cell_anchors(points: Tensor, strides: Tensor) -> Tensor:
+def cell_anchors(points: Tensor, strides: Tensor, anchor_scale: float = ANCHOR_SCALE) -> Tensor:
     """Anchors (A, 4) px of locations (A, 2) px with strides (A,) px, where each location is there once for each anchor."""
-    half = constant(SIDES, points.dtype, points.device) / 2
-    reach = strides.to(points.dtype).view(-1, len(SIDES), 1) * half
+    pairs = [(anchor_scale * scale, math.sqrt(ratio)) for ratio in RATIOS for scale in SCALES]
+    half = constant(tuple((side / root, side * root) for side, root in pairs), points.dtype, points.device) / 2
+    reach = strides.to(points.dtype).view(-1, PER_CELL, 1) * half
     return from_distances(points, torch.cat((reach, reach), dim=-1).flatten(0, 1))
 
 
-def whole_anchors(grid: Grid) -> Tensor:
+def whole_anchors(grid: Grid, anchor_scale: float = ANCHOR_SCALE) -> Tensor:
     """As `cell_anchors`, of whole px as in torchvision: the root of the area is cut to whole px, then half the sides are rounded."""
     reach = []
     for (h, w), stride in zip(grid.sizes, grid.strides, strict=True):
-        pairs = [(int(stride * scale), math.sqrt(ratio)) for ratio in RATIOS for scale in SCALES]
+        pairs = [(int(stride * anchor_scale * scale), math.sqrt(ratio)) for ratio in RATIOS for scale in SCALES]
         half = tuple((round(side / root / 2), round(side * root / 2)) for side, root in pairs)
         of_cell = constant(half, grid.points.dtype, grid.points.device).repeat(1, 2)
         reach.append(of_cell.expand(h * w, *of_cell.shape).flatten(0, 1))
