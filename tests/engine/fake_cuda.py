@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 from yoloxkd.ops import constants
 
 GPU = torch.device("cuda", 0)
+NMS = "torchvision.nms"
 READS = (
-    "_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal.default", "bincount",
+    "_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal.default", "bincount", NMS,
 )  # fmt: skip
 """Operations whose result, or its shape, the host waits for."""
 NO_KERNEL = (
@@ -223,9 +224,14 @@ def _hooked(hook: Any, value: Tensor) -> Tensor:
 
 
 class _NoDriver(FakeTensorMode):
-    """Never asks the driver, whatever torch believes of it."""
+    """Never asks the driver, whatever torch believes of it; NMS, whose length is that of the kept boxes, keeps all."""
 
     avoid_device_init = True  # type: ignore[assignment]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func).startswith(NMS):
+            return args[1].argsort(descending=True)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 @contextmanager

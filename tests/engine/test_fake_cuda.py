@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.engine.fake_cuda import GPU, Watch, fake_gpu
+from tests.engine.fake_cuda import GPU, NMS, Watch, fake_gpu
 from tests.engine.test_step import batch
 from tests.nn.fpn import SHALLOW, narrow
+from tests.nn.solo.test_solo import narrow_solo
+from tests.nn.test_folded_norms import norms
+from tests.nn.two_stage.contract import narrow_two_stage, with_masks
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.engine.callback_list import CallbackList
 from yoloxkd.engine.callbacks.finite import FiniteGuard
@@ -25,6 +28,8 @@ from yoloxkd.kd.distillation import Distill
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.dense.yolox import YOLOX
+from yoloxkd.nn.detector import Detector
+from yoloxkd.nn.solo.solo import SOLO
 from yoloxkd.types import TASK, Batch, Targets
 
 NAMES = ["a", "b"]
@@ -45,8 +50,13 @@ STEPS: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "reppoints": (("pkd", "crosskd"), "bf16", CLIPPED),
 }
 """Every family as student and teacher, every method once: methods, precision, keys of the recipe."""
+OTHER_STEPS: dict[str, tuple[tuple[str, ...], str, dict[str, Any], int]] = {
+    "cascade-mask-rcnn": (("fgd", "chen"), "fp16", CLIPPED, 4),
+    "solo": (("mgd",), "bf16", ONE_SIZE, 0),
+}
+"""Of detectors that are not dense; and how often NMS is waited for: once an image of student and of teacher."""
 UPLOADS = 6
-"""Tensors of a batch, which come from pinned memory."""
+"""Tensors of a batch without masks, which come from pinned memory."""
 
 
 class SetUpDistill(Distill):
@@ -72,8 +82,8 @@ class Run:
 
     def __init__(
         self,
-        student: DenseDetector,
-        teacher: DenseDetector | None,
+        student: Detector[Any, Any],
+        teacher: Detector[Any, Any] | None,
         methods: tuple[str, ...],
         keys: dict[str, Any],
         kd: dict[str, Any] | None = None,
@@ -90,6 +100,7 @@ class Run:
                 for name in methods
             }
             callbacks.insert(0, SetUpDistill([Teacher(teacher, "teacher", "", 1.0)], parsed, min_ap=0, nominal_size=64))
+        self.teacher = teacher
         self.said: list[str] = []
         self.state = State(
             recipe=recipe,
@@ -123,22 +134,32 @@ class Run:
         return watch
 
 
-def detector(family: str, *, teacher: bool = False) -> DenseDetector:
+def detector(family: str, *, teacher: bool = False) -> Detector[Any, Any]:
     if family == "yolox":
         return YOLOX(YOLOX.Config(depth=0.33, width=0.125 if teacher else 0.0625, depthwise=True), NAMES)
     channels = 16 if teacher else 8
+    if family == "solo":
+        return narrow_solo(SOLO, NAMES, backbone=SHALLOW, channels=channels)
+    if family in OTHER_STEPS:
+        return narrow_two_stage(DETECTORS[family], NAMES, backbone=SHALLOW, channels=channels)  # type: ignore[arg-type]
     model: DenseDetector = narrow(DETECTORS[family], NAMES, backbone=SHALLOW, stacked_convs=1, channels=channels)  # type: ignore[arg-type]
     return model
 
 
-def check(run: Run, watch: Watch, sources: set[str]) -> None:
+def check(run: Run, watch: Watch, sources: set[str], thinned: int = 0) -> None:
     """The step neither waited nor lost precision, and every weight has a gradient on the GPU.
 
-    A first step makes the constants that later ones find (`yoloxkd.ops.constants`), and may wait for each once.
+    A first step makes the constants that later ones find (`yoloxkd.ops.constants`), and may wait for each once. `thinned`:
+    how often NMS is waited for.
     """
     first = run.state.iteration == 1
-    assert [place for place in watch.waits if not (first and "ops/constants.py" in place)] == []
-    assert len([place for place in watch.uploads if "kd/methods/mgd.py" not in place]) <= UPLOADS  # it draws on the CPU
+    waits = [place for place in watch.waits if not (first and "ops/constants.py" in place)]
+    assert [place for place in waits if not place.startswith(NMS)] == []
+    assert len(waits) == thinned
+    masks = int(run.state.detector.spec.masks)
+    assert (
+        len([place for place in watch.uploads if "kd/methods/mgd.py" not in place]) <= UPLOADS + masks
+    )  # it draws on the CPU
     assert {name.source for name in run.state.losses} == sources
     for name, value in run.state.losses.items():
         assert (value.dtype, value.device) == (torch.float32, GPU), name
@@ -190,7 +211,21 @@ def test_a_step_of_every_family(family: str) -> None:
     run = Run(detector(family), detector(family, teacher=True), methods, {"engine.amp": amp} | keys)
     with fake_gpu():
         check(run.set_up(), run.step(batch()), {TASK, *(m for m in methods if not DISTILLERS[m].labels)})
+        assert norms(run.teacher) == []  # they are folded into convolutions
         assert (run.state.scaler is not None) == (amp == "fp16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OTHER_STEPS)
+def test_a_step_of_two_stages_and_of_masks(family: str) -> None:
+    methods, amp, keys, thinned = OTHER_STEPS[family]
+    student = detector(family)
+    run = Run(student, detector(family, teacher=True), methods, {"engine.amp": amp} | keys)
+    data = batch()
+    if student.spec.masks:
+        with_masks(data.targets, 64)
+    with fake_gpu():
+        check(run.set_up(), run.step(data), {TASK, *methods}, thinned)
 
 
 @pytest.mark.slow
@@ -203,6 +238,7 @@ def test_a_step_of_pgd_with_every_option() -> None:
         run.set_up()
         for _ in range(2):
             check(run, run.step(batch()), {TASK, "pgd"})
+        assert norms(run.teacher)  # the statistics of the batch are asked of them
 
 
 def large(images: int = 64, size: int = 640, rows: int = 120) -> Batch:

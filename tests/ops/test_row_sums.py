@@ -43,7 +43,7 @@ def test_focal_loss(gamma: float, transposed: bool) -> None:
 
     compare(lambda x: focal_loss(x, labels, positive, gamma, 0.3), plain, x)
     assert torch.autograd.gradcheck(
-        partial(row_sums, partial(focal, gamma=gamma, alpha=0.3)),
+        partial(row_sums, partial(focal, gamma=gamma, share=0.4)),
         (x.detach().requires_grad_(), labels.unsqueeze(-1), positive.unsqueeze(-1)),
     )
 

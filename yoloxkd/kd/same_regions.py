@@ -21,6 +21,7 @@ from yoloxkd.nn.two_stage.box_code import decode
 from yoloxkd.nn.two_stage.box_head import class_of, of_class
 from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
 from yoloxkd.nn.two_stage.roi_detector import RoIMatch
+from yoloxkd.ops.constants import constant
 from yoloxkd.types import Loss, Losses, LossName, RoIOutput
 
 
@@ -159,4 +160,5 @@ def _scale(step: Step[RoIOutput], teacher: FasterRCNN, like: Tensor) -> Tensor:
     """(4,) px of what the teacher saw for a px of the input, for the coordinates of a box."""
     (height, width), (h, w) = step.teacher.image_size, step.teacher.features[0].shape[2:]
     finest = teacher.spec.strides[0]
-    return like.new_tensor([w * finest / width, h * finest / height] * 2)
+    x, y = w * finest / width, h * finest / height
+    return constant((x, y, x, y), like.dtype, like.device)

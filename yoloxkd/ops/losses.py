@@ -57,10 +57,11 @@ def focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, gamma: float = 
     """Focal loss (Lin et al. 2017), summed over classes.
 
     logits (..., K), labels (...) int64 class of the positive rows (any valid index elsewhere), positive (...) bool -> (...).
-    Every class of every row counts as negative first; at the label of positive rows that is replaced. gamma is 1 at least.
+    Every class of every row counts as negative first; at the label of positive rows that is replaced. gamma is 1 at least,
+    alpha below 1.
     """
-    formula = partial(focal, gamma=gamma, alpha=alpha)
-    return row_sums(formula, full_precision(logits), labels.unsqueeze(-1), positive.unsqueeze(-1))
+    formula = partial(focal, gamma=gamma, share=alpha / (1 - alpha))
+    return (1 - alpha) * row_sums(formula, full_precision(logits), labels.unsqueeze(-1), positive.unsqueeze(-1))
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor, positive: Tensor, score: Tensor) -> Tensor:

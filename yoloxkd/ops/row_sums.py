@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-AT_ONCE = {"cpu": 2**18, "other": 2**28}
+AT_ONCE = {"cpu": 2**17, "other": 2**28}
 """Elements worked on in one go."""
 
 Formula = Callable[..., tuple[Tensor, Tensor | None]]
@@ -77,23 +77,29 @@ def row_sums(formula: Formula, x: Tensor, *others: Tensor) -> Tensor:
 
 
 def focal(
-    slope: Tensor, x: Tensor, label: Tensor, positive: Tensor, *, gamma: float, alpha: float
+    slope: Tensor, x: Tensor, label: Tensor, positive: Tensor, *, gamma: float, share: float
 ) -> tuple[Tensor, None]:
-    """Focal loss of every class as a negative, and at the label (..., 1) of positive rows as a positive. gamma: 1 at least."""
+    """Focal loss of every class as a negative, and `share` times that of the label (..., 1) of positive rows as a positive.
+
+    gamma: 1 at least
+    """
     p, entropy = torch.sigmoid(x, out=slope), F.softplus(x)
     power = p if gamma == 2 else p ** (gamma - 1)
     value = p * entropy
     rest = entropy.sub_(value)  # (1 - p) times the entropy
-    value.mul_(power).mul_(1 - alpha)
-    rest.mul_(gamma).add_(p)
-    slope.mul_(power).mul_(rest).mul_(1 - alpha)
-    at_label = x.gather(-1, label)
-    miss, entropy = (-at_label).sigmoid(), F.softplus(-at_label)
-    power = alpha * miss**gamma
-    value.scatter_(-1, label, torch.where(positive, power * entropy, value.gather(-1, label)))
-    derivative = -power * (gamma * (1 - miss) * entropy + miss)
-    slope.scatter_(-1, label, torch.where(positive, derivative, slope.gather(-1, label)))
+    value.mul_(power)
+    torch.add(p, rest, alpha=gamma, out=rest)
+    slope.mul_(power).mul_(rest)
+    for table, at_label in zip((value, slope), _focal_positive(x.gather(-1, label), gamma, share), strict=True):
+        table.scatter_(-1, label, torch.where(positive, at_label, table.gather(-1, label)))
     return value, None
+
+
+def _focal_positive(x: Tensor, gamma: float, share: float) -> tuple[Tensor, Tensor]:
+    """Focal loss of logits that should be high, and its derivative."""
+    miss, entropy = (-x).sigmoid(), F.softplus(-x)
+    power = share * miss**gamma
+    return power * entropy, -power * (gamma * (1 - miss) * entropy + miss)
 
 
 def confidence_negative(slope: Tensor, x: Tensor, quality: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:

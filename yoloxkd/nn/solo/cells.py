@@ -9,6 +9,7 @@ from torch import Tensor
 
 from yoloxkd.errors import UserError
 from yoloxkd.nn.assigners.match import Match
+from yoloxkd.ops.constants import constant
 from yoloxkd.types import Grid, Targets
 
 REGION = 0.2
@@ -36,7 +37,7 @@ def assign_cells(
     center = torch.stack([_mean_index(masks.sum(2)), _mean_index(masks.sum(3))], -1).to(boxes.dtype)
     half = (boxes[..., 2:] - boxes[..., :2]) * (REGION / 2)
     side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
-    frame = boxes.new_tensor([width, height])
+    frame = constant((width, height), boxes.dtype, boxes.device)
     rows = []
     for (low, high), (cells, _) in zip(ranges, grid.sizes, strict=True):
         used = targets.mask & (number > 0) & (side >= low) & (side <= high)

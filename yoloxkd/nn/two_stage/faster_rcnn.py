@@ -19,6 +19,7 @@ from yoloxkd.nn.two_stage.roi_head import STRIDES, Pooling, RoIHead, best_pairs
 from yoloxkd.nn.two_stage.rpn import RPN, RPNRule, areas, assign_anchors, rpn_losses
 from yoloxkd.nn.two_stage.rpn import STRIDES as RPN_STRIDES
 from yoloxkd.nn.two_stage.sampling import Stream, random_keys
+from yoloxkd.ops.constants import constant
 from yoloxkd.types import Draw, Losses, RoIOutput, RoIStage, Tap, Targets
 
 COARSE = (32,)
@@ -179,5 +180,6 @@ class FasterRCNN(RoIDetector):
         stages = out.stages or self.roi_head.stages(out.features, out.proposals)
         scores = self.roi_head.scores(stages) * out.valid.unsqueeze(-1)
         height, width = out.image_size
-        boxes = self.roi_head.boxes(stages, out.proposals.new_tensor([[width, height]]).expand(len(scores), 2))
+        area = constant(((width, height),), out.proposals.dtype, out.proposals.device)
+        boxes = self.roi_head.boxes(stages, area.expand(len(scores), 2))
         return best_pairs(boxes, scores, self.cfg.candidates)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from yoloxkd.nn.assigners.match import image_parts
 from yoloxkd.nn.two_stage.box_code import clip
 from yoloxkd.nn.two_stage.conv_blocks import conv_blocks
+from yoloxkd.ops.constants import constant
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Loss, Targets
 
@@ -57,7 +58,7 @@ def mask_targets(masks: Tensor, rows: Tensor, boxes: Tensor, size: int) -> Tenso
 
     boxes = full_precision(boxes)
     height, width = masks.shape[-2:]
-    cut = clip(boxes[None], boxes.new_tensor([[width, height]]))[0]
+    cut = clip(boxes[None], constant(((width, height),), boxes.dtype, boxes.device))[0]
     rois = torch.cat((rows.to(boxes.dtype).unsqueeze(-1), cut), 1)
     soft: Tensor = roi_align(masks.to(boxes.dtype).unsqueeze(1), rois, size, 1.0, 0, True)
     return soft[:, 0] >= THRESHOLD
