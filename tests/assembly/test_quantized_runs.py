@@ -26,7 +26,7 @@ def quantized_run(best: Path, out: Path, **more: Any) -> Trainer:
         "epochs": 2,
         "batch": 8,
         "out": out,
-        "set": {"quantize.images": 8, "val.interval": 2, "optim.lr_per_image": 1e-6},
+        "set": {"quantize.images": 8, "val.interval": 2, "optim.lr_per_image": 1e-5},
     }
     return Trainer(student=str(best), teacher=str(best), quantize="int8", **(options | more))
 
@@ -41,11 +41,12 @@ def test_the_recipe_is_the_student_s_own_shorter_and_gentler(toy_run: Path) -> N
     before = check(yaml.safe_load((toy_run / "recipe.yaml").read_text()))
     recipe = resolve(student=str(toy_run / "best.pt"), teacher=[str(toy_run / "best.pt")], quantize="int8")
     assert recipe.quantize.kind == "int8"
-    assert (recipe.data, recipe.train.imgsz, recipe.train.batch) == (before.data, 64, before.train.batch)
-    assert recipe.train.epochs == 10
-    assert recipe.optim.lr_per_image == pytest.approx(before.optim.lr_per_image / 10)
+    assert (recipe.data, recipe.train.imgsz) == (before.data, 64)
+    assert (recipe.train.epochs, recipe.train.batch) == (15, 8)
+    assert (recipe.optim.kind, recipe.optim.lr_per_image) == ("adam", 0.00025)
+    assert recipe.optim.momentum == before.optim.momentum
     assert (recipe.augment.mosaic, recipe.augment.multiscale) == (0, (0, 0))
-    assert list(recipe.kd) == ["response"]
+    assert list(recipe.kd) == ["response", "pkd"]
     again = resolve(
         recipe=None, student=str(toy_run / "best.pt"), quantize="int8", epochs=3, sets=["optim.lr_per_image=0.5"]
     )

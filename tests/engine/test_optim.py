@@ -14,7 +14,7 @@ from yoloxkd.assembly.recipes import resolve
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import read_yaml
 from yoloxkd.config.recipe import OptimSection
-from yoloxkd.engine.optim import learning_rate, parameter_groups, sgd, step_lr, yolox_lr
+from yoloxkd.engine.optim import LEAST_SIZE, learning_rate, optimizer, parameter_groups, sgd, step_lr, yolox_lr
 from yoloxkd.nn.dense.yolox import YOLOX
 
 
@@ -122,3 +122,18 @@ def test_what_decays_and_how_fast_biases_learn() -> None:
     assert [g["weight_decay"] for g in groups] == [0.01] * 3
     assert [g["lr_factor"] for g in groups] == [1.0, 1.0, 2.0]
     assert [g["lr_factor"] for g in sgd([nn.Conv2d(1, 1, 1)], 0.1, OptimSection()).param_groups] == [1.0] * 3
+
+
+def test_adam_moves_every_tensor_by_the_same_part_of_its_size() -> None:
+    layer = nn.Conv2d(2, 2, 1)
+    with torch.no_grad():
+        layer.weight.fill_(90.0)
+        assert layer.bias is not None
+        layer.bias.fill_(0.0)
+    made = optimizer([layer], 0.01, OptimSection(kind="adam", weight_decay=0.0, bias_lr=2.0))
+    for group in made.param_groups:
+        group["lr"] = 0.01 * group["lr_factor"]  # as a training step does
+    (layer.weight.sum() * 1e-3 - layer.bias.sum()).backward()
+    made.step()
+    torch.testing.assert_close(layer.weight.detach(), torch.full((2, 2, 1, 1), 90 - 0.9), rtol=1e-4, atol=0)
+    torch.testing.assert_close(layer.bias.detach(), torch.full((2,), 0.01 * 2.0 * LEAST_SIZE))

@@ -9,7 +9,7 @@ from typing import Any
 from yoloxkd.assembly.models import CheckpointFiles
 from yoloxkd.config.files import cfg_folder
 from yoloxkd.config.load import merge, read_yaml, sections
-from yoloxkd.config.recipe import OptimSection, Recipe
+from yoloxkd.config.recipe import Recipe
 from yoloxkd.config.renamed import current_keys
 
 OF_ANOTHER_RUN = ("student", "teacher", "kd", "quantize", "schedule")
@@ -17,7 +17,7 @@ OF_ANOTHER_RUN = ("student", "teacher", "kd", "quantize", "schedule")
 
 
 def short_schedule() -> dict[str, Any]:
-    """What `cfg/quantize.yaml` holds: keys of a recipe, and `lr_factor` on the recipe's learning rate."""
+    """What `cfg/quantize.yaml` holds: keys of a recipe."""
     return read_yaml(cfg_folder() / "quantize.yaml")
 
 
@@ -35,12 +35,9 @@ def with_short_schedule(tree: dict[str, Any]) -> dict[str, Any]:
     """A recipe tree in the schedule of `cfg/quantize.yaml`; one that is for int8 already stays as it is."""
     if (tree.get("quantize") or {}).get("kind") == "int8":
         return tree
-    short = short_schedule()
-    optim = tree.get("optim") or {}
-    rate = optim.get("lr_per_image", OptimSection().lr_per_image) * short.pop("lr_factor")
     rest = {key: value for key, value in tree.items() if key != "schedule"}
     val = {key: value for key, value in (tree.get("val") or {}).items() if key != "interval"}
-    return merge(rest, short) | {"optim": optim | {"lr_per_image": rate}, "val": val}
+    return merge(rest, short_schedule()) | {"val": val}
 
 
 def written_shortly(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from yoloxkd.kd.defaults import kd_defaults, set_defaults, split_name
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.weights.mmdet_files import AT_COCO, ZOO
 
-KD_WHEN_TAUGHT = "pgd"  # the distiller of a run that names a teacher and no --kd
-KD_WHEN_QUANTIZED = "response"  # the same, where teacher and student are one network in float32 and int8
+KD_WHEN_TAUGHT = ("pgd",)  # the distillers of a run that names a teacher and no --kd
+KD_WHEN_QUANTIZED = ("response", "pkd")  # the same, where teacher and student are one network in float32 and int8
 
 # the command line's short options and where they live in the recipe
 OPTIONS = {
@@ -197,7 +197,7 @@ def _check_name(name: str) -> None:
         raise UserError(f"unknown model '{name}' (neither an architecture nor a file); {tail}")
 
 
-def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str, when_taught: str) -> None:
+def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str, when_taught: Sequence[str]) -> None:
     """Fill `tree["kd"]` with the defaults of each chosen method under what the recipe file says of it.
 
     A method may be named with a set of defaults, `pgd@small-data`; the tree has the method's name alone.
@@ -205,7 +205,7 @@ def _choose_methods(tree: dict[str, Any], kd: Sequence[str] | None, family: str,
     written = tree.get("kd") or {}
     taught = bool(tree.get("teacher", {}).get("models"))
     if kd is None:
-        methods = list(map(str, written)) or ([when_taught] if taught else [])
+        methods = list(map(str, written)) or (list(when_taught) if taught else [])
     else:
         methods = list(dict.fromkeys(kd))
         if "none" in methods:

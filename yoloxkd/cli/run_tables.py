@@ -141,7 +141,7 @@ def _recipe(name: str, tree: Mapping[str, Any]) -> str:
 
 def _int8_schedule() -> str:
     short = short_schedule()
-    return f"{short['train']['epochs']} epochs at {short['lr_factor']:g} of the learning rate, without mosaic and multi-scale"
+    return f"{short['train']['epochs']} epochs of AdamW in batches of {short['train']['batch']}, without mosaic and multi-scale"
 
 
 def _model(name: str, detector: Detector[Any, Any], size: ImageSize) -> str:

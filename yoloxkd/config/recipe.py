@@ -192,11 +192,14 @@ class EngineSection(Strict):
 
 
 class OptimSection(Strict):
-    """SGD; the learning rate is given per image so that it follows the batch size (the YOLOX rule)."""
+    """The optimizer; the learning rate is given per image so that it follows the batch size (the YOLOX rule)."""
 
+    kind: Literal["sgd", "adam"] = Field(
+        "sgd", description="adam: AdamW; the rate is relative to the size of each tensor's values at the start"
+    )
     lr_per_image: float = Field(0.01 / 64, gt=0, le=10)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
+    momentum: float = Field(0.9, ge=0, lt=1, description="of AdamW the decay of the mean gradient")
+    nesterov: bool = Field(True, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, le=10)
     decay: Literal["weights", "all"] = Field(
         "weights",

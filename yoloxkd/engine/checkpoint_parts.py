@@ -42,9 +42,10 @@ class SavedAverages(SavedPart):
 
 
 class SavedOptimizer(SavedPart):
-    """Of `Optimizer.state_dict`, what the recipe does not say: what it keeps of each parameter, by number."""
+    """Of `Optimizer.state_dict`, what the recipe does not say: what it keeps of each parameter, by number, and AdamW's rates."""
 
     state: dict[int, dict[str, Tensor | None]]
+    param_groups: list[dict[str, Any]] = []
 
 
 class SavedBest(SavedPart):

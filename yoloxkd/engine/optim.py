@@ -1,4 +1,4 @@
-"""Optimizer (SGD with YOLOX's parameter groups) and learning-rate schedules."""
+"""Optimizers (SGD with YOLOX's parameter groups, AdamW with relative rates) and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import nn
 
 from yoloxkd.config.recipe import OptimSection, Recipe
 
+LEAST_SIZE = 1e-3
+"""Below it a tensor's values count as this large, or one that starts at zero could not move (Adafactor's epsilon 2)."""
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -50,6 +52,26 @@ def sgd(modules: Iterable[nn.Module], lr: float, optim: OptimSection, fused: boo
     """
     groups, momentum = parameter_groups(modules, optim), optim.momentum
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=optim.nesterov and momentum > 0, fused=fused)
+
+
+def adam(modules: Iterable[nn.Module], lr: float, optim: OptimSection, fused: bool | None = None) -> torch.optim.AdamW:
+    """AdamW whose rate for each tensor is `lr` times the root mean square of its values now (Adafactor, section 8).
+
+    So one rate serves a trained network, whose folded weights span six orders of magnitude.
+    """
+    groups = []
+    for group in parameter_groups(modules, optim):
+        for parameter in group["params"]:
+            size = max(float(parameter.detach().square().mean().sqrt()), LEAST_SIZE)
+            groups.append(group | {"params": [parameter], "lr_factor": group["lr_factor"] * size})
+    return torch.optim.AdamW(groups, lr=lr, betas=(optim.momentum, 0.999), fused=fused)
+
+
+def optimizer(
+    modules: Iterable[nn.Module], lr: float, optim: OptimSection, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """What `optim.kind` names."""
+    return (sgd if optim.kind == "sgd" else adam)(modules, lr, optim, fused)
 
 
 def yolox_lr(

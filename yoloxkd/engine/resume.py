@@ -16,6 +16,9 @@ from yoloxkd.errors import UserError
 from yoloxkd.nn.weights.load import check_state
 from yoloxkd.types import LossName
 
+SGD_STATE = {"momentum_buffer": "momentum"}
+ADAM_STATE = {"exp_avg": "mean gradient", "exp_avg_sq": "mean squared gradient", "step": "number of steps"}
+
 
 def run_state(state: State, *, epoch: int, step_in_epoch: int) -> dict[str, Any]:
     """Everything the continuation depends on. Sample order, augmentation, learning rate and multi-scale size are pure
@@ -90,22 +93,41 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
 
 
 def _optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The saved momenta, checked, in the groups of the recipe."""
+    """The saved momenta, checked, in the groups of the recipe; of AdamW with the saved relative rates."""
     if saved is None:
         raise UserError(f"{_of('optimizer state')}: there is none")
     groups = optimizer.state_dict()["param_groups"]
     numbers = [number for group in groups for number in group["params"]]
     parameters = dict(zip(numbers, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
-    buffers = {number: entry.get("momentum_buffer") for number, entry in saved["state"].items()}
-    momenta = {number: buffer for number, buffer in buffers.items() if buffer is not None}
-    with _naming("optimizer state"):
-        if any(number not in parameters for number in momenta):
-            raise UserError(f"it is of {max(momenta) + 1} parameters, and {len(parameters)} are trained")
-        expected = {f"momentum of parameter {number}": parameters[number].detach() for number in momenta}
-        check_state(expected, {f"momentum of parameter {number}": buffer for number, buffer in momenta.items()})
-    return {"state": {number: {"momentum_buffer": buffer} for number, buffer in momenta.items()}} | {
-        "param_groups": groups
+    kept = ADAM_STATE if isinstance(optimizer, torch.optim.AdamW) else SGD_STATE
+    state = {
+        number: {name: entry[name] for name in kept if entry.get(name) is not None}
+        for number, entry in saved["state"].items()
     }
+    state = {number: entry for number, entry in state.items() if entry}
+    with _naming("optimizer state"):
+        if any(number not in parameters for number in state):
+            raise UserError(f"it is of {max(state) + 1} parameters, and {len(parameters)} are trained")
+        check_state(
+            {
+                f"{kept[name]} of parameter {number}": torch.zeros(())
+                if name == "step"
+                else parameters[number].detach()
+                for number in state
+                for name in kept
+            },
+            {
+                f"{kept[name]} of parameter {number}": value
+                for number, entry in state.items()
+                for name, value in entry.items()
+            },
+        )
+        if kept is ADAM_STATE:  # its rates follow from the weights that the run began with
+            factors = [group.get("lr_factor") for group in saved.get("param_groups", [])]
+            if len(factors) != len(groups) or not all(isinstance(factor, float) for factor in factors):
+                raise UserError(f"it has not the rates of {len(groups)} tensors")
+            groups = [group | {"lr_factor": factor} for group, factor in zip(groups, factors, strict=True)]
+    return {"state": state, "param_groups": groups}
 
 
 def check_keys(expected: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

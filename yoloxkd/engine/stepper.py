@@ -16,7 +16,7 @@ from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import State
 from yoloxkd.engine.failures import memory_advice
 from yoloxkd.engine.multiscale import largest_size, size_at
-from yoloxkd.engine.optim import learning_rate, sgd
+from yoloxkd.engine.optim import learning_rate, optimizer
 from yoloxkd.engine.parallel import average_statistics, gradients, preserve_statistics, wrapped
 from yoloxkd.engine.resume import restore
 from yoloxkd.engine.step import TrainStep
@@ -68,7 +68,7 @@ class Stepper:
             synchronized_norms(state.detector, state.device)
         self.step_module = wrapped(TrainStep(state.detector, state.aux, amp))
         fused = True if state.device.type == "cuda" else None
-        state.optimizer = sgd([state.detector, state.aux], self._learning_rate(0), recipe.optim, fused)
+        state.optimizer = optimizer([state.detector, state.aux], self._learning_rate(0), recipe.optim, fused)
         state.scaler = grad_scaler(amp, state.device)
         if recipe.ema.enabled:
             state.ema = ModelEMA(state.detector, decay=recipe.ema.decay, ramp=recipe.ema.ramp)
