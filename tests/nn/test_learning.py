@@ -27,13 +27,13 @@ from yoloxkd.nn.dense.yolox import YOLOX
 from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.solo.solo import SOLO
 from yoloxkd.nn.two_stage.faster_rcnn import FasterRCNN
-from yoloxkd.nn.two_stage.mask_rcnn import MaskRCNN
+from yoloxkd.nn.two_stage.mask_rcnn import MaskDetector
 from yoloxkd.types import Batch, Draw
 
 PICTURES = (11, 35, 110, 173, 196, 204, 222, 268)
 """Of the set's training images: eight whose objects stay visible at `SIZE`, from 60 to 172 px of 320; 22 in all."""
 SIZE = 128
-STEPS = {"yolox": 200, "reppoints": 200, "solo": 400, "mask-rcnn": 120}
+STEPS = {"yolox": 200, "reppoints": 200, "solo": 400, "mask-rcnn": 120, "cascade-mask-rcnn": 120}
 """At most, where they are not 100."""
 LOOK = 20
 """Steps from one evaluation to the next: training ends as soon as the family has learned."""
@@ -84,7 +84,7 @@ def build(family: str, names: list[str]) -> Detector[Any, Any]:
             "backbone": "test_byobnet", "channels": 48, "hidden": 128, "train_anchors": 200, "test_anchors": 200,
             "train_proposals": 128, "test_proposals": 100, "anchor_samples": 256, "region_samples": 96,
         }  # fmt: skip
-        wide |= {"mask_hidden": 32, "mask_convs": 2} if issubclass(kind, MaskRCNN) else {}
+        wide |= {"mask_hidden": 32, "mask_convs": 2} if issubclass(kind, MaskDetector) else {}
         return narrow_two_stage(kind, names, **wide)
     if family == "solo":
         ranges = ((1, 48), (32, 96), (96, 384), (192, 768), (384, 2048))  # coarser levels' masks: 8 and 16 px a cell
