@@ -232,7 +232,7 @@ def test_a_step_of_two_stages_and_of_masks(family: str) -> None:
 def test_a_step_of_pgd_with_every_option() -> None:
     """Two steps: of the first one's gradients the weight is measured, in float16 and over parts."""
     options = {"normalize": "image", "channel_scale": "std", "statistics": "batch", "k_share": 0.1, "auto": "gradient"}
-    student, teacher = detector("yolox"), detector("yolox", teacher=True)
+    student, teacher = detector("fcos"), detector("fcos", teacher=True)
     run = Run(student, teacher, ("pgd",), {"engine.amp": "fp16"} | IN_PARTS, options)
     with fake_gpu():
         run.set_up()
