@@ -63,6 +63,20 @@ class FrameMasks:
         masks = enlarged_masks(self.probability, self.size, content, (meta.height, meta.width))
         return extents(masks).astype(np.float32), masks
 
+    def in_boxes(self, boxes: np.ndarray, cells: int) -> BoxMasks:
+        """The same in the raster of boxes (n, 4) px of the input, read bilinearly at the centers of cells x cells."""
+        height, width = self.size
+        out = np.zeros((len(boxes), cells, cells), np.float32)
+        for part, soft, (x1, y1, x2, y2) in zip(out, self.probability, boxes.astype(np.float64), strict=True):
+            at = (np.arange(cells) + 0.5) / cells
+            y, x = (y1 + at * (y2 - y1)) * soft.shape[0] / height, (x1 + at * (x2 - x1)) * soft.shape[1] / width
+            rows, columns = (
+                np.clip(1 - np.abs(np.clip(place - 0.5, 0, n - 1)[:, None] - np.arange(n)), 0, None)
+                for place, n in ((y, soft.shape[0]), (x, soft.shape[1]))
+            )
+            part[:] = rows @ soft @ columns.T
+        return BoxMasks(out)
+
 
 def enlarged_masks(
     probability: np.ndarray, size: tuple[int, int], content: tuple[slice, slice], image: tuple[int, int]

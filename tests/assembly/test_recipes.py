@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from yoloxkd.assembly.models import build_detector, model_names
-from yoloxkd.assembly.recipes import check, resolve
+from yoloxkd.assembly.models import build_detector, model_names, parse_student
+from yoloxkd.assembly.recipes import check, recipe_file, resolve
 from yoloxkd.assembly.run import check_size
 from yoloxkd.config.files import cfg_names
+from yoloxkd.config.load import read_yaml
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.engine.device import choose_device
 from yoloxkd.errors import UserError
@@ -38,6 +39,24 @@ def test_the_students_own_recipe_is_the_base_and_options_win() -> None:
     assert (recipe.train.epochs, recipe.train.batch, recipe.train.imgsz) == (7, 8, 416)
     assert recipe.student.config.model_dump() == {"depth": 0.33, "width": 0.125, "depthwise": True}
     assert recipe.augment.mosaic == 0.5
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_recipe_for_small_data_fits_every_student(name: str) -> None:
+    config, own = resolve(recipe="small-data", student=name).student.config, parse_student({"name": name}).config
+    keys = read_yaml(recipe_file("small-data"))["student"]
+    fitting = {} if "@" in name else {key: keys[key] for key in keys if key in type(own).model_fields}
+    assert config.model_dump() == own.model_dump() | fitting
+    assert ("channels" in fitting) == ("@" not in name and not name.startswith("yolox"))
+
+
+def test_a_recipe_with_another_student_leaves_its_backbone_and_its_typing_errors_are_found(tmp_path: Path) -> None:
+    other = resolve(recipe="pgd-fcos-r101-r50", student="faster-rcnn-mobilenetv2", kd=["none"]).student.config
+    assert (other.backbone, other.norm_frozen) == ("mobilenetv2_100", True)
+    file = tmp_path / "r.yaml"
+    file.write_text("student: {name: fcos-r50, chanels: 32}\n")
+    with pytest.raises(UserError, match=r"unknown key 'student.chanels'.*did you mean 'student.channels'"):
+        resolve(recipe=str(file), student="faster-rcnn-r50")
 
 
 def test_a_recipe_file_names_the_student(tmp_path: Path) -> None:

@@ -71,8 +71,10 @@ def test_rcnn_levels(case: Case) -> None:
     assert torch.equal(roi_levels(case.tensor("rois")[:, 1:], 4).long(), case.tensor("roi_level").long())
 
 
+@pytest.mark.parametrize("fixed_shapes", [False, True])  # as on a CPU; as elsewhere and in graphs
 @pytest.mark.parametrize("case", cases("rcnn", "roi_align"))
-def test_rcnn_region_features(case: Case) -> None:
+def test_rcnn_region_features(case: Case, fixed_shapes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: fixed_shapes)
     features, rois = [m.requires_grad_() for m in maps(case, "feat")], case.tensor("rois")
     images, strides = case.params["N"], case.params["strides"]
     boxes, _, used = padded(rois[:, 1:], rois[:, 0].long(), images)
@@ -83,6 +85,15 @@ def test_rcnn_region_features(case: Case) -> None:
     for leaf, reference in zip(features, maps(case, "grad_feat"), strict=True):
         assert leaf.grad is not None
         same(leaf.grad, reference)
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_rcnn_regions_without_numbers(fixed_shapes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: fixed_shapes)
+    boxes = torch.tensor([[[0.0, 0, 8, 8], [torch.nan] * 4, [0, 0, 99, 99]]])
+    pooled = roi_features([torch.ones(1, 2, 32 // s, 32 // s) for s in (1, 2)], (4, 8), boxes, 2)
+    assert pooled.shape == (1, 3, 2, 2, 2)
+    assert pooled.amax((2, 3, 4))[0].tolist() == pytest.approx([1, 0, 1])
 
 
 @pytest.mark.parametrize("case", cases("rcnn", "coder"))

@@ -90,7 +90,8 @@ def resolve(
     if base and not recipe and base not in cfg_names("recipes"):
         base = str(base).partition("@")[0]  # a model of another source has the recipe of the model it is a kind of
     if recipe or (base and base in cfg_names("recipes")):
-        tree = merge(current_keys(sections(written_shortly(recipe_tree(str(base))), Recipe, "recipe")), tree)
+        of_file = current_keys(sections(written_shortly(recipe_tree(str(base))), Recipe, "recipe"))
+        tree = merge(_for_student(of_file, tree.get("student", {})), tree)
     if "name" not in tree.get("student", {}):
         raise UserError("no student: give --student NAME|FILE, or a recipe that names one")
     _check_name(tree["student"]["name"])
@@ -111,6 +112,23 @@ def resolve(
     if "names" in (tree.get("teacher") or {}):
         tree["teacher"]["names"] = names_from_files(tree["teacher"]["names"])
     return check(tree)
+
+
+def _for_student(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe for another student than its own: of the keys for its own network those that the other's family has too.
+
+    The backbone is what the student's name says, and a student with weights is the network that they are of.
+    """
+    own = recipe.get("student", {})
+    if not student or student["name"] == own.get("name", student["name"]):
+        return recipe
+    _check_name(student["name"])
+    _check_name(own["name"])
+    known, of_own = (
+        set(DETECTORS[architecture(name)[0]].Config.model_fields) for name in (student["name"], own["name"])
+    )
+    left_out = {"backbone"} | (of_own if "weights" in student else of_own - known)
+    return {**recipe, "student": {key: value for key, value in own.items() if key not in left_out}}
 
 
 def check(tree: Mapping[str, Any]) -> Recipe:

@@ -9,10 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yoloxkd.exporters.base import Exportable
+from yoloxkd.nn.solo.solo import NMS_CANDIDATES, SOLO
 from yoloxkd.nn.two_stage.mask_rcnn import MaskDetector
+from yoloxkd.ops.matrix_nms import decayed_scores
 from yoloxkd.ops.nms import best_pairs, class_aware_nms
+from yoloxkd.soft_masks import THRESHOLD
 
 _OUT = -1.0  # score of what takes no part: below every score, and below the threshold given to NonMaxSuppression
+
+CELLS = 112
+"""Of a side of SOLO's masks in their boxes: a box of up to 448 px keeps every cell of the masks, which have stride 4."""
 
 
 @torch.library.custom_op("yoloxkd::non_max_suppression", mutates_args=())
@@ -94,3 +100,50 @@ class WithSuppression(nn.Module):
             masks = self.network.detector.masks(out, top_boxes, top_labels.clamp(min=0))
             outputs = (*outputs, masks * real[:, :, None, None])  # type: ignore[assignment]
         return (*outputs, raw_boxes, scores)
+
+
+class WithMatrixNMS(nn.Module):
+    """A SOLO, one image at a time, followed by matrix NMS, every output of fixed shape.
+
+    forward: images (1, 3, H, W) -> boxes (1, D, 4), scores (1, D), labels (1, D) int64, counts (1,) int64, and masks
+    (1, D, s, s), the probability of the cells that a box is divided into; rows past the count as in `WithSuppression`.
+    """
+
+    def __init__(self, network: Exportable, *, conf: float, max_det: int) -> None:
+        super().__init__()
+        assert isinstance(network.detector, SOLO)
+        self.detector, self.conf, self.max_det = network.detector, conf, max_det
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        out = self.detector(images)
+        soft, labels, scores = self.detector.objects_in_slots(out, 0)
+        scores, order = scores.topk(min(NMS_CANDIDATES, len(scores)))
+        soft, labels = soft[order], labels[order]
+        inside = ((soft > THRESHOLD) & (scores > 0)[:, None, None]).to(soft.dtype)
+        decayed = F.pad(decayed_scores(inside, labels, scores), (0, self.max_det))
+        top, at = decayed.topk(self.max_det)
+        real = (top >= self.conf) & (top > 0)
+        at = at.clamp(max=len(scores) - 1)  # a row past the candidates is not real
+        soft, inside = soft[at], inside[at] * real[:, None, None]
+        (height, width), (h, w) = out.image_size, soft.shape[-2:]
+        (y1, y2), (x1, x2) = (_extent(inside.amax(axis)) for axis in (2, 1))
+        boxes = torch.stack((x1 * (width / w), y1 * (height / h), x2 * (width / w), y2 * (height / h)), 1)
+        masks = (_weights(y1, y2, h) @ soft @ _weights(x1, x2, w).mT) * real[:, None, None]
+        top_labels = torch.where(real, labels[at], torch.full_like(at, -1))
+        outputs = (boxes, torch.where(real, top, torch.zeros_like(top)), top_labels, real.sum(), masks)
+        return tuple(x.unsqueeze(0) for x in outputs)
+
+
+def _extent(inside: Tensor) -> tuple[Tensor, Tensor]:
+    """The first cell of a row that is 1, and the one after the last, (n, cells) -> (n,) each; zeros where none is."""
+    cells = torch.arange(inside.shape[1], dtype=inside.dtype, device=inside.device)
+    high = ((cells + 1) * inside).amax(1)
+    return (inside.shape[1] - ((inside.shape[1] - cells) * inside).amax(1)) * (high > 0), high
+
+
+def _weights(low: Tensor, high: Tensor, cells: int) -> Tensor:
+    """(n, s, cells) bilinear weights of an axis' cells at the centers of the s parts between low and high (n,), in cells."""
+    at = (torch.arange(CELLS, dtype=low.dtype, device=low.device) + 0.5) / CELLS
+    place = (low[:, None] + at * (high - low)[:, None] - 0.5).clamp(0, cells - 1)
+    number = torch.arange(cells, dtype=low.dtype, device=low.device)
+    return (1 - (place.unsqueeze(-1) - number).abs()).clamp(min=0)

@@ -24,6 +24,7 @@ from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.fake_quantization import activation_quantizers, quantized_layers
+from yoloxkd.nn.solo.solo import SOLO
 from yoloxkd.version import __version__
 
 if TYPE_CHECKING:
@@ -107,11 +108,8 @@ class ExportOptions:
         stride = detector.size_multiple
         if self.imgsz < stride or self.imgsz % stride:
             raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, as the model needs")
-        if detector.spec.box_code.kind == "masks":
-            raise UserError(
-                f"a {detector.family} chooses among whole masks instead of boxes, and cannot be exported yet; "
-                "export a mask-rcnn, or predict with the checkpoint itself"
-            )
+        if isinstance(detector, SOLO) and self.precision != "fp32":
+            raise UserError(f"a {detector.family} is exported in float32 alone; leave --half and --int8 out")
         if self.raw:
             describe_head(detector)
         if detector.spec.masks and not self.nms:
@@ -201,7 +199,7 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -
     Where shapes are free, a batch of two is traced, with two cells or more on the coarsest level: one would be taken as
     fixed.
     """
-    from yoloxkd.exporters.nms_graph import WithSuppression, onnx_translations
+    from yoloxkd.exporters.nms_graph import WithMatrixNMS, WithSuppression, onnx_translations
 
     raw = Exportable(detector)
     trained_int8 = bool(quantized_layers(detector))
@@ -215,6 +213,8 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -
     outputs: tuple[str, ...] = RAW_OUTPUTS
     if options.raw:
         network, outputs = RawHead(raw), tuple(describe_head(detector).tensors())
+    elif isinstance(detector, SOLO):
+        network, outputs = WithMatrixNMS(raw, conf=options.conf, max_det=options.max_det), (*NMS_OUTPUTS, MASKS)
     elif options.nms:
         network = WithSuppression(raw, conf=options.conf, iou=options.iou, max_det=options.max_det)
         outputs = NMS_OUTPUTS + ((MASKS,) if detector.spec.masks else ()) + PROBES

@@ -24,6 +24,7 @@ from yoloxkd.exporters import NEEDED, RUNTIMES_OF
 from yoloxkd.exporters.accuracy import Detect, average_precisions
 from yoloxkd.exporters.int8_search import check_float_layers, search_int8
 from yoloxkd.exporters.matching import Candidates, Suppression, Tolerance, compare, overlaps
+from yoloxkd.exporters.nms_graph import CELLS
 from yoloxkd.exporters.onnx import PROBES, ExportOptions, described_graph, save_checked, without_probes
 from yoloxkd.exporters.parity_report import FP32, TOLERANCES, ParityReport
 from yoloxkd.exporters.runtime import OnnxPredictor
@@ -31,8 +32,10 @@ from yoloxkd.exporters.trained_int8 import layer_differences, layer_faults
 from yoloxkd.file_kinds import exported_format, parts_of
 from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.fake_quantization import quantized_layers
+from yoloxkd.nn.solo.solo import SOLO
 from yoloxkd.nn.two_stage.mask_rcnn import MaskDetector
-from yoloxkd.ops.nms import postprocess
+from yoloxkd.ops.nms import NMS, postprocess
+from yoloxkd.soft_masks import FrameMasks
 from yoloxkd.types import Detections
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ def check_parity(
             raw = _raw(predictor, outputs)
             if raw is not None and detector.spec.stable_locations:
                 scores_of_both += _compare_locations(report, boxes.numpy(), scores.numpy(), raw, size)
-            of_model = model.with_masks(suppressed(boxes, scores, levels, settings))
+            of_model = model.detections(settings)
             pairs = zip(of_model, predictor.detections(outputs), strict=True)
             for i, (expected, detections) in enumerate(pairs):
                 candidates = Candidates(boxes[i].numpy(), scores[i].numpy(), size, levels)
@@ -86,11 +89,19 @@ class Reference:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Boxes (B, A, 4), scores (B, A, K), and how many of the A locations each feature level has."""
         self.out = self.model(images)
-        return *self.model.candidates(self.out), self.model.level_sizes(self.out)
+        self.chosen_from = *self.model.candidates(self.out), self.model.level_sizes(self.out)
+        return self.chosen_from
 
-    def with_masks(self, detections: list[Detections]) -> list[Detections]:
-        """The detections of the last images with the masks that the model gives them, if it gives any."""
-        return self.model.masked(self.out, detections) if isinstance(self.model, MaskDetector) else detections
+    def detections(self, settings: Suppression) -> list[Detections]:
+        """What the model detects in the last images, with masks if it gives any, in the raster of their boxes."""
+        if isinstance(self.model, SOLO):
+            found = self.model.detect(self.out, NMS(settings.conf, settings.iou, settings.max_det))
+            for one in found:
+                assert isinstance(one.soft_masks, FrameMasks)
+                one.soft_masks = one.soft_masks.in_boxes(one.boxes, CELLS)
+            return found
+        found = suppressed(*self.chosen_from, settings)
+        return self.model.masked(self.out, found) if isinstance(self.model, MaskDetector) else found
 
 
 def suppressed(boxes: Tensor, scores: Tensor, levels: tuple[int, ...], settings: Suppression) -> list[Detections]:
@@ -284,7 +295,8 @@ class _Judge:
         model = Reference(self.detector)
 
         def detect(images: Tensor) -> list[Detections]:
-            return suppressed(*model(images), settings)
+            model(images)
+            return model.detections(settings)
 
         sides: list[Detect] = [OnnxPredictor(self.part)]
         if self.model_ap is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,21 @@ from torch import Tensor, nn
 
 from tests.losses import means, task
 from tests.nn.contract import NAMES, boxes_of, pictures
-from tests.nn.two_stage.contract import with_masks
+from tests.nn.two_stage.contract import check_file, with_masks
 from yoloxkd.assembly.models import open_model
+from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.errors import UserError
+from yoloxkd.exporters.base import Exportable
+from yoloxkd.exporters.nms_graph import CELLS, WithMatrixNMS
 from yoloxkd.exporters.onnx import ExportOptions
+from yoloxkd.exporters.parity import export_checked
 from yoloxkd.kd.rescaled_teacher import RescaledTeacher
 from yoloxkd.nn.solo.key_map import mmdetection_solo
 from yoloxkd.nn.solo.solo import SOLO, SOLOOutput
 from yoloxkd.ops.nms import NMS
-from yoloxkd.types import Batch, ImageMeta, Targets
+from yoloxkd.soft_masks import BoxMasks, FrameMasks
+from yoloxkd.types import Batch, Detections, ImageMeta, Targets
 
 SIZE = 96
 KEYS: dict[str, Any] = {
@@ -186,10 +192,51 @@ def test_class_predictors_are_the_layers_that_depend_on_the_classes(model: SOLO)
 def test_what_is_refused(model: SOLO) -> None:
     with pytest.raises(UserError, match=r"100x96.*multiples of 32"):
         model(torch.zeros(1, 3, 100, 96))
-    with pytest.raises(
-        UserError, match="a solo chooses among whole masks instead of boxes, and cannot be exported yet"
-    ):
-        ExportOptions(96).check(model)
+    with pytest.raises(UserError, match="a solo is exported in float32 alone; leave --half and --int8 out"):
+        ExportOptions(96, half=True).check(model)
+    with pytest.raises(UserError, match=r"a solo gives masks to what its NMS leaves.*leave --no-nms out"):
+        ExportOptions(96, nms=False).check(model)
+
+
+@pytest.mark.parametrize("max_det", [5, 60])  # fewer than there are, and more than there can be
+def test_a_graph_of_fixed_shapes_gives_what_the_model_detects(model: SOLO, max_det: int) -> None:
+    graph = WithMatrixNMS(Exportable(eager(model)), conf=0.01, max_det=max_det)
+    graph.detector = model  # with its batch norms not folded: no cell at the threshold falls to the other side
+    image = pictures(1, SIZE, SIZE)
+    with torch.no_grad():
+        (expected,) = model.detect(model(image), NMS(conf=0.01, max_det=max_det))
+        boxes, scores, labels, counts, masks = (x[0].numpy() for x in graph(image))
+    n = len(expected)
+    assert 5 <= n == counts < 60
+    np.testing.assert_allclose(boxes[:n], expected.boxes, atol=1e-3)
+    np.testing.assert_allclose(scores[:n], expected.scores, atol=1e-4)
+    assert labels[:n].tolist() == expected.labels.tolist()
+    assert isinstance(expected.soft_masks, FrameMasks)
+    np.testing.assert_allclose(masks[:n], expected.soft_masks.in_boxes(expected.boxes, CELLS).probability, atol=1e-3)
+    assert not boxes[n:].any()
+    assert not masks[n:].any()
+    assert (labels[n:] == -1).all()
+    meta = ImageMeta(0, "", SIZE, SIZE)
+    file = Detections(boxes[:n], scores[:n], labels[:n], NAMES, soft_masks=BoxMasks(masks[:n])).to_image(meta)
+    whole = expected.to_image(meta)
+    assert file.masks is not None
+    assert whole.masks is not None
+    for mask, other in zip(
+        file.masks[:5], whole.masks[:5], strict=True
+    ):  # masks of few cells lose more at a box's edge
+        assert (mask & other).sum() > 0.9 * (mask | other).sum()
+
+
+@pytest.mark.slow
+def test_export_parity(model: SOLO, toy: Path, tmp_path: Path) -> None:
+    data = load_split(find_data(str(toy)), "val")
+    options = ExportOptions(SIZE, conf=1e-5)
+    path = export_checked(eager(model), tmp_path / "x.onnx", options, data=data)
+    note = json.loads(path.with_suffix(".parity.json").read_text())
+    assert note["passed"]
+    assert note["found"]["detections"] > 0
+    assert note["found"]["min_mask_iou"] > 0.99
+    check_file(path, model, data.read(0))
 
 
 def test_mmdetections_files_open(model: SOLO, tmp_path: Path) -> None:

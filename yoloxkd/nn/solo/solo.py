@@ -195,28 +195,55 @@ class SOLO(Detector[SOLOOutput, Match]):
         A cell counts where its class probability is the largest of the 2 x 2 cells that end at it, and where its mask has
         more cells than the level's stride has px; its score is that probability times the mask's mean.
         """
-        peaks = [local_maxima(x[image]) for x in out.grid.by_level(full_precision(out.cls_logits).sigmoid())]
-        classes = out.cls_logits.shape[-1]
-        probability = torch.cat([peak.flatten() for peak in peaks])
-        best = probability.topk(min(self.cfg.pairs, len(probability)))
-        confident = best.values > self.cfg.score_threshold
-        value, index = best.values[confident], best.indices[confident]
-        cell, labels = index // classes, index % classes
+        value, cell, labels = self._pairs(out, image)
+        confident = value > self.cfg.score_threshold
+        value, cell, labels = value[confident], cell[confident], labels[confident]
         soft = out.mask_features[0].new_zeros(len(cell), *out.mask_features[0].shape[-2:], dtype=value.dtype)
         stride = torch.zeros_like(value)
         for level, part in enumerate(out.grid.slices()):
             rows = ((cell >= part.start) & (cell < part.stop)).nonzero()[:, 0]
             if len(rows):
-                mask_logits = self.mask_head.masks(
-                    level, out.mask_features[level][image : image + 1], cell[None, rows] - part.start
-                )
-                soft[rows] = F.interpolate(mask_logits.sigmoid(), size=soft.shape[-2:], mode="bilinear")[0]
+                soft[rows] = self._soft_masks(out, image, level, cell[rows] - part.start)
                 stride[rows] = LEVEL_STRIDES[level]
-        inside = soft > THRESHOLD
-        area = inside.sum((1, 2))
-        score = value * (soft * inside).sum((1, 2)) / area.clamp(min=1)
-        large = area > stride
+        score, large = scored(soft, value, stride)
         return soft[large], labels[large], score[large]
+
+    def objects_in_slots(self, out: SOLOOutput, image: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `objects`, with as many rows for every image, as a graph of fixed shapes needs; unused ones have a score of zero.
+
+        Every level is asked for the masks of all rows.
+        """
+        value, cell, labels = self._pairs(out, image)
+        soft = out.mask_features[0].new_zeros(len(cell), *out.mask_features[0].shape[-2:], dtype=value.dtype)
+        stride = torch.zeros_like(value)
+        for level, part in enumerate(out.grid.slices()):
+            here = (cell >= part.start) & (cell < part.stop)
+            of_level = self._soft_masks(out, image, level, (cell - part.start).clamp(0, part.stop - part.start - 1))
+            soft = torch.where(here[:, None, None], of_level, soft)
+            stride = torch.where(here, torch.full_like(stride, LEVEL_STRIDES[level]), stride)
+        score, large = scored(soft, value, stride)
+        return soft, labels, torch.where(large & (value > self.cfg.score_threshold), score, torch.zeros_like(score))
+
+    def _pairs(self, out: SOLOOutput, image: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The most probable pairs of a cell and a class of an image: probabilities, cells and classes, (n,) each."""
+        peaks = [local_maxima(x[image]) for x in out.grid.by_level(full_precision(out.cls_logits).sigmoid())]
+        classes = out.cls_logits.shape[-1]
+        probability = torch.cat([peak.flatten() for peak in peaks])
+        best = probability.topk(min(self.cfg.pairs, len(probability)))
+        return best.values, best.indices.div(classes, rounding_mode="floor"), best.indices.remainder(classes)
+
+    def _soft_masks(self, out: SOLOOutput, image: int, level: int, cells: Tensor) -> Tensor:
+        """Masks (n, h, w), 0 to 1, at stride 4, of cells (n,) of a level."""
+        logits = self.mask_head.masks(level, out.mask_features[level][image : image + 1], cells[None])
+        size = out.mask_features[0].shape[-2:]
+        return F.interpolate(logits.sigmoid(), size=size, mode="bilinear")[0]
+
+
+def scored(soft: Tensor, value: Tensor, stride: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (n,) of masks (n, h, w), the classes' probability (n,) times the mask's mean, and whether they are large enough."""
+    inside = soft > THRESHOLD
+    area = inside.sum((1, 2))
+    return value * (soft * inside).sum((1, 2)) / area.clamp(min=1), area > stride
 
 
 def cell_grid(grids: Sequence[int], image_size: tuple[int, int], device: torch.device) -> Grid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,8 +33,9 @@ def roi_features(
 ) -> Tensor:
     """RoIAlign (He et al. 2017) of every region on its own level.
 
-    Every level is asked for all regions, those of other levels lying far outside it, where there is nothing to read: so
-    the shapes do not depend on the data, and nothing waits for the device.
+    On a CPU, which never waits, every level is asked for its own regions. Elsewhere, and in an exported graph, every level
+    is asked for all of them, those of other levels lying far outside it, where there is nothing to read: so the shapes do
+    not depend on the data, and nothing waits for the device.
 
     Args:
         maps: L x (B, C, h, w); strides: L in px
@@ -44,20 +46,33 @@ def roi_features(
     Returns:
         (B, P, C, size, size)
     """
-    from torchvision.ops import roi_align
-
     images, count = boxes.shape[:2]
     boxes = full_precision(boxes.detach())
     image = torch.arange(images, device=boxes.device, dtype=boxes.dtype).repeat_interleave(count)
+    rois = torch.cat((image.unsqueeze(-1), boxes.flatten(0, 1)), 1)
     level_of = roi_levels(boxes, len(maps)).flatten()
-    pooled: Tensor | None = None
-    for level, (x, stride) in enumerate(zip(maps, strides, strict=True)):
-        level_boxes = boxes.flatten(0, 1)
-        if len(maps) > 1:
-            level_boxes = torch.where((level_of == level).unsqueeze(-1), level_boxes, _NOWHERE)
-        x = full_precision(x)
-        rois = torch.cat((image.unsqueeze(-1), level_boxes), 1).to(x.dtype)
-        part: Tensor = roi_align(x, rois, size, 1 / stride, sampling, aligned)
-        pooled = part if pooled is None else pooled + part
-    assert pooled is not None
+    align = partial(_aligned, size=size, sampling=sampling, aligned=aligned)
+    levels = list(zip(maps, strides, strict=True))
+    far = torch.cat((rois[:, :1], torch.full_like(rois[:, 1:], _NOWHERE)), 1)
+    if len(maps) == 1:
+        pooled = align(maps[0], strides[0], rois)
+    elif boxes.device.type == "cpu" and not torch.compiler.is_compiling():
+        no_box = level_of.isnan()  # of a training that diverges, whose loss is refused
+        level_of, rois = level_of.nan_to_num(0), torch.where(no_box.unsqueeze(-1), far, rois)
+        rows = [(level_of == level).nonzero().squeeze(1) for level in range(len(maps))]
+        parts = [align(x, stride, rois[some]) for (x, stride), some in zip(levels, rows, strict=True)]
+        pooled = torch.cat(parts).index_select(0, torch.cat(rows).argsort())
+    else:
+        inside = [(level_of == level).unsqueeze(-1) for level in range(len(maps))]
+        parts = [align(x, stride, torch.where(at, rois, far)) for (x, stride), at in zip(levels, inside, strict=True)]
+        pooled = sum(parts[1:], start=parts[0])
     return pooled.view(images, count, *pooled.shape[1:])
+
+
+def _aligned(x: Tensor, stride: int, rois: Tensor, *, size: int, sampling: int, aligned: bool) -> Tensor:
+    """RoIAlign of regions (N, 5), image and px, on one level's map."""
+    from torchvision.ops import roi_align
+
+    x = full_precision(x)
+    pooled: Tensor = roi_align(x, rois.to(x.dtype), size, 1 / stride, sampling, aligned)
+    return pooled
