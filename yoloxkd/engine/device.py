@@ -114,6 +114,11 @@ def grad_scaler(amp: torch.dtype | None, device: torch.device) -> torch.amp.Grad
     return torch.amp.GradScaler(device.type) if amp is torch.float16 else None
 
 
+def folds_norms(device: torch.device) -> bool:
+    """Whether the batch norms of what never trains are folded: on CUDA; on the CPU it would gain 3 % and change results' last digits."""
+    return device.type == "cuda"
+
+
 def synchronized_norms(detector: nn.Module, device: torch.device) -> None:
     """Batch norms that take their statistics over all processes, in place. UserError: not on CUDA."""
     if device.type != "cuda":

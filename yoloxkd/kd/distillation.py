@@ -11,6 +11,7 @@ from torch import Tensor
 
 from yoloxkd.config.recipe import TeacherSection
 from yoloxkd.engine.checkpoint_parts import checked_state
+from yoloxkd.engine.device import folds_norms
 from yoloxkd.engine.events import Callback, State
 from yoloxkd.engine.gradients import gradient_rows, trunk
 from yoloxkd.engine.optim import warmup_steps
@@ -146,7 +147,7 @@ class Distill(Callback):
         if kernel is not None and kernel.is_contiguous(memory_format=torch.channels_last):
             for teacher in self.teachers:
                 teacher.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if state.device.type == "cuda":
+        if folds_norms(state.device):
             for teacher, module in zip(self.teachers, self.modules, strict=True):
                 if not any(method.distiller.batch_statistics for method in module.methods.values()):
                     side = 2 * teacher.detector.size_multiple
