@@ -25,7 +25,8 @@ EXTRAS = "openvino,ncnn,tflite,tensorboard,wandb"
 OF_THE_RUN_ITSELF = {"recipe.yaml", "environment.json", "train.log", "last.pt"}
 """Files of a run's folder that a resume and a bug report need with their paths; docs/runs.md says which."""
 
-SMALL = "--epochs 1 --imgsz 96 --workers 0 --set teacher.min_ap=0 --set optim.lr_per_image=0.0001"  # no warm-up fits into one epoch
+SMALL = "--epochs 1 --imgsz 96 --workers 0 --set teacher.min_ap=0 --set optim.lr_per_image=0.0001"
+"""At the page's rate one epoch under a teacher that has had one epoch diverges."""
 FOR_OTHERS = [
     "yoloxkd --version",
     "yoloxkd doctor",
