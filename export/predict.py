@@ -26,7 +26,12 @@ class Model:
     """An exported file: `Model("model.onnx").predict(rgb)`."""
 
     def __init__(self, path: str, conf: float = 0.25) -> None:
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        if not Path(path).is_file():
+            raise SystemExit(f"there is no file {path}")
+        try:
+            self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common base but this
+            raise SystemExit(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from None
         meta = self.session.get_modelmeta().custom_metadata_map
         try:
             self.names: list[str] = json.loads(meta["names"])

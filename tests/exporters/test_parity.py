@@ -24,7 +24,7 @@ from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters import parity
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import check_parity, export_checked, sample_images
-from yoloxkd.exporters.parity_report import FP16, ParityReport
+from yoloxkd.exporters.parity_report import FP16, FP32, ParityReport
 from yoloxkd.exporters.runtime import OnnxPredictor
 
 
@@ -87,6 +87,21 @@ def test_no_images_prove_nothing(nms_file: Path, detector: TinyDetector) -> None
     assert check_parity(detector, nms_file, []).faults() == ["no image was compared"]
 
 
+def test_a_comparison_of_nothing_says_so(raw_file: Path, detector: TinyDetector, pixels: Tensor) -> None:
+    proposing = copy.deepcopy(detector)
+    proposing.spec = replace(detector.spec, stable_locations=False)
+    blank = torch.zeros_like(pixels[:1])
+    report = ParityReport(FP32, images=1)
+    assert not report.compared
+    assert report.table().splitlines()[-1].startswith("nothing was compared: neither the model nor the file")
+    of_locations = check_parity(detector, raw_file, [blank])
+    assert of_locations.compared
+    assert "nothing was compared" not in of_locations.table()
+    of_detections = check_parity(proposing, raw_file, [pixels[:1]])
+    assert of_detections.compared
+    assert "nothing was compared" not in of_detections.table()
+
+
 def test_a_checked_export_leaves_the_file_and_its_note(tmp_path: Path, detector: TinyDetector) -> None:
     data = scene(tmp_path, images=6)
     printed: list[str] = []
@@ -96,6 +111,7 @@ def test_a_checked_export_leaves_the_file_and_its_note(tmp_path: Path, detector:
     assert sorted(f.name for f in target.parent.iterdir()) == ["model.onnx", "model.parity.json"]
     note = json.loads((target.parent / "model.parity.json").read_text())
     assert note["passed"] is True
+    assert note["compared"] is True
     assert (note["images"], note["locations"]) == (6, 480)
     assert [o.name for o in onnx.load(str(target)).graph.output] == ["boxes", "scores", "labels", "counts"]
     assert len(printed) == 1

@@ -54,6 +54,14 @@ def test_it_finds_what_the_model_finds(
         np.testing.assert_allclose(boxes, expected.boxes, atol=5e-3)
 
 
+def test_a_model_that_cannot_be_loaded_ends_in_a_sentence(script: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"there is no file .*missing\.onnx"):
+        script.Model(str(tmp_path / "missing.onnx"))
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(SystemExit, match=r"cannot load .*text\.onnx"):
+        script.Model(str(tmp_path / "text.onnx"))
+
+
 def test_as_a_program_it_needs_no_torch_and_writes_json_and_images(nms_file: Path, tmp_path: Path) -> None:
     scene(tmp_path, images=2)
     images = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]

@@ -332,6 +332,7 @@ def _note(path: Path, report: ParityReport, options: ExportOptions, int8: Int8Re
     quantization = {} if int8 is None else {"quantization": int8.settings.model_dump()}
     return {
         "passed": not report.faults(),
+        "compared": report.compared,
         **asdict(report),
         "options": asdict(options),
         **quantization,

@@ -11,6 +11,10 @@ FP16 = Tolerance(score=0.1, iou=0.9, unmatched=0.02, ap=0.002)
 """Rounding of fp16 moves single scores by some hundredths; this finds overflow and mistakes, AP judges the rest."""
 INT8 = Tolerance(score=0.3, iou=0.5, unmatched=0.1, ap=0.01, correlation=0.9)
 """int8 moves every score and box; AP judges, and the correlation finds a broken file where there is little AP to lose."""
+NOTHING_COMPARED = (
+    "nothing was compared: neither the model nor the file detects anything on these images; give --verify DATA on "
+    "which the model does, or train it longer"
+)
 TOLERANCES = {"fp32": FP32, "fp16": FP16, "int8": INT8}
 
 
@@ -37,6 +41,11 @@ class ParityReport:
     model_ap: float | None = None
     file_ap: float | None = None
     float_layers: list[str] | None = None
+
+    @property
+    def compared(self) -> bool:
+        """Whether there was anything to compare: a detection, or a location before suppression."""
+        return self.found.detections + self.found.borderline + self.found.unmatched + self.locations > 0
 
     def faults(self) -> list[str]:
         """What lies outside the tolerance; empty when the file passes."""
@@ -99,4 +108,5 @@ class ParityReport:
                 ("AP of the file", f"{self.file_ap:.4f}", f"within {t.ap:g}"),
             ]
         head = f"{f'parity on {self.images} images':32s} {'found':>10s}  allowed"
-        return "\n".join([head, *(f"{name:32s} {value:>10s}  {allowed}".rstrip() for name, value, allowed in rows)])
+        lines = [f"{name:32s} {value:>10s}  {allowed}".rstrip() for name, value, allowed in rows]
+        return "\n".join([head, *lines, *([NOTHING_COMPARED] if self.images and not self.compared else [])])
