@@ -2,8 +2,8 @@
 
     python examples/demo.py [--out FOLDER] [--seed N]
 
-Trains a small student twice with the same seed, alone and under the teacher `examples/teacher.pt`; measures all three on
-the test split; exports the distilled student to ONNX, which is refused unless it detects the same; draws both students'
+Trains a small student twice with the same seed, alone and under the teacher `examples/teacher.pt`, both at the same time
+with a core each (so small a network gains nothing from a second thread); measures all three on the test split; exports the distilled student to ONNX, which is refused unless it detects the same; draws both students'
 detections beside the ground truth; prints one table. Each step is a `yoloxkd` command, and is shown before it runs.
 Everything is written to the folder, which is emptied first.
 """
@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ EXAMPLES = Path(os.path.relpath(Path(__file__).resolve().parent))
 DATA = "shapes-easy"
 TEACHER, RECIPE = EXAMPLES / "teacher.pt", EXAMPLES / "demo.yaml"
 KD = ("--kd", "response")
+SPLITS = ("train", "val", "test")
 PICTURES, CONF, GAP = 4, 0.4, 6
 console = Console(highlight=False, soft_wrap=True)
 
@@ -45,6 +47,26 @@ def command(*arguments: object) -> None:
     console.print(f"\n[bold]$ yoloxkd {shlex.join(words)}[/bold]")
     if status := run(words):
         sys.exit(status)
+
+
+def at_the_same_time(watched: tuple[object, ...], other: tuple[object, ...], log: Path) -> None:
+    """Run two `yoloxkd` commands with a thread each; the other one prints to `log`. SystemExit: one failed."""
+    commands = [[str(word) for word in words] for words in (watched, other)]
+    for words, ending in zip(commands, ("", f"    (at the same time, printing to {log})"), strict=True):
+        console.print(f"\n[bold]$ OMP_NUM_THREADS=1 yoloxkd {shlex.join(words)}[/bold]{ending}")
+    first, second = ([sys.executable, "-m", "yoloxkd", *words] for words in commands)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file, subprocess.Popen(second, env=environment, stdout=file, stderr=file) as beside:
+        try:
+            status = subprocess.run(first, env=environment).returncode
+        except BaseException:
+            beside.terminate()
+            raise
+        if status:
+            beside.terminate()
+    if status or beside.returncode:
+        sys.exit(status or f"{log.read_text()}\nthe plain student's training failed with status {beside.returncode}")
 
 
 def draw(models: dict[str, Path], output: Path) -> None:
@@ -92,8 +114,11 @@ def main() -> None:
 
     student = ("train", "--recipe", RECIPE, "--seed", arguments.seed)
     plain, distilled, onnx = out / "plain" / "best.pt", out / "distilled" / "best.pt", out / "student.onnx"
-    command(*student, "--out", plain.parent)
-    command(*student, "--teacher", TEACHER, *KD, "--out", distilled.parent)
+    console.print(
+        f"data {DATA}: {', '.join(f'{split} {len(load_split(find_data(DATA), split))}' for split in SPLITS)} images"
+    )
+    under_the_teacher = (*student, "--teacher", TEACHER, *KD, "--out", distilled.parent)
+    at_the_same_time(under_the_teacher, (*student, "--out", plain.parent), out / "plain.log")
     command("export", distilled, "--output", onnx)
     models = {"teacher": TEACHER, "student alone": plain, "student distilled": distilled, "distilled, as ONNX": onnx}
     test = ("--data", DATA, "--split", "test")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -22,6 +21,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = "openvino,ncnn,tflite,tensorboard,wandb"
+HOST = "the-host-that-trained-it"
+"""What the commands are told is this machine's name; a short real one may stand by chance among the bytes of a picture."""
+NAMED = f"""import os, platform, socket
+names = list(os.uname())
+names[1] = {HOST!r}
+os.uname = lambda: os.uname_result(names)
+platform.node = socket.gethostname = socket.getfqdn = lambda *name: {HOST!r}
+"""
 OF_THE_RUN_ITSELF = {"recipe.yaml", "environment.json", "train.log", "last.pt"}
 """Files of a run's folder that a resume and a bug report need with their paths; docs/runs.md says which."""
 
@@ -57,7 +64,7 @@ def run(command: list[str], folder: Path, path: str = "") -> str:
     print(f"$ {shlex.join(command)}", flush=True)
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment |= {"PATH": f"{path}{os.pathsep}{environment['PATH']}"} if path else {}
-    environment |= {"YOLOXKD_HOME": str(folder / "home")}
+    environment |= {"YOLOXKD_HOME": str(folder / "home"), "PYTHONPATH": str(folder / "host")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{done.stdout}\n{done.stderr}\nexit status {done.returncode}")
@@ -109,7 +116,9 @@ def start_commands() -> list[str]:
 
 
 def use(programs: Path, elsewhere: Path) -> None:
-    """Every command, from a folder that is not the repository."""
+    """Every command, from a folder that is not the repository, on a machine that is called `HOST`."""
+    (elsewhere / "host").mkdir(exist_ok=True)
+    (elsewhere / "host" / "sitecustomize.py").write_text(NAMED, "utf-8")
     python, path = str(programs / "python"), str(programs)
     code = "import cv2, numpy; cv2.imwrite('photo.jpg', numpy.full((90, 120, 3), 90, numpy.uint8))"
     run([python, "-c", code], elsewhere)
@@ -141,16 +150,16 @@ def types(programs: Path, elsewhere: Path) -> None:
 
 def traces(elsewhere: Path) -> list[str]:
     """Files meant for others that hold a folder or the name of this machine."""
-    words = {str(elsewhere), str(elsewhere.resolve()), str(ROOT), str(Path.home())} - {"/"}
-    host = re.escape(platform.node())
-    names = re.compile(rf"(?<![\w.-]){host}(?![\w-])".encode()) if host else None
+    words = {HOST, str(elsewhere), str(elsewhere.resolve()), str(ROOT), str(Path.home())} - {"/"}
+    records = list(elsewhere.rglob("environment.json"))
+    assert records, "no run left its environment.json"
+    assert all(HOST in file.read_text("utf-8") for file in records), "the commands did not see the host's name"
     found = []
     for file in sorted(f for f in elsewhere.rglob("*") if f.is_file() and f.name not in OF_THE_RUN_ITSELF):
-        if elsewhere / "home" in file.parents or file.suffix in (".py", ".jpg") or ".mypy_cache" in file.parts:
+        if elsewhere / "home" in file.parents or file.suffix in (".py", ".pyc", ".jpg") or ".mypy_cache" in file.parts:
             continue
         content = file.read_bytes()
         found += [f"{file.relative_to(elsewhere)} holds {word}" for word in words if word.encode() in content]
-        found += [f"{file.relative_to(elsewhere)} holds {platform.node()}"] if names and names.search(content) else []
     return found
 
 
