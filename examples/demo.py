@@ -3,7 +3,7 @@
     python examples/demo.py [--out FOLDER] [--seed N]
 
 Trains a small student twice with the same seed, alone and under the teacher `examples/teacher.pt`, both at the same time
-with a core each (so small a network gains nothing from a second thread); measures all three on the test split; exports the distilled student to ONNX, which is refused unless it detects the same; draws both students'
+with a core each (so small a network gains little from a second thread); measures all three on the test split; exports the distilled student to ONNX, which is refused unless it detects the same; draws both students'
 detections beside the ground truth; prints one table. Each step is a `yoloxkd` command, and is shown before it runs.
 Everything is written to the folder, which is emptied first.
 """
