@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from yoloxkd.config.recipe import OptimSection
-from yoloxkd.engine.device import grad_scaler
+from yoloxkd.engine.device import grad_scaler, memory_format
 from yoloxkd.engine.optim import sgd
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.nn.detector import Detector
@@ -28,12 +29,14 @@ def training_step(
     lr: float = 1e-5,
     amp: torch.dtype | None = None,
 ) -> Callable[[], Losses]:
-    """Forward, losses, backward and the optimizer's step of a student in channels_last, on the same batch again and again.
+    """Forward, losses, backward and the optimizer's step of a student, on the same batch again and again.
 
-    Everything is where the batch is; `amp` is the autocast dtype.
+    Everything is where the batch is, in the memory format that the engine chooses; `amp` is the autocast dtype.
     """
     aux, device = aux or nn.ModuleDict(), batch.images.device
-    student.train().to(device, memory_format=torch.channels_last)
+    layout = memory_format("auto", student, device)
+    student.train().to(device, memory_format=layout)
+    batch = replace(batch, images=batch.images.contiguous(memory_format=layout))
     step = TrainStep(student, aux.to(device), amp)
     optimizer = sgd([student, aux], lr, OptimSection(), fused=True if device.type == "cuda" else None)
     scaler = grad_scaler(amp, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from yoloxkd.config.recipe import EngineSection
 from yoloxkd.distributed.comm import local_ranks, world_size
 from yoloxkd.errors import UserError
 from yoloxkd.nn.backbones.timm_backbone import TimmBackbone
+from yoloxkd.nn.detector import Detector
 
 MOST_WORKERS = 12
 """Loader processes that "auto" chooses at most: at some 114 mosaics of 640 px a second each they make 1,400."""
@@ -112,6 +114,15 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 def grad_scaler(amp: torch.dtype | None, device: torch.device) -> torch.amp.GradScaler | None:
     """float16 gradients underflow without one."""
     return torch.amp.GradScaler(device.type) if amp is torch.float16 else None
+
+
+def memory_format(
+    channels_last: bool | Literal["auto"], detector: Detector[Any, Any], device: torch.device
+) -> torch.memory_format:
+    """That of a run's weights and maps. "auto": channels_last, but beside a CPU what is faster for the detector's family."""
+    if channels_last == "auto":
+        channels_last = device.type != "cpu" or detector.channels_last_on_cpu
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def folds_norms(device: torch.device) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.distributed.comm import rank_and_world_size
-from yoloxkd.engine.device import amp_dtype, grad_scaler, resolved_amp, synchronized_norms
+from yoloxkd.engine.device import amp_dtype, grad_scaler, memory_format, resolved_amp, synchronized_norms
 from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import State
 from yoloxkd.engine.failures import memory_advice
@@ -62,8 +62,8 @@ class Stepper:
             state.say(f"amp auto: {resolved_amp('auto', state.device)} on {state.device}")
         state.detector.to(state.device)
         state.aux.to(state.device)
-        if recipe.engine.channels_last:
-            state.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.memory_format = memory_format(recipe.engine.channels_last, state.detector, state.device)
+        state.detector.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         if recipe.engine.sync_bn:
             synchronized_norms(state.detector, state.device)
         self.step_module = wrapped(TrainStep(state.detector, state.aux, amp))
@@ -84,7 +84,7 @@ class Stepper:
             batch: This process' images of the step, on any device.
         """
         state, recipe = self.state, self.recipe
-        batch = batch.to(state.device)
+        batch = self._laid_out(batch.to(state.device))
         if not self._largest_fits:
             self._try_largest(batch)
         batch = self._resized(batch)
@@ -131,6 +131,10 @@ class Stepper:
             gradients(self.step_module, parts, Draw(recipe.train.seed), self._backward, lambda part, losses: losses)
         assert state.optimizer is not None
         state.optimizer.zero_grad(set_to_none=True)
+
+    def _laid_out(self, batch: Batch) -> Batch:
+        """The batch with images in the run's memory format: a convolution follows its input's, not only its weights'."""
+        return replace(batch, images=batch.images.contiguous(memory_format=self.memory_format))
 
     def _resized(self, batch: Batch) -> Batch:
         """The batch in the size that multi-scale training has now."""

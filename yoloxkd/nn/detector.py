@@ -109,6 +109,9 @@ class Detector(nn.Module, ABC, Generic[O, M]):
     run_state: ClassVar[tuple[str, ...]] = ()
     """State-dict prefixes of what belongs to one training run: neither loaded with weights nor inherited, but resumed."""
 
+    channels_last_on_cpu: ClassVar[bool] = True
+    """Whether a training step on a CPU is faster with NHWC maps: with few channels and depthwise convolutions, as in YOLOX."""
+
     spec: DetectorSpec
 
     def __init__(self, cfg: Any, names: Sequence[str]) -> None:

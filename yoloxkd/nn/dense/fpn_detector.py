@@ -95,6 +95,7 @@ class FPNDetector(DenseDetector):
 
     quality: ClassVar[Quality | None] = None
     reads_predictions: ClassVar[bool] = False
+    channels_last_on_cpu = False
 
     cfg: FPNConfig
     head: SharedHead

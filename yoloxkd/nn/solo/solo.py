@@ -78,6 +78,7 @@ class SOLO(Detector[SOLOOutput, Match]):
     family = "solo"
     class_predictors = ("mask_head.conv_cls.",)
     trains_without_masks = False
+    channels_last_on_cpu = False
 
     cfg: SOLOConfig
 

@@ -30,6 +30,8 @@ class RoIMatch:
 class RoIDetector(Detector[RoIOutput, RoIMatch]):
     """A detector whose heads can be asked about anybody's regions."""
 
+    channels_last_on_cpu = False
+
     @abstractmethod
     def roi(self, features: tuple[Tensor, ...], boxes: Tensor, stage: int = 0) -> RoIStage:
         """What a stage says of the regions (B, P, 4) px on an image's neck maps."""
