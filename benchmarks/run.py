@@ -27,6 +27,7 @@ SCRIPTS = (
     "steps",
     "train_step",
     "two_stage",
+    "memory_format",
     "coco_eval",
     "data",
     "large_coco",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,14 @@ def training_step(
     aux: nn.ModuleDict | None = None,
     lr: float = 1e-5,
     amp: torch.dtype | None = None,
+    channels_last: bool | Literal["auto"] = "auto",
 ) -> Callable[[], Losses]:
     """Forward, losses, backward and the optimizer's step of a student, on the same batch again and again.
 
-    Everything is where the batch is, in the memory format that the engine chooses; `amp` is the autocast dtype.
+    Everything is where the batch is, in the memory format that the engine uses; `amp` is the autocast dtype.
     """
     aux, device = aux or nn.ModuleDict(), batch.images.device
-    layout = memory_format("auto", student, device)
+    layout = memory_format(channels_last, student, device)
     student.train().to(device, memory_format=layout)
     batch = replace(batch, images=batch.images.contiguous(memory_format=layout))
     step = TrainStep(student, aux.to(device), amp)

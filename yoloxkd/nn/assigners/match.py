@@ -12,7 +12,7 @@ from yoloxkd.ops.losses import full_precision
 from yoloxkd.ops.points import centers_inside, compact, within_content
 from yoloxkd.types import Grid, Targets
 
-BUDGET = {"cpu": 2**21, "other": 2**25}
+BUDGET = {"cpu": 2**20, "other": 2**25}
 """Pairs (image, box, location) looked at in one go; a larger batch is taken a few images at a time."""
 
 
