@@ -11,7 +11,14 @@ from benchmarks.steps_of import training_step
 from benchmarks.timing import alternate, ratio
 from yoloxkd.nn import DETECTORS
 
-STEPS = {"yolox-nano": 8, "yolox-s": 4, "fcos-mobilenetv2": 2, "gfl-mobilenetv2": 2, "fcos-r50": 2, "faster-rcnn-r50": 2}
+STEPS = {
+    "yolox-nano": 8,
+    "yolox-s": 4,
+    "fcos-mobilenetv2": 2,
+    "gfl-mobilenetv2": 2,
+    "fcos-r50": 2,
+    "faster-rcnn-r50": 2,
+}
 """Detector -> images a step."""
 
 

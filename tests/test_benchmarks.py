@@ -19,7 +19,17 @@ from benchmarks.steps import turn
 from benchmarks.timing import Samples, Spread, alternate, ratio
 from tests.conftest import REPOSITORY
 
-ALONE = ("kd_losses", "dense_losses", "kd_baselines", "kd_methods", "steps", "start", "growth", "two_stage", "memory_format")
+ALONE = (
+    "kd_losses",
+    "dense_losses",
+    "kd_baselines",
+    "kd_methods",
+    "steps",
+    "start",
+    "growth",
+    "two_stage",
+    "memory_format",
+)
 LONG = ("kd_baselines", "kd_losses", "kd_methods", "dense_losses", "two_stage")
 BESIDE_PEERS = ("simota", "train_step", "coco_eval")
 NEEDS_BCCD = ("data",)
