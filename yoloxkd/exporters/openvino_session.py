@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yoloxkd.errors import UserError
+
+
+@cache
+def _core() -> Any:
+    """The one of this process, kept to its end.
+
+    Each core gives the thread a signal stack of its own and takes it away when it goes. Of two that go in the order in which they
+    came, the second restores the first one's, which is no longer there, and the next signal ends the process (2026.4.1).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoSession:
@@ -18,7 +31,7 @@ class OpenVinoSession:
         import onnx
 
         try:
-            import openvino
+            import openvino  # noqa: F401
         except ImportError as error:
             raise UserError("OpenVINO is not installed: pip install 'yoloxkd[openvino]'") from error
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -26,7 +39,7 @@ class OpenVinoSession:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             file = onnx.load(str(path), load_external_data=False)
-            self._model = openvino.Core().compile_model(str(path), "CPU", settings)
+            self._model = _core().compile_model(str(path), "CPU", settings)
         except Exception as error:  # protobuf's and OpenVINO's exception types have no common base
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"{path} is not an ONNX file that OpenVINO can open: {reason}") from error
