@@ -31,7 +31,7 @@ class OpenVinoSession:
         import onnx
 
         try:
-            import openvino  # noqa: F401
+            core = _core()
         except ImportError as error:
             raise UserError("OpenVINO is not installed: pip install 'yoloxkd[openvino]'") from error
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -39,7 +39,7 @@ class OpenVinoSession:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             file = onnx.load(str(path), load_external_data=False)
-            self._model = _core().compile_model(str(path), "CPU", settings)
+            self._model = core.compile_model(str(path), "CPU", settings)
         except Exception as error:  # protobuf's and OpenVINO's exception types have no common base
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"{path} is not an ONNX file that OpenVINO can open: {reason}") from error
