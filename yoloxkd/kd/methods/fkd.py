@@ -166,5 +166,5 @@ class FKD(Distiller):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h w, C), contiguous: a view of a map in channels_last, as those of the training loop are."""
+    """(B, C, h, w) -> (B, h w, C), contiguous: a view of a map in channels_last, a copy of another."""
     return full_precision(x).flatten(2).transpose(1, 2).contiguous()
