@@ -28,6 +28,7 @@ SCRIPTS = (
     "train_step",
     "two_stage",
     "memory_format",
+    "heap",
     "coco_eval",
     "data",
     "large_coco",

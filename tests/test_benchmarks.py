@@ -29,6 +29,7 @@ ALONE = (
     "growth",
     "two_stage",
     "memory_format",
+    "heap",
 )
 LONG = ("kd_baselines", "kd_losses", "kd_methods", "dense_losses", "two_stage")
 BESIDE_PEERS = ("simota", "train_step", "coco_eval")

@@ -20,6 +20,7 @@ from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.assigners import inside
 from yoloxkd.nn.dense.dense_detector import DenseDetector
+from yoloxkd.ops import devices
 from yoloxkd.types import TASK, Batch, Targets
 
 # what makes the host wait for a device: reading a number, and shapes that depend on data
@@ -85,6 +86,7 @@ def test_the_watch_sees_what_waits() -> None:
 @pytest.mark.parametrize("methods", [(), ("fgd", "pgd", "cwd", "mgd")], ids=["plain", "distilled"])
 def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "LIST_DEVICES", ())  # the path of every device that can be waited for
+    monkeypatch.setattr(devices, "READ_DEVICES", ())
     one, data = step(methods), batch()
     one(data)  # grids are built once per size
     with Waits() as waits:
@@ -97,6 +99,7 @@ def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...], monkeypat
 def test_no_family_waits_for_the_device_under_any_method(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "LIST_DEVICES", ())
     monkeypatch.setattr(inside, "LIST_DEVICES", ())
+    monkeypatch.setattr(devices, "READ_DEVICES", ())
     student, teacher = family(kind)
     plan = Pairing.between(student, teacher)
     methods = [m for m in DISTILLERS if not DISTILLERS[m].labels and (m != "ld" or kind == "gfl")]

@@ -48,6 +48,22 @@ def test_focal_loss(gamma: float, transposed: bool) -> None:
     )
 
 
+def test_focal_loss_in_float32() -> None:
+    """Up to `LARGEST` the logarithm of 1 - p stands for softplus."""
+    x = torch.linspace(-15, module.LARGEST, 2001).unsqueeze(-1)
+    labels = torch.zeros(len(x), dtype=torch.int64)
+
+    def of(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.clone().requires_grad_()
+        rows = focal_loss(x, labels, labels > 0)
+        rows.sum().backward()
+        assert x.grad is not None
+        return rows.detach().double(), x.grad.double()
+
+    for single, double in zip(of(x), of(x.double()), strict=True):
+        torch.testing.assert_close(single, double, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_confidence_that_should_be_zero(transposed: bool) -> None:
     x = scene(transposed)[0].clamp(max=6)

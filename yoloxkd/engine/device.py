@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from yoloxkd.config.recipe import EngineSection
 from yoloxkd.distributed.comm import local_ranks, world_size
+from yoloxkd.engine.heap import kept_heap
 from yoloxkd.errors import UserError
 from yoloxkd.nn.backbones.timm_backbone import TimmBackbone
 from yoloxkd.nn.detector import Detector
@@ -156,10 +157,12 @@ def settings(engine: EngineSection, device: torch.device, *, few_sizes: bool = F
     """The process-wide switches of a run, put back afterwards.
 
     tf32 is for CUDA's convolutions; matrix products stay float32, since assigners and losses use them. With few_sizes of
-    inputs cuDNN times its algorithms for each, unless the results should be deterministic.
+    inputs cuDNN times its algorithms for each, unless the results should be deterministic. On the CPU freed memory is kept.
     """
     cudnn = torch.backends.cudnn
-    before = (torch.are_deterministic_algorithms_enabled(), cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
+    before = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    # the call alone imports torch's compiler, two seconds
+    switches = engine.deterministic and not torch.are_deterministic_algorithms_enabled()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         cudnn.allow_tf32 = engine.tf32
@@ -167,10 +170,12 @@ def settings(engine: EngineSection, device: torch.device, *, few_sizes: bool = F
         if engine.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
             cudnn.deterministic = True
-    if engine.deterministic:
+    if switches:
         torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with kept_heap() if device.type == "cpu" else nullcontext():
+            yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before[1:]
+        if switches:
+            torch.use_deterministic_algorithms(False)
+        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before

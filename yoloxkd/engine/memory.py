@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from yoloxkd.engine.heap import give_back
 from yoloxkd.errors import UserError
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -43,6 +44,8 @@ class Memory:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        else:
+            give_back()
 
     def peak(self) -> int:
         """Bytes above the start, at the highest since `restart`; 0 where less is in use than then."""

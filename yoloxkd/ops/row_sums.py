@@ -16,8 +16,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-AT_ONCE = {"cpu": 2**17, "other": 2**28}
+from yoloxkd.ops import devices
+
+AT_ONCE = {"cpu": 2**18, "other": 2**28}
 """Elements worked on in one go."""
+
+LARGEST = 6.0
+"""Logits up to which log(1 - p) is taken from p in float32: its relative error stays below 1e-5."""
 
 Formula = Callable[..., tuple[Tensor, Tensor | None]]
 """Chunks of a tensor to write to, of x (..., K), and of further tensors -> values (..., K), and the derivative (...) of their
@@ -83,16 +88,28 @@ def focal(
 
     gamma: 1 at least
     """
-    p, entropy = torch.sigmoid(x, out=slope), F.softplus(x)
+    p = torch.sigmoid(x, out=slope)
     power = p if gamma == 2 else p ** (gamma - 1)
-    value = p * entropy
-    rest = entropy.sub_(value)  # (1 - p) times the entropy
+    minus = -p
+    log_miss = _log_miss(x, minus)
+    value = minus.mul_(log_miss)
+    rest = log_miss.add_(value)  # 1 - p times the logarithm
     value.mul_(power)
-    torch.add(p, rest, alpha=gamma, out=rest)
+    torch.add(p, rest, alpha=-gamma, out=rest)
     slope.mul_(power).mul_(rest)
     for table, at_label in zip((value, slope), _focal_positive(x.gather(-1, label), gamma, share), strict=True):
         table.scatter_(-1, label, torch.where(positive, at_label, table.gather(-1, label)))
     return value, None
+
+
+def _log_miss(x: Tensor, minus: Tensor) -> Tensor:
+    """log(1 - p) of logits x and `minus` = -p.
+
+    On a CPU softplus takes half as long again as the logarithm, which is as exact while p is not too near to 1.
+    """
+    if x.device.type in devices.READ_DEVICES and x.numel() and float(x.detach().amax()) <= LARGEST:
+        return torch.log1p(minus)
+    return F.softplus(x).neg_()
 
 
 def _focal_positive(x: Tensor, gamma: float, share: float) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from yoloxkd.ops import devices
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.ops.points import centers_inside, compact, within_content
 from yoloxkd.types import Grid, Targets
@@ -94,8 +95,9 @@ def eligible(grid: Grid, targets: Targets, area: Tensor | None = None) -> Tensor
     Those in the image: `area` (B, 2) height and width px, else `targets.content`. One in an ignore region answers only
     where it lies in a box, so that what is predicted elsewhere in such a region decides nothing.
     """
-    ignored = centers_inside(targets.boxes, targets.ignore, grid)
-    usable = ~ignored | centers_inside(targets.boxes, targets.mask, grid)
+    usable = ~centers_inside(targets.boxes, targets.ignore, grid)
+    if usable.device.type not in devices.READ_DEVICES or not usable.all():
+        usable |= centers_inside(targets.boxes, targets.mask, grid)
     if area is not None:
         limit = torch.cat((torch.zeros_like(area), area.flip(-1)), dim=-1)
         return usable & within_content(grid.points, limit)

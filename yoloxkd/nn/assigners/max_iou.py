@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from yoloxkd.nn.assigners import inside
 from yoloxkd.nn.assigners.match import Match, image_parts, no_match, row_parts
 from yoloxkd.ops.boxes import pairwise_iou
 from yoloxkd.ops.losses import full_precision
@@ -51,7 +52,7 @@ def max_iou_match(
         here = by_columns if by_columns.ndim == 2 else by_columns[part]
         if usable is not None:
             here = here.mT.masked_fill(~usable[part].unsqueeze(-2), 0).mT
-        best, row, claimant = _scan(here, boxes, claim, budget)
+        best, row, claimant = _scan(here, boxes, positive, claim, budget)
         fg = (best >= positive) | (claimant >= 0)
         gt = torch.where(claimant >= 0, claimant, row)
         ignored = (best >= negative) & ~fg
@@ -61,8 +62,13 @@ def max_iou_match(
     return Match.joined(parts)
 
 
-def _scan(anchors: Tensor, boxes: Tensor, claim: float | None, budget: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Every anchor's largest IoU with a box, that box's row, and the last row that claims it, -1: (B, A)."""
+def _scan(
+    anchors: Tensor, boxes: Tensor, positive: float, claim: float | None, budget: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every anchor's largest IoU with a box, that box's row, and the last row that claims it, -1: (B, A).
+
+    The row is right where the IoU is at least `positive`.
+    """
     images, count = boxes.shape[0], anchors.shape[-2]
     best = boxes.new_full((images, count), -1.0)
     row = torch.zeros(images, count, dtype=torch.int16, device=boxes.device)
@@ -71,12 +77,23 @@ def _scan(anchors: Tensor, boxes: Tensor, claim: float | None, budget: int | Non
         overlap = pairwise_iou(boxes[:, some], anchors)
         number = torch.arange(some.start, some.stop, device=boxes.device, dtype=torch.int16).view(1, -1, 1)
         value = overlap.amax(dim=1)
-        # a maximum with its place is several times slower than these passes
-        first = torch.where(overlap == value.unsqueeze(1), number, boxes.shape[1]).amin(dim=1)
-        row = torch.where(value > best, first, row)
+        row = torch.where(value > best, _first_row(overlap, value, positive, number), row)
         best = torch.maximum(best, value)
         if claim is not None:
             top = overlap.amax(dim=2, keepdim=True)
             least = torch.where((top > 0) & (top >= claim), top * (1 - TIE), torch.inf)
             claimant = torch.maximum(claimant, torch.where(overlap >= least, number, -1).amax(dim=1))
     return best, row.long(), claimant.long()
+
+
+def _first_row(overlap: Tensor, value: Tensor, positive: float, number: Tensor) -> Tensor:
+    """The lowest of the numbers (1, r, 1) whose overlap (b, r, A) is the value (b, A): right where that is at least `positive`.
+
+    A maximum with its place is several times slower than these passes. Few anchors overlap so much, and a CPU lists them.
+    """
+    if overlap.device.type not in inside.LIST_DEVICES:
+        return torch.where(overlap == value.unsqueeze(1), number, torch.iinfo(number.dtype).max).amin(dim=1)
+    at = (value >= positive).nonzero(as_tuple=True)
+    columns, rows = overlap.mT[at], number.flatten()
+    lowest = torch.where(columns == value[at].unsqueeze(-1), rows, torch.iinfo(rows.dtype).max).amin(dim=1)
+    return torch.zeros_like(value, dtype=rows.dtype).index_put(at, lowest)

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from yoloxkd.nn.two_stage.roi_align_rows import roi_align_rows
 from yoloxkd.ops.boxes import area
 from yoloxkd.ops.losses import full_precision
 
@@ -71,8 +72,11 @@ def roi_features(
 
 def _aligned(x: Tensor, stride: int, rois: Tensor, *, size: int, sampling: int, aligned: bool) -> Tensor:
     """RoIAlign of regions (N, 5), image and px, on one level's map."""
+    x = full_precision(x)
+    form = rois.to(x.dtype), size, 1 / stride, sampling, aligned
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return roi_align_rows(x, *form)
     from torchvision.ops import roi_align
 
-    x = full_precision(x)
-    pooled: Tensor = roi_align(x, rois.to(x.dtype), size, 1 / stride, sampling, aligned)
+    pooled: Tensor = roi_align(x, *form)
     return pooled
