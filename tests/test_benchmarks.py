@@ -31,7 +31,7 @@ ALONE = (
     "memory_format",
     "heap",
 )
-LONG = ("kd_baselines", "kd_losses", "kd_methods", "dense_losses", "two_stage")
+LONG = ("kd_baselines", "kd_losses", "kd_methods", "dense_losses", "two_stage", "heap")
 BESIDE_PEERS = ("simota", "train_step", "coco_eval")
 NEEDS_BCCD = ("data",)
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from yoloxkd.ops import devices
 
-AT_ONCE = {"cpu": 2**18, "other": 2**28}
+AT_ONCE = {"cpu": 2**19, "other": 2**28}
 """Elements worked on in one go."""
 
 LARGEST = 6.0

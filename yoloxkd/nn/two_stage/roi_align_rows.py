@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-AT_ONCE = 2**20
+AT_ONCE = 2**18
 """Entries of the sparse matrix worked on in one go."""
 
 
