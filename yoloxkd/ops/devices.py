@@ -2,5 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 READ_DEVICES = ("cpu",)
 """Where a value is read to choose the shorter way: elsewhere the host would have to wait for it."""
+
+
+def may_read(device: torch.device) -> bool:
+    """Whether a value may choose the way: on `READ_DEVICES`, and not while torch compiles, which it would cut in pieces."""
+    return device.type in READ_DEVICES and not torch.compiler.is_compiling()

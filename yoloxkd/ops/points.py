@@ -67,7 +67,7 @@ def centers_inside(boxes: Tensor, valid: Tensor, grid: Grid) -> Tensor:
     boxes (B, G, 4) xyxy px, valid (B, G) bool -> (B, A) bool.
     A box covers a rectangle of cells, so each level is one summed-area table: the cost grows with A + G, not A * G.
     """
-    if boxes.device.type in devices.READ_DEVICES and not valid.any():
+    if devices.may_read(boxes.device) and not valid.any():
         return valid.new_zeros(len(valid), len(grid.points))
     inside, offset = [], grid.offset
     for (h, w), (down, right) in zip(grid.sizes, grid.steps or [(s, s) for s in grid.strides], strict=True):

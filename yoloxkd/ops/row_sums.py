@@ -107,7 +107,7 @@ def _log_miss(x: Tensor, minus: Tensor) -> Tensor:
 
     On a CPU softplus takes half as long again as the logarithm, which is as exact while p is not too near to 1.
     """
-    if x.device.type in devices.READ_DEVICES and x.numel() and float(x.detach().amax()) <= LARGEST:
+    if devices.may_read(x.device) and x.numel() and float(x.detach().amax()) <= LARGEST:
         return torch.log1p(minus)
     return F.softplus(x).neg_()
 

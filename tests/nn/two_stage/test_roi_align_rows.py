@@ -52,6 +52,15 @@ def test_float32_and_maps_in_channels_last() -> None:
         assert pooled.is_contiguous()
 
 
+@pytest.mark.parametrize("sampling", [0, 2])
+def test_regions_that_are_not_finite_are_zero(sampling: int) -> None:
+    rois = regions(torch.float32)[:3]
+    rois[0, 1], rois[1, 3] = torch.nan, torch.inf
+    pooled = roi_align_rows(torch.ones(2, 2, 30, 40), rois, 7, 0.25, sampling, True)
+    assert not pooled[:2].any()
+    assert pooled[2].all()
+
+
 def test_without_regions() -> None:
     x = torch.randn(1, 2, 4, 4, requires_grad=True)
     pooled = roi_align_rows(x, torch.zeros(0, 5), 7, 0.25, 2, True)

@@ -96,7 +96,7 @@ def eligible(grid: Grid, targets: Targets, area: Tensor | None = None) -> Tensor
     where it lies in a box, so that what is predicted elsewhere in such a region decides nothing.
     """
     usable = ~centers_inside(targets.boxes, targets.ignore, grid)
-    if usable.device.type not in devices.READ_DEVICES or not usable.all():
+    if not devices.may_read(usable.device) or not usable.all():
         usable |= centers_inside(targets.boxes, targets.mask, grid)
     if area is not None:
         limit = torch.cat((torch.zeros_like(area), area.flip(-1)), dim=-1)

@@ -91,7 +91,7 @@ def _first_row(overlap: Tensor, value: Tensor, positive: float, number: Tensor) 
 
     A maximum with its place is several times slower than these passes. Few anchors overlap so much, and a CPU lists them.
     """
-    if overlap.device.type not in inside.LIST_DEVICES:
+    if overlap.device.type not in inside.LIST_DEVICES or torch.compiler.is_compiling():
         return torch.where(overlap == value.unsqueeze(1), number, torch.iinfo(number.dtype).max).amin(dim=1)
     at = (value >= positive).nonzero(as_tuple=True)
     columns, rows = overlap.mT[at], number.flatten()

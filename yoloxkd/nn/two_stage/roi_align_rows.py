@@ -70,13 +70,13 @@ def _entries(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Which regions (n,), and the locations of all maps (n * size * size, E) that their cells are made of, with weights.
 
-    Regions of as many points go together. Those without any are left out: they are zero.
+    Regions of as many points go together. Those without any, and those that are not finite, are left out: they are zero.
     """
     height, width = shape[2:]
     low, high = (rois[:, 1:] * scale - 0.5 * aligned).split(2, 1)
     extent = high - low if aligned else (high - low).clamp(min=1)
     points = torch.full_like(extent, sampling) if sampling else (extent / size).ceil()
-    points = points.long()
+    points = points.masked_fill(~rois.isfinite().all(1, keepdim=True), 0).long()  # of a training that diverges
     for kind in points[(points > 0).all(1)].unique(dim=0):
         along_x, along_y = kind.tolist()
         step = max(1, AT_ONCE // (size * size * 4 * along_x * along_y))
