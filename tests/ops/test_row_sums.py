@@ -14,7 +14,7 @@ from yoloxkd.ops.losses import focal_loss
 from yoloxkd.ops.row_sums import confidence_negative, focal, row_sums
 
 
-@pytest.fixture(params=[2**18, 7], ids=["at once", "in pieces"], autouse=True)
+@pytest.fixture(params=[2**18, 50, 7], ids=["at once", "an image", "some rows"], autouse=True)
 def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.AT_ONCE, "cpu", request.param)
 
@@ -50,7 +50,8 @@ def test_focal_loss(gamma: float, transposed: bool) -> None:
 
 def test_focal_loss_in_float32() -> None:
     """Up to `LARGEST` the logarithm of 1 - p stands for softplus."""
-    x = torch.linspace(-15, module.LARGEST, 2001).unsqueeze(-1)
+    largest = torch.tensor(module.LARGEST).logit() - 1e-5
+    x = torch.linspace(-15, float(largest), 2001).unsqueeze(-1)
     labels = torch.zeros(len(x), dtype=torch.int64)
 
     def of(x: Tensor) -> tuple[Tensor, Tensor]:

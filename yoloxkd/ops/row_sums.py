@@ -7,7 +7,7 @@ the backward pass turns into the gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +21,12 @@ from yoloxkd.ops import devices
 AT_ONCE = {"cpu": 2**19, "other": 2**28}
 """Elements worked on in one go."""
 
-LARGEST = 6.0
-"""Logits up to which log(1 - p) is taken from p in float32: its relative error stays below 1e-5."""
+LARGEST = 0.9975
+"""The p up to which log(1 - p) is taken from it in float32, of logits near 6: its relative error stays below 1e-5."""
 
 Formula = Callable[..., tuple[Tensor, Tensor | None]]
-"""Chunks of a tensor to write to, of x (..., K), and of further tensors -> values (..., K), and the derivative (...) of their
-sum in the first further tensor, None where that carries no gradient; the derivative in x is written."""
+"""Chunks of a tensor to write to, of x (..., K), and of further tensors -> sums (...) over K, and their derivative (...) in
+the first further tensor, None where that carries no gradient; the derivative in x is written."""
 
 
 class _RowSums(Function):
@@ -58,18 +58,39 @@ class _RowSums(Function):
 def _sums(formula: Formula, slope: Tensor | None, x: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """The sums (..., n), and those of the second derivative of the formula; `slope`, if any, gets the derivative in x."""
     rows, other_rows = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
-    length, width = x.shape[-2], max(x.numel() // max(x.shape[-2], 1), 1)
-    step = max(1, AT_ONCE.get(x.device.type, AT_ONCE["other"]) // width)
     other = None
-    for start in range(0, length, step):
-        here = (..., slice(start, start + step), slice(None))
+    for here in _pieces(x):
         chunk = x[here]
         written = torch.empty_like(chunk) if slope is None else slope[here]
-        value, other = formula(written, chunk, *(tensor[here] for tensor in others))
-        rows[here[:-1]] = value.sum(-1)
+        rows[here[:-1]], other = formula(written, chunk, *(tensor[here] for tensor in others))
         if other is not None:
             other_rows[here[:-1]] = other
     return rows, None if other is None else other_rows
+
+
+def _pieces(x: Tensor) -> Iterator[Any]:
+    """Indices of parts of x (..., n, K) of about `AT_ONCE` elements: of several of the first axis, or some rows of one of them.
+
+    An image's rows lie together, so that passes over its part run along memory.
+    """
+    limit = AT_ONCE.get(x.device.type, AT_ONCE["other"])
+    length, width = x.shape[-2:]
+    if x.ndim == 2:
+        yield from ((rows, slice(None)) for rows in _even(length, limit // max(width, 1)))
+        return
+    first = x.shape[0]
+    each = x.numel() // max(first, 1)
+    for some in _even(first, limit // max(each, 1)):
+        for rows in _even(length, limit * length // max(each, 1)):
+            yield some, ..., rows, slice(None)
+
+
+def _even(length: int, most: int) -> Iterator[slice]:
+    """Slices of nearly one length, of at most `most` where that is 1 at least, that cover `length`."""
+    count = -(-length // max(most, 1))
+    step = -(-length // max(count, 1))
+    for start in range(0, length, max(step, 1)):
+        yield slice(start, start + step)
 
 
 def row_sums(formula: Formula, x: Tensor, *others: Tensor) -> Tensor:
@@ -89,26 +110,23 @@ def focal(
     gamma: 1 at least
     """
     p = torch.sigmoid(x, out=slope)
-    power = p if gamma == 2 else p ** (gamma - 1)
-    minus = -p
-    log_miss = _log_miss(x, minus)
-    value = minus.mul_(log_miss)
-    rest = log_miss.add_(value)  # 1 - p times the logarithm
-    value.mul_(power)
-    torch.add(p, rest, alpha=-gamma, out=rest)
-    slope.mul_(power).mul_(rest)
-    for table, at_label in zip((value, slope), _focal_positive(x.gather(-1, label), gamma, share), strict=True):
+    power = p * p if gamma == 2 else p**gamma
+    gain = _log_miss(x, p).mul_(power)  # minus the loss
+    # the derivative p^(gamma + 1) - gamma (1 - p) gain
+    slope.mul_(power.add_(gain, alpha=gamma)).sub_(gain, alpha=gamma)
+    loss, steep = _focal_positive(x.gather(-1, label), gamma, share)
+    for table, at_label in ((gain, -loss), (slope, steep)):
         table.scatter_(-1, label, torch.where(positive, at_label, table.gather(-1, label)))
-    return value, None
+    return gain.sum(-1).neg_(), None
 
 
-def _log_miss(x: Tensor, minus: Tensor) -> Tensor:
-    """log(1 - p) of logits x and `minus` = -p.
+def _log_miss(x: Tensor, p: Tensor) -> Tensor:
+    """log(1 - p) of logits x and their sigmoid p, as a new tensor.
 
     On a CPU softplus takes half as long again as the logarithm, which is as exact while p is not too near to 1.
     """
-    if devices.may_read(x.device) and x.numel() and float(x.detach().amax()) <= LARGEST:
-        return torch.log1p(minus)
+    if devices.may_read(x.device) and x.numel() and float(p.detach().amax()) <= LARGEST:
+        return p.neg().log1p_()
     return F.softplus(x).neg_()
 
 
@@ -128,4 +146,4 @@ def confidence_negative(slope: Tensor, x: Tensor, quality: Tensor, share: Tensor
     # y times the derivative in y: 2 value + y³ / (1 - y)
     steep = (y * y).mul_(y).div_(minus.add_(1)).add_(value, alpha=2)
     torch.addcmul(steep, steep, p, value=-1, out=slope)
-    return value, steep.sum(-1) * (1 - objectness).squeeze(-1)
+    return value.sum(-1), steep.sum(-1) * (1 - objectness).squeeze(-1)
