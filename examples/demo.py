@@ -50,23 +50,27 @@ def command(*arguments: object) -> None:
 
 
 def at_the_same_time(watched: tuple[object, ...], other: tuple[object, ...], log: Path) -> None:
-    """Run two `yoloxkd` commands with a thread each; the other one prints to `log`. SystemExit: one failed."""
+    """Run two `yoloxkd` commands with a thread each; the other one prints to `log`. SystemExit: one failed; the other is ended."""
     commands = [[str(word) for word in words] for words in (watched, other)]
     for words, ending in zip(commands, ("", f"    (at the same time, printing to {log})"), strict=True):
         console.print(f"\n[bold]$ OMP_NUM_THREADS=1 yoloxkd {shlex.join(words)}[/bold]{ending}")
     first, second = ([sys.executable, "-m", "yoloxkd", *words] for words in commands)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file, subprocess.Popen(second, env=environment, stdout=file, stderr=file) as beside:
+    with (
+        log.open("w") as file,
+        subprocess.Popen(first, env=environment) as shown,
+        subprocess.Popen(second, env=environment, stdout=file, stderr=file) as beside,
+    ):
+        both = shown, beside
         try:
-            status = subprocess.run(first, env=environment).returncode
-        except BaseException:
-            beside.terminate()
-            raise
-        if status:
-            beside.terminate()
-    if status or beside.returncode:
-        sys.exit(status or f"{log.read_text()}\nthe plain student's training failed with status {beside.returncode}")
+            while None in (codes := [process.poll() for process in both]) and not any(codes):
+                time.sleep(0.2)
+        finally:
+            for process in both:
+                process.terminate()
+    if any(codes):
+        sys.exit(codes[0] or f"{log.read_text()}\nthe plain student's training failed with status {codes[1]}")
 
 
 def draw(models: dict[str, Path], output: Path) -> None:

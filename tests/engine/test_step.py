@@ -14,11 +14,9 @@ from tests.nn.fpn import narrow
 from yoloxkd.assembly.models import build_detector
 from yoloxkd.engine.step import TrainStep
 from yoloxkd.kd import DISTILLERS
-from yoloxkd.kd.functional import importance
 from yoloxkd.kd.pairing import Pairing
 from yoloxkd.kd.teacher_losses import TeacherLosses
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.assigners import inside
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.ops import devices
 from yoloxkd.types import TASK, Batch, Targets
@@ -85,8 +83,7 @@ def test_the_watch_sees_what_waits() -> None:
 
 @pytest.mark.parametrize("methods", [(), ("fgd", "pgd", "cwd", "mgd")], ids=["plain", "distilled"])
 def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importance, "LIST_DEVICES", ())  # the path of every device that can be waited for
-    monkeypatch.setattr(devices, "READ_DEVICES", ())
+    monkeypatch.setattr(devices, "READ_DEVICES", ())  # the path of every device that can be waited for
     one, data = step(methods), batch()
     one(data)  # grids are built once per size
     with Waits() as waits:
@@ -97,8 +94,6 @@ def test_a_step_does_not_wait_for_the_device(methods: tuple[str, ...], monkeypat
 
 @pytest.mark.parametrize("kind", ["fcos", "atss", "gfl", "retinanet", "autoassign", "ddod", "reppoints"])
 def test_no_family_waits_for_the_device_under_any_method(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importance, "LIST_DEVICES", ())
-    monkeypatch.setattr(inside, "LIST_DEVICES", ())
     monkeypatch.setattr(devices, "READ_DEVICES", ())
     student, teacher = family(kind)
     plan = Pairing.between(student, teacher)

@@ -15,7 +15,6 @@ from tests.kd.plain import pgd_cls_by_image, pgd_reg_by_image, pgd_weights_by_ob
 from tests.losses import compared, means, passed, step_of
 from yoloxkd.engine.callbacks.csv_log import read_rows
 from yoloxkd.errors import UserError
-from yoloxkd.kd.functional import importance
 from yoloxkd.kd.functional.importance import STRATEGIES, Predictions, pgd_weights
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig, pgd_cls_terms, pgd_reg_terms, scaled_channels
 from yoloxkd.kd.pairing import Pairing
@@ -251,7 +250,7 @@ def test_a_channel_that_hardly_varies_is_not_raised_without_bound() -> None:
 @pytest.mark.parametrize("devices", [("cpu",), ()])
 def test_a_share_of_the_locations_inside(devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """An object takes its k best, and at most so many of those that it has; either way to find them."""
-    monkeypatch.setattr(importance, "LIST_DEVICES", devices)
+    monkeypatch.setattr("yoloxkd.ops.devices.READ_DEVICES", devices)
     batch, teacher = make_batch(), pair()[1].eval()
     with torch.no_grad():
         out = teacher(batch.images)

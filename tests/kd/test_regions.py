@@ -129,7 +129,7 @@ def test_of_several_predictions_at_a_location_the_best_one_counts(
     devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The k best are of locations: nine anchors that see an object well at one place are one of them."""
-    monkeypatch.setattr(regions, "LIST_DEVICES", devices)
+    monkeypatch.setattr("yoloxkd.ops.devices.READ_DEVICES", devices)
     several = [scene(2, 4, seed)[0] for seed in (11, 12, 13)]
     _, boxes, labels, rows = scene(2, 4, 11)
     probability, predicted = (

@@ -13,7 +13,7 @@ from tests.losses import task
 from tests.nn.fpn import narrow
 from tests.nn.plain_losses import PLAIN, retinanet_assigned
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.assigners import inside, max_iou
+from yoloxkd.nn.assigners import max_iou
 from yoloxkd.nn.assigners.inside import InsidePairs, smallest_around
 from yoloxkd.nn.dense import autoassign
 from yoloxkd.nn.dense.retinanet import NEGATIVE, POSITIVE
@@ -60,7 +60,7 @@ def test_max_iou_looks_at_as_many_pairs_as_the_budget_allows(monkeypatch: pytest
 @pytest.mark.parametrize("devices", [("cpu",), ()], ids=["list", "table"])
 def test_autoassign_keeps_no_more_than_one_part(devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is saved for the backward pass does not grow with the number of parts, and the gradients are the same."""
-    monkeypatch.setattr(inside, "LIST_DEVICES", devices)
+    monkeypatch.setattr("yoloxkd.ops.devices.READ_DEVICES", devices)
     model = narrow(DETECTORS["autoassign"], 4)
     out, targets = output(model, 2, 160, 4), crowd(2, 200, 160)
     assert out.quality is not None

@@ -12,7 +12,6 @@ from tests.nn.contract import boxes_of, pictures
 from tests.nn.fpn import narrow
 from tests.nn.plain_two_matches import PLAIN
 from yoloxkd.nn import DETECTORS
-from yoloxkd.nn.assigners import inside
 from yoloxkd.nn.assigners import match as assigners
 from yoloxkd.types import DenseOutput
 
@@ -37,7 +36,7 @@ def said_by(family: str, size: int, images: int = 2) -> tuple[object, DenseOutpu
 def test_losses_and_gradients_are_those_of_a_plain_reading(
     family: str, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inside, "LIST_DEVICES", devices)
+    monkeypatch.setattr("yoloxkd.ops.devices.READ_DEVICES", devices)
     model, out = said_by(family, 128)
     targets = boxes_of(2, 6, 128)
     targets.mask[1, 4:] = False

@@ -11,7 +11,6 @@ from torch import Tensor
 from tests.losses import task
 from tests.nn.fpn import narrow
 from tests.parity.vectors import Case, cases, padded
-from yoloxkd.nn.assigners import inside
 from yoloxkd.nn.assigners.inside import InsidePairs
 from yoloxkd.nn.dense.autoassign import (
     BOX_WEIGHT,
@@ -47,7 +46,7 @@ def close(got: Tensor, expected: Tensor, rtol: float = RTOL) -> None:
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pairs as on a CPU, and as on every other device."""
     if request.param == "table":
-        monkeypatch.setattr(inside, "LIST_DEVICES", ())
+        monkeypatch.setattr("yoloxkd.ops.devices.READ_DEVICES", ())
 
 
 def at_pairs(table: Tensor, pairs: InsidePairs) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,6 +15,13 @@ from yoloxkd.ops.losses import focal_loss
 from yoloxkd.ops.matrix_nms import matrix_nms
 from yoloxkd.soft_masks import enlarged_masks
 from yoloxkd.types import Targets
+
+SMALL: dict[str, Any] = {
+    "backbone": "mobilenetv2_035",
+    "backbone_weights": "none",
+    "frozen_stages": 0,
+    "norm_eval": False,
+}
 
 
 @pytest.mark.parametrize("case", cases("solo", "matrix_nms"))
@@ -85,9 +92,8 @@ def detector_of(case: Case) -> SOLO:
     p = case.params
     ranges = {"ranges": p["scale_ranges"]} if "scale_ranges" in p else {}
     cfg = SOLO.Config(
-        backbone="mobilenetv2_035", backbone_weights="none", frozen_stages=0, norm_eval=False,
-        channels=case.array("feat__0").shape[1], grids=p["num_grids"], hidden=p["channels"], stacked_convs=p["convs"],
-        groups=p["groups"], **ranges,
+        **SMALL, channels=case.array("feat__0").shape[1], grids=p["num_grids"], hidden=p["channels"],
+        stacked_convs=p["convs"], groups=p["groups"], **ranges,
     )  # fmt: skip
     model = SOLO(cfg, [str(i) for i in range(p["C"])]).double()
     model.mask_head.load_state_dict({name.removeprefix("w__"): case.tensor(name) for name in case.family("w")})
@@ -132,21 +138,40 @@ def test_solo_training(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("solo", "test"))
 def test_solo_from_features_to_masks(case: Case) -> None:
-    p, model = case.params, detector_of(case)
+    model = detector_of(case)
     with torch.no_grad():
         out = output_of(case, model, [case.tensor(name) for name in case.family("feat")])
         for level, probability in enumerate(out.grid.by_level(out.cls_logits.sigmoid())):
             peaks = torch.stack([local_maxima(one) for one in probability])
             close(peaks.permute(0, 3, 1, 2), case.tensor(f"cls__{level}"))
-        for i in range(p["N"]):
-            soft, labels, scores = model.objects(out, i)
-            rows, decayed = matrix_nms(
-                soft > 0.5, labels, scores, candidates=p["nms_pre"], most=p["max_per_img"], threshold=p["filter_thr"]
-            )
-            own = case.tensor("det_image") == i
-            close(decayed, case.tensor("det_score")[own])
-            assert torch.equal(labels[rows], case.tensor("det_label")[own].long())
-            content = tuple(slice(0, int(n)) for n in case.array("img_shape")[i])
-            image = tuple(int(n) for n in case.array("out_shape")[i])
-            found = enlarged_masks(soft[rows].numpy(), size_of(case), content, image)  # type: ignore[arg-type]
-            assert torch.equal(torch.from_numpy(found), case.tensor(f"det_mask__{i}").bool())
+        results_agree(case, model, out)
+
+
+@pytest.mark.parametrize("case", cases("solo", "results"))
+def test_solo_from_probabilities_to_masks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last part alone, from probabilities that a head might give, in which no local maxima are looked for any more."""
+    p = case.params
+    masks = [case.tensor(name) for name in case.family("mask")]
+    logits = torch.cat([case.tensor(name).flatten(2).mT for name in case.family("cls")], dim=1).logit()
+    model = SOLO(SOLO.Config(**SMALL, grids=p["num_grids"]), [str(i) for i in range(p["C"])]).double()
+    monkeypatch.setattr("yoloxkd.nn.solo.solo.local_maxima", lambda probability: probability.squeeze(2))
+    monkeypatch.setattr(model.mask_head, "masks", lambda level, features, cells: features[:, cells[0]].logit())
+    grid = cell_grid(model.cfg.grids, size_of(case), torch.device("cpu"))
+    results_agree(case, model, SOLOOutput((), (), tuple(masks), logits, grid, size_of(case)))
+
+
+def results_agree(case: Case, model: SOLO, out: SOLOOutput) -> None:
+    """Scores, classes and masks of every image, in the order of the release."""
+    p = case.params
+    for i in range(p["N"]):
+        soft, labels, scores = model.objects(out, i)
+        rows, decayed = matrix_nms(
+            soft > 0.5, labels, scores, candidates=p["nms_pre"], most=p["max_per_img"], threshold=p["filter_thr"]
+        )
+        own = case.tensor("det_image") == i
+        close(decayed, case.tensor("det_score")[own])
+        assert torch.equal(labels[rows], case.tensor("det_label")[own].long())
+        content = tuple(slice(0, int(n)) for n in case.array("img_shape")[i])
+        image = tuple(int(n) for n in case.array("out_shape")[i])
+        found = enlarged_masks(soft[rows].numpy(), size_of(case), content, image)  # type: ignore[arg-type]
+        assert torch.equal(torch.from_numpy(found), case.tensor(f"det_mask__{i}").bool())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 READ_DEVICES = ("cpu",)
-"""Where a value is read to choose the shorter way: elsewhere the host would have to wait for it."""
+"""Where a value is read to choose the shorter way, and what few rows are true is listed: elsewhere the host would have to wait."""
 
 
 def may_read(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from yoloxkd.kd.functional.masks import box_parts
 from yoloxkd.kd.functional.precision import full_precision, without_autocast
+from yoloxkd.ops import devices
 from yoloxkd.ops.boxes import paired_iou
 
 Strategy = Literal["box", "box-gauss", "centre", "quality", "topk-eq", "kde", "gauss"]
@@ -32,8 +33,6 @@ BORDER = 1e-2
 """px: a location this near to a border lies on it."""
 PAIR_BUDGET = {"cpu": 3_000_000, "other": 2**26}
 """Elements of a (B, boxes, A) intermediate by device; more boxes than fit are taken in several goes."""
-LIST_DEVICES = ("cpu",)
-"""Where candidates are listed: elsewhere the host would have to wait for the length of the list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,9 @@ def inside_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
 
 def touched_by_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
     """As `inside_any`, borders included: a region to ignore that starts where the image starts has locations on them."""
-    if rows.device.type in LIST_DEVICES and not rows.any():  # elsewhere the host would have to wait for the answer
+    if (
+        rows.device.type in devices.READ_DEVICES and not rows.any()
+    ):  # elsewhere the host would have to wait for the answer
         return torch.zeros(boxes.shape[0], points.shape[0], dtype=torch.bool, device=boxes.device)
     return inside_any(points, torch.cat((boxes[..., :2] - BORDER, boxes[..., 2:] + BORDER), -1), rows)
 
@@ -179,7 +180,7 @@ def _by_quality(
     candidates = inside & rows[..., None] if order == "paper" or strategy == "quality" else rows[..., None]
     if strategy == "quality":
         return quality(predictions, boxes, labels, xi).masked_fill_(~candidates, -torch.inf).exp_().amax(2)
-    best_of = best_of_pairs if order == "paper" and points.device.type in LIST_DEVICES else best_of_table
+    best_of = best_of_pairs if order == "paper" and points.device.type in devices.READ_DEVICES else best_of_table
     best, index = best_of(predictions, boxes, labels, candidates, xi, k)
     if k_share is not None:
         best, index = _first(best, index, _limits(inside, k_share))

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from yoloxkd.nn.assigners.match import Match, image_parts, no_match
+from yoloxkd.ops import devices
 from yoloxkd.ops.boxes import area
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Grid, Targets
-
-LIST_DEVICES = ("cpu",)
-"""Where the pairs are listed: elsewhere the host would have to wait for the length of the list, and all are looked at."""
 
 
 def inside(grid: Grid, boxes: Tensor, margin: float = 0.0) -> Tensor:
@@ -82,7 +80,7 @@ class InsidePairs:
     def where(cls, inside: Tensor) -> InsidePairs:
         """The pairs for which inside (b, r, A) bool says so."""
         images, rows = inside.shape[:2]
-        if inside.device.type in LIST_DEVICES:
+        if inside.device.type in devices.READ_DEVICES:
             image, row, cell = inside.nonzero(as_tuple=True)
             return cls(image, row, cell, None, image * rows + row, (images, rows))
         image, row, cell = (torch.arange(n, device=inside.device) for n in inside.shape)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yoloxkd.nn.assigners import inside
 from yoloxkd.nn.assigners.match import Match, image_parts, no_match, row_parts
+from yoloxkd.ops import devices
 from yoloxkd.ops.boxes import pairwise_iou
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.types import Targets
@@ -91,7 +91,7 @@ def _first_row(overlap: Tensor, value: Tensor, positive: float, number: Tensor) 
 
     A maximum with its place is several times slower than these passes. Few anchors overlap so much, and a CPU lists them.
     """
-    if overlap.device.type not in inside.LIST_DEVICES or torch.compiler.is_compiling():
+    if not devices.may_read(overlap.device):
         return torch.where(overlap == value.unsqueeze(1), number, torch.iinfo(number.dtype).max).amin(dim=1)
     at = (value >= positive).nonzero(as_tuple=True)
     columns, rows = overlap.mT[at], number.flatten()

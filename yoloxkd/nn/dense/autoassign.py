@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from yoloxkd.nn.assigners import inside
 from yoloxkd.nn.assigners.inside import InsidePairs, smallest_around
 from yoloxkd.nn.assigners.match import Match, image_parts, row_parts
 from yoloxkd.nn.dense.dense_detector import Maps, Predictions
 from yoloxkd.nn.dense.fpn_detector import LEVELS, FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
+from yoloxkd.ops import devices
 from yoloxkd.ops.boxes import from_distances, paired_giou, pairwise_iou
 from yoloxkd.ops.losses import full_precision
 from yoloxkd.ops.row_sums import confidence_negative, row_sums
@@ -174,7 +174,7 @@ def box_terms(
     best = best_overlap(predicted.detach(), boxes, mask, budget)
     share = logits.new_ones(images, logits.shape[2], logits.shape[1])  # as the maps of logits lie in memory
     device = logits.device
-    listed = device.type in inside.LIST_DEVICES
+    listed = device.type in devices.READ_DEVICES
     locations = len(grid.points) // LISTED if listed else len(grid.points) * TENSORS
     parts = list(image_parts(images, rows * locations, device, budget))
     sizes = [len(range(images)[part]) for part in parts]

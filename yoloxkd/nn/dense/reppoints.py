@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from yoloxkd.nn.assigners import inside
 from yoloxkd.nn.assigners.match import Match, TwoMatches, dense_labels, eligible, matched_boxes
 from yoloxkd.nn.assigners.max_iou import max_iou_match
 from yoloxkd.nn.assigners.nearest_point import nearest_point_match
@@ -18,6 +17,7 @@ from yoloxkd.nn.deform import DeformableConv
 from yoloxkd.nn.dense.dense_detector import Maps, Predictions
 from yoloxkd.nn.dense.fpn_detector import FPNConfig, FPNDetector, SharedHead
 from yoloxkd.nn.detector import BoxCode
+from yoloxkd.ops import devices
 from yoloxkd.ops.losses import focal_loss, full_precision
 from yoloxkd.types import DenseOutput, Draw, Grid, Loss, Losses, Targets, task_losses
 
@@ -150,7 +150,7 @@ class RepPoints(FPNDetector):
     def box_terms(self, out: DenseOutput, targets: Targets, match: TwoMatches) -> tuple[Tensor, Tensor]:
         """The box losses (B, A) of both stages, times their weights and zero where nothing is positive."""
         stages = match.box, match
-        if match.fg.device.type not in inside.LIST_DEVICES:
+        if match.fg.device.type not in devices.READ_DEVICES:
             parts = out.box_raw.split(COORDINATES, dim=-1)
             tables = [
                 self._smooth_l1(points, matched_boxes(stage, targets), out.grid).masked_fill(~stage.fg, 0)
