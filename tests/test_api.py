@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,24 @@ def test_arguments_of_another_kind_are_one_sentence(toy: Path, toy_run: Path, tm
     for attempt, words in attempts:
         with pytest.raises(UserError, match=words):
             attempt()
+
+
+def test_a_misspelt_keyword_is_answered_with_the_nearest(toy: Path, toy_run: Path) -> None:
+    detector = Detector(toy_run / "best.pt")
+    options: dict[str, Any] = {"epoch": 3}
+    with pytest.raises(UserError, match=re.escape("Trainer takes no 'epoch'; did you mean 'epochs'?")):
+        Trainer(student="yolox-nano", **options)
+    with pytest.raises(UserError, match=re.escape("Trainer takes no 'epoch'; did you mean 'epochs'?")):
+        detector.train(data=str(toy), **options)
+    options = {"cnof": 0.5}
+    with pytest.raises(UserError, match=re.escape("Detector.predict takes no 'cnof'; did you mean 'conf'?")):
+        detector.predict([], **options)
+    with pytest.raises(UserError, match=re.escape("did you mean 'val.conf'?")):
+        detector.val(data=str(toy), **options)
+    with pytest.raises(UserError, match=re.escape("did you mean 'export.method'?")):
+        detector.export(int8=True, metod="minmax")
+    with pytest.raises(UserError, match=re.escape("Detector.export takes no 'imgz'; did you mean 'imgsz'?")):
+        detector.export(imgz=64)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)])

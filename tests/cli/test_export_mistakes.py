@@ -22,6 +22,7 @@ from yoloxkd.exporters import NEEDED, check_format, missing
         (["--format", "ncnn", "--output", "x.onnx"], ["lacks ncnn, pnnx" if missing("ncnn") else "ends in .param"]),
         (["--opset", "16"], ["opset 16", "17 to 23"]),
         (["--outputs", "boxes"], ["unknown outputs 'boxes'", "raw"]),
+        (["--outputs", "detection"], ["did you mean 'detections'?"]),
         (["--outputs", "detections", "--no-nms"], ["--outputs detections", "--no-nms"]),
         (["--int8"], ["--int8 needs --calib"]),
         (["--int8", "--calib", "EMPTY"], ["--calib", "EMPTY", "no image"]),

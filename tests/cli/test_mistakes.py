@@ -59,7 +59,11 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: st
         (["predict", "yolox-nano"], ["nothing to predict on"]),
         (["export", "x.pt", "--format", "onxx"], ["onxx", "onnx"]),
         (["show", "yolox-nanoo"], ["yolox-nanoo", "yolox-nano"]),
-        (["tarin"], ["tarin"]),
+        (["tarin"], ["tarin", "'train'"]),
+        (["train", "--student", "yolox-nano", "--amp", "bf61"], ["'bf61'", "did you mean 'bf16'?"]),
+        (["train", "--student", "yolox-nano", "--set", "optim.kind=adma"], ["'adma'", "did you mean 'adam'?"]),
+        (["train", "--student", "yolox-nano", "--device", "cdua"], ["'cdua'", "did you mean 'cuda'?"]),
+        (["train", "--student", "yolox-nano", "--device", "mps"], ["'mps'", "known: 0, auto, cpu, cuda"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -84,7 +88,7 @@ def test_without_a_run_the_newest_one_is_missed(
 
 def test_an_unknown_split_and_a_missing_key(capsys: pytest.CaptureFixture[str], tmp_path: Path, toy_run: Path) -> None:
     yaml = write_toy(tmp_path / "d")
-    refused(capsys, ["val", toy_run / "best.pt", "--data", yaml, "--split", "tset"], "tset", "test")
+    refused(capsys, ["val", toy_run / "best.pt", "--data", yaml, "--split", "tset"], "tset", "did you mean 'test'?")
     yaml.write_text(yaml.read_text().replace("names: [red, blue]\n", ""))
     refused(capsys, ["train", "--student", "yolox-nano", "--data", yaml], "names", str(yaml))
 

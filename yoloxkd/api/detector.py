@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from yoloxkd.api.given_image import with_origin
+from yoloxkd.api.keywords import known_keywords
 from yoloxkd.api.trainer import FitResult, Trainer
 from yoloxkd.assembly.arguments import device_name, fraction, reference, whole_number, whole_size
 from yoloxkd.assembly.backends import open_backend
@@ -25,7 +27,7 @@ from yoloxkd.data.data_spec import find_data, load_split
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.sufficiency import refuse_shortage, shortages
 from yoloxkd.engine.evaluate import EvalResult
-from yoloxkd.errors import UserError
+from yoloxkd.errors import UserError, nearest
 from yoloxkd.exporters import EXPORTERS
 from yoloxkd.exporters.calibration import calibration_images
 from yoloxkd.exporters.matching import Suppression
@@ -70,6 +72,7 @@ class Detector:
         >>> file = detector.export("best.onnx")
     """
 
+    @known_keywords
     def __init__(self, model: str | Path | None = None, device: str | int | torch.device | None = None) -> None:
         self.source = reference("the model", model) if model is not None else str(newest_run())
         name = "auto" if device is None else device_name(device)
@@ -79,6 +82,7 @@ class Detector:
         self.onnx, self.device = self._backend.exported, self._backend.device
         self.names, self.stride, self.imgsz = self._backend.names, self._backend.stride, self._backend.imgsz
 
+    @known_keywords
     def predict(
         self, images: Any, conf: float = PREDICT_CONF, iou: float = IOU, imgsz: ImageSize | None = None
     ) -> list[Detections]:
@@ -111,6 +115,7 @@ class Detector:
             detections[-1].image = origin
         return detections
 
+    @known_keywords
     def __call__(
         self, images: Any, conf: float = PREDICT_CONF, iou: float = IOU, imgsz: ImageSize | None = None
     ) -> list[Detections]:
@@ -254,6 +259,7 @@ class Detector:
             say=say,
         )
 
+    @known_keywords
     def verify(
         self,
         runner: str,
@@ -339,6 +345,10 @@ class Detector:
 
     def _int8_recipe(self, int8: bool, calib: str | None, size: int, options: dict[str, Any]) -> Int8Recipe | None:
         if not int8:
+            fields = Quantization.model_fields
+            if unknown := next((name for name in options if name not in fields), None):
+                names = {*inspect.signature(self.export).parameters, *fields} - {"options"}
+                raise UserError(f"Detector.export takes no '{unknown}'; {nearest(unknown, names)}")
             int8_arguments = [name for name, value in {"calib": calib, **options}.items() if value is not None]
             if int8_arguments:
                 raise UserError(f"{', '.join(int8_arguments)}: these belong to int8; add --int8 or leave them out")

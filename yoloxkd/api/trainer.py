@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from yoloxkd.api.keywords import known_keywords
 from yoloxkd.assembly.arguments import device_name, references
 from yoloxkd.assembly.autobatch import with_measured_batch
 from yoloxkd.assembly.models import CheckpointFiles
@@ -87,6 +88,7 @@ class Trainer:
         >>> ap, file = fit.metrics["AP"], fit.best
     """
 
+    @known_keywords
     def __init__(
         self,
         student: str | None = None,

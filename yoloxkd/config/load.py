@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
@@ -174,6 +175,11 @@ def validate(
         if fault["type"] == "missing":
             raise UserError(f"the {where} lacks the key '{key}'") from error
         reason = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+            choices = re.findall("'([^']*)'", fault["ctx"]["expected"])
+            raise UserError(
+                f"key '{key}' in the {where}: unknown value {shown(fault['input'])}; {nearest(fault['input'], choices)}"
+            ) from error
         if isinstance(fault["input"], Mapping) and key not in leaves(
             model, prefix
         ):  # a rule about several keys of a section; its sentence names them

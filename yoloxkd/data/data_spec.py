@@ -156,7 +156,7 @@ def load_split(spec: DataSpec, split: str, faults: Faults | None = None, *, mask
     UserError: the data set has no such split, or what its reader raises.
     """
     if split not in spec.splits:
-        raise UserError(f"the data set {spec.name} has no split '{split}'; it has {', '.join(spec.splits)}")
+        raise UserError(f"the data set {spec.name} has no split '{split}'; {nearest(split, spec.splits)}")
     source = replace(_source(spec, getattr(spec, split)), masks=masks)
     faults = Faults() if faults is None else faults
     with _on_disk(f"data set {spec.name}"):

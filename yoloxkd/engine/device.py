@@ -13,7 +13,7 @@ from torch import nn
 from yoloxkd.config.recipe import EngineSection
 from yoloxkd.distributed.comm import local_ranks, world_size
 from yoloxkd.engine.heap import kept_heap
-from yoloxkd.errors import UserError
+from yoloxkd.errors import UserError, nearest
 from yoloxkd.nn.backbones.timm_backbone import TimmBackbone
 from yoloxkd.nn.detector import Detector
 
@@ -21,6 +21,8 @@ MOST_WORKERS = 12
 """Loader processes that "auto" chooses at most: at some 114 mosaics of 640 px a second each they make 1,400."""
 CPU_WORKERS = 2
 """Those beside a CPU, which the training itself keeps busy."""
+KNOWN = ("auto", "cpu", "cuda", "0")
+"""Ways to name a device; 0 stands for any CUDA index."""
 
 
 class SeveralDevices(UserError):
@@ -62,14 +64,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def _one(name: str) -> torch.device:
-    if name != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"device '{name}' asks for CUDA, and torch finds none here; use --device cpu")
     try:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
     except RuntimeError as error:
-        raise UserError(f"unknown device '{name}'; known: auto, cpu, cuda, or a CUDA index such as 0") from error
-    if device.type != "cuda":
+        raise UserError(f"unknown device '{name}'; {nearest(name, KNOWN)}") from error
+    if device.type == "cpu":
         return device
+    if device.type != "cuda":
+        raise UserError(f"a device of type '{device.type}' cannot be used here; {nearest(name, KNOWN)}")
+    if not torch.cuda.is_available():
+        raise UserError(f"device '{name}' asks for CUDA, and torch finds none here; use --device cpu")
     if device.index is None:  # torch.cuda.set_device refuses a device without one
         device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
     if device.index >= torch.cuda.device_count():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from yoloxkd.errors import UserError
+from yoloxkd.errors import UserError, nearest
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.edge_form import edge_form, scaled_input
 from yoloxkd.exporters.half import to_half
@@ -53,7 +53,7 @@ def resolved_outputs(name: str | None, nms: bool | None, kind: str = "onnx") -> 
     if name is None:
         name = ("detections" if kind == "onnx" else "raw") if nms is None else "detections" if nms else "locations"
     if name not in OUTPUTS:
-        raise UserError(f"unknown outputs '{name}'; known: {', '.join(OUTPUTS)}")
+        raise UserError(f"unknown outputs '{name}'; {nearest(name, OUTPUTS)}")
     if name == "detections" and kind != "onnx":
         raise UserError(
             f"a file of format {kind} has no NMS inside; give --outputs raw or locations, or leave both out"
