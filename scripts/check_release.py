@@ -85,6 +85,8 @@ def build(work: Path) -> Path:
         "constraints.txt",
         "docs/start.md",
         "examples/demo.py",
+        "examples/demo.yaml",
+        "examples/teacher.pt",
         "tests/conftest.py",
         "LICENSE",
         "CHANGELOG.md",

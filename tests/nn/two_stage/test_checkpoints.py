@@ -205,6 +205,38 @@ def test_mmdetections_files_open(family: str, version: int, tmp_path: Path) -> N
         assert len(found) > 0
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "backbone", "deformable"),
+    [
+        ("faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth", "faster-rcnn-r50", "resnet50", 0),
+        ("mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth", "mask-rcnn-r50", "resnet50", 0),
+        ("cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth", "cascade-mask-rcnn-x101-32x4d", "resnext101_32x4d", 3),
+        ("cascade_mask_rcnn_x101_64x4d_fpn_20e_coco_20200512_161033-bdb5126a.pth", "cascade-mask-rcnn-r50", "resnext101_64x4d", 0),
+    ],
+)  # fmt: skip
+def test_published_files_find_their_network(file: str, name: str, backbone: str, deformable: int) -> None:
+    """Names of tensors and shapes alone, without memory for them."""
+    kind = DETECTORS[name.partition("-r50")[0].partition("-x101")[0]]
+    keys = {"backbone": backbone, "deformable_stages": deformable, "frozen_stages": 1, "norm_eval": True}
+    with torch.device("meta"):
+        model = kind(kind.Config(backbone_weights="none", **keys), COCO_NAMES)  # type: ignore[arg-type]
+    state = {
+        their_key(key if "cascade" in name else key.replace("_head.0.", "_head."), mobile=False): value
+        for key, value in model.state_dict().items()
+    }
+    found = mmdetection_two_stage({"meta": {"CLASSES": tuple(COCO_NAMES)}, "state_dict": state}, file)
+    assert found is not None
+    assert (found.section["name"], found.section["backbone"]) == (name, backbone)
+    assert (found.section["deformable_stages"], found.section["style"], found.section["bgr"]) == (
+        deformable,
+        "pytorch",
+        False,
+    )
+    assert {key: value.shape for key, value in found.state.items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
+
+
 def test_what_mmdetection_has_and_this_package_has_not(tmp_path: Path) -> None:
     state = {
         "roi_head.bbox_head.0.fc_cls.weight": torch.zeros(4, 8),
