@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.data.test_masks import write_masks
+from tests.engine.runs import StopAt, rows, same
+from tests.engine.two_processes import Frozen
 from tests.nn.fpn import BACKBONE
 from yoloxkd import Detector, Trainer
 from yoloxkd.cli import run
-from yoloxkd.errors import UserError
+from yoloxkd.errors import Interrupted, UserError
 
 pytestmark = pytest.mark.slow
 
@@ -81,3 +84,25 @@ def test_without_masks_boxes_are_trained_or_the_run_is_refused(both: Path, tmp_p
     assert "mask_AP" not in fit.metrics
     with pytest.raises(UserError, match=r"'train' of .* has no instance masks, and solo learns from nothing else"):
         Trainer(student="solo-mobilenetv2", data=str(data), device="cpu", out=tmp_path / "solo", set=SMALL).fit()
+
+
+def test_a_run_in_parts_stopped_and_resumed_is_the_same_run(both: Path, tmp_path: Path) -> None:
+    """What is sampled follows from seed, step and image, so neither a stop nor dividing a batch changes it."""
+    options: dict[str, Any] = {
+        "student": "cascade-mask-rcnn-mobilenetv2", "data": str(both), "batch": 4, "imgsz": 96, "device": "cpu"
+    }  # fmt: skip
+    keys: dict[str, Any] = TINY | {"augment.multiscale": 0}
+    in_parts = keys | {"train.accumulate": 2}
+    whole = Trainer(**options, epochs=2, set=in_parts, out=tmp_path / "whole", callbacks=[Frozen()]).fit().out
+    stopped = Trainer(**options, epochs=2, set=in_parts, out=tmp_path / "run", callbacks=[Frozen(), StopAt(2)])
+    with pytest.raises(Interrupted, match="--resume"):
+        stopped.fit()  # in the second epoch; each is one step
+    Trainer(resume=tmp_path / "run", callbacks=[Frozen()]).fit()
+    assert same(*(torch.load(out / "last.pt", weights_only=True)["model"] for out in (tmp_path / "run", whole)))
+    assert rows(tmp_path / "run") == rows(whole)
+    once = Trainer(**options, epochs=1, set=keys, out=tmp_path / "once", callbacks=[Frozen()]).fit().out
+    first, at_once = rows(whole)[0], rows(once)[0]
+    losses = [name for name in at_once if name.startswith("loss/")]
+    assert {"loss/roi3/mask", "loss/rpn/cls"} <= {*losses}
+    for name in losses:
+        assert float(first[name]) == pytest.approx(float(at_once[name]), rel=1e-4), name

@@ -56,17 +56,24 @@ def distilling(method: str, student: Detector[Any, Any], teacher: Detector[Any, 
     return TeacherLosses(teacher, {method: kind(cfg, Pairing.between(student, teacher))})
 
 
+PAIRS: list[tuple[str, str, set[int]]] = [
+    ("cascade", "faster", {4, 8, 16, 32}),
+    ("faster", "gfl", {8, 16, 32}),
+    ("gfl", "cascade", {8, 16, 32}),
+    ("cascade-mask", "mask", {4, 8, 16, 32}),
+    ("solo", "solo", {4, 8, 16, 32}),
+]
+OF_NECKS = ("fgd", "mgd", "cwd", "pkd", "fgfi", "fkd")
+
+
 @pytest.mark.parametrize(
-    ("teacher", "student", "strides"),
+    ("teacher", "student", "strides", "method"),
     [
-        ("cascade", "faster", {4, 8, 16, 32}),
-        ("faster", "gfl", {8, 16, 32}),
-        ("gfl", "cascade", {8, 16, 32}),
-        ("cascade-mask", "mask", {4, 8, 16, 32}),
-        ("solo", "solo", {4, 8, 16, 32}),
+        *((*pair, method) for pair in PAIRS for method in ("fgd", "mgd")),
+        *(("cascade-mask", "faster", {4, 8, 16, 32}, method) for method in OF_NECKS),
+        *(("faster", "gfl", {8, 16, 32}, method) for method in OF_NECKS[2:]),
     ],
 )
-@pytest.mark.parametrize("method", ["fgd", "mgd"])
 def test_necks_are_distilled(teacher: str, student: str, strides: set[int], method: str) -> None:
     """On the levels that both have; of two stages those with a convolution of their own, as the release of FGD has it."""
     learner = detector(student, 2).train()
