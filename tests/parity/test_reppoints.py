@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.nn.fpn import narrow
-from tests.parity.test_ddod import DEFORMED, close, gradient, targets_of
+from tests.parity.test_ddod import close, gradient, targets_of
 from tests.parity.vectors import Case, cases
 from yoloxkd.nn.assigners.atss import within
 from yoloxkd.nn.assigners.match import Match, TwoMatches
@@ -184,7 +184,7 @@ def test_head_network(case: Case) -> None:
     grads = torch.autograd.grad(total, (*features, *(parameters[n] for n in weights)))
     stored = [*(case.tensor(n) for n in case.family("grad_feat")), *weights.values()]
     for grad, expected in zip(grads, stored, strict=True):
-        close(grad, expected, DEFORMED)
+        close(grad, expected)
     shapes = case.tensor("img_shape").double()
     limit = torch.cat((shapes.flip(-1), shapes.flip(-1)), -1).unsqueeze(1)
     close(torch.minimum(out.boxes.clamp(min=0), limit), case.tensor("det_box"))
