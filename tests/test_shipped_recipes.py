@@ -244,6 +244,10 @@ def test_a_row_names_its_pair_and_its_figures(
         ("fgd-faster-rcnn-r101-r50", (5e-5, 2.5e-5, 5e-5, 5e-7, 0.5), 24, True, 0.001, 35),
         ("fgd-mask-rcnn-r101-r50", (5e-5, 2.5e-5, 5e-5, 5e-7, 0.5), 24, True, 0.001, 35),
         ("fgd-mask-rcnn-x101-r50", (5e-5, 2.5e-5, 5e-5, 5e-7, 0.5), 24, False, 0.001, 35),
+        ("fgd-faster-rcnn-x101-r50", (5e-5, 2.5e-5, 5e-5, 5e-7, 0.5), 24, False, 0.001, 35),
+        ("fgd-retinanet-r101-r50", (1e-3, 5e-4, 5e-4, 5e-6, 0.5), 24, True, 0.001, 35),
+        ("fgd-retinanet-x101-r50", (1e-3, 5e-4, 5e-4, 5e-6, 0.5), 24, True, 0.001, 35),
+        ("fgd-reppoints-x101-r50", (1.6e-3, 8e-4, 8e-4, 8e-6, 0.5), 24, True, 0.001, 35),
         ("fgd-yolox-l-m", (2e-3, 1e-3, 1e-3, 1e-5, 0.5), 300, False, None, None),
     ],
 )
