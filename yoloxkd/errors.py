@@ -57,13 +57,25 @@ def nearest(name: str, known_names: Iterable[str], say_all: int = 12) -> str:
     "did you mean 'yolox-nano'?"
     """
     options = sorted(known_names)
-    close = difflib.get_close_matches(str(name), options, n=len(options) or 1, cutoff=0.6)
-    if close:
-        # of a name with two letters exchanged, the one with the same letters
-        best = next((each for each in close if sorted(each) == sorted(str(name))), close[0])
-        return f"did you mean '{best}'?"
+    if close := hint(name, options):
+        return close.removeprefix("; ")
     shown = ", ".join(options[:say_all]) + (", ..." if len(options) > say_all else "")
     return f"known: {shown or 'none'}"
+
+
+def hint(name: str, known_names: Iterable[str]) -> str:
+    """What a sentence that lists the known names ends with when one of them is close; else nothing.
+
+    >>> hint("fp15", ["fp16", "bf16"])
+    "; did you mean 'fp16'?"
+    """
+    options = sorted(known_names)
+    close = difflib.get_close_matches(str(name), options, n=len(options) or 1, cutoff=0.6)
+    if not close:
+        return ""
+    # of a name with two letters exchanged, the one with the same letters
+    best = next((each for each in close if sorted(each) == sorted(str(name))), close[0])
+    return f"; did you mean '{best}'?"
 
 
 def nearest_file(path: str | Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from yoloxkd.errors import UserError, nearest
+from yoloxkd.errors import UserError, hint, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -175,18 +175,20 @@ def validate(
         if fault["type"] == "missing":
             raise UserError(f"the {where} lacks the key '{key}'") from error
         reason = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "literal_error" and isinstance(fault["input"], str):
-            choices = re.findall("'([^']*)'", fault["ctx"]["expected"])
-            raise UserError(
-                f"key '{key}' in the {where}: unknown value {shown(fault['input'])}; {nearest(fault['input'], choices)}"
-            ) from error
         if isinstance(fault["input"], Mapping) and key not in leaves(
             model, prefix
         ):  # a rule about several keys of a section; its sentence names them
             raise UserError(f"the {where}: {reason}") from error
         raise UserError(
-            f"key '{key}' in the {where}: {reason[0].lower() + reason[1:]}, got {shown(fault['input'])}"
+            f"key '{key}' in the {where}: {reason[0].lower() + reason[1:]}, got {shown(fault['input'])}{_hint(fault)}"
         ) from error
+
+
+def _hint(fault: Any) -> str:
+    """The value that a misspelt one of a few is nearest to, after the sentence that lists them."""
+    if fault["type"] != "literal_error" or not isinstance(fault["input"], str):
+        return ""
+    return hint(fault["input"], re.findall("'([^']*)'", fault["ctx"]["expected"]))
 
 
 def shown(value: Any) -> str:

@@ -23,7 +23,7 @@ from yoloxkd.data.formats.ultralytics import from_ultralytics, guess_format, is_
 from yoloxkd.data.formats.values import bare_name, has_control
 from yoloxkd.data.problems import Faults, shown
 from yoloxkd.data.shapes import LEVELS, SHAPES, shapes_folder
-from yoloxkd.errors import UserError, nearest, nearest_file
+from yoloxkd.errors import UserError, hint, nearest, nearest_file
 
 SPLITS = ("train", "val", "test")
 _KEYS = (
@@ -156,7 +156,9 @@ def load_split(spec: DataSpec, split: str, faults: Faults | None = None, *, mask
     UserError: the data set has no such split, or what its reader raises.
     """
     if split not in spec.splits:
-        raise UserError(f"the data set {spec.name} has no split '{split}'; {nearest(split, spec.splits)}")
+        raise UserError(
+            f"the data set {spec.name} has no split '{split}'; it has {', '.join(spec.splits)}{hint(split, spec.splits)}"
+        )
     source = replace(_source(spec, getattr(spec, split)), masks=masks)
     faults = Faults() if faults is None else faults
     with _on_disk(f"data set {spec.name}"):
