@@ -31,10 +31,10 @@ check: setup
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 
-test: setup
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m "not slow"
+test: setup  # a file's tests in one process: their runs and exported files are made once
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: setup  # a file's tests in one process: their runs and exported files are made once
+test-slow: setup
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: setup

@@ -109,6 +109,7 @@ def test_a_worker_shares_what_it_reads(tmp_path: Path) -> None:
     assert copied[0] - shared[0] > 2e6  # what a list of as many strings costs each worker
 
 
+@pytest.mark.slow
 def test_epochs_do_not_grow(tmp_path: Path) -> None:
     """In a process of its own: workers forked from one that has run other tests copy pages of theirs at any time."""
     images, file = large_set(tmp_path, 1200, 12_000)

@@ -87,7 +87,7 @@ def equal_runs(a: Path, b: Path) -> None:
     [
         ("on_step", 1, signal.SIGINT, 2),  # in the first epoch
         ("on_step", STEPS, signal.SIGTERM, 0),  # after the last step of the first, before its evaluation
-        ("on_eval_end", 2 * STEPS, signal.SIGTERM, 1),  # after the second
+        pytest.param("on_eval_end", 2 * STEPS, signal.SIGTERM, 1, marks=pytest.mark.slow),  # after the second
         ("on_step", 3 * STEPS + 2, signal.SIGINT, 0),  # in the last
     ],
 )

@@ -45,7 +45,7 @@ def raw(every: TinyDetector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(every, tmp_path_factory.mktemp("raw"), "x", nms=False)
 
 
-@pytest.fixture(scope="module", params=["nms", "nms dynamic", "raw"])
+@pytest.fixture(scope="module", params=["nms", pytest.param("nms dynamic", marks=pytest.mark.slow), "raw"])
 def file(request: pytest.FixtureRequest, every: TinyDetector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if request.param == "raw":
         return request.getfixturevalue("raw")  # type: ignore[no-any-return]

@@ -37,7 +37,7 @@ def changed(path: Path, output: Path, name: str, change: Callable[[np.ndarray], 
     return output
 
 
-@pytest.mark.parametrize("file", ["nms_file", "dynamic_file", "raw_file"])
+@pytest.mark.parametrize("file", ["nms_file", pytest.param("dynamic_file", marks=pytest.mark.slow), "raw_file"])
 def test_a_good_file_passes(file: str, request: pytest.FixtureRequest, detector: TinyDetector, pixels: Tensor) -> None:
     report = check_parity(detector, request.getfixturevalue(file), pixels.split(2))
     assert report.faults() == []
