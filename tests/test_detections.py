@@ -154,6 +154,9 @@ def test_the_supervision_package_takes_them() -> None:
         np.testing.assert_array_equal(getattr(converted, name), values)
     dogs = converted[converted["class_name"] == "dog"]  # its own indexing takes every field along
     assert (dogs.class_id.tolist(), dogs.mask.sum()) == ([1], 15 * 15)
+    back = Detections.from_supervision(dogs, NAMES)
+    assert (back.labels.tolist(), back.scores.tolist()) == ([1], dogs.confidence.tolist())
+    assert np.array_equal(back.masks, detections[detections.labels == 1].masks)
     blank = np.zeros((24, 32, 3), np.uint8)
     assert supervision.BoxAnnotator().annotate(blank.copy(), converted).any()
     assert len(detections[:0].to_supervision()) == 0
