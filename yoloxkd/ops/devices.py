@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 READ_DEVICES = ("cpu",)
-"""Where a value is read to choose the shorter way, and what few rows are true is listed: elsewhere the host would have to wait."""
+"""Where a value is read to choose the shorter way, or the few rows that are true are listed: elsewhere the host would wait."""
 
 
 def may_read(device: torch.device) -> bool:

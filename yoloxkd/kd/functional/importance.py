@@ -65,9 +65,7 @@ def inside_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
 
 def touched_by_any(points: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
     """As `inside_any`, borders included: a region to ignore that starts where the image starts has locations on them."""
-    if (
-        rows.device.type in devices.READ_DEVICES and not rows.any()
-    ):  # elsewhere the host would have to wait for the answer
+    if rows.device.type in devices.READ_DEVICES and not rows.any():
         return torch.zeros(boxes.shape[0], points.shape[0], dtype=torch.bool, device=boxes.device)
     return inside_any(points, torch.cat((boxes[..., :2] - BORDER, boxes[..., 2:] + BORDER), -1), rows)
 
