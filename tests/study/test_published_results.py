@@ -8,10 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 FIGURE = re.compile(r"\d+\.\d ± \d+\.\d|[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]")
+STUDIES = sorted((ROOT / "cfg" / "studies").glob("*.yaml"))
 PAGES = ("README.md", "docs/results.md")
 
 
@@ -40,14 +42,15 @@ def test_pairs_mean_and_gain_of_a_pages_row_are_of_one_row_of_the_studys_tables(
 def test_every_row_of_the_summary_is_its_runs_measurement() -> None:
     with (RESULTS / "summary.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    runs = {path.parent for path in (RESULTS / "bccd").rglob("run.json")}
+    runs = {path.parent for path in RESULTS.rglob("run.json")}
     assert len(rows) == len(runs)
+    reported = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")).get("report", "test") for path in STUDIES}
     for row in rows:
-        folder = RESULTS / "bccd" / row["student"] / f"{row['method']}-s{row['seed']}"
-        if row["student"] == "teacher":
-            folder = RESULTS / "bccd" / "teacher"
+        study = RESULTS / row["study"]
+        is_teacher = row["student"] == "teacher"
+        folder = study / "teacher" if is_teacher else study / row["student"] / f"{row['method']}-s{row['seed']}"
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        assert run["split"] == "test"
+        assert (run["study"], run["split"]) == (row["study"], reported[row["study"]])
         assert float(row["AP"]) == pytest.approx(run["metrics"]["AP"], abs=1e-4), folder
         assert float(row["AP50"]) == pytest.approx(run["metrics"]["AP50"], abs=1e-4), folder
         assert (folder / "results.csv").is_file()
