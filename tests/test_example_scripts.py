@@ -57,6 +57,26 @@ def test_the_demos_teacher_is_small_and_good() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1], ids=["the shown one", "the other one"])
+def test_of_two_trainings_at_a_time_one_that_fails_ends_the_other(
+    failing: int, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one would train for a thousand epochs."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    endless = ("train", "--student", "yolox-nano", "--data", toy, "--epochs", 1000, "--imgsz", 64, "--device", "cpu")
+    words: list[tuple[object, ...]] = [(*endless, "--out", tmp_path / "run")] * 2
+    words[failing] = ("train", "--student", "yolox-nanno")
+    with pytest.raises(SystemExit) as ended:
+        import_module("demo").at_the_same_time(words[0], words[1], tmp_path / "log")
+    if failing == 0:
+        assert ended.value.code == 2
+    else:
+        assert "did you mean 'yolox-nano'?" in str(ended.value.code)
+        assert "failed with status 2" in str(ended.value.code)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_images")
 def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Each step of the demo, and its teacher made anew, with an epoch of one step."""
