@@ -116,39 +116,39 @@ def test_the_report_finds_the_layer_that_suffers(pictures: list[np.ndarray]) -> 
     detector.head.weight.data[:, 0] = 0
     graph = described_graph(detector, ExportOptions(64, nms=False, int8=True))
     maker = Int8Quantizer(graph, pictures, Quantization())
-    costs = layer_costs(maker, graph, pictures, seconds=60)
+    costs = layer_costs(maker, pictures, seconds=60)
     assert [c.layers for c in costs] == [("stem.0",), ("down.0",)]
     assert costs[0].total > 2 * costs[1].total
     text = describe_costs(costs, ["stem.0"]).splitlines()
     assert [line.split()[0] for line in text] == ["layer", "stem.0", "down.0"]
     assert [line.split()[-1] for line in text[1:]] == ["float32", "int8"]
-    groups = layer_costs(maker, graph, pictures, seconds=1e-9)
+    groups = layer_costs(maker, pictures, seconds=1e-9)
     assert {layer for cost in groups for layer in cost.layers} == {"stem.0", "down.0"}
 
 
-def test_more_layers_stay_float_until_the_file_passes(graph: onnx.ModelProto, pictures: list[np.ndarray]) -> None:
+def test_more_layers_stay_float_until_the_file_passes(maker: Int8Quantizer, pictures: list[np.ndarray]) -> None:
     aps = iter([0.1, 0.295])
-    judged: list[onnx.ModelProto] = []
+    judged: list[list[str]] = []
 
-    def judge(model: onnx.ModelProto) -> ParityReport:
-        judged.append(model)
+    def judge(in_float: list[str]) -> ParityReport:
+        judged.append(in_float)
         return ParityReport(INT8, images=1, model_ap=0.3, file_ap=next(aps))
 
     said: list[str] = []
-    report = search_int8(graph, pictures, Quantization(), judge, said.append)
-    assert len(judged) == 2
+    report = search_int8(maker, pictures, Quantization(), judge, said.append)
+    assert [len(in_float) for in_float in judged] == [0, 1]
     assert report.faults() == []
     assert len(report.float_layers or []) == 1
     assert said == []
     judged.clear()
     report = search_int8(
-        graph,
+        maker,
         pictures,
         Quantization(float_layers=["down"], sensitivity=True),
-        lambda model: judged.append(model) or ParityReport(INT8, images=1, model_ap=0.3, file_ap=0.1),
+        lambda in_float: judged.append(in_float) or ParityReport(INT8, images=1, model_ap=0.3, file_ap=0.1),
         said.append,
     )
-    assert len(judged) == 1  # what the user chose is not changed
+    assert judged == [["down.0"]]  # what the user chose is not changed
     assert report.float_layers == ["down.0"]
     assert "score error" in said[0]
 

@@ -233,7 +233,7 @@ def test_int8_gives_each_tensor_one_scale(graph: onnx.ModelProto, pixels: Tensor
     maker = Int8Quantizer(graph, images, Quantization())
     assert set(maker.layers) == {"stem.0", "down.0", "cls", "obj", "box"}
     assert scales_of_outputs(maker.make()) == {output.name: 1 for output in graph.graph.output}
-    costs = layer_costs(maker, graph, images[:1], seconds=0.1)
+    costs = layer_costs(maker, images[:1], seconds=0.1)
     assert sum(len(cost.layers) for cost in costs) == len(maker.layers)
 
 

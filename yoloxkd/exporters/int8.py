@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yoloxkd.config.quantization import Quantization
+from yoloxkd.exporters.metadata import read_metadata
 
 if TYPE_CHECKING:
     import onnx
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 QUANTIZED = ("Conv", "Relu", "Clip")
 """Operators in int8. An activation of the other kinds is computed in float32 between two convolutions: measured, the
 graph is as fast and more exact than with int8 sums, products and concatenations."""
+Locations = tuple[np.ndarray, np.ndarray]
+"""boxes (A, 4) px and scores (A, K) of one image."""
+Range = tuple[float, float]
+"""Lowest and highest value of a tensor."""
 _AT_ONCE = 5  # calibration images whose activations are held in memory at a time
 
 
@@ -34,7 +39,7 @@ class Int8Quantizer:
     """
 
     def __init__(self, model: onnx.ModelProto, images: Sequence[np.ndarray], settings: Quantization) -> None:
-        self.settings = settings
+        self.settings, self._given = settings, model
         with tempfile.TemporaryDirectory(prefix="yoloxkd-int8-") as folder, _quiet():
             self._model = _prepared(model, Path(folder))
             raw = any(entry.key == "head_maps" for entry in model.metadata_props)
@@ -80,6 +85,25 @@ class Int8Quantizer:
         made.metadata_props.extend(properties)
         return made
 
+    def outputs(self, in_float: Collection[str] | None, images: Sequence[np.ndarray]) -> list[Locations]:
+        """What a graph finds in each of these images, before suppression; in_float None: the float32 graph."""
+        return graph_locations(self._given if in_float is None else self.make(in_float), images)
+
+    def ranges(self) -> dict[str, tuple[Range, Range]]:
+        """By layer, the ranges of its input and of its output, over all levels that share it."""
+        nodes = {node.name: node for node in self._model.graph.node}
+        return {
+            layer: (
+                self._range([nodes[name].input[0] for name in names]),
+                self._range([nodes[name].output[0] for name in names]),
+            )
+            for layer, names in self._nodes.items()
+        }
+
+    def _range(self, tensors: Sequence[str]) -> Range:
+        lows, highs = zip(*(self._ranges[name].range_value for name in tensors), strict=True)
+        return float(np.min(lows)), float(np.max(highs))
+
     def _floor(self, lowest: float) -> None:
         """Cut the ranges of what only a SiLU reads: what is far below zero becomes zero there."""
         readers: dict[str, list[str]] = defaultdict(list)
@@ -90,6 +114,28 @@ class Int8Quantizer:
             if sorted(readers[name]) == ["Mul", "Sigmoid"]:
                 low, high = (np.float32(np.ravel(v)[0]) for v in measured.range_value)
                 measured.lowest, measured.highest = np.array(max(low, np.float32(lowest))), np.array(high)
+
+
+def graph_locations(model: onnx.ModelProto, images: Sequence[np.ndarray]) -> list[Locations]:
+    """What a graph of ours finds in images (1, 3, H, W), before suppression."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    metadata = read_metadata({p.key: p.value for p in model.metadata_props}, Path("the graph"))
+    names = [output.name for output in session.get_outputs()]
+    predictions = []
+    for image in images:
+        outputs = dict(zip(names, session.run(names, {"images": image.astype(np.float32)}), strict=True))
+        if metadata.head_maps is not None:
+            size = (image.shape[2], image.shape[3])
+            boxes, scores = metadata.head_maps.locations(outputs, size, len(metadata.names), Path("the graph"))
+        else:
+            prefix = "raw_" if "raw_boxes" in outputs else ""
+            boxes, scores = outputs[f"{prefix}boxes"], outputs[f"{prefix}scores"]
+        predictions.append((boxes[0], scores[0]))
+    return predictions
 
 
 def _prepared(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:

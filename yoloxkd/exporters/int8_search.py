@@ -4,50 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.errors import UserError, nearest
-from yoloxkd.exporters.int8 import Int8Quantizer
 from yoloxkd.exporters.parity_report import ParityReport
-from yoloxkd.exporters.sensitivity import LayerCost, describe_costs, layer_costs
+from yoloxkd.exporters.sensitivity import Int8Maker, LayerCost, describe_costs, layer_costs
 from yoloxkd.nn.detector import Detector
-
-if TYPE_CHECKING:
-    import onnx
 
 SHARES = (0.02, 0.04, 0.08, 0.16, 0.32)
 """Parts of the layers that are kept in float32, tried one after the other."""
 
 
 def search_int8(
-    graph: onnx.ModelProto,
+    maker: Int8Maker,
     images: Sequence[np.ndarray],
     settings: Quantization,
-    judge: Callable[[onnx.ModelProto], ParityReport],
+    judge: Callable[[list[str]], ParityReport],
     say: Callable[[str], None],
 ) -> ParityReport:
-    """Quantize a float32 graph of ours; returns the report on the last graph judged, which may have faults.
+    """Choose the layers of an int8 file; returns the report on the last one judged, which may have faults.
 
-    With `settings.float_layers` those layers stay float32 and one graph is judged. Without, all layers are tried in
+    judge  writes the file with these layers in float32, and compares it with the model
+
+    With `settings.float_layers` those layers stay float32 and one file is judged. Without, all layers are tried in
     int8 first, then with more and more of the worst of the sensitivity report in float32.
     """
-    maker = Int8Quantizer(graph, images, settings)
     float_layers = [] if settings.float_layers is None else named_layers(maker.layers, settings.float_layers)
-    report = judge(maker.make(float_layers))
+    report = judge(float_layers)
     costs: list[LayerCost] = []
     if settings.sensitivity or (report.faults() and settings.float_layers is None):
-        costs = layer_costs(maker, graph, images, settings.seconds)
+        costs = layer_costs(maker, images, settings.seconds)
     if settings.float_layers is None:
         order = [layer for cost in costs for layer in cost.layers]
         for share in SHARES:
             if not report.faults():
                 break
             float_layers = order[: math.ceil(share * len(order))]
-            report = judge(maker.make(float_layers))
+            report = judge(float_layers)
     report.float_layers = float_layers
     if settings.sensitivity:
         say(describe_costs(costs, float_layers))

@@ -18,6 +18,7 @@ from yoloxkd.errors import UserError, nearest
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.edge_form import edge_form, scaled_input
 from yoloxkd.exporters.half import to_half
+from yoloxkd.exporters.layer_steps import rounded_form
 from yoloxkd.exporters.raw_graph import RawHead, describe_head
 from yoloxkd.exporters.trained_int8 import with_scales
 from yoloxkd.nms_defaults import CONF, IOU, MAX_DET
@@ -160,16 +161,22 @@ def export_onnx(
 
 
 def described_graph(
-    detector: Detector[Any, Any], options: ExportOptions, source_digest: str = "", *, scaled: bool = False
+    detector: Detector[Any, Any],
+    options: ExportOptions,
+    source_digest: str = "",
+    *,
+    scaled: bool = False,
+    plain: bool = False,
 ) -> onnx.ModelProto:
     """The graph with its metadata and with probes, in float32 or fp16; that of an int8 file is still in float32.
 
     That of a model trained for int8 is finished.
 
     scaled: with the input made 0 to 1, see `edge_form.scaled_input`
+    plain: of a model trained for int8, the float32 graph of its rounded weights, see `layer_steps.rounded_form`
     """
     options.check(detector)
-    model = _graph(detector, options, scaled)
+    model = _graph(detector, options, scaled, plain)
     if options.half:
         model = to_half(model)
     _describe(model, detector, options, source_digest)
@@ -193,7 +200,7 @@ def without_probes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -> onnx.ModelProto:
+def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool, plain: bool) -> onnx.ModelProto:
     """The traced and optimized graph.
 
     Where shapes are free, a batch of two is traced, with two cells or more on the coarsest level: one would be taken as
@@ -202,7 +209,9 @@ def _graph(detector: Detector[Any, Any], options: ExportOptions, scaled: bool) -
     from yoloxkd.exporters.nms_graph import WithMatrixNMS, WithSuppression, onnx_translations
 
     raw = Exportable(detector)
-    trained_int8 = bool(quantized_layers(detector))
+    if plain:
+        rounded_form(raw.detector)
+    trained_int8 = bool(quantized_layers(raw.detector))
     for quantizer in activation_quantizers(raw):  # their nodes are put in afterwards
         quantizer.rounding = False
     if not trained_int8:  # its scales are those of the layers it was trained with

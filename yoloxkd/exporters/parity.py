@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,13 @@ from yoloxkd.data.dataset import DetectionData
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters import NEEDED, RUNTIMES_OF
 from yoloxkd.exporters.accuracy import Detect, average_precisions
+from yoloxkd.exporters.int8 import Int8Quantizer
 from yoloxkd.exporters.int8_search import check_float_layers, search_int8
 from yoloxkd.exporters.matching import Candidates, Suppression, Tolerance, compare, overlaps
 from yoloxkd.exporters.nms_graph import CELLS
 from yoloxkd.exporters.onnx import PROBES, ExportOptions, described_graph, save_checked, without_probes
 from yoloxkd.exporters.parity_report import FP32, TOLERANCES, ParityReport
+from yoloxkd.exporters.quantized_file import QuantizedFile
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.exporters.trained_int8 import layer_differences, layer_faults
 from yoloxkd.file_kinds import exported_format, parts_of
@@ -189,13 +192,15 @@ def export_checked(
     int8: Int8Recipe | None = None,
     source_digest: str = "",
     say: Callable[[str], None] | None = None,
-    write: Callable[[Path], None] | None = None,
+    write: Callable[[Path], object] | None = None,
+    quantized: QuantizedFile | None = None,
 ) -> Path:
     """Export to ONNX, or to what `write` writes, compare with the model on images of `data`, and only then give the file its name.
 
     int8  needed with `options.int8`, unless the detector is trained for int8: then every convolution is compared, too
     say   prints the table of the comparison, and the sensitivity report where it was asked for
     write puts another format's file, and what belongs beside it, under the path it is given
+    quantized  instead of `write`, for int8
 
     In fp32 every detection must agree (score to 0.001, IoU above 0.99). In fp16 and int8 the AP must, to 0.002 and
     0.01, on at most 100 images of `data`, where it has classes of the model; single detections only roughly. Beside
@@ -216,7 +221,9 @@ def export_checked(
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
         judge = _Judge(detector, part, options, data)
-        if write is not None:
+        if quantized is not None:
+            report, faults = _file_report(judge, quantized, int8, say), list[str]()
+        elif write is not None:
             report, faults = judge.of_file(write), list[str]()
         else:
             report, faults = _onnx_report(judge, detector, options, source_digest, int8, say)
@@ -256,7 +263,22 @@ def _onnx_report(
     if not options.int8:
         return judge(graph), []
     assert int8 is not None
-    return search_int8(graph, int8.images, int8.settings, judge, say), []
+    maker = Int8Quantizer(graph, int8.images, int8.settings)
+    return search_int8(maker, int8.images, int8.settings, lambda names: judge(maker.make(names)), say), []
+
+
+def _file_report(
+    judge: _Judge, quantized: QuantizedFile, int8: Int8Recipe | None, say: Callable[[str], None]
+) -> ParityReport:
+    """The comparison of an int8 file of another format with its model; int8 None: it is trained for it."""
+    images, settings = (judge.arrays(), Quantization()) if int8 is None else (int8.images, int8.settings)
+    report = search_int8(
+        quantized, images, settings, lambda names: judge.of_file(partial(quantized.write, in_float=names)), say
+    )
+    report.float_layers = [
+        name for name in quantized.layers if name in quantized.lost or name in (report.float_layers or ())
+    ]
+    return report
 
 
 class _Judge:
@@ -276,10 +298,14 @@ class _Judge:
         save_checked(without_probes(graph), self.part)
         return self._measured(report)
 
-    def of_file(self, write: Callable[[Path], None]) -> ParityReport:
+    def of_file(self, write: Callable[[Path], object]) -> ParityReport:
         """The report on the file that `write` puts at `part`."""
         write(self.part)
         return self._measured(check_parity(self.detector, self.part, self.images, self.tolerance))
+
+    def arrays(self) -> list[np.ndarray]:
+        """The images, (1, 3, H, W) each."""
+        return [batch[i : i + 1].numpy() for batch in self.images for i in range(len(batch))]
 
     def finished_file_faults(self) -> list[str]:
         """Of the file as it is given out, on the first images."""

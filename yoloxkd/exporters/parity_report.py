@@ -107,6 +107,8 @@ class ParityReport:
                 ("AP of the model", f"{self.model_ap:.4f}", ""),
                 ("AP of the file", f"{self.file_ap:.4f}", f"within {t.ap:g}"),
             ]
+        if self.float_layers is not None:
+            rows.append(("layers kept in float32", f"{len(self.float_layers)}", ""))
         head = f"{f'parity on {self.images} images':32s} {'found':>10s}  allowed"
         lines = [f"{name:32s} {value:>10s}  {allowed}".rstrip() for name, value, allowed in rows]
         return "\n".join([head, *lines, *([NOTHING_COMPARED] if self.images and not self.compared else [])])

@@ -11,6 +11,7 @@ from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.edge_form import edge_form
 from yoloxkd.exporters.head_maps import HeadLevel, HeadMaps
+from yoloxkd.exporters.layer_steps import rounded_form
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
 from yoloxkd.ops.boxes import LARGEST_LOG
@@ -46,8 +47,12 @@ class RawHead(nn.Module):
 
 
 def exported_program(detector: Detector[Any, Any], options: ExportOptions) -> ExportedProgram:
-    """The edge form of a detector as an exported program, of raw tensors or of boxes and scores."""
+    """The edge form of a detector as an exported program, of raw tensors or of boxes and scores.
+
+    One trained for int8 comes with its rounded weights, and without its rounded activations.
+    """
     network = Exportable(detector)
+    rounded_form(network.detector)
     edge_form(network.detector)
     module: nn.Module = RawHead(network) if options.raw else network
     sample = torch.full((1, 3, options.imgsz, options.imgsz), 114.0)

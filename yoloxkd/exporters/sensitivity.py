@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-from yoloxkd.exporters.int8 import Int8Quantizer
-from yoloxkd.exporters.metadata import read_metadata
-
-if TYPE_CHECKING:
-    import onnx
+from yoloxkd.exporters.int8 import Locations
 
 PICTURES = 4
 BEST = 100
 """Locations of an image that are compared: those the float32 graph scores highest."""
 SHOWN = 15
+
+
+class Int8Maker(Protocol):
+    """What makes int8 variants of one network: a graph, or a file.
+
+    layers  names of the convolutions that may be int8
+    """
+
+    layers: list[str]
+
+    def outputs(self, in_float: Collection[str] | None, images: Sequence[np.ndarray]) -> list[Locations]:
+        """What the variant with these layers in float32 finds in each image; None: the float32 network."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +47,14 @@ class LayerCost:
         return self.score + self.overlap
 
 
-def layer_costs(
-    maker: Int8Quantizer, model: onnx.ModelProto, images: Sequence[np.ndarray], seconds: float
-) -> list[LayerCost]:
+def layer_costs(maker: Int8Maker, images: Sequence[np.ndarray], seconds: float) -> list[LayerCost]:
     """Costs of all layers, the worst first.
 
-    model is the float32 graph the maker was made from. One layer is tried at a time; where that would take longer than
+    images are (1, 3, H, W) arrays, RGB 0..255, letterboxed; a few of them are looked at. One layer is tried at a time; where that would take longer than
     `seconds`, as many neighbors together as keep within it.
     """
     sample = images[:: max(1, len(images) // PICTURES)][:PICTURES]
-    expected = _outputs(model, sample)
+    expected = maker.outputs(None, sample)
     costs: list[LayerCost] = []
     untried = list(maker.layers)
     size = 1
@@ -56,7 +62,7 @@ def layer_costs(
     while untried:
         group, untried = untried[:size], untried[size:]
         others = set(maker.layers).difference(group)
-        costs.append(_cost(tuple(group), expected, _outputs(maker.make(others), sample)))
+        costs.append(_cost(tuple(group), expected, maker.outputs(others, sample)))
         each = (time.perf_counter() - started) / len(costs)
         rest = max(seconds - (time.perf_counter() - started), each)
         size = max(1, int(np.ceil(len(untried) * each / rest)))
@@ -76,32 +82,10 @@ def describe_costs(costs: Sequence[LayerCost], in_float: Sequence[str]) -> str:
     return "\n".join(rows)
 
 
-def _outputs(model: onnx.ModelProto, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """boxes (A, 4) and scores (A, K) of each image, before suppression."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    metadata = read_metadata({p.key: p.value for p in model.metadata_props}, Path("the graph"))
-    names = [output.name for output in session.get_outputs()]
-    predictions = []
-    for image in images:
-        outputs = dict(zip(names, session.run(names, {"images": image.astype(np.float32)}), strict=True))
-        if metadata.head_maps is not None:
-            size = (image.shape[2], image.shape[3])
-            boxes, scores = metadata.head_maps.locations(outputs, size, len(metadata.names), Path("the graph"))
-        else:
-            prefix = "raw_" if "raw_boxes" in outputs else ""
-            boxes, scores = outputs[f"{prefix}boxes"], outputs[f"{prefix}scores"]
-        predictions.append((boxes[0], scores[0]))
-    return predictions
-
-
 def _cost(
     layers: tuple[str, ...],
-    expected: Sequence[tuple[np.ndarray, np.ndarray]],
-    predictions: Sequence[tuple[np.ndarray, np.ndarray]],
+    expected: Sequence[Locations],
+    predictions: Sequence[Locations],
 ) -> LayerCost:
     score, overlap = [], []
     for (boxes, scores), (other_boxes, other_scores) in zip(expected, predictions, strict=True):
