@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from yoloxkd.errors import UserError
 from yoloxkd.exporters.layer_steps import WEIGHT_MOST, LayerSteps
 from yoloxkd.nn.fake_quantization import CODES
 
@@ -26,11 +25,11 @@ _COUNT, _BIAS, _SIZE, _GROUPS = 0, 5, 6, 7
 def with_int8(
     param: str, weights: bytes, steps: Mapping[str, LayerSteps], all_weights: Mapping[str, np.ndarray]
 ) -> tuple[str, bytes, set[str]]:
-    """The text of a `.param` and the content of its `.bin` with these layers in int8, and the names of those that it has.
+    """The text of a `.param` and the content of its `.bin` with these layers in int8, and the names of those that are so.
 
-    all_weights  of every convolution by name, float32, by which the layers of the file are told apart: it has other names
-    UserError: a convolution has groups of several channels, which ncnn has no int8 for.
-    """
+    One with groups of several channels stays float32: ncnn has no int8 for it.
+
+    all_weights  of every convolution by name, float32, by which the layers of the file are told apart: it has other names"""
     names = {array.tobytes(): name for name, array in all_weights.items()}
     lines, parts, done, at = [], list[bytes](), set[str](), 0
     for line in param.splitlines():
@@ -42,7 +41,7 @@ def with_int8(
         name, start = place
         end = start + 4 * settings[_SIZE]
         bias_end = end + 4 * settings[_COUNT] * settings.get(_BIAS, 0)
-        if name not in steps:
+        if name not in steps or settings.get(_GROUPS, 1) not in (1, settings[_COUNT]):
             lines.append(line)
             parts.append(weights[at:bias_end])
             at = bias_end
@@ -56,7 +55,7 @@ def with_int8(
             bytes(-len(codes) % _ALIGN),
             weights[end:bias_end],
         ]
-        parts.append(_factors(one, settings).tobytes())
+        parts.append(_factors(one).tobytes())
         at = bias_end
         done.add(name)
         lines.append(f"{line.rstrip()} {_INT8_KEY[kind]}")
@@ -82,13 +81,9 @@ def _next(weights: bytes, at: int, names: Mapping[bytes, str], size: int) -> tup
     return (min(found)[1], min(found)[0] + len(_FLOAT_TAG)) if found else None
 
 
-def _factors(one: LayerSteps, settings: Mapping[int, int]) -> np.ndarray:
-    """What weights (one a channel, or a group) and the input are multiplied by to become codes."""
+def _factors(one: LayerSteps) -> np.ndarray:
+    """What weights (one a channel) and the input are multiplied by to become codes."""
     step, zero = one.input
     largest = max(zero * step, (CODES - zero) * step)
-    of_weights = 1 / one.weight_steps
-    groups = settings.get(_GROUPS, 0)
-    if groups and groups != len(of_weights):
-        raise UserError("ncnn has int8 for depthwise and plain convolutions, not for groups of several channels")
-    factors: np.ndarray = np.append(of_weights, WEIGHT_MOST / largest).astype(np.float32)
+    factors: np.ndarray = np.append(1 / one.weight_steps, WEIGHT_MOST / largest).astype(np.float32)
     return factors

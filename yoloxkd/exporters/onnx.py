@@ -109,8 +109,11 @@ class ExportOptions:
         stride = detector.size_multiple
         if self.imgsz < stride or self.imgsz % stride:
             raise UserError(f"imgsz {self.imgsz} is not a multiple of {stride}, as the model needs")
-        if isinstance(detector, SOLO) and self.precision != "fp32":
-            raise UserError(f"a {detector.family} is exported in float32 alone; leave --half and --int8 out")
+        if isinstance(detector, SOLO) and (self.half or (self.int8 and not quantized_layers(detector))):
+            raise UserError(
+                f"a {detector.family} is exported in float32, or in int8 if it is trained for it (train --quantize int8); "
+                "leave --half and --calib out"
+            )
         if self.raw:
             describe_head(detector)
         if detector.spec.masks and not self.nms:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from yoloxkd.exporters.nms_graph import CELLS, WithMatrixNMS
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import export_checked
 from yoloxkd.kd.rescaled_teacher import RescaledTeacher
+from yoloxkd.nn.fake_quantization import fake_quantize, observe
 from yoloxkd.nn.solo.key_map import mmdetection_solo
 from yoloxkd.nn.solo.solo import SOLO, SOLOOutput
 from yoloxkd.ops.nms import NMS
@@ -192,8 +194,9 @@ def test_class_predictors_are_the_layers_that_depend_on_the_classes(model: SOLO)
 def test_what_is_refused(model: SOLO) -> None:
     with pytest.raises(UserError, match=r"100x96.*multiples of 32"):
         model(torch.zeros(1, 3, 100, 96))
-    with pytest.raises(UserError, match="a solo is exported in float32 alone; leave --half and --int8 out"):
-        ExportOptions(96, half=True).check(model)
+    for precision in ("half", "int8"):
+        with pytest.raises(UserError, match="a solo is exported in float32, or in int8 if it is trained for it"):
+            ExportOptions(96, **{precision: True}).check(model)
     with pytest.raises(UserError, match=r"a solo gives masks to what its NMS leaves.*leave --no-nms out"):
         ExportOptions(96, nms=False).check(model)
 
@@ -237,6 +240,23 @@ def test_export_parity(model: SOLO, toy: Path, tmp_path: Path) -> None:
     assert note["found"]["detections"] > 0
     assert note["found"]["min_mask_iou"] > 0.99
     check_file(path, model, data.read(0))
+
+
+@pytest.mark.slow
+def test_one_trained_for_int8_is_exported_in_int8(model: SOLO, toy: Path, tmp_path: Path) -> None:
+    quantized = eager(model)
+    fake_quantize(quantized, 7)
+    observe(quantized, iter([pictures(2, SIZE, SIZE).float()]))
+    data = load_split(find_data(str(toy)), "val")
+    path = export_checked(quantized, tmp_path / "x.onnx", ExportOptions(SIZE, int8=True, conf=1e-5), data=data)
+    note = json.loads(path.with_suffix(".parity.json").read_text())
+    assert note["passed"]
+    assert note["found"]["detections"] > 0
+    made = onnx.load(str(path))
+    convolutions = [node for node in made.graph.node if node.op_type == "Conv"]
+    integers = {node.output[0] for node in made.graph.node if node.op_type == "DequantizeLinear"}
+    assert len(convolutions) > 20
+    assert all(set(node.input[:2]) <= integers for node in convolutions)
 
 
 def test_mmdetections_files_open(model: SOLO, tmp_path: Path) -> None:
