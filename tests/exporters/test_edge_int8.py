@@ -117,6 +117,7 @@ def rounding(factor: float) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
 @needs_litert
 def test_tflite_computes_with_these_numbers() -> None:
     """Every convolution between 8-bit codes: at most a code apart from the same in torch, hardly anywhere."""
+    from yoloxkd.exporters.tflite_graph import TfliteGraph
     from yoloxkd.exporters.tflite_int8 import with_int8
 
     values, content = arrays(), small_file()
@@ -131,13 +132,16 @@ def test_tflite_computes_with_these_numbers() -> None:
     }
     x = np.random.default_rng(1).normal(size=(1, 3, SIDE, SIDE)).astype(np.float32)
     y = torch.from_numpy(x)
-    for name, padding, groups in (("first", 1, 1), ("depthwise", 0, 6), ("last", 0, 1)):
+    for name, padding, groups in (("first", 1, 1), ("depthwise", 1, 6), ("last", 0, 1)):
         one = steps[name]
         weight = torch.from_numpy(one.weight_codes()).float() * torch.from_numpy(one.weight_steps)[:, None, None, None]
         y = F.conv2d(rounded(y, *one.input), weight, torch.from_numpy(values[f"{name}_bias"]), 1, padding, 1, groups)
         y = rounded(y.clamp(0, 6), 6 / CODES, 0) if name == "depthwise" else rounded(y, *one.output)
     file, found = with_int8(content, steps)
     assert found == set(steps)
+    kinds = [graph.kind(operator) for graph in [TfliteGraph(file)] for operator in graph.operators]
+    operators = TfliteGraph(file).kinds
+    assert kinds[kinds.index(operators.PAD) + 1] == operators.DEPTHWISE_CONV_2D  # rounded before it is padded
     made = run(file, x)
     codes = np.abs(made - y.numpy()) / 0.1
     assert codes.max() < 1.01
@@ -173,7 +177,7 @@ def test_fp16_weights_of_a_tflite_file() -> None:
     x = np.random.default_rng(1).normal(size=(1, 3, SIDE, SIDE)).astype(np.float32)
     values = {name: array.astype(np.float16).astype(np.float32) for name, array in arrays().items()}
     y = F.conv2d(torch.from_numpy(x), torch.from_numpy(values["first"]), torch.from_numpy(arrays()["first_bias"]), 1, 1)
-    y = F.conv2d(y, torch.from_numpy(values["depthwise"]), torch.from_numpy(arrays()["depthwise_bias"]), groups=6)
+    y = F.conv2d(y, torch.from_numpy(values["depthwise"]), torch.from_numpy(arrays()["depthwise_bias"]), 1, 1, 1, 6)
     y = F.conv2d(y.clamp(0, 6), torch.from_numpy(values["last"]), torch.from_numpy(arrays()["last_bias"]))
     np.testing.assert_allclose(run(made, x), y.numpy(), atol=1e-4)
     assert np.abs(run(small_file(), x) - y.numpy()).max() > 1e-4

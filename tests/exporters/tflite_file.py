@@ -25,7 +25,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def small_file() -> bytes:
-    """input (1, 8, 8, 3) -> first, padded SAME -> depthwise, VALID, ReLU6 -> last (1, 6, 6, 4)."""
+    """input (1, 8, 8, 3) -> first, SAME -> PAD -> depthwise, VALID, ReLU6 -> last (1, 8, 8, 4)."""
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
@@ -66,10 +66,26 @@ def small_file() -> bytes:
     operators = schema.BuiltinOperator
     at = tensor("input", (1, SIDE, SIDE, 3))
     at = convolution("first", at, (1, SIDE, SIDE, 6), schema.Conv2DOptionsT(), operators.CONV_2D, same=True)
+    pad, code = schema.OperatorT(), schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = operators.PAD
+    code.version = 1
+    model.operatorCodes.append(code)
+    around = schema.TensorT()
+    around.name, around.shape, around.type = b"around", [4, 2], schema.TensorType.INT32
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(np.array([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32).tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    around.buffer = len(model.buffers) - 1
+    graph.tensors.append(around)
+    pad.opcodeIndex, pad.inputs = len(model.operatorCodes) - 1, [at, len(graph.tensors) - 1]
+    pad.outputs = [tensor("padded", (1, 10, 10, 6))]
+    pad.builtinOptionsType, pad.builtinOptions = schema.BuiltinOptions.PadOptions, schema.PadOptionsT()
+    graph.operators.append(pad)
+    at = pad.outputs[0]
     depthwise = schema.DepthwiseConv2DOptionsT()
     depthwise.depthMultiplier, depthwise.fusedActivationFunction = 1, schema.ActivationFunctionType.RELU6
-    at = convolution("depthwise", at, (1, 6, 6, 6), depthwise, operators.DEPTHWISE_CONV_2D, same=False)
-    at = convolution("last", at, (1, 6, 6, 4), schema.Conv2DOptionsT(), operators.CONV_2D, same=True)
+    at = convolution("depthwise", at, (1, 8, 8, 6), depthwise, operators.DEPTHWISE_CONV_2D, same=False)
+    at = convolution("last", at, (1, 8, 8, 4), schema.Conv2DOptionsT(), operators.CONV_2D, same=True)
     graph.outputs = [at]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-_VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "DEQUANTIZE": 3, "QUANTIZE": 1}
+_VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "DEQUANTIZE": 3, "PAD": 2}
 """Of the operators, from which on they take int8, and DEQUANTIZE fp16."""
 
 
@@ -26,6 +26,11 @@ class TfliteGraph:
         self._graph = self._model.subgraphs[0]
         self.tensors: list[Any] = self._graph.tensors
         self.operators: list[Any] = list(self._graph.operators)
+
+    @property
+    def outputs(self) -> list[int]:
+        """The tensors that the file gives out."""
+        return [int(i) for i in self._graph.outputs]
 
     def kind(self, operator: Any) -> int:
         return int(self._model.operatorCodes[operator.opcodeIndex].builtinCode)
@@ -63,6 +68,11 @@ class TfliteGraph:
         self.tensors[tensor].quantization = quantization
         return tensor
 
+    def with_meaning_of(self, tensor: int, other: int) -> int:
+        """The tensor, with codes that mean what those of another mean."""
+        self.tensors[tensor].quantization = self.tensors[other].quantization
+        return tensor
+
     def operator(self, kind: int, source: int, target: int) -> Any:
         """A new operator of one input and one output."""
         made = self.schema.OperatorT()
@@ -80,8 +90,8 @@ class TfliteGraph:
                 if code.builtinCode == getattr(self.kinds, name):
                     code.version = max(code.version, version)
         read = {int(i) for operator in operators for i in operator.inputs}
-        kept = {self.tensors[i].buffer for i in read | {int(i) for i in self._graph.outputs}}
-        outside = {int(i) for i in [*self._graph.inputs, *self._graph.outputs]}
+        kept = {self.tensors[i].buffer for i in read | set(self.outputs)}
+        outside = {int(i) for i in self._graph.inputs} | set(self.outputs)
         for index, tensor in enumerate(self.tensors):
             if index not in outside:
                 tensor.name = b"%d" % index

@@ -1,4 +1,4 @@
-"""int8 convolutions in a float32 TFLite file: codes around each, as in an ONNX file, and all between them in float32.
+"""int8 convolutions in a float32 TFLite file: codes around each, as in an ONNX file; what is between them in float32.
 
 The numbers are TensorFlow Lite's 8-bit quantization specification: int8 activations with a step a tensor, int8 weights
 with a step an output channel, int32 biases in steps of their product.
@@ -6,6 +6,7 @@ with a step an output channel, int32 biases in steps of their product.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,8 +27,9 @@ def with_int8(content: bytes, steps: Mapping[str, LayerSteps]) -> tuple[bytes, s
     The converter may put what stands before a convolution, such as the input's normalization, into its weights: then the
     layer is not found, and stays in float32.
     """
-    rewriter = _Rewriter(TfliteGraph(content), steps)
-    return rewriter.run(), rewriter.done
+    graph = TfliteGraph(content)
+    rewriter = _Rewriter(graph, steps)
+    return graph.content(_codes_before_padding(graph, rewriter.run())), rewriter.done
 
 
 class _Rewriter:
@@ -43,7 +45,8 @@ class _Rewriter:
         self._operators: list[Any] = []
         self._types: Any = graph.schema.TensorType
 
-    def run(self) -> bytes:
+    def run(self) -> list[Any]:
+        """The new operators."""
         for operator in self.graph.operators:
             name = self._layer(operator) if self.graph.is_convolution(operator) else None
             if name is None:
@@ -51,7 +54,7 @@ class _Rewriter:
             else:
                 self.done.add(name)
                 self._convert(operator, self._steps[name])
-        return self.graph.content(self._operators)
+        return self._operators
 
     def _layer(self, operator: Any) -> str | None:
         weights = self.graph.array(operator.inputs[1])
@@ -111,6 +114,36 @@ class _Rewriter:
         step = steps.weight_steps * np.float32(steps.input[0])
         codes = np.clip(np.rint(bias.astype(np.float64) / step), -_BIAS_MOST, _BIAS_MOST).astype(np.int32)
         return self.graph.with_steps(self.graph.tensor(like, self._types.INT32, codes), step, [0] * len(step))
+
+
+def _codes_before_padding(graph: TfliteGraph, operators: list[Any]) -> list[Any]:
+    """The operators, with what is padded and then rounded rounded first: zero is one of the codes."""
+    readers: dict[int, list[Any]] = defaultdict(list)
+    for operator in operators:
+        for tensor in {int(i) for i in operator.inputs}:
+            readers[tensor].append(operator)
+    outputs = set(graph.outputs)
+    moved: dict[int, Any] = {}
+    dropped: set[int] = set()
+    for pad in operators:
+        if graph.kind(pad) != graph.kinds.PAD or int(pad.outputs[0]) in outputs:
+            continue
+        after = readers[int(pad.outputs[0])]
+        if len(after) != 1 or graph.kind(after[0]) != graph.kinds.QUANTIZE:
+            continue
+        (quantize,) = after
+        source, padded = int(pad.inputs[0]), int(quantize.outputs[0])
+        codes = graph.with_meaning_of(graph.tensor(source, graph.schema.TensorType.INT8), padded)
+        pad.inputs, pad.outputs = [codes, *pad.inputs[1:]], [padded]
+        moved[id(pad)] = graph.operator(graph.kinds.QUANTIZE, source, codes)
+        dropped.add(id(quantize))
+    made = []
+    for operator in operators:
+        if id(operator) in moved:
+            made.append(moved[id(operator)])
+        if id(operator) not in dropped:
+            made.append(operator)
+    return made
 
 
 def _key(weights: np.ndarray) -> bytes:
