@@ -27,6 +27,13 @@ def parts_of(path: str | Path) -> list[Path]:
     return [path, path.with_suffix(".bin"), path.with_suffix(".metadata.json")]
 
 
+def parity_note(path: str | Path) -> Path:
+    """The report beside an exported file: `x.parity.json` of `x.onnx`, and with the whole name of other formats'."""
+    path = Path(path)
+    onnx = path.suffix.lower() == EXPORTED["onnx"]
+    return path.with_suffix(".parity.json") if onnx else path.with_name(f"{path.name}.parity.json")
+
+
 def exported_format(path: str | Path) -> str | None:
     """The format of an exported file by its content, else by its name; None: another file."""
     suffix = Path(path).suffix.lower()

@@ -24,7 +24,7 @@ from yoloxkd.exporters.edge_form import INPUT_SCALE, edge_form, scaled_input
 from yoloxkd.exporters.onnx import ExportOptions, resolved_outputs
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.exporters.target import export_target
-from yoloxkd.file_kinds import EXPORTED, exported_format, is_own_export, parts_of
+from yoloxkd.file_kinds import EXPORTED, exported_format, is_own_export, parity_note, parts_of
 from yoloxkd.nn.dense.yolox import YOLOX
 
 FORMATS = [
@@ -70,12 +70,12 @@ def test_a_file_detects_what_its_model_detects(kind: str, half: bool, pixels: Te
     options = ExportOptions(SIZE, nms=False, raw=True, half=half, conf=CONF, max_det=MAX_DET)
     (tmp_path / "data").mkdir()
     assert EXPORTERS[kind](model, path, options, data=scene(tmp_path / "data", images=4)) == path
-    note = json.loads(path.with_suffix(".parity.json").read_text())
+    note = json.loads(parity_note(path).read_text())
     assert note["passed"] is True
     assert note["locations"] > 0
     assert {file.name for file in tmp_path.iterdir()} == {
         "data",
-        "x.parity.json",
+        f"{path.name}.parity.json",
         *(part.name for part in parts_of(path)),
     }
     predictor = OnnxPredictor(path, threads=1)

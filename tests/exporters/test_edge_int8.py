@@ -30,7 +30,7 @@ from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import Int8Recipe
 from yoloxkd.exporters.quantized_file import steps_of
 from yoloxkd.exporters.runtime import OnnxPredictor
-from yoloxkd.file_kinds import EXPORTED
+from yoloxkd.file_kinds import EXPORTED, parity_note
 from yoloxkd.nn.deform import SelfOffsetConv
 from yoloxkd.nn.fake_quantization import CODES, fake_quantize, observe, quantized_layers
 
@@ -57,7 +57,7 @@ def test_a_calibrated_file_passes_the_gate(kind: str, pixels: Tensor, tmp_path: 
     recipe = Int8Recipe(pictures(pixels), Quantization(float_layers=["stem"]))
     said: list[str] = []
     EXPORTERS[kind](Plain().eval(), path, OPTIONS, data=data, int8=recipe, say=said.append)
-    note = json.loads(path.with_suffix(".parity.json").read_text())
+    note = json.loads(parity_note(path).read_text())
     assert note["passed"]
     assert note["float_layers"] == ["stem.0"]
     assert "layers kept in float32" in said[-1]
@@ -74,7 +74,7 @@ def test_a_model_trained_for_int8_needs_no_calibration(kind: str, pixels: Tensor
     path = tmp_path / f"x{EXPORTED[kind]}"
     model = trained(Plain(), pixels)
     EXPORTERS[kind](model, path, OPTIONS, data=scene(tmp_path / "data", images=4))
-    note = json.loads(path.with_suffix(".parity.json").read_text())
+    note = json.loads(parity_note(path).read_text())
     assert note["passed"]
     assert note["location_correlation"] > 0.98
     folded = ["stem.0"] if kind == "tflite" else []  # its converter puts the input's scale into these weights

@@ -32,7 +32,7 @@ from yoloxkd.exporters.parity_report import FP32, TOLERANCES, ParityReport
 from yoloxkd.exporters.quantized_file import QuantizedFile
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.exporters.trained_int8 import layer_differences, layer_faults
-from yoloxkd.file_kinds import exported_format, parts_of
+from yoloxkd.file_kinds import exported_format, parity_note, parts_of
 from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.fake_quantization import quantized_layers
 from yoloxkd.nn.solo.solo import SOLO
@@ -204,13 +204,13 @@ def export_checked(
 
     In fp32 every detection must agree (score to 0.001, IoU above 0.99). In fp16 and int8 the AP must, to 0.002 and
     0.01, on at most 100 images of `data`, where it has classes of the model; single detections only roughly. Beside
-    `x.onnx` lies `x.parity.json` afterwards. GateError: the file differs from the model; there is no file under the
+    `x.onnx` lies `x.parity.json` afterwards, beside `x.tflite` `x.tflite.parity.json`. GateError: the file differs from the model; there is no file under the
     final name then, and an older one is set aside as `x.previous.onnx` (`x.previous-2.onnx`, ...). UserError: the folder cannot be written to, or
     int8 cannot be judged because `data` has no object of the model's classes.
     """
     path = Path(path)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    note = path.with_suffix(".parity.json")
+    note = parity_note(path)
     note_part = part.with_suffix(".json")
     published = dict(zip([*parts_of(part), note_part], [*parts_of(path), note], strict=True))
     say = say or (lambda _: None)
@@ -342,7 +342,7 @@ class _Judge:
 
 def _set_aside(path: Path) -> None:
     """Rename what an earlier export left: it must not be taken for what this one should have been."""
-    endings = [file.name.removeprefix(path.stem) for file in parts_of(path)] + [".parity.json"]
+    endings = [file.name.removeprefix(path.stem) for file in (*parts_of(path), parity_note(path))]
     name, number = f"{path.stem}.previous", 1
     while any(path.with_name(name + ending).exists() for ending in endings):
         number += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from yoloxkd.errors import UserError
-from yoloxkd.file_kinds import EXPORTED, is_content_of, is_own_export, parts_of
+from yoloxkd.file_kinds import EXPORTED, is_content_of, is_own_export, parity_note, parts_of
 from yoloxkd.output_paths import Output, check_outputs, head
 
 
@@ -27,7 +27,7 @@ def export_target(path: str | Path | None, source: str, weights: Path, kind: str
         return is_own_export(target) if path is None else is_content_of(target, kind)
 
     files = [Output("--output" if file == target else "its part", file, replaceable) for file in parts_of(target)]
-    note = Output("the parity report", target.with_suffix(".parity.json"), is_parity_note)
+    note = Output("the parity report", parity_note(target), is_parity_note)
     check_outputs([*files, note], [weights])
     return target
 
