@@ -236,3 +236,16 @@ def test_an_int8_file_that_differs_is_not_published(
             Plain().eval(), tmp_path / "x.param", OPTIONS, data=scene(tmp_path / "data", images=2), int8=recipe
         )
     assert {file.name for file in tmp_path.iterdir()} == {"data"}
+
+
+@pytest.mark.parametrize("kind", ["ncnn", "tflite"])
+def test_what_makes_no_file_is_said_before_the_conversion(
+    kind: str, pixels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"yoloxkd.exporters.{kind}._float_file{'s' if kind == 'ncnn' else ''}", None)
+    export, path, data = EXPORTERS[kind], tmp_path / f"x{EXPORTED[kind]}", scene(tmp_path, images=1)
+    with pytest.raises(UserError, match="half and int8 exclude each other"):
+        export(Plain().eval(), path, replace(OPTIONS, half=True), data=data)
+    recipe = Int8Recipe(pictures(pixels), Quantization(float_layers=["stam"]))
+    with pytest.raises(UserError, match=r"did you mean 'stem\.0'"):
+        export(Plain().eval(), path, OPTIONS, data=data, int8=recipe)

@@ -54,10 +54,11 @@ def read_description(text: str | bytes, path: Path) -> FileDescription:
 
 
 def check_plain(detector: Detector[Any, Any], options: ExportOptions, kind: str) -> None:
-    """UserError: a format without NMS and free shapes cannot hold such a file."""
+    """UserError: the numbers make no file, or a format without NMS and free shapes cannot hold it. Before any conversion."""
     if options.dynamic:
         raise UserError(f"a file of format {kind} has one size, and one image at a time; leave --dynamic out")
     if not detector.spec.stable_locations or detector.spec.masks:
         raise UserError(
             f"a {detector.family} has NMS inside, which format {kind} has not; export it as onnx, or choose another family"
         )
+    options.check(detector)

@@ -16,6 +16,7 @@ import numpy as np
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.file_description import check_plain, describe_file
+from yoloxkd.exporters.int8_search import check_float_layers
 from yoloxkd.exporters.layer_steps import LayerSteps
 from yoloxkd.exporters.ncnn_int8 import with_int8
 from yoloxkd.exporters.onnx import ExportOptions, described_graph, save_checked
@@ -47,6 +48,8 @@ def export_ncnn(
     operator that pnnx does not translate.
     """
     check_plain(detector, options, "ncnn")
+    if int8 is not None:
+        check_float_layers(detector, int8.settings)
     checked = partial(export_checked, detector, path, options, data=data, source_digest=source_digest, say=say)
     param, weights = _float_files(detector, options)
     known: dict[str, np.ndarray] = {}

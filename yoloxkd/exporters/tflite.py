@@ -17,6 +17,7 @@ from yoloxkd.config.quantization import Quantization
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import LITERT_PYTHON, check_format
 from yoloxkd.exporters.file_description import append_description, check_plain
+from yoloxkd.exporters.int8_search import check_float_layers
 from yoloxkd.exporters.layer_steps import LayerSteps
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import Int8Recipe, export_checked
@@ -46,6 +47,8 @@ def export_tflite(
     fp16 is a smaller file, computed in float32. UserError: free shapes, NMS in the graph, or litert-torch refuses.
     """
     check_plain(detector, options, "tflite")
+    if int8 is not None:
+        check_float_layers(detector, int8.settings)
     checked = partial(export_checked, detector, path, options, data=data, source_digest=source_digest, say=say)
     content = _float_file(detector, options)
     if options.half:
