@@ -145,7 +145,7 @@ def test_tflite_computes_with_these_numbers() -> None:
     made = run(file, x)
     codes = np.abs(made - y.numpy()) / 0.1
     assert codes.max() < 1.01
-    assert np.mean(codes > 0.01) < 0.1
+    assert np.mean(codes > 0.01) < 0.02
     assert np.abs(made - run(content, x)).max() > 0.01  # the float32 file is another
     changed = {**steps, "first": replace(steps["first"], weights=steps["first"].weights * 2)}
     assert with_int8(content, changed)[1] == {"depthwise", "last"}

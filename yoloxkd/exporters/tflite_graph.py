@@ -51,7 +51,7 @@ class TfliteGraph:
         old = self.tensors[like]
         made = self.schema.TensorT()
         made.shape, made.shapeSignature, made.hasRank = old.shape, old.shapeSignature, old.hasRank
-        made.type, made.name = kind, b"%s_%d" % (old.name, len(self.tensors))
+        made.type = kind  # its name comes with the whole file's
         buffer = self.schema.BufferT()
         if content is not None:
             buffer.data = np.frombuffer(np.ascontiguousarray(content).tobytes(), np.uint8)
