@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def test_a_checkpoint_and_a_file(toy: Path, toy_run: Path, tmp_path: Path, capsy
     assert run(["bench", checkpoint, str(file), *options]) == 0
     shown = capsys.readouterr().out
     rows = {row["variant"]: row for row in json.loads((tmp_path / "b.json").read_text())["variants"]}
-    plain = {name for name in rows if "OpenVINO" not in name}
+    plain = {name for name in rows if "OpenVINO" not in name and "ncnn" not in name}
+    assert ("best.pt ncnn fp32" in rows) == all(importlib.util.find_spec(name) for name in ("ncnn", "pnnx"))
     half = "best.pt ONNX fp16"  # this student has learnt so little that its gate may refuse it; then that is said
     assert plain - {half} == {"best.pt PyTorch", "best.pt ONNX fp32", "tiny.onnx ONNX fp32"}
     assert (half in rows) != ("best.pt fp16 is left out" in shown)
