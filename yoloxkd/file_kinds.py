@@ -13,10 +13,10 @@ _OWN_KEY = b"size_multiple"  # in the metadata of every ONNX file of ours
 _GRAPH, _METADATA = 7, 14
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 """Field number -> wire type of ONNX' ModelProto."""
-EXPORTED = {"onnx": ".onnx", "ncnn": ".param", "tflite": ".tflite"}
+EXPORTED = {"onnx": ".onnx", "ncnn": ".param", "tflite": ".tflite", "executorch": ".pte"}
 """Format of exported files -> how their names end."""
 ARCHIVED_NOTE = "yoloxkd.json"
-"""The file with the metadata in the archive at the end of a TFLite file of ours."""
+"""The file with the metadata in the archive at the end of a TFLite or ExecuTorch file of ours."""
 
 
 def parts_of(path: str | Path) -> list[Path]:
@@ -45,10 +45,10 @@ def is_content_of(path: str | Path, kind: str) -> bool:
     """Whether a file begins as those of an exported format do."""
     if kind == "onnx":
         return is_onnx(path)
-    start = head(path)
+    start = head(path, 12)
     if kind == "ncnn":
-        return start == b"7767517\n"
-    return start[4:] == b"TFL3"
+        return start.startswith(b"7767517\n")
+    return start[4:8] == b"TFL3" if kind == "tflite" else start[4:6] == b"ET" and start[8:10] == b"eh"
 
 
 def is_own_export(path: str | Path) -> bool:
@@ -56,7 +56,7 @@ def is_own_export(path: str | Path) -> bool:
     kind = exported_format(path)
     if kind == "ncnn":
         return _OWN_KEY in head(parts_of(path)[-1], 1 << 20)
-    if kind == "tflite":
+    if kind in ("tflite", "executorch"):
         try:
             with zipfile.ZipFile(path) as archive:
                 return ARCHIVED_NOTE in archive.namelist()

@@ -46,6 +46,6 @@ def test_formats_are_known_by_name() -> None:
 
     from yoloxkd.errors import UserError
 
-    assert set(EXPORTERS) == {"onnx", "ncnn", "tflite"} == set(RUNTIMES_OF) == set(EXPORTED)
-    with pytest.raises(UserError, match="unknown export format 'tensorrt'; known: ncnn, onnx, tflite"):
+    assert set(EXPORTERS) == {"onnx", "ncnn", "tflite", "executorch"} == set(RUNTIMES_OF) == set(EXPORTED)
+    with pytest.raises(UserError, match="unknown export format 'tensorrt'; known: executorch, ncnn, onnx, tflite"):
         EXPORTERS.find("tensorrt")

@@ -1,4 +1,4 @@
-"""ncnn and TFLite files: through the gate, run in their own runtimes, refused in one sentence."""
+"""ncnn, TFLite and ExecuTorch files: through the gate, run in their own runtimes, refused in one sentence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMATS = [
         kind,
         marks=[pytest.mark.skipif(bool(missing(kind)), reason=f"not installed: {', '.join(missing(kind))}"), *marks],
     )
-    for kind, marks in (("ncnn", []), ("tflite", [pytest.mark.slow]))
+    for kind, marks in (("ncnn", []), ("tflite", [pytest.mark.slow]), ("executorch", [pytest.mark.slow]))
 ]
 
 
@@ -69,6 +69,10 @@ def test_a_file_detects_what_its_model_detects(kind: str, half: bool, pixels: Te
     path = tmp_path / f"x{EXPORTED[kind]}"
     options = ExportOptions(SIZE, nms=False, raw=True, half=half, conf=CONF, max_det=MAX_DET)
     (tmp_path / "data").mkdir()
+    if half and kind == "executorch":
+        with pytest.raises(UserError, match=r"takes no fp16 of this model.*; leave --half out"):
+            EXPORTERS[kind](model, path, options, data=scene(tmp_path / "data", images=1))
+        return
     assert EXPORTERS[kind](model, path, options, data=scene(tmp_path / "data", images=4)) == path
     note = json.loads(parity_note(path).read_text())
     assert note["passed"] is True
@@ -123,7 +127,7 @@ def test_a_wrong_ncnn_file_is_not_published_and_a_broken_one_not_run(
         OnnxPredictor(aside)
 
 
-@pytest.mark.parametrize("kind", ["ncnn", "tflite"])
+@pytest.mark.parametrize("kind", ["ncnn", "tflite", "executorch"])
 def test_what_these_formats_do_not_have(kind: str, tmp_path: Path) -> None:
     model, data = Plain().eval(), scene(tmp_path, images=1)
     export, path = EXPORTERS[kind], tmp_path / f"x{EXPORTED[kind]}"
@@ -161,3 +165,6 @@ def test_only_files_of_the_format_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "y").write_bytes(b"\0\0\0\0TFL3")
     assert exported_format(tmp_path / "y") == "tflite"
     assert not is_own_export(tmp_path / "y")
+    (tmp_path / "z").write_bytes(b"<\0\0\0ET12eh00")
+    assert exported_format(tmp_path / "z") == "executorch"
+    assert not is_own_export(tmp_path / "z")

@@ -1,4 +1,4 @@
-"""int8 in ncnn and TFLite files: the numbers of the model, computed as they say, through the gate."""
+"""int8 in ncnn, TFLite and ExecuTorch files: the numbers of the model, computed as they say, through the gate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from yoloxkd.config.quantization import Quantization
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters import EXPORTERS, missing
 from yoloxkd.exporters.base import Exportable
+from yoloxkd.exporters.coded_form import coded_form
 from yoloxkd.exporters.edge_form import edge_form
+from yoloxkd.exporters.executorch import _SimulatedFile
 from yoloxkd.exporters.layer_steps import LayerSteps, rounded_form, with_weights_of
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import Int8Recipe
@@ -199,6 +201,52 @@ def rounded(x: Tensor, step: float, zero: int) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, step, zero, 0, CODES)
 
 
+@pytest.mark.skipif(bool(missing("executorch")), reason="executorch is not installed")
+@pytest.mark.slow
+def test_executorch_computes_with_these_numbers(pixels: Tensor, tmp_path: Path) -> None:
+    """Every convolution between 8-bit codes: as the same in torch."""
+    model, path = Plain().eval(), tmp_path / "x.pte"
+    (tmp_path / "data").mkdir()
+    recipe = Int8Recipe(pictures(pixels), Quantization(float_layers=[], reduce_range=False))
+    EXPORTERS["executorch"](model, path, OPTIONS, data=scene(tmp_path / "data", images=4), int8=recipe)
+    steps, _ = steps_of(model, OPTIONS, recipe.images, recipe.settings)
+    coded = Exportable(model)
+    coded_form(edge_form(coded.detector), steps)
+    found, plain = OnnxPredictor(path, threads=1), Exportable(model)
+    for image in pixels[:3]:
+        with torch.no_grad():
+            _, scores = coded(image[None].float())
+            _, unrounded = plain(image[None].float())
+        got = found.locations(found.run(image[None].numpy()))[1]
+        assert np.mean(np.abs(got - scores.numpy()) > 1e-5) < 0.02
+        assert np.mean(np.abs(got - unrounded.numpy()) > 1e-5) > 0.5
+
+
+def test_the_coded_form_is_the_model_trained_for_int8(pixels: Tensor) -> None:
+    model = trained(nano(), pixels)
+    coded = Exportable(model)
+    steps = rounded_form(coded.detector)
+    coded_form(coded.detector, with_weights_of(edge_form(coded.detector), steps))
+    with torch.no_grad():
+        got, expected = coded(pixels.float()), Exportable(model)(pixels.float())
+    for a, b in zip(got, expected, strict=True):
+        assert float(((a - b).abs() > 1e-4 * b.abs().max()).float().mean()) < 0.02
+
+
+def test_layers_are_ranked_by_what_the_file_computes(pixels: Tensor) -> None:
+    model = Plain().eval()
+    images = pictures(pixels)[:2]
+    steps, _ = steps_of(model, OPTIONS, images, Quantization())
+    file = _SimulatedFile(model, steps, lambda path, chosen: set(chosen))
+    with torch.no_grad():
+        plain = Exportable(model)(torch.from_numpy(images[0]).float())
+    of_float, of_all, of_some = (file.outputs(names, images)[0] for names in (None, [], ["stem.0", "down.0"]))
+    np.testing.assert_allclose(of_float[1], plain[1][0].numpy(), atol=1e-6)
+    apart = [float(np.abs(one[1] - of_float[1]).mean()) for one in (of_some, of_all)]
+    assert 0 < apart[0] < apart[1]
+    assert of_all[0].shape == (*plain[1].shape[1:2], 4)
+
+
 def test_the_rounded_form_has_the_weights_of_the_model(pixels: Tensor) -> None:
     model = trained(nano(), pixels)
     plain = Exportable(model)
@@ -238,11 +286,12 @@ def test_an_int8_file_that_differs_is_not_published(
     assert {file.name for file in tmp_path.iterdir()} == {"data"}
 
 
-@pytest.mark.parametrize("kind", ["ncnn", "tflite"])
+@pytest.mark.parametrize("kind", ["ncnn", "tflite", "executorch"])
 def test_what_makes_no_file_is_said_before_the_conversion(
     kind: str, pixels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"yoloxkd.exporters.{kind}._float_file{'s' if kind == 'ncnn' else ''}", None)
+    convert = {"ncnn": "_float_files", "tflite": "_float_file", "executorch": "_lowered"}[kind]
+    monkeypatch.setattr(f"yoloxkd.exporters.{kind}.{convert}", None)
     export, path, data = EXPORTERS[kind], tmp_path / f"x{EXPORTED[kind]}", scene(tmp_path, images=1)
     with pytest.raises(UserError, match="half and int8 exclude each other"):
         export(Plain().eval(), path, replace(OPTIONS, half=True), data=data)

@@ -49,7 +49,7 @@ class Detector:
 
     Args:
         model: a run's `best.pt` or `last.pt`, an official checkpoint, a model name (its published weights), or an exported
-            `.onnx`, `.param` (ncnn) or `.tflite`. None: the best student of the newest run under `runs/`.
+            `.onnx`, `.param` (ncnn), `.tflite` or `.pte` (ExecuTorch). None: the best student of the newest run under `runs/`.
         device: `cpu`, `cuda`, a CUDA index or a `torch.device`. None: CUDA if there is one. An exported file runs on the
             CPU, by the runtime of its format; an `.onnx` by ONNX Runtime or, with `openvino`, by OpenVINO.
 

@@ -27,7 +27,7 @@ from yoloxkd.metrics.measure import overall
 from yoloxkd.nms_defaults import IOU, PREDICT_CONF
 from yoloxkd.output_paths import Output, check_outputs
 
-_FORMAT_NAMES = {"onnx": "ONNX", "ncnn": "ncnn", "tflite": "TFLite"}
+_FORMAT_NAMES = {"onnx": "ONNX", "ncnn": "ncnn", "tflite": "TFLite", "executorch": "ExecuTorch"}
 _RUNTIME_NAMES = {"openvino": "OpenVINO"}
 
 

@@ -41,6 +41,7 @@ EXPORTERS: Table[Exporter] = Table(
         "onnx": "yoloxkd.exporters.parity:export_checked",
         "ncnn": "yoloxkd.exporters.ncnn:export_ncnn",
         "tflite": "yoloxkd.exporters.tflite:export_tflite",
+        "executorch": "yoloxkd.exporters.executorch:export_executorch",
     },
 )
 """Format, as `--format` takes it -> what writes it."""
@@ -52,6 +53,7 @@ RUNTIMES: Table[Callable[[Path, int | None], Session]] = Table(
         "openvino": "yoloxkd.exporters.openvino_session:OpenVinoSession",
         "ncnn": "yoloxkd.exporters.ncnn_session:NcnnSession",
         "litert": "yoloxkd.exporters.litert_session:LiteRtSession",
+        "executorch": "yoloxkd.exporters.executorch_session:ExecuTorchSession",
     },
 )
 """Runtime -> function of (file, threads or None for its own choice) that loads a file."""
@@ -60,6 +62,7 @@ RUNTIMES_OF = {
     "onnx": ("onnxruntime", "openvino"),
     "ncnn": ("ncnn",),
     "tflite": ("litert",),
+    "executorch": ("executorch",),
 }
 """Format -> the runtimes that read it, the usual one first."""
 
@@ -76,6 +79,7 @@ NEEDED = {
         f"litert/bin/pip install litert-torch && export {LITERT_PYTHON}=$PWD/litert/bin/python",
     ),
     "litert": (("ai_edge_litert",), "pip install 'yoloxkd[tflite]'"),
+    "executorch": (("executorch",), "pip install 'yoloxkd[executorch]'"),
 }
 """Format or runtime -> the modules that it needs, and how to install them."""
 

@@ -31,7 +31,7 @@ def describe_file(detector: Detector[Any, Any], options: ExportOptions, source_d
 
 
 def append_description(detector: Detector[Any, Any], options: ExportOptions, source_digest: str, path: Path) -> None:
-    """Put the JSON behind a file whose readers ignore what follows, as a zip archive: TFLite's own way."""
+    """Put the JSON behind a file whose readers ignore what follows, as a zip archive: TFLite's own way, which ExecuTorch takes too."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(ARCHIVED_NOTE, describe_file(detector, options, source_digest))
 

@@ -44,9 +44,13 @@ class QuantizedFile:
         self.lost: set[str] = set()
         self._steps, self._ending, self._write = steps, ending, write
 
+    def wanted(self, in_float: Collection[str]) -> dict[str, LayerSteps]:
+        """The steps of all layers but these."""
+        return {name: one for name, one in self._steps.items() if name not in in_float}
+
     def write(self, path: Path, in_float: Collection[str] = ()) -> None:
         """The file, with the layers of these names left in float32. UserError: none of the others is in it."""
-        wanted = {name: one for name, one in self._steps.items() if name not in in_float}
+        wanted = self.wanted(in_float)
         found = set(self._write(path, wanted))
         if wanted and not found:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from yoloxkd.errors import UserError
 from yoloxkd.exporters.base import Exportable
+from yoloxkd.exporters.coded_form import coded_form
 from yoloxkd.exporters.edge_form import edge_form
 from yoloxkd.exporters.head_maps import HeadLevel, HeadMaps
-from yoloxkd.exporters.layer_steps import rounded_form
+from yoloxkd.exporters.layer_steps import LayerSteps, rounded_form
 from yoloxkd.nn.dense.dense_detector import DenseDetector
 from yoloxkd.nn.detector import Detector
 from yoloxkd.ops.boxes import LARGEST_LOG
@@ -46,14 +48,18 @@ class RawHead(nn.Module):
         return tuple(tensor for level in of_levels for tensor in level)
 
 
-def exported_program(detector: Detector[Any, Any], options: ExportOptions) -> ExportedProgram:
+def exported_program(
+    detector: Detector[Any, Any], options: ExportOptions, steps: Mapping[str, LayerSteps] | None = None
+) -> ExportedProgram:
     """The edge form of a detector as an exported program, of raw tensors or of boxes and scores.
 
-    One trained for int8 comes with its rounded weights, and without its rounded activations.
+    steps  of the layers that are int8
+    One trained for int8 comes with its rounded weights, and without its rounded activations where `steps` has none.
     """
     network = Exportable(detector)
     rounded_form(network.detector)
     edge_form(network.detector)
+    coded_form(network.detector, steps or {})
     module: nn.Module = RawHead(network) if options.raw else network
     sample = torch.full((1, 3, options.imgsz, options.imgsz), 114.0)
     with torch.no_grad():  # decomposed, so that nothing is done in place
