@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
+from benchmarks import loading
 from benchmarks.peers import use_peers
 from benchmarks.report import Row, run_script
 from benchmarks.roofline import step_flops
@@ -243,6 +244,7 @@ def measure(quick: bool) -> Iterator[Row]:
     use_peers()
     yield from student_steps(quick)
     yield from whole_run(quick)
+    yield from loading.measure(quick, between=False)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ ALONE = (
 LONG = ("kd_baselines", "kd_losses", "kd_methods", "dense_losses", "two_stage", "heap")
 BESIDE_PEERS = ("simota", "train_step", "coco_eval")
 NEEDS_BCCD = ("data",)
+OF_A_GPU = ("loading",)
+"""Not among the kept results: `make bench-gpu` has their rows."""
 
 
 def rows(name: str) -> list[Row]:
@@ -41,7 +43,7 @@ def rows(name: str) -> list[Row]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in ALONE]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in (*ALONE, *OF_A_GPU)]
 )
 def test_it_runs(name: str) -> None:
     found = rows(name)
