@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,7 +11,9 @@ import pytest
 from tests.exporters.tiny import TinyDetector
 from yoloxkd import Detector
 from yoloxkd.cli import run
+from yoloxkd.cli.benching import _FORMAT_NAMES
 from yoloxkd.cli.latency import Latency, end_to_end, measure_latency
+from yoloxkd.exporters import EXPORTERS, missing
 from yoloxkd.exporters.onnx import ExportOptions, export_onnx
 from yoloxkd.exporters.runtime import OnnxPredictor
 
@@ -25,8 +26,9 @@ def test_a_checkpoint_and_a_file(toy: Path, toy_run: Path, tmp_path: Path, capsy
     assert run(["bench", checkpoint, str(file), *options]) == 0
     shown = capsys.readouterr().out
     rows = {row["variant"]: row for row in json.loads((tmp_path / "b.json").read_text())["variants"]}
-    plain = {name for name in rows if "OpenVINO" not in name and "ncnn" not in name}
-    assert ("best.pt ncnn fp32" in rows) == all(importlib.util.find_spec(name) for name in ("ncnn", "pnnx"))
+    others = {kind: f"best.pt {_FORMAT_NAMES[kind]} fp32" for kind in EXPORTERS if kind != "onnx"}
+    assert {kind for kind, name in others.items() if name in rows} == {k for k in others if not missing(k)}
+    plain = {name for name in rows if "OpenVINO" not in name} - set(others.values())
     half = "best.pt ONNX fp16"  # this student has learnt so little that its gate may refuse it; then that is said
     assert plain - {half} == {"best.pt PyTorch", "best.pt ONNX fp32", "tiny.onnx ONNX fp32"}
     assert (half in rows) != ("best.pt fp16 is left out" in shown)
