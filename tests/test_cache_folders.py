@@ -126,6 +126,7 @@ def test_libraries_are_left_alone_with_a_home(tmp_path: Path, monkeypatch: pytes
     assert not set(cache_folders.LIBRARIES) & os.environ.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs user namespaces")
 def test_a_user_without_a_name_can_list_models_and_draw(tmp_path: Path) -> None:
     nameless = ["unshare", "-U", "--map-user=54321", "--map-group=54321"]

@@ -137,6 +137,7 @@ def test_every_contract_key_is_accepted_by_the_method_it_belongs_to() -> None:
     assert (recipe.engine.compile, recipe.val.backend, recipe.teacher.min_ap) == (True, "pycocotools", 0)
 
 
+@pytest.mark.slow
 def test_every_model_can_be_built_narrow() -> None:
     for name in model_names():
         yolox = name.startswith("yolox")

@@ -59,6 +59,7 @@ def most_bytes() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
+@pytest.mark.slow
 def test_loading_takes_no_more_than_blocks_and_arrays(tmp_path: Path) -> None:
     """In a process of its own, so that the most it ever had is the reader's."""
     images, file = large_set(tmp_path, 5000, 50_000, outlines=True)

@@ -64,6 +64,7 @@ def test_a_run_keeps_what_it_frees_and_returns_it_at_its_end(monkeypatch: pytest
     assert found["outside again"] > 1000, found
 
 
+@pytest.mark.slow
 def test_the_users_own_setting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))
     assert of_a_process()["inside"] > 1000

@@ -85,7 +85,7 @@ def equal_runs(a: Path, b: Path) -> None:
 @pytest.mark.parametrize(
     ("event", "iteration", "number", "workers"),
     [
-        ("on_step", 1, signal.SIGINT, 2),  # in the first epoch
+        pytest.param("on_step", 1, signal.SIGINT, 2, marks=pytest.mark.slow),  # in the first epoch
         ("on_step", STEPS, signal.SIGTERM, 0),  # after the last step of the first, before its evaluation
         pytest.param("on_eval_end", 2 * STEPS, signal.SIGTERM, 1, marks=pytest.mark.slow),  # after the second
         ("on_step", 3 * STEPS + 2, signal.SIGINT, 0),  # in the last

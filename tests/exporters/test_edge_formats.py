@@ -94,6 +94,7 @@ def test_a_file_detects_what_its_model_detects(kind: str, half: bool, pixels: Te
         predictor(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(missing("ncnn")), reason="ncnn or pnnx is not installed")
 def test_a_wrong_ncnn_file_is_not_published_and_a_broken_one_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,6 +51,7 @@ def trained(model: Any, pixels: Tensor) -> Any:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_calibrated_file_passes_the_gate(kind: str, pixels: Tensor, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
@@ -271,6 +272,7 @@ def test_a_deformable_convolution_that_is_trained_for_int8_is_of_onnx_alone(pixe
         rounded_form(edge.detector)
 
 
+@pytest.mark.slow
 @needs_ncnn
 def test_an_int8_file_that_differs_is_not_published(
     pixels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -62,6 +62,7 @@ def test_one_image_with_nms(nms_file: Path, detector: TinyDetector, pixels: Tens
         assert_same(out, detections)
 
 
+@pytest.mark.slow
 def test_another_opset(detector: TinyDetector, pixels: Tensor, tmp_path: Path) -> None:
     path = exported(detector, tmp_path, "x", opset=23)
     assert {o.domain: o.version for o in onnx.load(path).opset_import}[""] == 23

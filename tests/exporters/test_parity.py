@@ -190,3 +190,20 @@ def test_the_official_nano_weights_keep_their_ap(
     result = evaluate(OnnxPredictor(path), eval_loader(data, imgsz=416, batch=1), data)
     allowed = 0.2 if options.half else 0.05
     assert 100 * result.metrics["AP"] == pytest.approx(31.96, abs=allowed)
+
+
+@pytest.mark.parametrize(("half", "looked_at"), [(False, [4, 1]), (True, [4, 4])])
+def test_shares_and_correlations_are_judged_on_all_images(
+    half: bool, looked_at: list[int], tmp_path: Path, detector: TinyDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finished file too: on one image a good fp16 or int8 file may miss them by chance."""
+    images: list[int] = []
+
+    def watched(*given: object) -> ParityReport:
+        report = check_parity(*given)  # type: ignore[arg-type]
+        images.append(report.images)
+        return report
+
+    monkeypatch.setattr(parity, "check_parity", watched)
+    export_checked(detector, tmp_path / "x.onnx", ExportOptions(64, half=half), data=scene(tmp_path, images=4))
+    assert images == looked_at

@@ -308,8 +308,9 @@ class _Judge:
         return [batch[i : i + 1].numpy() for batch in self.images for i in range(len(batch))]
 
     def finished_file_faults(self) -> list[str]:
-        """Of the file as it is given out, on the first images."""
-        return check_parity(self.detector, self.part, self.images[:1], self.tolerance).faults()
+        """Of the file as it is given out: on all images where shares and a correlation judge, which one image may miss by chance."""
+        images = self.images[:1] if self.tolerance.ap is None else self.images
+        return check_parity(self.detector, self.part, images, self.tolerance).faults()
 
     def _measured(self, report: ParityReport) -> ParityReport:
         """With AP of the model (once) and of the file, where it judges."""
