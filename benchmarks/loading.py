@@ -23,6 +23,7 @@ from yoloxkd.config.augment import Augment
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.formats.coco import read_coco
 from yoloxkd.data.loader import Loader, train_loader
+from yoloxkd.data.samples import TrainSamples
 from yoloxkd.types import Batch
 
 TITLE = "Training images from JPEG files, mosaic and mixup at 640 px, by loader processes"
@@ -74,12 +75,41 @@ def endless(loader: Loader) -> Iterator[Batch]:
         yield from loader
 
 
+def decoding_share(data: DetectionData, size: int, images: int) -> Spread:
+    """Part of a sample's processor time that goes into reading and decoding its files; the rest is what a GPU could do."""
+    honest, spent = DetectionData.read_reduced, [0.0]
+
+    def timed(self: DetectionData, index: int, reduce: int) -> tuple[np.ndarray, int]:
+        started = time.process_time()
+        found = honest(self, index, reduce)
+        spent[0] += time.process_time() - started
+        return found
+
+    samples, shares = TrainSamples(data, size, Augment(), 0), []
+    DetectionData.read_reduced = timed  # type: ignore[method-assign]
+    try:
+        for part in range(5):
+            spent[0], started = 0.0, time.process_time()
+            for draw in range(part * images, (part + 1) * images):
+                samples[0, draw % len(data), True]
+            shares.append(spent[0] / (time.process_time() - started))
+    finally:
+        DetectionData.read_reduced = honest  # type: ignore[method-assign]
+    return Spread.of(shares)
+
+
 def measure(quick: bool, between: bool = True) -> Iterator[Row]:
     """With one process and with as many as cores, and with powers of two in `between`."""
     cores = len(os.sched_getaffinity(0))
     one: float | None = None
     with tempfile.TemporaryDirectory() as folder:
         data = photographs(Path(folder), 16 if quick else 256)
+        yield Row(
+            "reading and decoding the files / the whole sample, one process",
+            decoding_share(data, 64 if quick else 640, 4 if quick else 40),
+            unit="of its processor time",
+            note="the rest (warps, color, mixup, boxes) is the most that a GPU could take over",
+        )
         for workers in [1] if quick else counts(cores) if between else sorted({1, cores}):
             loader = train_loader(
                 data, imgsz=64 if quick else 640, batch=BATCH, augment=Augment(), seed=0, workers=workers
