@@ -135,6 +135,16 @@ def folds_norms(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def fused_optimizer(device: torch.device) -> bool | None:
+    """The optimizer's `fused`: on CUDA one kernel for all parameters; None: torch's own choice."""
+    return True if device.type == "cuda" else None
+
+
+def tries_largest_size(device: torch.device) -> bool:
+    """Whether a step at the largest size is tried before the first one: where its memory is asked for at once, and may be missing."""
+    return device.type == "cuda"
+
+
 def synchronized_norms(detector: nn.Module, device: torch.device) -> None:
     """Batch norms that take their statistics over all processes, in place. UserError: not on CUDA."""
     if device.type != "cuda":

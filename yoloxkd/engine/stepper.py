@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.distributed.comm import rank_and_world_size
-from yoloxkd.engine.device import amp_dtype, grad_scaler, memory_format, resolved_amp, synchronized_norms
+from yoloxkd.engine.device import (
+    amp_dtype,
+    fused_optimizer,
+    grad_scaler,
+    memory_format,
+    resolved_amp,
+    synchronized_norms,
+    tries_largest_size,
+)
 from yoloxkd.engine.ema import ModelEMA
 from yoloxkd.engine.events import State
 from yoloxkd.engine.failures import memory_advice
@@ -67,8 +75,8 @@ class Stepper:
         if recipe.engine.sync_bn:
             synchronized_norms(state.detector, state.device)
         self.step_module = wrapped(TrainStep(state.detector, state.aux, amp))
-        fused = True if state.device.type == "cuda" else None
-        state.optimizer = optimizer([state.detector, state.aux], self._learning_rate(0), recipe.optim, fused)
+        fused, rate = fused_optimizer(state.device), self._learning_rate(0)
+        state.optimizer = optimizer([state.detector, state.aux], rate, recipe.optim, fused)
         state.scaler = grad_scaler(amp, state.device)
         if recipe.ema.enabled:
             state.ema = ModelEMA(state.detector, decay=recipe.ema.decay, ramp=recipe.ema.ramp)
@@ -118,7 +126,7 @@ class Stepper:
         """
         self._largest_fits = True
         state, recipe = self.state, self.recipe
-        if state.device.type != "cuda" or not isinstance(recipe.train.imgsz, int):
+        if not tries_largest_size(state.device) or not isinstance(recipe.train.imgsz, int):
             return
         steps, stride = recipe.augment.multiscale, state.detector.size_multiple
         size = largest_size(imgsz=recipe.train.imgsz, steps=steps, stride=stride)
