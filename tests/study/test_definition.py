@@ -42,6 +42,21 @@ def test_mistakes_are_one_sentence(tiny: dict[str, Any], tmp_path: Path, change:
         read_study(write(tmp_path, tiny | change))
 
 
+def test_a_grid_with_its_own_baseline_needs_no_other(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["methods"] = {
+        "none": None,
+        "longer": {"epochs": 2},
+        "pgd": {"kd": "pgd"},
+        "own": {"kd": "pgd", "teacher": "self"},
+    }
+    tiny["grids"] = {"g": {"methods": ["longer", "pgd"], "baseline": "longer"}}
+    runs = plan(read_study(write(tmp_path, tiny)), tmp_path)
+    assert {key.path for key in runs} == {"teacher", "nano/longer-s0", "nano/pgd-s0"}
+    tiny["grids"]["g"]["methods"].append("own")  # its teacher is the plain student
+    with pytest.raises(UserError, match="grid 'g' .* has no baseline 'none' for student 'nano' and seed 0"):
+        read_study(write(tmp_path, tiny))
+
+
 def test_a_mistake_in_any_recipe_is_found_before_the_first_run(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["methods"]["pgd"] = {"kd": "pgd", "settings": {"kd.alhpa": 1}}
     with pytest.raises(UserError, match=r"run nano/pgd-s0 of study tiny: unknown key 'kd\.alhpa'"):

@@ -226,6 +226,9 @@ def _check_baseline(study: Definition, where: str) -> None:
         for seed in grid.seeds or study.seeds
     }
     for title, grid in study.parts().items():
+        taught_by_plain = any(study.methods[name].teacher == SELF for name in grid.methods or study.methods)
+        if grid.baseline is not None and not taught_by_plain:
+            continue
         for student in grid.students or study.students:
             for seed in grid.seeds or study.seeds:
                 if (student, seed) not in planned:
