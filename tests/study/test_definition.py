@@ -53,7 +53,7 @@ def test_a_grid_with_its_own_baseline_needs_no_other(tiny: dict[str, Any], tmp_p
     runs = plan(read_study(write(tmp_path, tiny)), tmp_path)
     assert {key.path for key in runs} == {"teacher", "nano/longer-s0", "nano/pgd-s0"}
     tiny["grids"]["g"]["methods"].append("own")  # its teacher is the plain student
-    with pytest.raises(UserError, match="grid 'g' .* has no baseline 'none' for student 'nano' and seed 0"):
+    with pytest.raises(UserError, match=r"grid 'g' .* has no baseline 'none' for student 'nano' and seed 0"):
         read_study(write(tmp_path, tiny))
 
 
