@@ -31,7 +31,7 @@ ALONE = (
     "memory_format",
     "heap",
 )
-LONG = ("kd_baselines", "kd_losses", "kd_methods", "dense_losses", "two_stage", "heap")
+LONG = ("kd_baselines", "kd_losses", "kd_methods", "dense_losses", "two_stage", "heap", "memory_format")
 BESIDE_PEERS = ("simota", "train_step", "coco_eval")
 NEEDS_BCCD = ("data",)
 OF_A_GPU = ("loading",)
@@ -94,6 +94,7 @@ def test_every_script_is_run() -> None:
     assert all(callable(import_module(f"benchmarks.{name}").measure) for name in SCRIPTS)
 
 
+@pytest.mark.slow
 def test_ratios_are_of_neighbors_and_orders_alternate() -> None:
     order: list[str] = []
     samples = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4)

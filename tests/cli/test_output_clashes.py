@@ -154,6 +154,7 @@ def test_a_folder_that_the_program_did_not_make_stays(here: Path) -> None:
     assert run(["data", "stats", "new/data.yaml", "--out", "new/images/val"]) == 2
 
 
+@pytest.mark.slow
 def test_stats_replace_their_own(here: Path) -> None:
     for _ in range(2):
         assert run(["data", "stats", "ds/data.yaml", "--out", "stats", "--json", "s.json"]) == 0

@@ -102,6 +102,7 @@ def _touch(data: DetectionData, paths: Sequence[str], rounds: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_worker_shares_what_it_reads(tmp_path: Path) -> None:
     data = read_coco(*large_set(tmp_path, 30_000, 60_000), NAMES, "train")
     shared = _touch(data, data.paths, 3)

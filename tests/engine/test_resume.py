@@ -88,7 +88,7 @@ def equal_runs(a: Path, b: Path) -> None:
         pytest.param("on_step", 1, signal.SIGINT, 2, marks=pytest.mark.slow),  # in the first epoch
         ("on_step", STEPS, signal.SIGTERM, 0),  # after the last step of the first, before its evaluation
         pytest.param("on_eval_end", 2 * STEPS, signal.SIGTERM, 1, marks=pytest.mark.slow),  # after the second
-        ("on_step", 3 * STEPS + 2, signal.SIGINT, 0),  # in the last
+        pytest.param("on_step", 3 * STEPS + 2, signal.SIGINT, 0, marks=pytest.mark.slow),  # in the last
     ],
 )
 def test_stopped_and_resumed_is_the_same_run(
