@@ -50,7 +50,7 @@ def export_executorch(
     check_plain(detector, options, "executorch")
     if options.half:
         raise UserError(
-            "ExecuTorch's XNNPACK takes no fp16 of this model, and the file would not be smaller; leave --half out"
+            "there is no fp16 in format executorch: XNNPACK took none of a YOLOX, whose file was not smaller; leave --half out"
         )
     if int8 is not None:
         check_float_layers(detector, int8.settings)
