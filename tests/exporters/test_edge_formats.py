@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters import EXPORTERS, missing
 from yoloxkd.exporters.base import Exportable
 from yoloxkd.exporters.edge_form import INPUT_SCALE, edge_form, scaled_input
+from yoloxkd.exporters.ncnn_session import NcnnSession
 from yoloxkd.exporters.onnx import ExportOptions, resolved_outputs
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.exporters.target import export_target
@@ -39,6 +41,12 @@ FORMATS = [
 def nano() -> YOLOX:
     torch.manual_seed(0)
     return YOLOX(YOLOX.Config(depth=0.33, width=0.125, depthwise=True), ["a", "b"]).eval()
+
+
+def ncnn_threads(path: Path, threads: int | None) -> int:
+    """How many a loaded file runs on."""
+    count: int = NcnnSession(path, threads)._net.opt.num_threads
+    return count
 
 
 def test_the_edge_form_gives_the_models_outputs(pixels: Tensor) -> None:
@@ -82,6 +90,8 @@ def test_a_file_detects_what_its_model_detects(kind: str, half: bool, pixels: Te
         f"{path.name}.parity.json",
         *(part.name for part in parts_of(path)),
     }
+    if kind == "ncnn":
+        assert [ncnn_threads(path, threads) for threads in (None, 3)] == [max(1, (os.cpu_count() or 1) // 2), 3]
     predictor = OnnxPredictor(path, threads=1)
     expected = TorchPredictor(model, CONF, 0.65, MAX_DET)(pixels)
     assert max(map(len, expected)) > 3
