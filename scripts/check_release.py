@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "openvino,ncnn,tflite,tensorboard,wandb"
+EXTRAS = "openvino,ncnn,tflite,executorch,tensorboard,wandb"
 HOST = "the-host-that-trained-it"
 """What the commands are told is this machine's name; a short real one may stand by chance among the bytes of a picture."""
 NAMED = f"""import os, platform, socket

@@ -145,3 +145,6 @@ def test_a_grid_with_its_own_baseline_is_compared_with_that(
         ("all: nano", "the plain student"),
         ("adds: nano", "pgd"),
     ]
+    drawn.clear()
+    report.write_report(study, {k: r for k, r in records.items() if k.method != "pgd"}, tmp_path)
+    assert [shown.title for shown in drawn] == ["all: nano"]  # no pair yet over the other baseline

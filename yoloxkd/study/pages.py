@@ -214,7 +214,7 @@ def _comparisons(study: Definition, tables: Mapping[str, Sequence[Row]]) -> list
     for title, table in tables.items():
         for student in dict.fromkeys(row.student for row in table):
             part = [row for row in table if row.student == student and row.records]
-            if any(row.gains for row in part):
+            if any(row.gains and row.gains["AP"].n for row in part):
                 grid = study.parts()[title]
                 heading = f"{grid.title or title}: {student}"
                 out.append(
