@@ -331,6 +331,7 @@ class DetectorContract:
         assert sorted(f.name for f in tmp_path.iterdir()) == ["x.onnx", "x.parity.json"]  # no external data
         file = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(file, full_check=True)
-        assert operators(file) <= (NETWORK | SUPPRESSION if nms else NETWORK)
+        own = {"AveragePool"}  # of the tests' shallow backbone
+        assert operators(file) - own <= (NETWORK | SUPPRESSION if nms else NETWORK)
         read = {name for node in file.graph.node for name in node.input}
         assert {array.name for array in file.graph.initializer} <= read  # nothing is left over

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.nn.contract import FREE_SHAPES, NMS_OF_FREE_SHAPES, DetectorContract
-from tests.nn.fpn import narrow
+from tests.nn.fpn import SHALLOW, narrow
 from yoloxkd.nn import DETECTORS
 from yoloxkd.nn.dense.atss import ATSS
 from yoloxkd.nn.dense.autoassign import AutoAssign
@@ -58,7 +58,7 @@ class TestGFL(DetectorContract):
     exports = NMS_OF_FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(GFL, names)
+        model: DenseDetector = narrow(GFL, names, backbone=SHALLOW)
         return model
 
 
@@ -66,7 +66,7 @@ class TestATSS(DetectorContract):
     exports = ((False, False),)  # GFL has the same head, with free shapes and NMS
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(ATSS, names)
+        model: DenseDetector = narrow(ATSS, names, backbone=SHALLOW)
         return model
 
 
@@ -74,7 +74,7 @@ class TestDDOD(DetectorContract):
     exports = ((False, False),)  # RepPoints has the same deformable convolutions, with free shapes
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(DDOD, names)
+        model: DenseDetector = narrow(DDOD, names, backbone=SHALLOW)
         return model
 
 
@@ -82,7 +82,7 @@ class TestRepPoints(DetectorContract):
     exports = FREE_SHAPES
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(RepPoints, names)
+        model: DenseDetector = narrow(RepPoints, names, backbone=SHALLOW)
         return model
 
 
@@ -98,7 +98,7 @@ class TestAutoAssign(DetectorContract):
     exports = ((False, False),)  # FCOS has the same head, with free shapes
 
     def build(self, names: list[str]) -> DenseDetector:
-        model: DenseDetector = narrow(AutoAssign, names)
+        model: DenseDetector = narrow(AutoAssign, names, backbone=SHALLOW)
         return model
 
 
