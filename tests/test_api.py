@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from tests.conftest import TINY
+from tests.exporters.tiny import TinyDetector
 from yoloxkd import Detections, Detector, Trainer
 from yoloxkd.engine.callbacks.early_stopping import EarlyStopping
 from yoloxkd.errors import UserError
+from yoloxkd.exporters.onnx import ExportOptions, export_onnx
 from yoloxkd.nn.coco_names import COCO_NAMES
 from yoloxkd.ops.boxes import pairwise_iou
 
@@ -88,6 +90,15 @@ def test_predict_takes_files_arrays_and_one_of_them(toy: Path, toy_run: Path) ->
     assert (np.diff(one[0].scores) <= 0).all()
     assert one[0].boxes.min() >= 0
     assert one[0].boxes.max() <= 96
+
+
+def test_an_exported_file_is_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = export_onnx(TinyDetector(["red", "blue"]).eval(), tmp_path / "tiny.onnx", ExportOptions(64))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Detector(file).device == torch.device("cpu")
+    for device in ("cuda", "0", "mps"):
+        with pytest.raises(UserError, match=f"runs on the CPU: leave --device {device} out"):
+            Detector(file, device)
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), None])

@@ -121,14 +121,21 @@ def paste_masks(probability: np.ndarray, boxes: np.ndarray, height: int, width: 
         (n, H, W) bool
     """
     out = np.zeros((len(boxes), height, width), dtype=bool)
-    for mask, soft, (x1, y1, x2, y2) in zip(out, probability, boxes.astype(np.float64), strict=True):
-        if not (x2 > x1 and y2 > y1 and np.isfinite((x1, y1, x2, y2)).all()):
-            continue  # a box without area has no mask
-        rows, columns = _window(y1, y2, height), _window(x1, x2, width)
-        by_row = _bilinear_weights(y1, y2, rows, soft.shape[0])
-        by_column = _bilinear_weights(x1, x2, columns, soft.shape[1])
-        mask[rows, columns] = by_row @ soft @ by_column.T >= THRESHOLD
+    for mask, soft, box in zip(out, probability, boxes, strict=True):
+        rows, columns, values = pasted(soft, box, height, width)
+        mask[rows, columns] = values >= THRESHOLD
     return out
+
+
+def pasted(soft: np.ndarray, box: np.ndarray, height: int, width: int) -> tuple[slice, slice, np.ndarray]:
+    """Rows and columns of an image of height x width px that a box (4,) reaches, and the probabilities (s, s) of its cells there."""
+    x1, y1, x2, y2 = box.astype(np.float64)
+    if not (x2 > x1 and y2 > y1 and np.isfinite((x1, y1, x2, y2)).all()):
+        return slice(0), slice(0), np.zeros((0, 0))  # a box without area has no mask
+    rows, columns = _window(y1, y2, height), _window(x1, x2, width)
+    by_row = _bilinear_weights(y1, y2, rows, soft.shape[0])
+    by_column = _bilinear_weights(x1, x2, columns, soft.shape[1])
+    return rows, columns, by_row @ soft @ by_column.T
 
 
 def _window(low: float, high: float, limit: int) -> slice:

@@ -175,3 +175,22 @@ def test_a_decay_that_the_run_is_too_short_for_is_refused_before_anything_else()
     recipe = resolve(student="yolox-nano", teacher=TEACHER, kd=["cwd@yolo"], epochs=20)
     keys = recipe.kd["cwd"].model_dump(by_alias=True)
     assert (keys["normalize"], keys["decay"], keys["decay_floor"], keys["alpha"]) == (True, "cosine", 0.1, 1.0)
+
+
+def test_what_a_schedule_for_int8_replaces_of_a_recipe_is_named(
+    toy_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: dict[str, Any] = {"student": str(toy_run / "best.pt"), "quantize": "int8"}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "student: {name: yolox-nano}\ntrain: {epochs: 40, imgsz: 256}\naugment: {mosaic: 0.5, mixup: 0.0}\nval: {interval: 7}\n"
+    )
+    short = resolve(recipe=str(recipe), epochs=5, **given)
+    assert (short.train.epochs, short.train.imgsz, short.augment.mosaic, short.val.interval) == (5, 256, 0, None)
+    (said,) = [record.getMessage() for record in caplog.records if "quantize int8" in record.getMessage()]
+    assert "it replaces train.epochs 40, augment.mosaic 0.5, val.interval 7 of the recipe" in said
+    caplog.clear()
+    resolve(**given)
+    recipe.write_text(recipe.read_text() + "quantize: int8\n")
+    assert resolve(recipe=str(recipe), **given).train.epochs == 40
+    assert not caplog.records

@@ -10,9 +10,10 @@ import pytest
 
 from tests.exporters.tiny import TinyDetector
 from yoloxkd import Detector
-from yoloxkd.cli import run
-from yoloxkd.cli.benching import _FORMAT_NAMES
+from yoloxkd.cli import benching, run
+from yoloxkd.cli.benching import _FORMAT_NAMES, _variants
 from yoloxkd.cli.latency import Latency, end_to_end, measure_latency
+from yoloxkd.errors import UserError
 from yoloxkd.exporters import EXPORTERS, missing
 from yoloxkd.exporters.onnx import ExportOptions, export_onnx
 from yoloxkd.exporters.runtime import OnnxPredictor
@@ -67,3 +68,32 @@ def test_variants_take_turns_and_are_timed_apart(tmp_path: Path) -> None:
     found = measure_latency(predictors, np.full((90, 120, 3), 99, np.uint8), 64, runs=4, threads=1)
     assert {name: len(latency.total) for name, latency in found.items()} == {"a": 4, "b": 4}
     assert "".join(calls).endswith("abababab")
+
+
+def test_what_a_model_cannot_be_exported_as_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benching, "missing", lambda kind: kind == "openvino")
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    class Model:
+        onnx, precision, source, weights_file = False, "fp32", "solo.pt", str(tmp_path / "solo.pt")
+
+        def export(self, target: Path, *, imgsz: int, verify: str, say: None, format: str, **options: object) -> None:
+            asked.append((format, options))
+            if options.get("half") or format != "onnx":
+                raise UserError("a solo has its own NMS")
+
+    def rows(model: Model, calib: str | None = None) -> list[str]:
+        return [v.name for v in _variants(model, "", tmp_path, 64, "toy", calib, False)]  # type: ignore[arg-type]
+
+    assert rows(Model()) == ["PyTorch", "ONNX fp32"]
+    assert "fp16 is left out: a solo has its own NMS" in capsys.readouterr().out
+    asked.clear()
+    model = Model()
+    model.precision = "int8"
+    assert rows(model) == ["PyTorch", "ONNX int8"]
+    assert len(asked) == len(EXPORTERS)
+    assert all(options == {"int8": True} for _, options in asked)
+    with pytest.raises(UserError, match=r"solo.pt is trained for int8.*leave --calib out"):
+        rows(model, "photos")

@@ -24,6 +24,8 @@ from yoloxkd.exporters import NEEDED, check_format, missing
         (["--outputs", "boxes"], ["unknown outputs 'boxes'", "raw"]),
         (["--outputs", "detection"], ["did you mean 'detections'?"]),
         (["--outputs", "detections", "--no-nms"], ["--outputs detections", "--no-nms"]),
+        (["--outputs", "raw", "--nms"], ["--outputs raw", "--nms puts it in"]),
+        (["--outputs", "locations", "--nms"], ["--outputs locations", "--nms puts it in"]),
         (["--int8"], ["--int8 needs --calib"]),
         (["--int8", "--calib", "EMPTY"], ["--calib", "EMPTY", "no image"]),
         (["--int8", "--calib", "nowhere"], ["unknown data set 'nowhere'"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +137,9 @@ def test_a_wrong_ncnn_file_is_not_published_and_a_broken_one_not_run(
     aside.with_suffix(".bin").unlink()
     with pytest.raises(UserError, match=r"lacks x\.previous\.bin beside it"):
         OnnxPredictor(aside)
+    renamed = shutil.copy(aside, tmp_path / "x.ncnn")
+    with pytest.raises(UserError, match=r"x\.ncnn holds an ncnn model; name it X\.param, with X\.bin and"):
+        OnnxPredictor(renamed)
 
 
 @pytest.mark.parametrize("kind", ["ncnn", "tflite", "executorch"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,17 +20,18 @@ from tests.exporters.conftest import CONF, MAX_DET, SIZE
 from tests.exporters.test_edge_formats import FORMATS, nano
 from tests.exporters.test_raw_outputs import Plain
 from tests.exporters.tflite_file import SIDE, arrays, small_file
+from tests.exporters.tiny import TinyDetector
 from yoloxkd.config.quantization import Quantization
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters import EXPORTERS, missing
 from yoloxkd.exporters.base import Exportable
-from yoloxkd.exporters.coded_form import coded_form
+from yoloxkd.exporters.coded_form import CodedConv, codable, coded_form
 from yoloxkd.exporters.edge_form import edge_form
 from yoloxkd.exporters.executorch import _SimulatedFile
 from yoloxkd.exporters.layer_steps import LayerSteps, rounded_form, with_weights_of
 from yoloxkd.exporters.onnx import ExportOptions
 from yoloxkd.exporters.parity import Int8Recipe
-from yoloxkd.exporters.quantized_file import steps_of
+from yoloxkd.exporters.quantized_file import QuantizedFile, steps_of
 from yoloxkd.exporters.runtime import OnnxPredictor
 from yoloxkd.file_kinds import EXPORTED, parity_note
 from yoloxkd.nn.deform import SelfOffsetConv
@@ -300,3 +301,37 @@ def test_what_makes_no_file_is_said_before_the_conversion(
     recipe = Int8Recipe(pictures(pixels), Quantization(float_layers=["stam"]))
     with pytest.raises(UserError, match=r"did you mean 'stem\.0'"):
         export(Plain().eval(), path, OPTIONS, data=data, int8=recipe)
+
+
+def test_a_layer_that_the_converter_changed_is_left_in_float(tmp_path: Path) -> None:
+    """A search tries layers alone; one that is not found there says nothing of the others."""
+    asked: list[set[str]] = []
+
+    def write(path: Path, steps: Mapping[str, LayerSteps]) -> set[str]:
+        asked.append(set(steps))
+        return set(steps) - {"stem"}
+
+    step = LayerSteps(np.ones((1, 1, 1, 1), np.float32), np.ones(1, np.float32), (1.0, 0), (1.0, 0))
+    file = QuantizedFile(dict.fromkeys(("stem", "head"), step), ".tflite", write)
+    file.write(tmp_path / "x.tflite", ["head"])
+    file.write(tmp_path / "x.tflite")
+    assert asked == [{"stem"}, {"stem", "head"}]
+    assert file.lost == {"stem"}
+    nothing = QuantizedFile({"stem": step}, ".tflite", write)
+    with pytest.raises(UserError, match="changed every convolution"):
+        nothing.write(tmp_path / "x.tflite")
+
+
+def test_a_deformable_convolution_stands_between_no_codes() -> None:
+    detector = TinyDetector(["red", "blue"]).eval()
+    detector.down[0] = SelfOffsetConv(16, 16, 3, 2, bias=False)
+    names = ["stem.0", "down.0.conv_offset", "down.0"]
+    assert codable(detector, names) == names[:2]
+    weights = {name: detector.get_submodule(name).get_parameter("weight").detach().numpy() for name in names}
+    steps = {
+        name: LayerSteps(one, np.full(len(one), 0.1, np.float32), (0.1, 0), (0.1, 0)) for name, one in weights.items()
+    }
+    coded_form(detector, steps)
+    assert [type(detector.get_submodule(name)) for name in names] == [CodedConv, CodedConv, SelfOffsetConv]
+    with torch.no_grad():
+        assert detector(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).boxes.isfinite().all()

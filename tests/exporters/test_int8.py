@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor
 
 from tests.conftest import write_toy
@@ -224,3 +225,31 @@ def test_calibration_images_of_a_data_set_and_of_a_folder(tmp_path: Path) -> Non
 def test_half_and_int8_exclude_each_other(detector: TinyDetector) -> None:
     with pytest.raises(UserError, match="choose one"):
         described_graph(detector, ExportOptions(64, half=True, int8=True))
+
+
+def test_levels_that_share_a_convolution_and_have_factors_of_their_own(pictures: list[np.ndarray]) -> None:
+    """Folded into the weights, the factors would make a layer of each level, under a name that no module bears."""
+    name = "network.detector.head.conv_reg.weight"
+    weights = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    arrays = [numpy_helper.from_array(weights, name)]
+    nodes, outputs = [], []
+    for level, factor in enumerate((1.0, 1.3, 0.7)):
+        arrays.append(numpy_helper.from_array(np.array(factor, np.float32), f"factor{level}"))
+        strides = [2 << level] * 2
+        nodes.append(helper.make_node("Conv", ["images", name], [f"conv{level}"], f"conv{level}", strides=strides))
+        nodes.append(helper.make_node("Mul", [f"conv{level}", f"factor{level}"], [f"box{level}"], f"mul{level}"))
+        outputs.append(helper.make_tensor_value_info(f"box{level}", onnx.TensorProto.FLOAT, [1, 4, None, None]))
+    size = [1, 3, *pictures[0].shape[2:]]
+    images = helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, size)
+    graph = helper.make_graph(nodes, "raw", [images], outputs, arrays)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, {"head_maps": "3 levels"})
+    maker = Int8Quantizer(model, pictures[:2], Quantization())
+    assert maker.layers == ["head.conv_reg"]
+    in_float = maker.make(["head.conv_reg"])
+    assert {a.data_type for a in in_float.graph.initializer if a.name == name} == {onnx.TensorProto.FLOAT}
+    lowest, highest = maker.ranges()["head.conv_reg"][1]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    first = [session.run(["box0"], {"images": picture.astype(np.float32)})[0] for picture in pictures[:2]]
+    assert lowest <= min(float(one.min()) for one in first) + 1e-3
+    assert highest >= max(float(one.max()) for one in first) - 1e-3

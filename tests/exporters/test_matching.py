@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from yoloxkd.exporters.matching import Candidates, Comparison, Suppression, Tolerance, compare, overlaps
+from yoloxkd.soft_masks import BoxMasks
 from yoloxkd.types import Detections
 
 SETTINGS = Suppression(conf=0.3, iou=0.65, max_det=10)
@@ -133,3 +134,17 @@ def test_a_tie_of_two_classes_is_excused_and_a_wrong_class_is_not() -> None:
 def test_numbers_that_are_none_are_not_the_same() -> None:
     broken = detections([0, 1, 2], scores=np.full(3, np.nan), boxes=np.full((3, 4), np.nan))
     assert result(detections([0, 1, 2]), broken).unmatched > 0
+
+
+def test_another_mask_in_the_same_box_is_not_excused() -> None:
+    """The model has that box among its candidates, of course: it is its own."""
+    left, right = np.zeros((2, 3, 8, 8))
+    left[:, :, :4], right[:, :, 4:] = 1, 1
+    model = detections([0, 1, 2])
+    model.soft_masks = BoxMasks(left)
+    for masks, unmatched in ((left, 0), (right, 3)):
+        file = detections([0, 1, 2])
+        file.soft_masks = BoxMasks(masks)
+        total = result(model, file)
+        assert (total.unmatched, total.borderline) == (unmatched, 0)
+        assert total.min_mask_iou == (0 if unmatched else 1)

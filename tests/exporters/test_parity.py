@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from yoloxkd.engine.evaluate import evaluate
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters import parity
 from yoloxkd.exporters.onnx import ExportOptions
-from yoloxkd.exporters.parity import check_parity, export_checked, sample_images
-from yoloxkd.exporters.parity_report import FP16, FP32, ParityReport
+from yoloxkd.exporters.parity import _correlation, check_parity, export_checked, sample_images
+from yoloxkd.exporters.parity_report import FP16, FP32, TOLERANCES, ParityReport
 from yoloxkd.exporters.runtime import OnnxPredictor
 
 
@@ -207,3 +208,25 @@ def test_shares_and_correlations_are_judged_on_all_images(
     monkeypatch.setattr(parity, "check_parity", watched)
     export_checked(detector, tmp_path / "x.onnx", ExportOptions(64, half=half), data=scene(tmp_path, images=4))
     assert images == looked_at
+
+
+def test_equal_scores_of_the_file_alone_are_no_agreement() -> None:
+    seen, flat = np.linspace(0.01, 0.2, 9), np.full(9, 0.05)
+    assert _correlation([np.stack([seen, flat])]) == 0
+    assert _correlation([np.stack([flat, flat])]) is None
+    assert _correlation([np.stack([0.01 + seen / 1000, flat])]) is None  # less than a code of int8 tells apart
+    assert _correlation([]) is None
+    assert ParityReport(TOLERANCES["int8"], images=1, location_correlation=0.0).faults()
+
+
+def test_a_runtime_whose_package_has_another_name_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "onnxruntime":
+            raise PackageNotFoundError(package)
+        return f"{package} 1.2"
+
+    monkeypatch.setattr(parity, "version", version)
+    monkeypatch.setattr(parity, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    assert parity._version("onnxruntime") == "onnxruntime-gpu 1.2"
+    monkeypatch.setattr(parity, "packages_distributions", dict)
+    assert parity._version("onnxruntime") == "unknown"

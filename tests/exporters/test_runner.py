@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from tests.engine.scenes import scene
 from tests.exporters.conftest import CONF, MAX_DET, SIZE
 from tests.exporters.test_predict_script import SCRIPT
 from tests.exporters.tiny import TinyDetector
+from tests.nn.contract import NAMES
+from tests.nn.solo.test_solo import eager, narrow_solo
+from tests.nn.two_stage.contract import narrow_two_stage
 from yoloxkd.cli import run
+from yoloxkd.data.augment.transforms import letterbox
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.errors import GateError, UserError
 from yoloxkd.exporters.matching import Suppression
+from yoloxkd.exporters.parity import Reference
 from yoloxkd.exporters.parity_report import ParityReport
 from yoloxkd.exporters.runner import check_runner, refuse_difference
+from yoloxkd.instance_masks import rle_dict
+from yoloxkd.nn.solo.solo import SOLO
+from yoloxkd.nn.two_stage.mask_rcnn import MaskRCNN
+from yoloxkd.types import ImageMeta
 
 ONE = '{"image": FILE, "detections": [%s]}'
 ROW = '{"box": [1, 2, 3, 4], "score": 0.5, "label": %s}'
@@ -66,11 +81,14 @@ def test_a_runner_of_other_weights_or_another_threshold_fails(
 
 
 def test_the_tolerance_of_int8_is_that_of_int8_files(
-    detector: TinyDetector, nms_file: Path, data: DetectionData
+    detector: TinyDetector, nms_file: Path, data: DetectionData, tmp_path: Path
 ) -> None:
     report = checked(detector, predict_script(nms_file), data, "int8")
     assert report.tolerance.score == 0.3
-    assert (report.model_ap is None) == (report.file_ap is None)
+    assert report.model_ap == pytest.approx(report.file_ap)
+    others = replace(data, names=["cat", "dog"])
+    with pytest.raises(UserError, match=r"hold no object of the model's classes; give --data DATA that does"):
+        checked(detector, printing(ONE % "", tmp_path), others, "int8")
 
 
 @pytest.mark.parametrize(
@@ -131,3 +149,52 @@ def test_a_raw_file_in_the_one_file_predictor(
     runner = predict_script(file, 0.25)
     assert run(["verify", best, "--data", str(toy), "--runner", runner]) == 0
     assert "without a counterpart" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [SOLO, MaskRCNN])
+def test_masks_are_compared(kind: type[Any], data: DetectionData, tmp_path: Path) -> None:
+    """What the model itself detects passes, with its masks; other masks do not, and none are said to be none."""
+    torch.manual_seed(0)
+    model = eager(narrow_solo(SOLO, NAMES)) if kind is SOLO else narrow_two_stage(kind, NAMES).eval()
+    if isinstance(model, MaskRCNN):
+        torch.nn.init.normal_(model.get_parameter("roi_head.mask_head.0.conv_logits.weight"), std=50)
+    settings = Suppression(1e-4, 0.65, MAX_DET, model.spec.pairs_per_level)
+    of_images = []
+    for i in range(len(data)):
+        pixels, scale, _, _ = letterbox(data.read(i), (96, 96), model.spec.input.pad_value)
+        reference = Reference(model)
+        reference(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]))
+        found = reference.detections(settings)[0].to_image(ImageMeta(i, "", 90, 120, scale))
+        assert found.masks is not None
+        of_images.append(
+            [
+                {"box": b.tolist(), "score": float(s), "label": int(k), "mask": rle_dict(m)}
+                for b, s, k, m in zip(found.boxes, found.scores, found.labels, found.masks, strict=True)
+            ]
+        )
+    assert sum(map(len, of_images)) > 10
+
+    def report(change: Callable[[dict[str, Any]], dict[str, Any]]) -> ParityReport:
+        rows = [[change(row) for row in rows] for rows in of_images]
+        program = tmp_path / "rows.py"
+        program.write_text(
+            "import json, sys\n"
+            f"rows = json.loads({json.dumps(rows)!r})\n"
+            "print(json.dumps([{'image': f, 'detections': d} for f, d in zip(sys.argv[1:], rows)]))\n"
+        )
+        command = f"{sys.executable} {program}"
+        return check_runner(model, command, data, imgsz=96, precision="fp32", settings=settings)
+
+    same = report(lambda row: row)
+    refuse_difference(same, "it")
+    assert same.found.min_mask_iou is not None
+    assert same.found.min_mask_iou > 0.999
+    assert not same.masks_left_out
+    empty = rle_dict(np.zeros((90, 120), bool))
+    with pytest.raises(GateError, match="no counterpart"):
+        refuse_difference(report(lambda row: row | {"mask": empty}), "it")
+    without = report(lambda row: {k: v for k, v in row.items() if k != "mask"})
+    refuse_difference(without, "it")
+    assert "masks were not compared: none was printed" in without.table()
+    with pytest.raises(UserError, match=r"a mask that is not one of the image's 90x120 px: it is of 9x9 px"):
+        report(lambda row: row | {"mask": {"size": [9, 9], "counts": [81]}})

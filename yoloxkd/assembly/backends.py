@@ -98,9 +98,11 @@ class ExportedBackend(Backend):
             raise UserError(
                 f"--device {device} does not read {source}; {' and '.join(readers)} can, leave --device out"
             )
+        if device not in RUNTIMES and device not in ("auto", "cpu"):
+            raise UserError(f"{source} is an exported file, which runs on the CPU: leave --device {device} out")
         runtime = device if device in RUNTIMES else readers[0]
         self.source, self.file = source, Path(source)
-        self.device = choose_device("cpu" if device in RUNTIMES else device)
+        self.device = choose_device("cpu")
         self._runtime = OnnxPredictor(source, runtime=runtime)
         self.names, self.stride, self.imgsz = self._runtime.names, self._runtime.stride, self._runtime.imgsz
         self.pad_value, self.masks = self._runtime.pad_value, self._runtime.masks

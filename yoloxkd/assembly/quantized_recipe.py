@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,34 @@ def recipe_of_student(student: Path, files: CheckpointFiles) -> dict[str, Any]:
     return {} if imgsz is None else {"train": {"imgsz": imgsz}}
 
 
-def with_short_schedule(tree: dict[str, Any]) -> dict[str, Any]:
-    """A recipe tree in the schedule of `cfg/quantize.yaml`; one that is for int8 already stays as it is."""
+def with_short_schedule(tree: dict[str, Any], *, note: bool = False) -> dict[str, Any]:
+    """A recipe tree in the schedule of `cfg/quantize.yaml`; one that is for int8 already stays as it is.
+
+    note  whether to tell the user which of the recipe's own keys give way
+    """
     if (tree.get("quantize") or {}).get("kind") == "int8":
         return tree
     rest = {key: value for key, value in tree.items() if key != "schedule"}
     val = {key: value for key, value in (tree.get("val") or {}).items() if key != "interval"}
-    return merge(rest, short_schedule()) | {"val": val}
+    short = merge(rest, short_schedule()) | {"val": val}
+    if note:
+        after = _dotted(short)
+        changed = [f"{key} {value}" for key, value in _dotted(tree).items() if after.get(key, "unset") != value]
+        if changed:
+            logging.getLogger("yoloxkd").warning(
+                "--quantize int8 has a schedule of its own (docs/quantization.md): it replaces %s of the recipe; options and "
+                "--set win over it",
+                ", ".join(changed),
+            )
+    return short
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a tree by dotted key."""
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        values |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
 
 
 def written_shortly(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def resolve(
         raise UserError("no student: give --student NAME|FILE, or a recipe that names one")
     _check_name(tree["student"]["name"])
     if quantize:
-        tree = with_short_schedule(tree)
+        tree = with_short_schedule(tree, note=recipe is not None)
     if teacher:
         put(tree, "teacher.models", [_whole_path(t) for t in teacher])
     for option, value in options.items():

@@ -104,12 +104,16 @@ def _variants(
     if compiled:
         variants.append(Variant(f"{prefix}compiled", "compiled", source))
     options_of: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"half": True}}
-    if detector.precision == "int8":
+    trained = detector.precision == "int8"
+    if trained:
+        if calib is not None:
+            raise UserError(f"{detector.source} is trained for int8 and has its own ranges; leave --calib out")
         options_of = {"int8": {"int8": True}}
     elif calib is not None:
         options_of["int8"] = {"int8": True, "calib": calib}
     exports = [("onnx", precision, options) for precision, options in options_of.items()]
-    exports += [(kind, "fp32", {}) for kind in EXPORTERS if kind != "onnx" and not missing(kind)]
+    others = ("int8", {"int8": True}) if trained else ("fp32", {})
+    exports += [(kind, *others) for kind in EXPORTERS if kind != "onnx" and not missing(kind)]
     for kind, precision, options in exports:
         name = f"{prefix}{_FORMAT_NAMES.get(kind, kind)} {precision}"
         target = folder / f"{precision}{EXPORTED[kind]}"
@@ -118,9 +122,9 @@ def _variants(
         except GateError as error:
             print(f"{name.replace('ONNX ', '')} is left out: {error}")
         except UserError as error:
-            if kind == "onnx":
+            if kind == "onnx" and precision != "fp16":
                 raise
-            print(f"{name} is left out: {error}")
+            print(f"{name.replace('ONNX ', '')} is left out: {error}")
         else:
             variants += _of_file(name, target)
     return variants

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from yoloxkd.exporters.layer_steps import WEIGHT_MOST, LayerSteps
 from yoloxkd.nn.conv_followers import replace_modules
+from yoloxkd.nn.deform import DeformableConv
 from yoloxkd.nn.detector import Detector
 from yoloxkd.nn.fake_quantization import CODES
 
@@ -46,9 +47,14 @@ class CodedConv(nn.Module):
 
 
 def coded_form(detector: Detector[Any, Any], steps: Mapping[str, LayerSteps]) -> None:
-    """Put these layers of a detector in edge form between codes, in place."""
-    layers = {name: detector.get_submodule(name) for name in steps}
-    replace_modules(detector, {layers[name]: CodedConv(layers[name], one) for name, one in steps.items()})
+    """Put these layers of a detector in edge form between codes, in place; those outside `codable` stay in float32."""
+    layers = {name: detector.get_submodule(name) for name in codable(detector, steps)}
+    replace_modules(detector, {layer: CodedConv(layer, steps[name]) for name, layer in layers.items()})
+
+
+def codable(detector: Detector[Any, Any], names: Iterable[str]) -> list[str]:
+    """Those of these layers that can stand between codes: a deformable convolution's range is of its samples, not of its input."""
+    return [name for name in names if not isinstance(detector.get_submodule(name), DeformableConv)]
 
 
 def _through_codes(x: Tensor, step: float, zero: int) -> Tensor:

@@ -14,7 +14,7 @@ from yoloxkd.config.quantization import Quantization
 from yoloxkd.errors import UserError
 from yoloxkd.exporters import check_format
 from yoloxkd.exporters.base import Exportable
-from yoloxkd.exporters.coded_form import coded_form
+from yoloxkd.exporters.coded_form import codable, coded_form
 from yoloxkd.exporters.edge_form import edge_form
 from yoloxkd.exporters.file_description import append_description, check_plain
 from yoloxkd.exporters.int8 import Locations
@@ -60,7 +60,7 @@ def export_executorch(
     def write(path: Path, steps: Mapping[str, LayerSteps]) -> Collection[str]:
         path.write_bytes(_lowered(exported_program(detector, options, steps)))
         append_description(detector, options, source_digest, path)
-        return set(steps)
+        return codable(detector, steps)
 
     if not options.int8:
         return checked(write=partial(write, steps={}))

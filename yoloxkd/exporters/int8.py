@@ -141,11 +141,22 @@ def graph_locations(model: onnx.ModelProto, images: Sequence[np.ndarray]) -> lis
 def _prepared(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     """The graph optimized and its shapes inferred, which the quantizer wants; also kept as `folder/float.onnx`."""
     import onnx
+    import onnxruntime
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    # the symbolic inference knows no NonMaxSuppression; onnx's own, which also runs, does
     onnx.save(model, str(folder / "given.onnx"))
-    quant_pre_process(str(folder / "given.onnx"), str(folder / "float.onnx"), skip_symbolic_shape=True)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    # a factor behind a convolution stays there: levels that share the convolution have factors of their own
+    onnxruntime.InferenceSession(
+        str(folder / "given.onnx"), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConvMulFusion"]
+    )
+    # the symbolic inference knows no NonMaxSuppression; onnx's own, which also runs, does
+    quant_pre_process(
+        str(folder / "optimized.onnx"), str(folder / "float.onnx"), skip_symbolic_shape=True, skip_optimization=True
+    )
     return onnx.load(str(folder / "float.onnx"))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from yoloxkd.soft_masks import THRESHOLD, BoxMasks, SoftMasks
-from yoloxkd.types import Detections
+from yoloxkd.soft_masks import THRESHOLD, BoxMasks, SoftMasks, pasted
+from yoloxkd.types import Detections, ImageMeta
 
 _NEAR = 1e-3  # how close to the NMS IoU threshold a pair must be for rounding to decide it
 
@@ -130,11 +131,11 @@ def compare(
     for i, j in pairs:
         difference = abs(float(model.scores[i]) - float(file.scores[j]))
         shared = mask_overlap(model.soft_masks, i, file.soft_masks, j, tolerance.score)
-        good = difference <= tolerance.score and min(iou[i, j], shared) > tolerance.iou
-        if not good and _is_tie(model, i, file, j, iou, candidates, settings, tolerance):
+        same = difference <= tolerance.score and iou[i, j] > tolerance.iou
+        if not same and _is_tie(model, i, file, j, iou, candidates, settings, tolerance):
             total.borderline += 2
             continue
-        total.unmatched += not good
+        total.unmatched += not (same and shared > tolerance.iou)
         total.max_score_difference = max(total.max_score_difference, difference)
         total.min_iou = min(total.min_iou, float(iou[i, j]))
         if model.soft_masks is not None:
@@ -154,15 +155,49 @@ def compare(
             total.unmatched += not excused
 
 
+@dataclass(frozen=True, slots=True)
+class PrintedMasks:
+    """What a program printed of one image's objects, beside the model's masks put into that image.
+
+    Attributes:
+        masks: (n, h, w) bool of the image
+        boxes: (m, 4) px of the image, of the model's objects
+    """
+
+    masks: np.ndarray
+    boxes: np.ndarray
+
+    def __getitem__(self, rows: Any) -> PrintedMasks:
+        return PrintedMasks(self.masks[rows], self.boxes)
+
+    def in_image(self, boxes: np.ndarray, meta: ImageMeta) -> tuple[np.ndarray, np.ndarray]:
+        """See `SoftMasks`."""
+        return boxes, self.masks
+
+    def overlap(self, j: int, model: BoxMasks, i: int, slack: float) -> float:
+        """IoU of the mask j with the model's mask i, without pixels whose probability is within `slack` of the threshold."""
+        printed = self.masks[j]
+        rows, columns, values = pasted(model.probability[i], self.boxes[i], *printed.shape)
+        probability = np.zeros(printed.shape)
+        probability[rows, columns] = values
+        return _overlap(probability, printed, slack)
+
+
 def mask_overlap(model: SoftMasks | None, i: int, file: SoftMasks | None, j: int, slack: float) -> float:
     """IoU of a mask of either side in the raster of its box, without cells within `slack` of the threshold; 1: there are no masks."""
     if model is None and file is None:
         return 1.0
+    if isinstance(model, BoxMasks) and isinstance(file, PrintedMasks):
+        return file.overlap(j, model, i, slack)
     if not isinstance(model, BoxMasks) or not isinstance(file, BoxMasks):
         return 0.0
-    model_mask, file_mask = model.probability[i], file.probability[j]
-    sure = np.abs(model_mask - THRESHOLD) > slack
-    inside, other = (model_mask >= THRESHOLD) & sure, (file_mask >= THRESHOLD) & sure
+    return _overlap(model.probability[i], file.probability[j] >= THRESHOLD, slack)
+
+
+def _overlap(probability: np.ndarray, mask: np.ndarray, slack: float) -> float:
+    """IoU of what a probability and a bool mask of its shape hold, without places within `slack` of the threshold."""
+    sure = np.abs(probability - THRESHOLD) > slack
+    inside, other = (probability >= THRESHOLD) & sure, mask & sure
     either = (inside | other).sum()
     return float((inside & other).sum() / either) if either else 1.0
 

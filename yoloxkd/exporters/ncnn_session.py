@@ -25,6 +25,8 @@ class NcnnSession:
             import ncnn
         except ImportError as error:
             raise UserError("ncnn is not installed: pip install 'yoloxkd[ncnn]'") from error
+        if path.suffix != ".param":
+            raise UserError(f"{path} holds an ncnn model; name it X.param, with X.bin and X.metadata.json beside it")
         param, weights, note = parts_of(path)
         for file in (weights, note):
             if not file.is_file():

@@ -61,6 +61,8 @@ def resolved_outputs(name: str | None, nms: bool | None, kind: str = "onnx") -> 
         )
     if name == "detections" and nms is False:
         raise UserError("--outputs detections come of NMS, and --no-nms leaves it out: give one of the two")
+    if name != "detections" and nms is True:
+        raise UserError(f"--outputs {name} are what comes before NMS, and --nms puts it in: give one of the two")
     return name
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 
 AP_IMAGES = 100
 IMAGES = 16
+NO_AP = (
+    "int8 is judged by AP, and the images to verify it on hold no object of the model's classes; give {} DATA that does"
+)
+SEEN = 0.01
+"""Difference of scores (0 to 1) that a code of int8 cannot swallow."""
 BEST = 100
 """Locations of an image that are compared whatever their score, so that a model without detections is compared too."""
 
@@ -144,12 +149,15 @@ def _compare_locations(
 
 
 def _correlation(scores_of_both: list[np.ndarray]) -> float | None:
-    """Of the scores of all images' best locations; None: not seen, or all equal on one side."""
+    """Of the scores of all images' best locations; None: not seen, or all alike.
+
+    0 where the model's differ by `SEEN` and the file's are all equal: it does not see the images.
+    """
     if not scores_of_both:
         return None
     model, file = np.concatenate(scores_of_both, axis=1).astype(np.float64)
     if np.ptp(model) < 1e-6 or np.ptp(file) < 1e-6:
-        return None
+        return 0.0 if np.ptp(model) >= SEEN else None
     return float(np.corrcoef(model, file)[0, 1])
 
 
@@ -331,10 +339,7 @@ class _Judge:
         pad_value, names = self.detector.spec.input.pad_value, self.detector.names
         precisions = average_precisions(sides, names, self.data, self.options.imgsz, pad_value, AP_IMAGES)
         if precisions is None and self.options.int8:
-            raise UserError(
-                "int8 is judged by AP, and the images to verify it on hold no object of the model's classes; "
-                "give --verify DATA that does"
-            )
+            raise UserError(NO_AP.format("--verify"))
         if precisions is not None:
             report.file_ap = precisions[0]
             report.model_ap = self.model_ap = precisions[1] if self.model_ap is None else self.model_ap
@@ -354,6 +359,14 @@ def _set_aside(path: Path) -> None:
             os.replace(file, path.with_name(name + ending))
 
 
+def _version(module: str) -> str:
+    """Of the package that a module comes from, which need not bear its name (onnxruntime-gpu)."""
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        return next((version(package) for package in packages_distributions().get(module, ())), "unknown")
+
+
 def _note(path: Path, report: ParityReport, options: ExportOptions, int8: Int8Recipe | None) -> dict[str, Any]:
     runtime = RUNTIMES_OF[exported_format(path) or "onnx"][0]
     quantization = {} if int8 is None else {"quantization": int8.settings.model_dump()}
@@ -364,5 +377,5 @@ def _note(path: Path, report: ParityReport, options: ExportOptions, int8: Int8Re
         "options": asdict(options),
         **quantization,
         "torch": torch.__version__,
-        runtime: version(NEEDED[runtime][0][0]),
+        runtime: _version(NEEDED[runtime][0][0]),
     }

@@ -29,6 +29,7 @@ class ParityReport:
     found        the detections, see `matching.Comparison`
     model_ap, file_ap   measured for fp16 and int8, where the data set has the model's classes
     float_layers of an int8 file: convolutions kept in float32, besides the predictors
+    masks_left_out   the model gives masks, and what it is compared with none
     """
 
     tolerance: Tolerance
@@ -41,6 +42,7 @@ class ParityReport:
     model_ap: float | None = None
     file_ap: float | None = None
     float_layers: list[str] | None = None
+    masks_left_out: bool = False
 
     @property
     def compared(self) -> bool:
@@ -111,4 +113,6 @@ class ParityReport:
             rows.append(("layers kept in float32", f"{len(self.float_layers)}", ""))
         head = f"{f'parity on {self.images} images':32s} {'found':>10s}  allowed"
         lines = [f"{name:32s} {value:>10s}  {allowed}".rstrip() for name, value, allowed in rows]
-        return "\n".join([head, *lines, *([NOTHING_COMPARED] if self.images and not self.compared else [])])
+        remarks = [NOTHING_COMPARED] if self.images and not self.compared else []
+        remarks += ["masks were not compared: none was printed"] if self.masks_left_out else []
+        return "\n".join([head, *lines, *remarks])

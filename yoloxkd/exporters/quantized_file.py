@@ -49,10 +49,10 @@ class QuantizedFile:
         return {name: one for name, one in self._steps.items() if name not in in_float}
 
     def write(self, path: Path, in_float: Collection[str] = ()) -> None:
-        """The file, with the layers of these names left in float32. UserError: none of the others is in it."""
+        """The file, with the layers of these names left in float32. UserError: all are wanted in int8, and none is in it."""
         wanted = self.wanted(in_float)
         found = set(self._write(path, wanted))
-        if wanted and not found:
+        if wanted and len(wanted) == len(self.layers) and not found:
             raise UserError(
                 "the format's converter changed every convolution, so that none can be int8; leave --int8 out"
             )
