@@ -10,7 +10,7 @@ import pytest
 from tests.study.conftest import write
 from yoloxkd.config.files import cfg_names
 from yoloxkd.errors import UserError
-from yoloxkd.study.definition import read_study
+from yoloxkd.study.definition import Definition, Grid, read_study
 from yoloxkd.study.pages import check_report_paths, write_report
 from yoloxkd.study.plan import Key, differences, plan
 from yoloxkd.study.runner import Runner
@@ -33,6 +33,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"grids": {"g": {"methods": ["none", "pdg"]}}}, "grid 'g' .* the method 'pdg'; did you mean 'pgd'"),
     ({"grids": {"g": {"methods": ["pgd"]}}}, "grid 'g' .* has no baseline 'none' for student 'nano' and seed 0"),
     ({"grids": {"g": {"methods": ["none"], "baseline": "pgd"}}}, "grid 'g' .* baseline 'pgd', which is none of its"),
+    ({"seeds": [0, 1, 1]}, r"'seeds' of the study study\.yaml names 1 twice, and its runs would be counted twice"),
+    ({"grids": {"g": {"seeds": [2, 0, 2]}}}, "'seeds' of grid 'g' in the study .* names 2 twice"),
+    ({"grids": {"g": {"methods": ["none", "pgd", "none"]}}}, "'methods' of grid 'g' in the study .* names none twice"),
+    ({"grids": {"g": {"students": ["nano", "nano"]}}}, "'students' of grid 'g' in the study .* names nano twice"),
 ]
 
 
@@ -105,7 +109,9 @@ def test_order_and_contents_of_the_runs(tiny: dict[str, Any], tmp_path: Path) ->
     assert own.needs == [Key("nano", "none", 3)]
     assert random.recipe.teacher.min_ap == 0
     # plain and distilled differ in nothing but the distillation
-    assert all(d.startswith("teacher") for d in differences(pgd.settings, at["nano/none-s3"].settings))
+    others = differences(pgd.settings, at["nano/none-s3"].settings)
+    assert others[0] == "kd pgd instead of kd none"
+    assert all(text.startswith("teacher") for text in others[1:])
     assert str(tmp_path) not in str(pgd.settings)
     assert pgd.settings["engine.amp"] == "off"
     assert "engine.workers" not in pgd.settings  # samples do not depend on it
@@ -126,7 +132,8 @@ def test_a_trained_teacher_is_a_run_of_its_own(tiny: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize("name", cfg_names("studies"))
 def test_shipped_studies_resolve(name: str, tmp_path: Path) -> None:
     study = read_study(name)
-    for grid in (study, *study.grids.values()):  # a seed changes nothing of what is resolved
+    parts: list[Definition | Grid] = [study, *study.grids.values()]
+    for grid in parts:  # a seed changes nothing of what is resolved
         grid.seeds = grid.seeds and grid.seeds[:1]
     runs = plan(study, tmp_path)
     assert {key.student for key in runs} >= set(study.students)

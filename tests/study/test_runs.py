@@ -66,10 +66,12 @@ def test_what_a_study_leaves(done: Path) -> None:
             assert about["cpu_seconds"] > 0
             assert about["chosen"]["split"] == "val"
             assert about["split"] == "test"
+            assert set(about["data_digests"]) == {"train", "val", "test"}
             assert (results / "tiny" / folder_of(row) / "results.csv").is_file()
     assert float(table[0]["AP"]) > 0  # the teacher's row, measured on the test split
     assert (results / "tiny.md").read_text().count("(tiny/nano/") == 4
     picture = cv2.imread(str(results / "tiny.png"))
+    assert picture is not None
     assert picture.shape[0] > 200
     assert picture.std() > 10
     assert str(done) not in "".join(p.read_text() for p in results.glob("tiny/**/run.json"))

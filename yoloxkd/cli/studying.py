@@ -57,6 +57,7 @@ def run_study(
         on_record=lambda records: write_report(study, records, results),
     )
     if dry_run:
+        runner.check_data(if_here=True)
         todo = {run.key for run in runner.missing()}
         for key in runs:
             print(f"{'to do' if key in todo else 'done ' if key in runner.records else 'left '} {key.path}")

@@ -130,6 +130,7 @@ def read_study(name: str) -> Definition:
     study = validate(Definition, read_yaml(path), where, known_keys)
     study.name = study.name or path.stem
     _check_names(study, where)
+    _check_repeats(study, where)
     _check_methods(study, where)
     _check_baseline(study, where)
     return study
@@ -171,6 +172,17 @@ def _check_names(study: Definition, where: str) -> None:
                     raise UserError(
                         f"grid '{title}' of the {where} names the {kind} '{name}'; {nearest(name, defined)}"
                     )
+
+
+def _check_repeats(study: Definition, where: str) -> None:
+    lists: list[tuple[str, list[Any]]] = [(f"'seeds' of the {where}", study.seeds)]
+    for title, grid in study.grids.items():
+        for kind in ("students", "methods", "seeds"):
+            lists.append((f"'{kind}' of grid '{title}' in the {where}", getattr(grid, kind) or []))
+    for place, values in lists:
+        repeated = next((value for value in values if values.count(value) > 1), None)
+        if repeated is not None:
+            raise UserError(f"{place} names {repeated} twice, and its runs would be counted twice; name it once")
 
 
 def _check_methods(study: Definition, where: str) -> None:

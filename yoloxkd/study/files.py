@@ -44,6 +44,14 @@ class Measured(RunPart):
         return {name: float(getattr(self, name)) for name in METRICS}
 
 
+class ReportedFile(Measured):
+    """test.json of a run: on which split it was measured; digests of that split and of the weights, where a study noted them."""
+
+    split: str | None = None
+    split_digest: str | None = None
+    weights_digest: str | None = None
+
+
 class ChosenFile(Measured):
     """metrics.json of a run: its best epoch, 1 is the first."""
 
@@ -52,7 +60,18 @@ class ChosenFile(Measured):
 
 
 class RunFile(RunPart):
-    """run.json of a kept run."""
+    """run.json of a kept run.
+
+    split             the one that was reported
+    weights           digest of its weights, as `origins.weights_digest`
+    data_digests      split -> digest, as `data.fingerprint`
+    start_digest      of the weights that it started from
+    teacher_digests   of the teachers' files; of an untrained teacher its own
+    teacher_weights   of the teachers' weights, None where one is not known; of an untrained teacher those of the teacher whose
+                      architecture it has. None: of a version that did not keep them
+    teacher_settings  settings of a teacher that the study trained; empty: it came as a file
+    teacher_start     as start_digest, of that teacher
+    """
 
     student: str
     method: str
@@ -64,6 +83,14 @@ class RunFile(RunPart):
     step_seconds: Seconds | None = None
     chosen: dict[str, float | str] | None = None
     settings: dict[str, Any] = {}
+    split: str | None = None
+    weights: str | None = None
+    data_digests: dict[str, str] = {}
+    start_digest: str | None = None
+    teacher_digests: list[str] = []
+    teacher_weights: list[str | None] | None = None
+    teacher_settings: dict[str, Any] = {}
+    teacher_start: str | None = None
 
 
 class CostFile(RunPart):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yoloxkd.assembly.models import read_weights
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.errors import UserError
 from yoloxkd.study.files import (
@@ -22,12 +20,13 @@ from yoloxkd.study.files import (
     ChosenFile,
     CostFile,
     EnvironmentFile,
-    Measured,
+    ReportedFile,
     RunFile,
     read_file,
     read_table,
     speeds,
 )
+from yoloxkd.study.origins import AtHand, kept_differences, origin, weights_digest
 from yoloxkd.study.plan import Key, Run, differences
 from yoloxkd.version import __version__
 
@@ -44,6 +43,7 @@ class Record:
     cpu_seconds   processor time of the same, loader processes included; None: not known
     step_seconds  median over the epochs of the wall time of a step; None: not known
     link          its folder, relative to the results' folder; None: only a row of summary.csv is known
+    split         the one that was reported; None: not known
     errors        error types on the reported split, as `metrics.coco.error_types`; empty: not known
     """
 
@@ -55,6 +55,7 @@ class Record:
     step_seconds: float | None = None
     chosen: Mapping[str, float | str] | None = None
     link: str | None = None
+    split: str | None = None
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -66,7 +67,10 @@ def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
     """Copy what is worth keeping of a finished run into the results' folder: results.csv and run.json."""
     folder = folder_of(results, study, run.key)
     folder.mkdir(parents=True, exist_ok=True)
-    test = read_file(Measured, run.folder / "test.json")
+    test = read_file(ReportedFile, run.folder / "test.json")
+    made_from = origin(run)
+    measured_on = {} if test.split_digest is None else {report_split: test.split_digest}
+    left_out = {"model", "data", "split", "split_digest", "weights_digest"}
     about: dict[str, Any] = {
         "study": study,
         "student": run.key.student,
@@ -74,11 +78,11 @@ def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
         "seed": run.key.seed,
         "epochs": run.epochs,
         "split": report_split,
-        "metrics": {
-            k: v for k, v in test.model_dump(exclude_unset=True).items() if k not in ("model", "data", "split")
-        },
+        "metrics": test.model_dump(exclude_unset=True, exclude=left_out),
         "weights": weights_digest(run.best),
         "version": __version__,
+        **made_from,
+        "data_digests": measured_on | made_from["data_digests"],
     }
     if run.recipe is not None:
         validation = read_file(ChosenFile, run.folder / "metrics.json")
@@ -93,21 +97,12 @@ def keep(run: Run, study: str, results: Path, report_split: str) -> Record:
             "step_seconds": round(run.recipe.train.batch / max(speed, 1e-9), 5),
             **{key: getattr(environment, key) for key in ("torch", "processor", "device", "threads")},
             "commit": environment.git.commit if environment.git else None,
-            "teacher_digests": [teacher.digest for teacher in environment.kd.teachers],
             "settings": run.settings,
         }
         if (run.folder / "results.csv").resolve() != (folder / "results.csv").resolve():
             shutil.copyfile(run.folder / "results.csv", folder / "results.csv")
     write_text(folder / "run.json", json.dumps(about, indent=1) + "\n")
     return _record(folder / "run.json", results)
-
-
-def weights_digest(checkpoint: str) -> str:
-    """SHA-256 of a checkpoint's weights alone, names and values: equal where two runs made the same model."""
-    digest = hashlib.sha256()
-    for name, value in sorted(read_weights(checkpoint).state.items()):
-        digest.update(name.encode() + str(value.dtype).encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def read_records(results: Path, study: str) -> dict[Key, Record]:
@@ -119,16 +114,21 @@ def read_records(results: Path, study: str) -> dict[Key, Record]:
     return records
 
 
-def check_record(run: Run, record: Record, study: str, results: Path) -> None:
-    """Refuse a kept result that was not made as the study now says. UserError."""
-    where = f"the result of {run.key.path} in {results}"
+def check_record(run: Run, record: Record, results: Path, here: AtHand) -> None:
+    """Refuse a kept result that was not made as the study now says, or from other data, weights or teachers. UserError."""
     mismatches = [] if record.epochs == run.epochs else [f"epochs {record.epochs} instead of {run.epochs}"]
     if record.link is not None:
-        mismatches += differences(read_file(RunFile, results / record.link / "run.json").settings, run.settings)
+        recorded = read_file(RunFile, results / record.link / "run.json")
+        mismatches += differences(recorded.settings, run.settings) + kept_differences(run, recorded, here)
+    refuse_record(run, mismatches, results)
+
+
+def refuse_record(run: Run, mismatches: Sequence[str], results: Path) -> None:
+    """UserError: a kept result differs from what the study now says, in what `mismatches` name; none of them: it does not."""
     if mismatches:
         raise UserError(
-            f"{where} was made with other settings ({'; '.join(mismatches[:3])}); give another --results folder, or "
-            "remove it there to have it run again"
+            f"the result of {run.key.path} in {results} was made with other settings ({'; '.join(mismatches[:3])}); give "
+            "another --results folder, or remove it there to have it run again"
         )
 
 
@@ -179,5 +179,6 @@ def _record(path: Path, results: Path) -> Record:
         about.step_seconds,
         about.chosen,
         path.parent.relative_to(results).as_posix(),
+        about.split,
         about.metrics.errors,
     )

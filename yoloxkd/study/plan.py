@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yoloxkd.assembly.models import CheckpointFiles, naming
-from yoloxkd.assembly.recipes import check, resolve
-from yoloxkd.config.load import read_yaml
+from yoloxkd.assembly.models import CheckpointFiles
+from yoloxkd.assembly.recipes import resolve
 from yoloxkd.config.recipe import Recipe
 from yoloxkd.errors import UserError
 from yoloxkd.study.definition import GIVEN, SELF, UNTRAINED, Definition, MethodPart
@@ -17,8 +16,8 @@ from yoloxkd.study.definition import GIVEN, SELF, UNTRAINED, Definition, MethodP
 TEACHER = "teacher"
 UNTRAINED_FILE = "untrained-teacher.pt"
 LOCAL = ("data", "teacher.models")
-"""Recipe keys that may differ between a run and what is planned: where its data and its teacher are. Of `engine`, which
-changes nothing of a recipe's mathematics, only the precision counts."""
+"""Recipe keys that may differ between a run and what is planned: where its data and its teacher are; what those hold is
+compared by digests (`origins`). Of `engine`, which changes nothing of a recipe's mathematics, only the precision counts."""
 
 
 @dataclass(frozen=True, order=True)
@@ -43,6 +42,8 @@ class Run:
     best       the checkpoint that is measured
     needs      runs whose best.pt it learns from
     teacher    who teaches, as the study says it; "" where nobody does
+    taught_by  the runs of `needs`: of an untrained teacher the one whose architecture it has
+    first      the study's first recipe: a teacher that comes as a file is measured as it says
     settings   the recipe, flat, without what belongs to the machine: what a kept result is compared with
     """
 
@@ -52,6 +53,8 @@ class Run:
     best: str
     needs: list[Key] = field(default_factory=list)
     teacher: str = ""
+    taught_by: list[Run] = field(default_factory=list)
+    first: Recipe | None = None
 
     @property
     def folder(self) -> Path:
@@ -60,6 +63,18 @@ class Run:
     @property
     def epochs(self) -> int:
         return self.recipe.train.epochs if self.recipe else 0
+
+    @property
+    def like(self) -> Recipe:
+        """What says how it is measured."""
+        like = self.recipe or self.first
+        assert like is not None
+        return like
+
+    @property
+    def teacher_files(self) -> list[str]:
+        """The checkpoints that teach, as references; for an untrained teacher the one whose architecture it has."""
+        return [run.best for run in self.taught_by] or (self.recipe.teacher.models if self.recipe else [])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -86,6 +101,9 @@ def plan(study: Definition, out: Path, overrides: Mapping[str, Any] | None = Non
     for key in keys(study):
         if key not in runs:
             runs[key] = _run(study, key, study.methods[key.method], teacher, out, local)
+    first = next(run.recipe for run in runs.values() if run.recipe is not None)
+    for run in runs.values():
+        run.taught_by, run.first = [runs[key] for key in run.needs], first
     return runs
 
 
@@ -185,15 +203,24 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + key, value
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a run that was begun, from its recipe.yaml."""
-    file = folder / "recipe.yaml"
-    with naming(file):
-        return portable(check(read_yaml(file)))
-
-
 def differences(recorded: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
-    """What two runs' settings differ in; keys that only one has (another version's) do not count."""
-    return [
+    """What two runs' settings differ in: their distillers, and the keys of both.
+
+    A key that only one has does not count, because it is another version's; nor does a run whose settings are not known.
+    """
+    if not recorded:
+        return []
+    methods = [_methods(settings) for settings in (recorded, planned)]
+    out = (
+        []
+        if methods[0] == methods[1]
+        else [" instead of ".join(f"kd {'+'.join(names) or 'none'}" for names in methods)]
+    )
+    return out + [
         f"{k} {recorded[k]!r} instead of {planned[k]!r}" for k in planned if k in recorded and recorded[k] != planned[k]
     ]
+
+
+def _methods(settings: Mapping[str, Any]) -> list[str]:
+    """The distillers whose keys are among a run's settings, by name."""
+    return sorted({key.split(".")[1] for key in settings if key.startswith("kd.")})

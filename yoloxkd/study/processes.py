@@ -64,16 +64,24 @@ class Processes:
         return Cost(process.returncode, time.perf_counter() - started, usage.ru_utime + usage.ru_stime)
 
     def stop(self, number: int) -> None:
-        """Ask every command under way to end, as the signal `number` would."""
+        """Ask every command under way to end, as the signal `number` would.
+
+        SIGHUP reaches them as SIGTERM, after which a training writes last.pt.
+        """
         with self._lock:
             self.stopped_by = number
             for process in self._running:
-                process.send_signal(number)
+                process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     @contextmanager
     def forwarding(self) -> Iterator[None]:
-        """Within: Ctrl-C, SIGTERM and a lost terminal are passed on to the commands instead of ending this program."""
-        watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        """Within: Ctrl-C, SIGTERM and a lost terminal are passed on to the commands instead of ending this program.
+
+        Where a lost terminal is ignored already (nohup), it stays so here and in the commands.
+        """
+        watched = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            watched.remove(signal.SIGHUP)
 
         def handle(number: int, frame: FrameType | None) -> None:
             # a thread, because the signal may come while this one holds the lock

@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 
-from yoloxkd.assembly.models import new_detector, open_model
+from yoloxkd.assembly.models import Weights, new_detector, open_model, read_weights
 from yoloxkd.config.load import write_yaml
+from yoloxkd.data.data_spec import DataSpec, find_data
 from yoloxkd.engine.atomic import write_text
 from yoloxkd.engine.checkpoint import save_checkpoint
 from yoloxkd.errors import GateError, Interrupted, UserError
 from yoloxkd.study.definition import UNTRAINED, Definition
-from yoloxkd.study.files import CostFile, read_file
-from yoloxkd.study.kept_runs import Record, check_record, keep, read_records
-from yoloxkd.study.plan import UNTRAINED_FILE, Key, Run, differences, keys, read_settings
+from yoloxkd.study.files import CostFile, ReportedFile, RunFile, read_file
+from yoloxkd.study.kept_runs import Record, check_record, folder_of, keep, read_records, refuse_record
+from yoloxkd.study.origins import AtHand, begun_differences, local_data, measurable, read_settings, weights_digest
+from yoloxkd.study.plan import UNTRAINED_FILE, Key, Run, differences, keys
 from yoloxkd.study.processes import Cost, Processes, lock_folder
 
 Say = Callable[[str], None]
@@ -53,7 +55,8 @@ class Runner:
         self.study, self.runs, self.out, self.results, self.jobs = study, dict(runs), out, results, jobs
         self.say, self.on_record = say, on_record
         self.keys_of_grids = set(keys(study, grids))
-        self.records = valid_records(study, runs, results)
+        self.here = AtHand()
+        self.records = valid_records(study, runs, results, self.here)
         self.failed: dict[Key, str] = {}
         self.processes = Processes(_environment(jobs))
         self._untrained = threading.Lock()
@@ -64,23 +67,30 @@ class Runner:
         A teacher is neither trained nor measured when no run needs it any more.
         """
         todo = self.keys_of_grids - self.records.keys()
-        for key in list(todo):
-            for need in self.runs[key].needs:
-                if need not in self.records or not self._here(need):
-                    todo.add(need)
+        for run in [self.runs[key] for key in todo]:
+            for need in run.taught_by:
+                unmeasured, trains = need.key not in self.records, not measurable(run)
+                if (unmeasured and (trains or measurable(need))) or (trains and not _can_teach(need)):
+                    todo.add(need.key)
         return [run for key, run in self.runs.items() if key in todo]
 
-    def _here(self, key: Key) -> bool:
-        """Whether others can learn from a run; a teacher that comes as a file is opened by those who do."""
-        return self.runs[key].recipe is None or Path(self.runs[key].best).is_file()
+    def check_data(self, *, if_here: bool = False) -> None:
+        """Refuse a data set without a split that the study needs. UserError, also where it is not found.
+
+        if_here  a data set that is not on this machine is not looked at
+        """
+        for data, choose in {(run.like.data, run.like.val.split): None for run in self.runs.values()}:
+            spec = local_data(data) if if_here else find_data(data)
+            if spec is not None:
+                _check_splits(spec, choose, self.study)
 
     def collect(self) -> dict[Key, Record]:
         """Keep what is finished in the study's folder and not kept yet; run nothing."""
         for key, run in self.runs.items():
-            whole = run.recipe is None or (run.folder / "metrics.json").is_file()
-            if key not in self.records and whole and (run.folder / "test.json").is_file():
-                _check_begun(run)
-                self.records[key] = keep(run, self.study.name, self.results, self.study.report)
+            if key not in self.records and measurable(run) and (run.folder / "test.json").is_file():
+                self._check_begun(run)
+                if self._measured(run):
+                    self.records[key] = keep(run, self.study.name, self.results, self.study.report)
         return self.records
 
     def run(self) -> dict[Key, Record]:
@@ -89,8 +99,9 @@ class Runner:
         self.say(f"study {self.study.name}: {len(self.runs)} runs, {len(todo)} of them to do")
         if not todo:
             return self.records
+        self.check_data()
         for run in todo.values():
-            _check_begun(run)
+            self._check_begun(run)
         with lock_folder(self.out) as lock, self.processes.forwarding(), ThreadPoolExecutor(self.jobs) as pool:
             self._dispatch(pool, todo, lock)
         if self.processes.stopped_by is not None:
@@ -139,16 +150,65 @@ class Runner:
     def _one(self, run: Run, lock: int) -> Record:
         """Train (or go on training) a run, measure its best student, and keep both."""
         log = self.out / "logs" / f"{run.key.path}.log"
-        if run.teacher == UNTRAINED:
-            self._make_untrained(run)
-        if run.recipe is not None and not (run.folder / "metrics.json").is_file():
+        if not measurable(run) and run.recipe is not None:
+            self._set_aside(run)
+            if run.teacher == UNTRAINED:
+                self._make_untrained(run)
             cost = self.processes.run(self._training(run), log, [lock])
             _add_cost(run.folder, cost)
             self._require(cost, log, "training")
-        if not (run.folder / "test.json").is_file():
+        if not self._measured(run):
             run.folder.mkdir(parents=True, exist_ok=True)
             self._require(self.processes.run(self._measuring(run), log, [lock]), log, "measuring")
+            self._note_measured(run)
         return keep(run, self.study.name, self.results, self.study.report)
+
+    def _measured(self, run: Run) -> bool:
+        """Whether test.json is of the reported split and data, and of the weights that are there."""
+        file = run.folder / "test.json"
+        if not file.is_file():
+            return False
+        test = read_file(ReportedFile, file)
+        noted = [test.weights_digest] if run.recipe is None else [test.weights_digest or weights_digest(run.best)]
+        same_data = test.split_digest is None or self.here.same_data(
+            run.like.data, self.study.report, test.split_digest
+        )
+        return test.split == self.study.report and same_data and weights_digest(run.best) in noted
+
+    def _note_measured(self, run: Run) -> None:
+        """Add to test.json the digests of what was measured on what."""
+        file = run.folder / "test.json"
+        about = read_file(ReportedFile, file).model_dump(exclude_unset=True)
+        digest = self.here.data(run.like.data, self.study.report)
+        about |= {"weights_digest": weights_digest(run.best), "split_digest": digest}
+        write_text(file, json.dumps(about, indent=2) + "\n")
+
+    def _set_aside(self, run: Run) -> None:
+        """Rename the folder of a training that is over and whose best.pt is gone: it is trained anew in its place."""
+        if not (run.folder / "metrics.json").is_file():
+            return
+        number, old = 1, run.folder.with_name(f"{run.folder.name}.previous")
+        while old.exists():
+            number += 1
+            old = run.folder.with_name(f"{run.folder.name}.previous-{number}")
+        run.folder.rename(old)
+        self.say(f"{run.key.path} has no best.pt any more and is trained again; what was left of it is in {old}")
+
+    def _check_begun(self, run: Run) -> None:
+        """Refuse to go on with a run that was begun with other settings, or from other data, weights or teachers."""
+        if run.recipe is None or self._is_kept(run):
+            return
+        mismatches = differences(read_settings(run), run.settings) + begun_differences(run, self.here)
+        if mismatches:
+            raise UserError(
+                f"{run.folder} holds a run that was begun with other settings ({'; '.join(mismatches[:3])}); remove the "
+                "folder to run it anew, or give another --out"
+            )
+
+    def _is_kept(self, run: Run) -> bool:
+        """Whether the run that is here is the one whose record is kept, which was compared with the study already."""
+        file = folder_of(self.results, self.study.name, run.key) / "run.json"
+        return measurable(run) and file.is_file() and read_file(RunFile, file).weights == weights_digest(run.best)
 
     def _require(self, cost: Cost, log: Path, what: str) -> None:
         if cost.status == 0:
@@ -161,14 +221,14 @@ class Runner:
     def _training(self, run: Run) -> list[str]:
         assert run.recipe is not None
         if (run.folder / "last.pt").is_file():
-            return [*_program(), "train", "--resume", str(run.folder)]
+            return [*_program(), "train", "--data", run.recipe.data, "--resume", str(run.folder)]
         recipe = self.out / "recipes" / f"{run.key.path}.yaml"
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_text(recipe, write_yaml(run.recipe.model_dump(by_alias=True, mode="json")))
         return [*_program(), "train", "--recipe", str(recipe), "--out", str(run.folder)]
 
     def _measuring(self, run: Run) -> list[str]:
-        like = run.recipe or next(other.recipe for other in self.runs.values() if other.recipe is not None)
+        like = run.like
         options: list[Any] = ["--data", like.data, "--split", self.study.report]
         if isinstance(like.train.imgsz, int):  # else the checkpoint's own
             options += ["--imgsz", like.train.imgsz]
@@ -180,24 +240,71 @@ class Runner:
         return [*_program(), "val", run.best, "--errors", *map(str, options), "--json", str(run.folder / "test.json")]
 
     def _make_untrained(self, run: Run) -> None:
-        """A checkpoint of the teacher's architecture with the random weights of a seed that no run has."""
+        """A checkpoint of the teacher's architecture with the random weights of a seed that no run has.
+
+        One that is there stays, unless it is of another architecture, of other classes or for another input size.
+        """
         path = self.out / UNTRAINED_FILE
         with self._untrained:
+            opened = open_model(run.taught_by[0].best)
+            section, names, imgsz = opened.weights.section, list(opened.detector.names), opened.weights.imgsz
             if path.is_file():
-                return
-            opened = open_model(self.runs[run.needs[0]].best)
+                there = _weights_or_none(path)
+                if there is not None and (there.section, there.names, there.imgsz) == (section, names, imgsz):
+                    return
+                self.say(f"{path} is of another teacher and is made anew")
             torch.manual_seed(2**31 - 1)
-            detector = new_detector(opened.student, opened.detector.names)
-            header = {"kind": "student", "student": opened.weights.section, "names": opened.detector.names}
-            save_checkpoint(header | {"imgsz": opened.weights.imgsz, "model": detector.state_dict()}, path)
+            detector = new_detector(opened.student, names)
+            header = {"kind": "student", "student": section, "names": names, "imgsz": imgsz}
+            save_checkpoint(header | {"model": detector.state_dict()}, path)
 
 
-def valid_records(study: Definition, runs: Mapping[Key, Run], results: Path) -> dict[Key, Record]:
-    """The records that a results' folder has of the planned runs. UserError: one was made with other settings."""
+def _check_splits(spec: DataSpec, choose: str, study: Definition) -> None:
+    instead = f"or report the split that chooses: 'report: {choose}' with 'screening: true'"
+    needed = {
+        "train": "trains on; give data that has it",
+        choose: "chooses the best epochs by; give data that has it, or name another one under 'choose'",
+        study.report: "reports; give data that has it" + ("" if study.screening else f", {instead}"),
+    }
+    for split, use in needed.items():
+        if split not in spec.splits:
+            raise UserError(
+                f"the data set {spec.name} has {', '.join(spec.splits)} and no '{split}', which study {study.name} {use}"
+            )
+
+
+def _weights_or_none(path: Path) -> Weights | None:
+    try:
+        return read_weights(str(path))
+    except UserError:
+        return None
+
+
+def _can_teach(run: Run) -> bool:
+    """Whether others can learn from a run: its best.pt is there, and not of a training under way.
+
+    A teacher that comes as a file is opened by those who learn from it.
+    """
+    under_way = (run.folder / "last.pt").is_file() and not (run.folder / "metrics.json").is_file()
+    return run.recipe is None or (Path(run.best).is_file() and not under_way)
+
+
+def valid_records(
+    study: Definition, runs: Mapping[Key, Run], results: Path, here: AtHand | None = None
+) -> dict[Key, Record]:
+    """The records that a results' folder has of the planned runs, without those that can be measured on the reported split.
+
+    UserError: one was made with other settings, or measured on another split and its run is not here to be measured again.
+    """
     recorded = read_records(results, study.name)
     out = {key: recorded[key] for key in runs if key in recorded}
-    for key, record in out.items():
-        check_record(runs[key], record, study.name, results)
+    here = here or AtHand()
+    for key, record in list(out.items()):
+        check_record(runs[key], record, results, here)
+        if record.split not in (None, study.report):
+            if not measurable(runs[key]):
+                refuse_record(runs[key], [f"reported on '{record.split}' instead of '{study.report}'"], results)
+            del out[key]
     return out
 
 
@@ -208,18 +315,6 @@ def describe(record: Record) -> str:
         f"{record.key.path}: AP {record.metrics['AP']:.4f} AP50 {record.metrics['AP50']:.4f} "
         f"in {record.seconds:.0f} s{cpu}"
     )
-
-
-def _check_begun(run: Run) -> None:
-    """Refuse to go on with a run that was begun with other settings."""
-    if run.recipe is None or not (run.folder / "recipe.yaml").is_file():
-        return
-    mismatches = differences(read_settings(run.folder), run.settings)
-    if mismatches:
-        raise UserError(
-            f"{run.folder} holds a run that was begun with other settings ({'; '.join(mismatches[:3])}); remove the "
-            "folder to run it anew, or give another --out"
-        )
 
 
 def _add_cost(folder: Path, cost: Cost) -> None:
