@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import NAMES, MakeSet
+from yoloxkd.data import FORMATS
+from yoloxkd.data.convert import describe_loss
 from yoloxkd.data.dataset import DetectionData
 from yoloxkd.data.formats.coco import read_coco
 from yoloxkd.errors import UserError
@@ -95,11 +97,19 @@ def test_a_category_that_is_not_wanted_is_counted(make_set: MakeSet, content: di
     assert data.annotation_ids.tolist() == [7]
 
 
-def test_ids_an_evaluator_cannot_use_are_numbered_anew(make_set: MakeSet, content: dict[str, Any]) -> None:
-    content["annotations"][0]["id"] = 5
-    assert sorted(read(make_set, content).annotation_ids) == [1, 2, 3]
-    content["annotations"][0]["id"] = 0
-    assert sorted(read(make_set, content).annotation_ids) == [1, 2, 3]
+def test_ids_are_kept_where_they_tell_annotations_apart(make_set: MakeSet, content: dict[str, Any]) -> None:
+    for own in (0, -4):
+        content["annotations"][0]["id"] = own
+        data = read(make_set, content)
+        assert sorted(data.annotation_ids) == [own, 5, 9]
+        assert not data.renumbered
+        assert not any("numbers" in sentence for sentence in describe_loss(data, FORMATS["coco"]))
+    for own in (5, "x", None):
+        content["annotations"][0]["id"] = own
+        data = read(make_set, content)
+        assert sorted(data.annotation_ids) == [1, 2, 3]
+        assert data.renumbered
+        assert any("numbered anew" in sentence for sentence in describe_loss(data, FORMATS["coco"]))
 
 
 def test_no_common_name_shows_both_lists(make_set: MakeSet, content: dict[str, Any]) -> None:

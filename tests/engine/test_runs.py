@@ -18,6 +18,7 @@ from tests.conftest import REPOSITORY, TINY
 from tests.engine.runs import StopAt, rows, same
 from yoloxkd import Detector, Trainer
 from yoloxkd.engine.events import Callback, State
+from yoloxkd.engine.loop import _signals
 from yoloxkd.errors import GateError, Interrupted
 from yoloxkd.metrics.coco import ERROR_MEANING, METRIC_NAMES
 
@@ -156,7 +157,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy: Path, tmp_path: Path) -> N
     assert all(v.isfinite().all() for v in kept["model"].values())
 
 
-def test_sigterm_writes_last_and_exits_130(toy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_writes_last_and_exits_130(number: signal.Signals, toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [
         sys.executable,
@@ -176,8 +178,23 @@ def test_sigterm_writes_last_and_exits_130(toy: Path, tmp_path: Path) -> None:
     deadline = time.monotonic() + 120
     while not (out / "last.pt").is_file() and time.monotonic() < deadline:
         time.sleep(0.2)
-    os.kill(process.pid, signal.SIGTERM)
+    for _ in range(2 if number == signal.SIGHUP else 1):  # the terminal and the shell each send one
+        os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip().splitlines()[-1].startswith("yoloxkd: stopped by SIGTERM")
+    assert errors.strip().splitlines()[-1].startswith(f"yoloxkd: stopped by {number.name}")
     assert torch.load(out / "last.pt", weights_only=True)["kind"] == "run"
+
+
+def test_a_lost_terminal_that_is_ignored_stays_so() -> None:
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _signals(lambda number: None):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with _signals(lambda number: None):
+            assert callable(signal.getsignal(signal.SIGHUP))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

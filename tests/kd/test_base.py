@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.kd.fakes import TinyDetector, make_batch
+from tests.kd.fakes import TinyDetector, make_batch, tiny_yolox
 from tests.losses import distilled, means, task
 from yoloxkd.engine.step import TrainStep
+from yoloxkd.kd import DISTILLERS, teacher_losses
+from yoloxkd.kd.defaults import kd_defaults
 from yoloxkd.kd.methods.fgd import FGD, FGDConfig
 from yoloxkd.kd.methods.pgd import PGD, PGDConfig
 from yoloxkd.kd.pairing import Pairing
@@ -191,3 +194,33 @@ def test_each_batch_meets_its_own_teacher_output() -> None:
         found, plain = means(step(batch)), distilled(module, student, batch)
         for name, value in plain.items():
             assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("frs", {"alpha": 0}),
+        ("pgd", {"gamma": 0, "delta": 0}),
+        ("gid", {"alpha": 0, "relation": 0}),
+        ("chen", {"gamma": 0}),
+        ("crosskd", {"alpha": 0, "gamma": 0}),
+    ],
+)
+def test_adapters_of_terms_without_weight_stay_in_the_graph_beside_other_processes(
+    name: str, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDP waits for the gradient of every parameter."""
+    student, teacher = tiny_yolox(1), tiny_yolox(2, width=0.0625)
+    kind = DISTILLERS[name]
+    config = kind.Config.model_validate(kd_defaults(name, "yolox") | keys)
+    losses = TeacherLosses(teacher, {name: kind(config, Pairing.between(student, teacher))})
+    step = TrainStep(student, nn.ModuleDict({"kd": losses}))
+
+    def without_gradient(processes: int) -> list[str]:
+        monkeypatch.setattr(teacher_losses, "world_size", lambda: processes)
+        step.zero_grad()
+        torch.stack([*means(step(make_batch(size=64))).values()]).sum().backward()
+        return [key for key, p in losses.named_parameters() if p.requires_grad and p.grad is None]
+
+    assert without_gradient(1)
+    assert not without_gradient(2)

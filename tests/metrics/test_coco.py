@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yoloxkd.errors import UserError
-from yoloxkd.metrics.coco import METRIC_NAMES, COCODetections, coco_metrics
+from yoloxkd.metrics.coco import BACKENDS, METRIC_NAMES, COCODetections, coco_metrics
 
 NAMES = ["red", "green", "blue"]
 
@@ -65,6 +65,8 @@ def scene(
 @settings(max_examples=25, deadline=None)
 def test_both_backends_give_the_same_numbers(seed: int, crowd: bool) -> None:
     truth, found = scene(seed, crowd=crowd)
+    for number, row in enumerate(truth["annotations"]):
+        row |= {"difficult": 1} if row["iscrowd"] and number % 2 else {}
     assert coco_metrics(truth, found, names=NAMES, backend="hotcoco") == coco_metrics(
         truth, found, names=NAMES, backend="pycocotools"
     )
@@ -281,3 +283,24 @@ def test_a_backend_that_fails_is_a_sentence(error: BaseException, monkeypatch: p
     truth, found = scene(3)
     with pytest.raises(UserError, match=r"hotcoco could not compute .*(bad box|out of bounds).*backend=pycocotools"):
         coco_metrics(truth, found, names=NAMES)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_difficult_object_excuses_what_matches_it_and_nothing_else(backend: str) -> None:
+    """A crowd region excuses whatever lies inside it, any number of times."""
+    hard = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [100, 100, 200, 200], "area": 40000.0, "iscrowd": 1}
+    easy = {"id": 2, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50], "area": 2500.0, "iscrowd": 0}
+    image = {"id": 1, "file_name": "x", "width": 400, "height": 400}
+
+    def ap(inside: list[list[float]], **marks: int) -> float:
+        truth = {"images": [image], "categories": [{"id": 1, "name": "a"}], "annotations": [hard | marks, easy]}
+        boxes = np.array([*inside, [0, 0, 50, 50]], float)
+        scores = np.linspace(0.9, 0.5, len(boxes))
+        found = COCODetections(np.ones(len(boxes), np.int64), boxes, scores, np.zeros(len(boxes), np.int64))
+        return float(coco_metrics(truth, found, names=["a"], backend=backend)["AP"])
+
+    parts, whole = [[110.0, 110, 130, 130], [150.0, 150, 170, 170]], [[100.0, 100, 300, 300]]
+    assert ap(parts) == pytest.approx(1)
+    assert ap(parts, difficult=1) == pytest.approx(1 / 3, abs=1e-3)
+    assert ap(whole, difficult=1) == pytest.approx(1)
+    assert ap(whole * 2, difficult=1) == pytest.approx(1 / 2, abs=1e-3)  # it is one object

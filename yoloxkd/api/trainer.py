@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,11 @@ from yoloxkd.assembly.run import (
     unfinished_before_restart,
 )
 from yoloxkd.assembly.run_callbacks import check_objects
+from yoloxkd.assembly.run_lock import claimed
 from yoloxkd.assembly.run_paths import check_run_paths, check_teachers
 from yoloxkd.data.worker_death import refuse_while_starting
 from yoloxkd.distributed import comm
+from yoloxkd.distributed.ranks import rank
 from yoloxkd.engine.device import choose_device
 from yoloxkd.engine.events import Callback
 from yoloxkd.errors import UserError
@@ -123,6 +127,7 @@ class Trainer:
         self._checkpoint: LastCheckpoint | None = None
         self._files = CheckpointFiles()
         self._notes: list[str] = []
+        self._next_folder: Callable[[], Path] | None = None
         with comm.peer_errors(), comm.all_or_none():
             if resume is not None:
                 alone = options | {"data": None, "student": student, "teacher": teacher, "kd": kd}
@@ -148,6 +153,8 @@ class Trainer:
     def _choose_folder(self, out: str | Path | None, recipe: str | None) -> None:
         """The folder of a new run. UserError: it, or what would be written there, stands in the way of something."""
         self.out = Path(out) if out is not None else new_run_folder(self.recipe)
+        if out is None:  # another training may take the name before this one starts
+            self._next_folder = partial(new_run_folder, self.recipe)
         check_out(self.out)
         check_run_paths(self.recipe, self.out, [recipe])
         self._notes += check_teachers(self.recipe)
@@ -166,7 +173,11 @@ class Trainer:
         Example:
             >>> folder = Trainer(student="yolox-nano", data="my.yaml", epochs=1).fit().out
         """
-        with comm.peer_errors():
+        with comm.peer_errors(), ExitStack() as stack:
+            with comm.all_or_none():
+                if rank() == 0:
+                    self.out = stack.enter_context(claimed(self.out, self._next_folder))
+            self.out = Path(comm.broadcast(str(self.out)))
             with comm.all_or_none(), comm.local_main_first():
                 fetch_weights(self.recipe)
             if self.recipe.train.measure_batch:

@@ -139,7 +139,8 @@ class BoxTable:
             labels=self.label[rows].astype(np.int64),
             crowd=self.ignore[rows],
             areas=areas,
-            annotation_ids=self._usable_ids()[rows],
+            annotation_ids=(ids := self._usable_ids())[rows],
+            renumbered=ids is not self.ids,
             offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             faults=faults,
             format=format,
@@ -234,9 +235,9 @@ class BoxTable:
         return repeated
 
     def _usable_ids(self) -> np.ndarray:
-        """(M,) ids an evaluator can use: it takes 0 for "no match", and needs them to be unique."""
+        """(M,) the file's own ids, where every row has one and they are unique; else numbers from 1."""
         ids = self.ids
-        if ids is None or (len(ids) and (ids.min() <= 0 or len(np.unique(ids)) < len(ids))):
+        if ids is None or (ids == NO_ID).any() or len(np.unique(ids)) < len(ids):
             return np.arange(1, len(self.image) + 1, dtype=np.int64)
         return ids
 

@@ -172,6 +172,8 @@ def describe_loss(data: DetectionData, target: Format) -> list[str]:
     sentences = [f"{count} {words}" for key, (count, words) in losses.items() if count and key not in target.keeps]
     if data.format == "coco" and "numbers" not in target.keeps:
         sentences.append("the numbers of images, annotations and categories")
+    elif data.format == "coco" and data.renumbered:
+        sentences.append("the numbers of annotations, which are not all there or not unique (numbered anew)")
     if len(masked) and target is FORMATS["yolo"] and not masked[~data.crowd].all():
         sentences.append(f"{int((~masked & ~data.crowd).sum())} objects without a mask get the outline of their box")
     return sentences + ([f"{unseen} objects wholly outside their image"] if unseen else [])

@@ -47,7 +47,7 @@ class DetectionData:
     labels          (M,) int64
     crowd           (M,) bool: to be ignored, neither an object nor background
     areas           (M,) float64, px^2: the annotated area (of the segment, for COCO), else that of the box
-    annotation_ids  (M,) int64, unique, 1 or more
+    annotation_ids  (M,) int64, unique: the file's own, or numbers from 1 where that cannot be (`renumbered`)
     offsets         (N + 1,) int64
     faults          what the reader dropped or clipped
     format          the format it was read from, a key of `data.FORMATS`
@@ -84,6 +84,7 @@ class DetectionData:
     image_keys: Strings | None = None
     category_keys: list[int | str] | None = None
     difficult: np.ndarray | None = None
+    renumbered: bool = False
     unclipped: np.ndarray | None = None
     visible: np.ndarray | None = None
     head_boxes: np.ndarray | None = None
@@ -157,20 +158,26 @@ class DetectionData:
         return read_image(self.paths[index], (height, width), reduce)
 
     def ground_truth(self) -> dict[str, Any]:
-        """The split in COCO's format, for the metric, with the numbers of `image_ids` and `category_ids`."""
+        """The split in COCO's format, for the metric, with the numbers of `image_ids` and `category_ids`.
+
+        What is to be ignored is `iscrowd`; of that, what is one object is `difficult`.
+        """
         image_ids = self.image_ids[self.image_of_box()]
         ids = np.array(self._category_numbers(), np.int64)
         xywh = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
         columns = (self.annotation_ids, image_ids, ids[self.labels], xywh, self.areas, self.crowd.astype(np.int64))
         keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
         rows = zip(*(column.tolist() for column in columns), strict=True)
+        annotations = [dict(zip(keys, row, strict=True)) for row in rows]
+        for i in [] if self.difficult is None else np.flatnonzero(self.difficult).tolist():
+            annotations[i]["difficult"] = 1
         images = zip(self.image_ids.tolist(), self.paths, self.sizes.tolist(), strict=True)
         return {
             "info": {},
             "images": [
                 {"id": i, "file_name": readable(path), "height": size[0], "width": size[1]} for i, path, size in images
             ],
-            "annotations": [dict(zip(keys, row, strict=True)) for row in rows],
+            "annotations": annotations,
             "categories": [{"id": i, "name": name} for i, name in zip(ids.tolist(), self.names, strict=True)],
         }
 

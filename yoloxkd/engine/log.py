@@ -9,7 +9,7 @@ from rich.console import Console
 
 
 class RunLog:
-    """Call it with a line. Lines said before the run's folder exists are kept and written once it does."""
+    """Call it with a line. Lines said before the run has begun, and `recipe.yaml` is in its folder, are kept and written then."""
 
     def __init__(self, console: Console, out: Path) -> None:
         self.console, self.file = console, out / "train.log"
@@ -18,7 +18,7 @@ class RunLog:
     def __call__(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.waiting += [f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {part}\n" for part in line.splitlines()]
-        if self.file.parent.is_dir():
+        if self.file.with_name("recipe.yaml").is_file():
             try:
                 with open(self.file, "a", encoding="utf-8", errors="backslashreplace") as file:
                     file.writelines(self.waiting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +17,9 @@ from yoloxkd.engine.failures import explain
 from yoloxkd.engine.stepper import Stepper
 from yoloxkd.errors import Interrupted
 from yoloxkd.types import Batch
+
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""What a process gets whose terminal is lost; there is none on Windows."""
 
 
 class TrainLoader(Protocol):
@@ -70,7 +73,7 @@ class TrainLoop:
             The run's state at its end.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came; last.pt holds the last step.
+            Interrupted: SIGINT, SIGTERM or SIGHUP came; last.pt holds the last step.
             UserError: What the machine or the user must mend. As every error it passes through `on_exception`.
         """
         state = self.state
@@ -154,14 +157,22 @@ class TrainLoop:
             )
 
     def _note_signal(self, number: int) -> None:
+        if self.signal == number == HANGUP:
+            return  # the terminal and the shell each say that it is gone
         if self.signal is not None and world_size() == 1:  # torchrun passes on what the terminal has sent already
             raise KeyboardInterrupt  # asked twice: do not wait for the step to end
         self.signal = number
 
 
 @contextmanager
-def _signals(note: Callable[[int], None], watched: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the current step; handlers are put back afterwards."""
+def _signals(note: Callable[[int], None]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a lost terminal end the run after the current step; handlers are put back afterwards.
+
+    Where a lost terminal is ignored already (nohup), it stays so.
+    """
+    watched = [signal.SIGINT, signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
+        watched.append(HANGUP)
     try:
         previous = {s: signal.signal(s, lambda number, frame: note(number)) for s in watched}
     except ValueError:  # not in the main thread: Python delivers no signals here

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yoloxkd.distributed.ranks import all_sum
+from yoloxkd.distributed.ranks import all_sum, world_size
 from yoloxkd.engine.step import AuxiliaryLoss, StudentPass
 from yoloxkd.kd.base import Distiller, Pair, Step
 from yoloxkd.kd.second_pass import batch_statistics
@@ -61,14 +61,21 @@ class TeacherMethod:
             losses = self.distiller.compare(step)
         if not self.precisions:
             self._note_precisions(step)
-        return {name: losses[term] for name, term in zip(self.names, self.distiller.terms, strict=True)}
+        named = {name: losses[term] for name, term in zip(self.names, self.distiller.terms, strict=True)}
+        if named and world_size() > 1:  # adapters of terms whose weight is zero are in no loss
+            first = self.names[0]
+            named[first] = replace(named[first], total=named[first].total + self._touched(step.batch.images.device))
+        return named
 
     def nothing(self, device: torch.device) -> Losses:
         """Zero for every loss, where it is off; its parameters stay in the graph, as DDP expects of them."""
         zero = torch.zeros((), device=device)
+        return {name: Loss(self._touched(device) if i == 0 else zero) for i, name in enumerate(self.names)}
+
+    def _touched(self, device: torch.device) -> Tensor:
+        """Zero, with all parameters in its graph."""
         touched = [p.sum() * 0.0 for p in self.distiller.parameters() if p.requires_grad]
-        first = torch.stack(touched).sum() if touched else zero
-        return {name: Loss(first if i == 0 else zero) for i, name in enumerate(self.names)}
+        return torch.stack(touched).sum() if touched else torch.zeros((), device=device)
 
     def _note_precisions(self, step: Step[Any]) -> None:
         method = self.distiller
@@ -154,8 +161,12 @@ class TeacherLosses(AuxiliaryLoss):
         self.nonfinite = NonFiniteLosses(len(self.names))
         self._teacher_output: Any = None
         self._batch_maps: dict[str, Any] = {}  # the maps of the teacher's pass on batch statistics, by tap
+        for method in distillers.values():
+            if not method.terms:
+                method.requires_grad_(False)  # nothing would ever train its adapters
         for parameter in self.parameters():
-            parameter.register_hook(self._cut)
+            if parameter.requires_grad:
+                parameter.register_hook(self._cut)
 
     @property
     def teacher(self) -> Detector[Any, Any]:

@@ -36,6 +36,7 @@ ERROR_MEANING = {
 }
 COUNTED_FROM = 0.25  # least score of a counted detection: what `yoloxkd predict` shows
 _MATCH, _BACKGROUND = 0.5, 0.1  # IoU, TIDE section 2.2
+_IN_NO_RANGE = 1e11  # px: above the largest area that COCO evaluates, 1e10
 
 # Axes of the evaluators' arrays: precision (IoU thresholds, recalls, classes, areas, caps), recall without the recalls.
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
@@ -89,6 +90,7 @@ def coco_metrics(
     labels = _labels(ground_truth, names)
     rows = _result_rows(images, labels, detections)
     truth = _by_position(ground_truth, images, categories)
+    _match_difficult(truth, ground_truth, images, categories)
     results: np.ndarray | list[dict[str, Any]] = rows
     if kind == "segm":
         _add_masks(truth, ground_truth, images, categories)
@@ -208,6 +210,18 @@ def _known_annotations(
 ) -> Iterator[dict[str, Any]]:
     """The annotations of images and categories that are there."""
     return (a for a in ground_truth["annotations"] if a["image_id"] in images and a["category_id"] in categories)
+
+
+def _match_difficult(
+    truth: dict[str, Any], ground_truth: dict[str, Any], images: dict[Any, int], categories: dict[Any, int]
+) -> None:
+    """Let an object marked `difficult` excuse what matches it by IoU, once: its area lies in none of the evaluators' ranges.
+
+    A crowd region would excuse whatever lies inside it.
+    """
+    for row, a in zip(truth["annotations"], _known_annotations(ground_truth, images, categories), strict=True):
+        if a.get("difficult"):
+            row |= {"iscrowd": 0, "area": _IN_NO_RANGE}
 
 
 def _add_masks(

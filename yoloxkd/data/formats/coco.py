@@ -243,7 +243,9 @@ def write_coco(data: DetectionData, files: Sequence[str], folder: Path) -> dict[
         row["bbox"] = box
     if data.difficult is not None:
         for i in np.flatnonzero(data.difficult).tolist():
-            content["annotations"][i] |= {"iscrowd": 0, "ignore": 1}
+            row = content["annotations"][i]
+            del row["difficult"]
+            row |= {"iscrowd": 0, "ignore": 1}
     if data.masks is not None:
         for row, segmentation in zip(content["annotations"], data.masks.segmentations(), strict=True):
             row["segmentation"] = segmentation
