@@ -5,7 +5,7 @@
 Trains a small student twice with the same seed, alone and under the teacher `examples/teacher.pt`, both at the same time
 with a core each (so small a network gains little from a second thread); measures all three on the test split; exports the distilled student to ONNX, which is refused unless it detects the same; draws both students'
 detections beside the ground truth; prints one table. Each step is a `yoloxkd` command, and is shown before it runs.
-Everything is written to the folder, which is emptied first.
+Everything is written to the folder; what an earlier demo left there is removed first, and a folder that holds anything else is refused.
 """
 
 from __future__ import annotations
@@ -38,6 +38,18 @@ TEACHER, RECIPE = EXAMPLES / "teacher.pt", EXAMPLES / "demo.yaml"
 KD = ("--kd", "response")
 SPLITS = ("train", "val", "test")
 PICTURES, CONF, GAP = 4, 0.4, 6
+LOG = "plain.log"
+WRITTEN = {
+    LOG,
+    "plain",
+    "distilled",
+    "student.onnx",
+    "student.parity.json",
+    "test.json",
+    "explained",
+    "side-by-side.png",
+}
+"""What the demo leaves in its folder."""
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -108,13 +120,24 @@ def table(models: dict[str, Path], measured: list[dict[str, Any]], seed: int) ->
     return shown
 
 
+def clear(out: Path) -> None:
+    """Remove what an earlier demo left in a folder. SystemExit: the folder holds something else."""
+    there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    strange = [name for name in there if name not in WRITTEN or LOG not in there]
+    if strange:
+        sys.exit(f"{out} holds {strange[0]}, which is not of an earlier demo; give another --out")
+    for name in there:
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     out, started = arguments.out, time.perf_counter()
-    shutil.rmtree(out, ignore_errors=True)
+    clear(out)
 
     student = ("train", "--recipe", RECIPE, "--seed", arguments.seed)
     plain, distilled, onnx = out / "plain" / "best.pt", out / "distilled" / "best.pt", out / "student.onnx"
@@ -122,7 +145,7 @@ def main() -> None:
         f"data {DATA}: {', '.join(f'{split} {len(load_split(find_data(DATA), split))}' for split in SPLITS)} images"
     )
     under_the_teacher = (*student, "--teacher", TEACHER, *KD, "--out", distilled.parent)
-    at_the_same_time(under_the_teacher, (*student, "--out", plain.parent), out / "plain.log")
+    at_the_same_time(under_the_teacher, (*student, "--out", plain.parent), out / LOG)
     command("export", distilled, "--output", onnx)
     models = {"teacher": TEACHER, "student alone": plain, "student distilled": distilled, "distilled, as ONNX": onnx}
     test = ("--data", DATA, "--split", "test")

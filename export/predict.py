@@ -21,6 +21,9 @@ import cv2
 import numpy as np
 import onnxruntime
 
+MARK = b"drawn by predict.py of yoloxkd"
+"""At the end of every drawn image, where no reader of images looks."""
+
 
 class Model:
     """An exported file: `Model("model.onnx").predict(rgb)`."""
@@ -211,22 +214,39 @@ def read(name: str) -> np.ndarray | None:
         return None
 
 
-def drawn_to(images: list[str], out: Path | None, json_file: Path | None) -> list[Path | None]:
-    """The file that each image is drawn to: its own name, numbered where names recur. Ends where one is an image given."""
+def drawn_to(images: list[str], out: Path | None) -> list[Path | None]:
+    """The file that each image is drawn to: its own name, numbered where names recur; a PNG file where it is no JPEG."""
     used: set[str] = set()
     targets: list[Path | None] = []
     for name in images:
         path, number = Path(name), 1
         target = None if out is None else out / path.name
+        if target and target.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+            target = target.with_name(f"{path.name}.png")
         while target and str(target).casefold() in used:
             number += 1
-            target = target.with_name(f"{path.stem}-{number}{path.suffix}")
+            target = target.with_name(f"{path.stem}-{number}{target.suffix}")
         used.add(str(target).casefold())
         targets.append(target)
-    for written in (*targets, json_file):
-        if written and written.exists() and any(Path(n).exists() and written.samefile(n) for n in images):
-            sys.exit(f"{written} is one of the images given, and would be replaced; write somewhere else")
     return targets
+
+
+def refuse_to_replace(targets: list[Path | None], json_file: Path | None, given: list[str]) -> None:
+    """End where a file would be replaced that is given, or that this program did not write."""
+    written = [(target, content_of(target).endswith(MARK)) for target in targets if target]
+    if json_file:
+        begins = content_of(json_file).split(maxsplit=3)[:3]
+        written.append((json_file, begins in ([b"[", b"{", b'"image":'], [b"[]"])))
+    for file, own in written:
+        if file.exists() and any(Path(name).exists() and file.samefile(name) for name in given):
+            sys.exit(f"{file} is one of the files given, and would be replaced; write somewhere else")
+        if file.is_file() and not own:
+            sys.exit(f"{file} is there and was not written by this program; write somewhere else, or remove it")
+
+
+def content_of(file: Path) -> bytes:
+    """The bytes of a file; none where it is not there."""
+    return file.read_bytes() if file.is_file() else b""
 
 
 def main() -> None:
@@ -239,8 +259,9 @@ def main() -> None:
     arguments = parser.parse_args()
     model = Model(arguments.model, arguments.conf)
     results: list[dict[str, Any]] = []
-    unread = 0
-    targets = drawn_to(arguments.images, arguments.out, arguments.json)
+    unread = unwritten = 0
+    targets = drawn_to(arguments.images, arguments.out)
+    refuse_to_replace(targets, arguments.json, [arguments.model, *arguments.images])
     for name, target in zip(arguments.images, targets, strict=True):
         bgr = read(name)
         if bgr is None:
@@ -262,11 +283,16 @@ def main() -> None:
             row["mask"] = run_lengths(mask)
         results.append({"image": name, "height": image.shape[0], "width": image.shape[1], "detections": found})
         if target:
-            target.parent.mkdir(parents=True, exist_ok=True)
             for mask in [] if masks is None else masks[::-1]:
                 image[mask] = image[mask] // 2 + np.array([0, 100, 40], np.uint8)
             drawn = draw(image, boxes, [f"{d['name']} {100 * d['score']:.0f}" for d in found])
-            target.write_bytes(cv2.imencode(target.suffix, cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1].tobytes())
+            content = cv2.imencode(target.suffix, cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1].tobytes()
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content + MARK)
+            except OSError as error:
+                print(f"{target} cannot be written: {error.strerror}", file=sys.stderr)
+                unwritten += 1
     text = json.dumps(results, indent=2)
     if arguments.json:
         arguments.json.write_text(text + "\n", encoding="utf-8")
@@ -274,6 +300,8 @@ def main() -> None:
         print(text)
     if unread:
         sys.exit(f"{unread} of {len(arguments.images)} images could not be read")
+    if unwritten:
+        sys.exit(f"{unwritten} of {len(arguments.images)} images could not be drawn")
 
 
 if __name__ == "__main__":

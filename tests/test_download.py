@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from yoloxkd.download import Published, fetch
 from yoloxkd.errors import UserError
 
@@ -24,6 +28,7 @@ class Server(ThreadingHTTPServer):
     ranges   answer Range requests with a part
     breaks   send only half of what the header announces, this many times
     content  the bytes
+    pause    seconds in the middle of an answer
     seen     the Range header of each request
     """
 
@@ -31,6 +36,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.ranges = True
         self.breaks = 0
+        self.pause = 0.0
         self.content = CONTENT
         self.seen: list[str | None] = []
 
@@ -64,7 +70,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.breaks:
             self.server.breaks -= 1
             body = body[: len(body) // 2]
-        self.wfile.write(body)
+        half = len(body) // 2
+        self.wfile.write(body[:half])
+        time.sleep(self.server.pause)
+        self.wfile.write(body[half:])
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -169,3 +178,18 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, server: Server, monk
     monkeypatch.setenv("YOLOXKD_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(UserError, match="YOLOXKD_HOME"):
         fetch(published(server))
+
+
+def test_two_commands_at_once_get_one_file(server: Server, tmp_path: Path) -> None:
+    """The second one waits, and finds what the first has downloaded."""
+    script = f"""
+from pathlib import Path
+from yoloxkd.download import Published, fetch
+print(fetch(Published({server.url!r}, "x.pth", None, {DIGEST!r}), Path({str(tmp_path)!r})))
+"""
+    server.pause = 2.0
+    both = [subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert left(tmp_path) == ["x.pth"]
+    assert len(server.seen) == 1

@@ -109,3 +109,19 @@ def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
     full, half = (torch.load(file, weights_only=True)["model"] for file in (out / "own" / "best.pt", out / "own.pt"))
     assert {half[k].dtype for k in half if full[k].ndim == 4} == {torch.float16}
     assert all(torch.allclose(full[k].float(), half[k].float(), rtol=1e-3, atol=1e-6) for k in full)
+
+
+def test_the_demo_clears_away_its_own_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    clear = import_module("demo").clear
+    clear(tmp_path / "new")
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(SystemExit, match="holds plain, which is not of an earlier demo"):
+        clear(tmp_path)  # no log of a demo beside it
+    (tmp_path / "plain.log").write_text("")
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(SystemExit, match=r"holds mine\.txt, which is not of an earlier demo; give another --out"):
+        clear(tmp_path)
+    (tmp_path / "mine.txt").unlink()
+    clear(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -49,6 +52,33 @@ def fetch(published: Published, cache_dir: Path | None = None) -> Path:
         return target
     folder = make_cache_folder() if cache_dir is None else _make_folder(cache_dir)
     target, part = folder / published.filename, folder / f"{published.filename}.part"
+    with _alone(folder / f"{published.filename}.lock"):
+        if not target.is_file():  # else another process has downloaded it meanwhile
+            _fetch(published, target, part)
+    return target
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Within: no other process downloads the same file. No waiting where the system or the disk has no locks."""
+    try:
+        import fcntl
+
+        file = lock.open("w")
+    except (ImportError, OSError):  # what must be written there says so itself
+        yield
+        return
+    with file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+def _fetch(published: Published, target: Path, part: Path) -> None:
     try:
         _download(published, part)
     except urllib.error.HTTPError as error:
@@ -70,7 +100,6 @@ def fetch(published: Published, cache_dir: Path | None = None) -> Path:
         part.unlink()
         raise
     part.replace(target)
-    return target
 
 
 def _make_folder(folder: Path) -> Path:

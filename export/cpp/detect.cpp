@@ -10,7 +10,9 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <fstream>
 #include <iostream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
@@ -44,13 +46,53 @@ struct Settings {
     json head;  // of a file of raw outputs: its tensors, and how they are decoded
 };
 
+// How a JPEG is to be turned, by EXIF's tag 274: 1 (not at all) to 8; 1 where it does not say.
+static int orientation(const std::vector<uint8_t>& file) {
+    auto big = [&](size_t at) { return at + 2 <= file.size() ? file[at] << 8 | file[at + 1] : 0; };
+    if (big(0) != 0xFFD8) return 1;
+    for (size_t at = 2; big(at) >= 0xFFC0 && big(at) != 0xFFDA; at += 2 + big(at + 2)) {
+        size_t tiff = at + 10;  // behind the marker, the length and "Exif", with two zeros
+        if (big(at) != 0xFFE1 || big(at + 4) != ('E' << 8 | 'x') || tiff + 8 > file.size()) continue;
+        bool little = file[tiff] == 'I';
+        auto number = [&](size_t place, int bytes) {
+            size_t value = 0;
+            for (int i = 0; i < bytes && place + bytes <= file.size(); ++i)
+                value = value << 8 | file[place + (little ? bytes - 1 - i : i)];
+            return value;
+        };
+        size_t entries = tiff + number(tiff + 4, 4);
+        for (size_t i = 0; i < number(entries, 2); ++i)
+            if (number(entries + 2 + 12 * i, 2) == 274) return int(number(entries + 2 + 12 * i + 8, 2));
+        return 1;
+    }
+    return 1;
+}
+
+// The image upright: orientations from 5 on are turned by a quarter, 2, 4, 5 and 7 are mirrored.
+static Image upright(const Image& image, int turn) {
+    if (turn < 2 || turn > 8) return image;
+    bool quarter = turn > 4;
+    Image out{quarter ? image.height : image.width, quarter ? image.width : image.height, image.rgb};
+    for (int y = 0; y < out.height; ++y)
+        for (int x = 0; x < out.width; ++x) {
+            int column = quarter ? y : x, row = quarter ? x : y;
+            if (turn == 2 || turn == 3 || turn == 7 || turn == 8) column = image.width - 1 - column;
+            if (turn == 3 || turn == 4 || turn == 6 || turn == 7) row = image.height - 1 - row;
+            std::copy_n(&image.rgb[(size_t(row) * image.width + column) * 3], 3,
+                        &out.rgb[(size_t(y) * out.width + x) * 3]);
+        }
+    return out;
+}
+
 static Image read_image(const std::string& path) {
+    std::ifstream stream(path, std::ios::binary);
+    std::vector<uint8_t> file{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
     int width, height, channels;
-    uint8_t* pixels = stbi_load(path.c_str(), &width, &height, &channels, 3);
+    uint8_t* pixels = stbi_load_from_memory(file.data(), int(file.size()), &width, &height, &channels, 3);
     if (!pixels) throw std::runtime_error(path + " is not an image that can be read: " + stbi_failure_reason());
     Image image{width, height, std::vector<uint8_t>(pixels, pixels + size_t(width) * height * 3)};
     stbi_image_free(pixels);
-    return image;
+    return upright(image, orientation(file));
 }
 
 static Settings read_settings(const Ort::Session& session, const std::string& path, float conf) {

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from yoloxkd.assembly.models import build_detector, model_names, parse_student
+from yoloxkd.assembly.prediction import default_size
 from yoloxkd.assembly.recipes import check, recipe_file, resolve
 from yoloxkd.assembly.run import check_size
 from yoloxkd.config.files import cfg_names
@@ -194,3 +195,20 @@ def test_what_a_schedule_for_int8_replaces_of_a_recipe_is_named(
     recipe.write_text(recipe.read_text() + "quantize: int8\n")
     assert resolve(recipe=str(recipe), **given).train.epochs == 40
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("fcos-r50", (800, 1333)),
+        ("fcos-r50@torchvision", (800, 1333)),
+        ("retinanet-r50@torchvision-v2", (800, 1333)),
+        ("faster-rcnn-mobilenetv3@torchvision", (800, 1333)),
+        ("faster-rcnn-mobilenetv3@torchvision-320", (320, 640)),
+        ("cascade-mask-rcnn-x101-32x4d", (800, 1333)),
+        ("yolox-nano", 416),
+        ("no-such-model", 640),
+    ],
+)
+def test_a_published_model_has_its_own_input_size(name: str, size: Any) -> None:
+    assert default_size(name) == size

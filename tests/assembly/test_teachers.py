@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.nn.test_weights import to_mmdetection
 from yoloxkd.assembly.models import build_detector
 from yoloxkd.assembly.recipes import resolve
 from yoloxkd.assembly.teachers import open_teachers
@@ -125,3 +126,14 @@ def test_eighty_classes_are_cocos(tmp_path: Path) -> None:
         assert "taken to be COCO's" in log
     others = [f"c{i}" for i in range(80)]
     assert opened(others, tmp_path / "x.pth")[0] == [others]
+
+
+@pytest.mark.parametrize("meta", [{"CLASSES": ("b", "c", "a")}, {"dataset_meta": {"classes": ["b", "c", "a"]}}])
+def test_a_yolox_of_mmdetection_has_the_names_in_its_file(meta: dict[str, Any], nameless: Path, tmp_path: Path) -> None:
+    """In their own order, which need not be the data set's."""
+    ours = torch.load(nameless, weights_only=True)["model"]
+    state = {to_mmdetection(key): value for key, value in ours.items()}
+    torch.save({"meta": meta, "state_dict": state}, tmp_path / "theirs.pth")
+    names_of, log = opened(["a", "b", "c"], tmp_path / "theirs.pth")
+    assert names_of == [["b", "c", "a"]]
+    assert "no class names" not in log

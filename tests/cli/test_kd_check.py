@@ -81,6 +81,7 @@ def test_what_cannot_be_checked_is_refused_in_a_sentence(
 ) -> None:
     ship = foreign(toy_run, tmp_path, ["ship", "sail"])
     refused(capsys, [*arguments, "--batches", "0"], "--batches")
+    refused(capsys, [*arguments, "--device", "0,1"], "--device 0,1: kd-check runs on one device")
     refused(capsys, [*arguments, "--set", "kd.tau=-1"], "kd.tau")
     other = [*arguments, "--set", "student.depthwise=true", "--batches", "1", "--checkpoint", str(toy_run / "best.pt")]
     refused(capsys, other, "is not of this student")

@@ -159,6 +159,8 @@ def test_stats_replace_their_own(here: Path) -> None:
     for _ in range(2):
         assert run(["data", "stats", "ds/data.yaml", "--out", "stats", "--json", "s.json"]) == 0
     assert {path.name for path in Path("stats").iterdir()} >= {"chart.png", "stats.json", "samples-val.png"}
+    assert run(["data", "stats", "ds/data.yaml"]) == 0  # most sets' files are called so
+    assert Path("runs/data/ds/stats.json").is_file()
 
 
 def test_a_run_ended_before_its_first_checkpoint_can_be_started_again(here: Path) -> None:

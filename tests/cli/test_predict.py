@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import cv2
@@ -13,7 +15,10 @@ from tests.cli.test_mistakes import refused
 from tests.exporters.tiny import TinyDetector
 from yoloxkd import Detector
 from yoloxkd.cli import frame_progress, run
-from yoloxkd.cli.results import ImageResult, coco_results, yolo_text
+from yoloxkd.cli.predicting import PredictionOutputs, _Run
+from yoloxkd.cli.prediction_paths import free_targets
+from yoloxkd.cli.results import ImageResult, coco_rows, numbered, yolo_text
+from yoloxkd.cli.sources import find_sources
 from yoloxkd.exporters.onnx import ExportOptions, export_onnx
 from yoloxkd.instance_masks import decode_rle, rasterize_polygons
 from yoloxkd.nn.coco_names import COCO_NAMES
@@ -96,7 +101,10 @@ def test_globs_keep_the_numbers_of_coco_images_and_videos_can_be_cut(
 def test_the_categories_of_coco_are_its_own() -> None:
     labels = np.array([0, 11, 79])
     found = Detections(np.ones((3, 4), np.float32), np.ones(3, np.float32), labels, list(COCO_NAMES))
-    assert [r["category_id"] for r in coco_results([ImageResult("a.jpg", None, (9, 9), found)])] == [1, 13, 90]
+    rows = coco_rows(ImageResult("a.jpg", None, (9, 9), found))
+    assert [row["category_id"] for row in rows] == [1, 13, 90]
+    for stems, ids in ((["007", "12"], [7, 7, 7, 12]), (["1", "①"], [1, 1, 1, 2]), (["5", "05"], [1, 1, 1, 2])):
+        assert [row["image_id"] for row in numbered(stems, [rows, rows[:1]])] == ids
 
 
 def test_masks_go_into_every_result() -> None:
@@ -109,7 +117,7 @@ def test_masks_go_into_every_result() -> None:
     one = ImageResult(
         "a.png", None, (90, 120), Detections(boxes, np.array([0.5]), np.array([1]), ["red", "blue"], mask)
     )
-    for row in (one.row()["detections"][0]["mask"], coco_results([one])[0]["segmentation"]):
+    for row in (one.row()["detections"][0]["mask"], coco_rows(one)[0]["segmentation"]):
         assert np.array_equal(decode_rle(row["counts"], *row["size"]), mask[0])
     words = yolo_text(one, scores=True).split()
     assert (words[0], float(words[-1])) == ("1", 0.5)
@@ -131,3 +139,26 @@ def test_progress_through_a_video(
     assert len(lines) == 4
     assert "clip.mp4: frame 2 of 4, " in lines[1]
     assert lines[-1].endswith("frames/s, 0:00 left")
+
+
+def test_no_pixels_are_kept_of_what_is_done(tmp_path: Path) -> None:
+    """A minute of video has thousands of frames, each with masks of its size."""
+    (tmp_path / "photo.png").write_bytes(cv2.imencode(".png", np.zeros((90, 120, 3), np.uint8))[1].tobytes())
+    seen: list[weakref.ref[np.ndarray]] = []
+
+    def detect(pixels: np.ndarray) -> Detections:
+        masks = np.ones((1, 90, 120), bool)
+        seen.extend(map(weakref.ref, (pixels, masks)))
+        found = Detections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64), ["red"], masks)
+        found.image = pixels
+        return found
+
+    outputs = PredictionOutputs(tmp_path / "out", tmp_path / "r.json", tmp_path / "c.json")
+    outputs.out.mkdir()
+    run = _Run(detect, outputs)
+    run.all(free_targets(find_sources([str(tmp_path / "photo.png")]), outputs.out))
+    gc.collect()
+    assert len(seen) == 2
+    assert [one() for one in seen] == [None, None]
+    assert json.loads((tmp_path / "r.json").read_text())[0]["detections"][0]["mask"]["size"] == [90, 120]
+    assert json.loads((tmp_path / "c.json").read_text())[0]["image_id"] == 1

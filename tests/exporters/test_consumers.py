@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.nn.two_stage.contract import narrow_two_stage
 from yoloxkd import Detector
@@ -94,6 +95,17 @@ def test_the_cpp_example(student: Path, image_file: Path, cpp_program: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     assert_same(json.loads(done.stdout)["detections"], Detector(student).predict(image_file, conf=CONF)[0])
+    whole = Image.open(image_file).convert("RGB")
+    for turn in range(1, 9):  # as a camera that is held otherwise says it
+        exif = Image.Exif()
+        exif[274] = turn
+        whole.save(turned := image_file.with_name(f"turned{turn}.jpg"), quality=98, exif=exif)
+        size = cv2.imread(str(turned)).shape[:2]
+        command = [cpp_program, str(student), str(turned), str(CONF)]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        assert (found["height"], found["width"]) == size
+        if turn in (1, 6):
+            assert_same(found["detections"], Detector(student).predict(turned, conf=CONF)[0])
     wrong = subprocess.run([cpp_program, str(student), __file__], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
     assert "is not an image" in wrong.stderr

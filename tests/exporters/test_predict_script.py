@@ -104,10 +104,39 @@ def test_as_a_program_it_replaces_no_image_and_goes_on_after_a_bad_one(nms_file:
 
     done = started("0.png", "--out", ".")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "0.png is one of the images given" in done.stderr
+    assert "0.png is one of the files given" in done.stderr
     assert (tmp_path / "0.png").read_bytes() == before
     done = started("bad.png", "0.png", "other/0.png", "--out", "drawn", "--json", "found.json")
     assert done.returncode == 1
     assert "1 of 3 images could not be read" in done.stderr
     assert [row["image"] for row in json.loads((tmp_path / "found.json").read_text())] == ["0.png", "other/0.png"]
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["0-2.png", "0.png"]
+
+
+def test_as_a_program_it_replaces_its_own_files_only(nms_file: Path, tmp_path: Path) -> None:
+    scene(tmp_path, images=2)
+    (tmp_path / "0.jfif").write_bytes(cv2.imencode(".jpg", cv2.imread(str(tmp_path / "0.png")))[1].tobytes())
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    model = tmp_path / "model.onnx"
+    model.write_bytes(nms_file.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+
+    def started(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(SCRIPT), str(model), "0.png", "0.jfif", "--conf", "0.5", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    for arguments, said in (
+        (["--out", "album"], "album/0.png is there and was not written by this program"),
+        (["--json", "notes.json"], "notes.json is there and was not written by this program"),
+        (["--json", "model.onnx"], "model.onnx is one of the files given"),
+    ):
+        done = started(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert said in done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):  # what it wrote itself is replaced
+        assert started("--out", "drawn", "--json", "found.json").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["0.jfif.png", "0.png"]
+    assert cv2.imread(str(tmp_path / "drawn" / "0.jfif.png")).shape == (90, 120, 3)

@@ -11,6 +11,7 @@ from rich.console import Console
 from yoloxkd.assembly.arguments import device_name, references, whole_number
 from yoloxkd.assembly.kd_check import KDCheck, check_distillation
 from yoloxkd.assembly.recipes import resolve
+from yoloxkd.errors import UserError
 from yoloxkd.types import ImageSize
 
 MOST_BATCHES = 1000
@@ -64,6 +65,8 @@ def kd_check(
         device=None if device is None else device_name(device),
         seed=seed,
     )
+    if "," in resolved.engine.device:
+        raise UserError(f"--device {resolved.engine.device}: kd-check runs on one device; name one of them")
     return check_distillation(resolved, checkpoint=checkpoint, batches=batches, console=console)
 
 

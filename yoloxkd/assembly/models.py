@@ -27,7 +27,7 @@ from yoloxkd.nn.fake_quantization import fake_quantize
 from yoloxkd.nn.solo.key_map import mmdetection_solo
 from yoloxkd.nn.two_stage.key_map import mmdetection_two_stage, torchvision_two_stage
 from yoloxkd.nn.weights.load import PUBLISHED, LoadReport, load_checkpoint_file, load_into, official_state
-from yoloxkd.nn.weights.mmdet_weights import DenseState, dense_state
+from yoloxkd.nn.weights.mmdet_weights import DenseState, class_names, dense_state
 from yoloxkd.nn.weights.torchvision_weights import torchvision_state
 from yoloxkd.types import ImageSize
 
@@ -176,8 +176,10 @@ def _open(path: Path) -> Weights:
         dense = None if yolox else _mmdetection(raw, path.name)
         foreign = None if yolox or dense else torchvision_state(raw, digest) or torchvision_two_stage(raw, digest)
     if yolox is not None:
-        names = _assumed_names(yolox.num_classes)
-        return Weights({"name": yolox.architecture}, names, yolox.state, None, yolox.source, path, digest, named=False)
+        with naming(path):
+            own = class_names(raw.get("meta"), yolox.num_classes) if yolox.source == "mmdetection" else None
+        names, named = own or _assumed_names(yolox.num_classes), own is not None
+        return Weights({"name": yolox.architecture}, names, yolox.state, None, yolox.source, path, digest, named)
     kind = "mmdetection" if dense else "torchvision"
     dense = dense or foreign
     if dense is None:

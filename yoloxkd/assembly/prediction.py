@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from yoloxkd.assembly.models import image_size
+from yoloxkd.assembly.models import architecture, image_size, model_names
 from yoloxkd.assembly.recipes import recipe_file
 from yoloxkd.config.files import cfg_names
 from yoloxkd.config.load import read_yaml
@@ -51,7 +51,16 @@ def measure_split(
 
 
 def default_size(name: str) -> ImageSize:
-    """The input size that a named model's own recipe trains at."""
-    if name not in cfg_names("recipes"):
+    """The input size of a named model: what its own recipe, that of the model it is a kind of, or its family's trains at.
+
+    `fcos-r50@torchvision` is a kind of `fcos-r50`; a number after torchvision's name is its short side, the long side twice that.
+    """
+    kind, _, source = name.partition("@")
+    family = architecture(name)[0] if name in model_names() else kind
+    _, _, short_side = source.rpartition("-")
+    if short_side.isdecimal():
+        return int(short_side), 2 * int(short_side)
+    recipe = next((one for one in (name, kind, f"{family}-r50") if one in cfg_names("recipes")), None)
+    if recipe is None:
         return DEFAULT_SIZE
-    return image_size(read_yaml(recipe_file(name)).get("train", {}).get("imgsz")) or DEFAULT_SIZE
+    return image_size(read_yaml(recipe_file(recipe)).get("train", {}).get("imgsz")) or DEFAULT_SIZE

@@ -61,7 +61,7 @@ def stats_report(name: str, split: str | None, out: Path | None, samples: int, j
     from yoloxkd.viz.data_sheet import draw_counts, draw_samples
 
     spec = find_data(name)
-    folder = Path("runs") / "data" / Path(name).stem if out is None else out
+    folder = Path("runs") / "data" / _short_name(name) if out is None else out
     splits = spec.splits if split is None else [split]
     _check_stats_folder(spec, folder, [*(f"samples-{one}.png" for one in splits), "chart.png"], json_file)
     read = [load_split(spec, one, masks=True) for one in splits]
@@ -77,6 +77,12 @@ def stats_report(name: str, split: str | None, out: Path | None, samples: int, j
     written = [_draw_file(folder / f"samples-{d.split}.png", partial(draw_samples, d, count=samples)) for d in read]
     written.append(_draw_file(folder / "chart.png", partial(draw_counts, statistics)))
     print(f"written: {', '.join(map(str, [*written, folder / 'stats.json']))}")
+
+
+def _short_name(data: str) -> str:
+    """A data set's name, or its file's; of a file that is called as most are, that of its folder."""
+    path = Path(data)
+    return path.stem if path.stem not in ("data", "dataset") else path.resolve().parent.name or path.stem
 
 
 def _check_stats_folder(spec: DataSpec, folder: Path, file_names: Sequence[str], json_file: Path | None) -> None:

@@ -111,7 +111,9 @@ def _draw(
         elif figure == "detections":
             part, values = detections_part(
                 models,
-                data if choice.images else limited_data,
+                limited_data
+                if choice.limit is None or not choice.images
+                else data.head(max(choice.limit, 1 + max(drawn))),
                 size,
                 count=choice.count,
                 indices=drawn if choice.images else None,

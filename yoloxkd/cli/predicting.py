@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ from yoloxkd.assembly.run import newest_run
 from yoloxkd.cli.drawn_files import DIGESTS, VideoFile, read_digests, text_digest, write_image_file
 from yoloxkd.cli.frame_progress import FrameProgress
 from yoloxkd.cli.prediction_paths import Target, check_targets, free_targets, split_model
-from yoloxkd.cli.results import ImageResult, coco_results, yolo_text
+from yoloxkd.cli.results import ImageResult, coco_rows, numbered, yolo_text
 from yoloxkd.cli.sources import Unreadable, find_sources, opened
 from yoloxkd.cli.tables import printable, write_json
 from yoloxkd.data.io.images import read_image
@@ -112,6 +113,20 @@ def _keep_digests(run: _Run) -> Iterator[None]:
             write_json(file, before | run.digests)
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is kept of an image's or frame's result: no pixels and no masks of its size.
+
+    labels  (n,); row and coco_rows as the files have them that were asked for
+    """
+
+    stem: str
+    labels: np.ndarray
+    names: Sequence[str]
+    row: dict[str, Any] | None
+    coco_rows: list[dict[str, Any]]
+
+
 @dataclass(slots=True)
 class _Run:
     """The results so far, the sources that could not be read, the digests of the label files written by name, and
@@ -119,7 +134,7 @@ class _Run:
 
     detect: Callable[[np.ndarray], Detections]
     outputs: PredictionOutputs
-    results: list[ImageResult] = field(default_factory=list)
+    results: list[_Found] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     prefix: str = ""
@@ -176,7 +191,8 @@ class _Run:
         write_image_file(target.file, detections.plot(pixels))
         self._add(ImageResult(str(path), None, (pixels.shape[0], pixels.shape[1]), detections), target)
         print(
-            f"{self.prefix}{path}: {_count_text([detections])} ({1000 * seconds:.0f} ms) -> {target.file}", flush=True
+            f"{self.prefix}{path}: {_count_text(self.results[-1:])} ({1000 * seconds:.0f} ms) -> {target.file}",
+            flush=True,
         )
 
     def _predict_video(self, target: Target) -> None:
@@ -208,14 +224,17 @@ class _Run:
                 file.close()
                 frames = self.results[first:]
                 each = 1000 * seconds / max(len(frames), 1)
-                counts = _count_text([one.detections for one in frames])
+                counts = _count_text(frames)
                 print(
                     f"{self.prefix}{label}: {len(frames)} frames, {counts} ({each:.0f} ms a frame) -> {target.file}",
                     flush=True,
                 )
 
     def _add(self, result: ImageResult, target: Target) -> None:
-        self.results.append(result)
+        detections = result.detections
+        row = None if self.outputs.json_file is None else result.row()
+        rows = [] if self.outputs.coco_file is None else coco_rows(result)
+        self.results.append(_Found(result.stem, detections.labels, detections.names, row, rows))
         if self.outputs.text:
             text = target.text(result.frame)
             try:
@@ -227,13 +246,14 @@ class _Run:
 
     def _write(self) -> None:
         if self.outputs.json_file is not None:
-            write_json(self.outputs.json_file, [result.row() for result in self.results])
+            write_json(self.outputs.json_file, [one.row for one in self.results])
         if self.outputs.coco_file is not None:
-            write_json(self.outputs.coco_file, coco_results(self.results))
+            rows = numbered([one.stem for one in self.results], [one.coco_rows for one in self.results])
+            write_json(self.outputs.coco_file, rows)
 
 
-def _count_text(detections: Sequence[Detections]) -> str:
-    labels = np.concatenate([one.labels for one in detections]) if detections else np.zeros(0, np.int64)
-    names = detections[0].names if detections else []
+def _count_text(found: Sequence[_Found]) -> str:
+    labels = np.concatenate([one.labels for one in found]) if found else np.zeros(0, np.int64)
+    names = found[0].names if found else []
     counts = {name: int((labels == i).sum()) for i, name in enumerate(names)}
     return ", ".join(f"{c} {printable(n)}" for n, c in counts.items() if c) or "nothing"

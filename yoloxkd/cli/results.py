@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,35 +36,43 @@ class ImageResult:
         return {"image": self.source, **frame, "detections": self.detections.as_dicts()}
 
 
-def coco_results(results: list[ImageResult]) -> list[dict[str, Any]]:
+def coco_rows(result: ImageResult) -> list[dict[str, Any]]:
     """COCO's result format, a row a detection: image_id, category_id, bbox x y w h px, score; file_name and frame besides; with
     masks also segmentation, as run lengths.
 
-    image_id is the number in the file's name where every one is a number and no two are the same (as COCO's are), else
-    the image's place in the list from 1 on. category_id is COCO's for its 80 classes, else the label + 1.
+    category_id is COCO's for its 80 classes, else the label + 1; image_id is 0 until `numbered` knows it.
     """
-    numbers = [int(f.stem) if f.stem.isdigit() else None for f in results]
-    numeric_names = None not in numbers and len(set(numbers)) == len(numbers)
-    out = []
-    for place, (result, number) in enumerate(zip(results, numbers, strict=True), start=1):
-        d = result.detections
-        ids = _COCO_IDS if list(d.names) == list(COCO_NAMES) else list(range(1, len(d.names) + 1))
-        frame = {} if result.frame is None else {"frame": result.frame}
-        for detection in d:
-            x1, y1, x2, y2 = detection.box.tolist()
-            mask = {} if detection.mask is None else {"segmentation": rle_dict(detection.mask)}
-            out.append(
-                {
-                    "image_id": number if numeric_names else place,
-                    "category_id": ids[detection.label],
-                    "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
-                    "score": round(detection.score, 6),
-                    **mask,
-                    "file_name": result.source,
-                    **frame,
-                }
-            )
-    return out
+    names = list(result.detections.names)
+    ids = _COCO_IDS if names == list(COCO_NAMES) else list(range(1, len(names) + 1))
+    frame = {} if result.frame is None else {"frame": result.frame}
+    rows = []
+    for detection in result.detections:
+        x1, y1, x2, y2 = detection.box.tolist()
+        mask = {} if detection.mask is None else {"segmentation": rle_dict(detection.mask)}
+        rows.append(
+            {
+                "image_id": 0,
+                "category_id": ids[detection.label],
+                "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
+                "score": round(detection.score, 6),
+                **mask,
+                "file_name": result.source,
+                **frame,
+            }
+        )
+    return rows
+
+
+def numbered(stems: Sequence[str], rows_of_images: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of all images with their image_id.
+
+    It is the number in the file's name where every one is a number and no two are the same (as COCO's are), else the
+    image's place in the list from 1 on.
+    """
+    numbers = [int(stem) if stem.isdecimal() else None for stem in stems]
+    by_name = None not in numbers and len(set(numbers)) == len(numbers)
+    places = numbers if by_name else range(1, len(stems) + 1)
+    return [row | {"image_id": place} for place, rows in zip(places, rows_of_images, strict=True) for row in rows]
 
 
 def yolo_text(result: ImageResult, scores: bool = False) -> str:
