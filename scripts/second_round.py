@@ -82,7 +82,8 @@ def table(tests: Sequence[Tested], records: Mapping[str, Mapping[Key, Record]]) 
         p = f"{gain.p_value:.2g}" if done else "–"
         verdict = "unfinished" if not done else "**helps**" if value < LEVEL and gain.mean > 0 else ""
         ap = points_text(_of(test, records[test.study]))
-        cells = [test.study, test.student, f"`{test.method}`", pairs, ap, gain_text(gain), p]
+        shown = gain_text(gain) if done else gain_text(gain).strip("*")  # bold is for what the protocol planned
+        cells = [test.study, test.student, f"`{test.method}`", pairs, ap, shown, p]
         lines.append("| " + " | ".join([*cells, f"{value:.2g}" if done else "–", verdict]) + " |")
     return lines
 

@@ -175,6 +175,7 @@ def test_a_coco_teacher_with_other_classes_is_paired_by_name(toy: Path, nano_wei
     assert "0 known to the teacher; by localization only: red, blue" in log
 
 
+@pytest.mark.slow
 def test_an_export_equals_its_model_and_is_loaded_once(toy: Path, toy_run: Path, tmp_path: Path) -> None:
     detector = Detector(toy_run / "best.pt", "cpu")
     file = detector.export(tmp_path / "x.onnx", verify=str(toy))

@@ -28,6 +28,7 @@ def ok(arguments: list[object]) -> None:
     assert run([str(a) for a in arguments]) == 0
 
 
+@pytest.mark.slow
 def test_train_val_predict_export_without_naming_a_model(
     folder: Path, toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

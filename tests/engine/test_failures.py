@@ -151,6 +151,7 @@ def _save_for_ever(file: Path) -> None:
         save_checkpoint({"kind": "run", "number": number, "model": {"w": torch.full((300_000,), float(number))}}, file)
 
 
+@pytest.mark.slow
 def test_twenty_kills_during_saves_leave_a_good_file_each(tmp_path: Path) -> None:
     file = tmp_path / "last.pt"
     chance, parts, seen = random.Random(1), 0, []

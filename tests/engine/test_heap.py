@@ -53,6 +53,7 @@ def of_a_process() -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_it_frees_and_returns_it_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)

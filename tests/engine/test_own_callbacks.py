@@ -52,6 +52,7 @@ class Looks(Callback):
         return ReportPart("watched", ["somebody looked"], [section])
 
 
+@pytest.mark.slow
 def test_a_callback_remembers_and_tells(toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options: dict[str, Any] = {"student": "yolox-nano", "epochs": 2, "batch": 8, "imgsz": 64, "device": "cpu"}

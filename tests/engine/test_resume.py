@@ -169,7 +169,10 @@ class Panic(BaseException):
     """A panic of Rust code comes as a BaseException that is no Exception."""
 
 
-@pytest.mark.parametrize(("epoch", "error"), [(0, UserError("an image is cut short")), (3, Panic("index 7"))])
+@pytest.mark.parametrize(
+    ("epoch", "error"),
+    [(0, UserError("an image is cut short")), pytest.param(3, Panic("index 7"), marks=pytest.mark.slow)],
+)
 def test_an_evaluation_that_fails_costs_no_epoch(
     epoch: int, error: BaseException, whole: Path, toy: Path, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_model_trained_for_int8_needs_no_calibration(kind: str, pixels: Tensor
     assert note["float_layers"] == folded
 
 
+@pytest.mark.slow
 @needs_ncnn
 def test_ncnn_computes_with_these_numbers(pixels: Tensor, tmp_path: Path) -> None:
     """Inputs rounded symmetrically to 8 bits, weights to theirs, outputs in float32: the file against that in torch."""

@@ -162,6 +162,7 @@ def test_names_of_layers() -> None:
         named_layers(layers, ["backbone.stam"])
 
 
+@pytest.mark.slow
 def test_an_int8_file_and_its_note(tmp_path: Path, detector: TinyDetector, pictures: list[np.ndarray]) -> None:
     data = scene(tmp_path)
     options = ExportOptions(64, int8=True)

@@ -19,7 +19,7 @@ INSTALLED = importlib.util.find_spec("openvino") is not None
 
 
 @pytest.mark.skipif(not INSTALLED, reason="the optional package openvino is not installed")
-@pytest.mark.parametrize("file", ["nms_file", "raw_file", "dynamic_file"])
+@pytest.mark.parametrize("file", ["nms_file", "raw_file", pytest.param("dynamic_file", marks=pytest.mark.slow)])
 def test_the_same_detections(file: str, pixels: Tensor, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(file)
     one, other = (OnnxPredictor(path, runtime=runtime)(pixels) for runtime in ("onnxruntime", "openvino"))

@@ -155,6 +155,7 @@ def test_a_folder_that_cannot_be_is_said_so(tmp_path: Path, detector: TinyDetect
         export_checked(detector, tmp_path / "file" / "x.onnx", ExportOptions(64), data=scene(tmp_path))
 
 
+@pytest.mark.slow
 def test_fp16_is_judged_by_ap_too(tmp_path: Path, detector: TinyDetector) -> None:
     data = scene(tmp_path)
     export_checked(detector, tmp_path / "half.onnx", ExportOptions(64, half=True), data=data)

@@ -63,6 +63,7 @@ def test_an_unfinished_test_counts_as_one_and_shows_no_p_value(script: ModuleTyp
     assert better[7] == f"{2 * float(ttest_rel(BETTER, NONE).pvalue):.2g}"
     assert same[3] == "2 of 3"
     assert same[6:] == ["–", "–", "unfinished"]
+    assert not same[5].startswith("*")
 
 
 def test_the_tests_are_those_that_the_studies_plan(script: ModuleType) -> None:

@@ -60,6 +60,7 @@ def random_reference(build: Callable[..., Any], images: Tensor, **keys: Any) -> 
     return model
 
 
+@pytest.mark.slow
 def test_on_mobilenetv3_it_detects_what_torchvision_detects(tmp_path: Path) -> None:
     """Two maps of stride 32, proposals from both, regions from the first; proposals below a score are left out."""
     images = torch.rand(2, 3, HEIGHT, 192)
