@@ -16,6 +16,7 @@ def fingerprint(data: DetectionData) -> dict[str, Any]:
     """Counts, and a digest of image names and sizes, boxes, labels, what is to be ignored, and masks where they are read.
 
     Folders do not count, so a data set may be moved; nor do class names (a label is an index), ids or the pixels.
+    Checkpoints and the kept results of studies hold it: with anything else in it, they would be taken for those of other data.
     """
     digest = hashlib.sha256()
     for path in data.paths:
