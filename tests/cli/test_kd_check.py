@@ -13,6 +13,8 @@ from tests.cli.test_mistakes import FAST, refused
 from tests.conftest import write_toy
 from yoloxkd.api.kd_check import kd_check
 from yoloxkd.cli import run
+from yoloxkd.cli.launch import devices_of
+from yoloxkd.engine.device import SeveralDevices
 from yoloxkd.errors import GateError, UserError
 
 
@@ -115,3 +117,15 @@ def test_a_teacher_that_needs_another_size_is_told(toy: Path, toy_run: Path) -> 
             "yolox-nano", str(toy_run / "best.pt"), "pgd", str(toy), batch=4, imgsz=64, device="cpu",
             set=[*keys, "teacher.scale=0.25", "teacher.min_ap=0.05"],
         )  # fmt: skip
+
+
+def test_a_launched_process_launches_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = SeveralDevices(["0", "1"])
+    for rank, world in ((None, None), ("0", "1")):  # of a scheduler that says so of a single process, too
+        for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        assert devices_of(several) == ["0", "1"]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert devices_of(several) == []
+    assert devices_of(UserError("another")) == []

@@ -369,7 +369,7 @@ def run(arguments: list[str] | None = None) -> int:
     except UserError as error:
         from yoloxkd.cli.launch import devices_of, is_lead, launch, leave_together
 
-        if (devices := devices_of(error)) and "RANK" not in os.environ:  # else this is a process that was launched
+        if devices := devices_of(error):
             return launch(devices, sys.argv[1:] if arguments is None else arguments)
         if is_lead() or not error.agreed:
             print(f"yoloxkd: {error}", file=sys.stderr, flush=True)

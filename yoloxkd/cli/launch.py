@@ -29,8 +29,13 @@ def is_lead() -> bool:
 
 
 def devices_of(error: UserError) -> list[str]:
-    """The devices that need a process each; empty for any other error."""
-    return list(getattr(error, "devices", []))
+    """The devices that need a process each; empty for any other error, and in a process that was launched for one of them."""
+    devices = list(getattr(error, "devices", []))
+    if devices:
+        from yoloxkd.distributed.comm import is_launched
+
+        return [] if is_launched() else devices
+    return []
 
 
 def leave_together() -> None:
