@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import write_toy
 from yoloxkd.api import Detector
 from yoloxkd.cli import run
+from yoloxkd.data.data_spec import find_data, load_split
 
 
 @pytest.fixture
@@ -59,6 +60,19 @@ def test_a_page_with_every_figure(here: Path, toy: Path, capsys: pytest.CaptureF
     )  # its own files are replaced
     assert "FGD Figures" in Path("x/explain.html").read_text()
     assert "PGD Figure 1" not in Path("x/explain.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "images"), [(2, 3), (4, 4)])
+def test_a_limit_holds_beside_chosen_images(limit: int, images: int, here: Path, toy: Path) -> None:
+    """The images up to the last chosen one are looked at, or as many as the limit says."""
+    name = Path(load_split(find_data(str(toy)), "val").paths[2]).name
+    assert (
+        call("plain/best.pt", "--data", toy, "--out", "x", "--figure", "detections", "--image", name, "--limit", limit)
+        == 0
+    )
+    (row,) = json.loads(Path("x/explain.json").read_text())["detections"]
+    assert row["images"] == images
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
